@@ -1,0 +1,1 @@
+"""Many trials: plan, search, schedule, record and show them."""

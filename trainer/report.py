@@ -1,0 +1,60 @@
+"""What a trial says after each epoch: one flat record of finite numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from trainer.config import TrialFailed
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """The numbers of one epoch, on the validation split; accuracies and shares lie in [0, 1].
+
+    Raises:
+        TrialFailed: at construction, if any number is not finite: a NaN never enters a front or a searcher.
+    """
+
+    epoch: int
+    """Epochs trained so far, from 1; in the last report the epoch whose model was chosen."""
+
+    final: bool
+    """Whether this is the last report: the chosen checkpoint's numbers, said once more."""
+
+    clean_accuracy: float
+    """On unperturbed images."""
+
+    sensitivity_accuracy: float
+    """Share of images right when clean and under every sensitivity attack."""
+
+    invariance_accuracy: float
+    """Share of the changed images C to which the model gives the oracle's label."""
+
+    invariance_stuck: float
+    """Share of C, among images right when clean, where the model still gives the source's label."""
+
+    invariance_unchanged: float
+    """Agreement with the oracle on perturbed images whose label it says is unchanged."""
+
+    invariance_changed_size: int
+    """Size of C."""
+
+    learning_rate: float
+    train_seconds: float
+    evaluation_seconds: float
+
+    terms: dict[str, float] = field(default_factory=dict)
+    """Mean over the epoch of each term of the loss, and what else the objective has to say."""
+
+    def __post_init__(self) -> None:
+        bad = [f"{name} = {value}" for name, value in self.to_dict().items() if not math.isfinite(value)]
+        if bad:
+            raise TrialFailed(f"not finite in epoch {self.epoch}: {', '.join(bad)}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """One flat mapping; the terms stand beside the rest under `loss/<name>`."""
+        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "terms"}
+        return plain | {f"loss/{name}": value for name, value in self.terms.items()}
