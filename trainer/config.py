@@ -6,6 +6,7 @@ imports no torch, so that a sweep's driver can read and check configurations wit
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import math
@@ -38,8 +39,9 @@ GROUND_METRICS = ("cosine", "euclidean")
 SENSITIVITY_NORMS = ("linf", "l2")
 INVARIANCE_NORMS = ("linf", "l0")
 
-LARGEST_L2 = 64.0
-"""An upper bound on a useful L2 budget: a CIFAR-10 image has 3,072 pixel values, so no two lie further than 55 apart."""
+LARGEST_L2 = 64
+"""An upper bound on a useful L2 budget: a CIFAR-10 image has 3,072 pixel values, so no two lie
+further than 55 apart."""
 
 
 def did_you_mean(word: object, known: Iterable[str]) -> str:
@@ -106,31 +108,48 @@ def check_value(name: str, value: Any, spec: dataclasses.Field) -> Any:
     Raises:
         InputError: naming the field, the value and the range or type that would be right.
     """
-    kind = field_type(spec)
-    right_type = isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value, right_type = float(value), True
+    kind, limits = field_type(spec), spec.metadata
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if kind is int and isinstance(value, float) and value.is_integer():
-        value, right_type = int(value), True
-    if not right_type:
-        noun = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}[kind]
-        raise InputError(f"{name} = {value!r}: must be {noun}")
-    limits = spec.metadata
+        value = int(value)
+    if not (number if kind is float else isinstance(value, kind) and isinstance(value, bool) == (kind is bool)):
+        raise InputError(f"{name} = {quoted(value)}: must be {describe_type(spec)}")
+    with contextlib.suppress(OverflowError):  # an integer beyond all floats is beyond every range too
+        value = kind(value)
     if limits["choices"] is not None and value not in limits["choices"]:
-        raise InputError(f"{name} = {value!r}: {did_you_mean(value, limits['choices'])}")
+        raise InputError(f"{name} = {quoted(value)}: {did_you_mean(value, limits['choices'])}")
     if kind in (int, float) and not in_range(value, limits):
-        raise InputError(f"{name} = {value!r}: must be {describe_range(spec)}")
+        raise InputError(f"{name} = {quoted(value)}: must be {describe_range(spec)}")
     return value
+
+
+def quoted(value: object) -> str:
+    """`value` as an error shows it: cut where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python refuses to write out an integer of more than 4,300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def in_range(value: float, limits: Mapping[str, Any]) -> bool:
     """Whether a number is finite and inside a knob's limits."""
     return (
-        math.isfinite(value)
+        (isinstance(value, int) or math.isfinite(value))
         and (limits["low"] is None or value >= limits["low"])
         and (limits["above"] is None or value > limits["above"])
         and (limits["high"] is None or value <= limits["high"])
     )
+
+
+def describe_type(spec: dataclasses.Field) -> str:
+    """The type of a knob in words, and its range."""
+    kind = field_type(spec)
+    if kind is bool:
+        return "true or false"
+    if kind is str:
+        return describe_range(spec) if spec.metadata["choices"] else "a word"
+    return f"a {'whole ' if kind is int else ''}number, {describe_range(spec)}"
 
 
 def describe_range(spec: dataclasses.Field) -> str:
@@ -138,10 +157,10 @@ def describe_range(spec: dataclasses.Field) -> str:
     low, high, above = (spec.metadata[key] for key in ("low", "high", "above"))
     if spec.metadata["choices"] is not None:
         return "one of " + ", ".join(spec.metadata["choices"])
-    start = f"above {above:g}" if above is not None else f"at least {low:g}" if low is not None else ""
+    start = f"above {above}" if above is not None else f"at least {low}" if low is not None else ""
     if high is None:
         return start or "a finite number"
-    return f"{start} and at most {high:g}" if start else f"at most {high:g}"
+    return f"{start} and at most {high}" if start else f"at most {high}"
 
 
 def parse_settings(pairs: Iterable[str], *records: type[_Checked]) -> dict[str, Any]:
@@ -170,10 +189,9 @@ def _parse(text: str, kind: type) -> Any:
     if kind is str:
         return text
     try:
-        number = float(text)
+        return float(text)
     except ValueError:
         return text
-    return int(text) if kind is int and text.lstrip("+-").isdigit() else number
 
 
 def check_budget(name: str, epsilon: float, norm: str) -> None:
@@ -209,6 +227,9 @@ class TrialConfig(_Checked):
 
     regularizer: str = knob("none", choices=REGULARIZERS)
     """R: `none`, `triplet` (batch-hard), `sinkhorn` (debiased divergence) or `ot_triplet` (per-class transport)."""
+
+    regularizer_on: str = knob("embedding", choices=("embedding", "logits"))
+    """What R compares between perturbed and clean images: their embeddings, or their logits (as SAT does)."""
 
     ground_metric: str = knob("cosine", choices=GROUND_METRICS)
     """Distance between embeddings: 1 - cosine, or Euclidean (squared where it is a transport cost)."""
@@ -301,10 +322,10 @@ class EvaluationConfig(_Checked):
     split_seed: int = knob(0, low=0, high=2**31 - 1)
     """Decides which images are training, validation and test."""
 
-    train_size: int = knob(0, low=0)
+    train_size: int = knob(0, low=0, high=1_000_000)
     """Training images used, the first so many of the shuffled split; 0 takes all."""
 
-    validation_size: int = knob(0, low=0)
+    validation_size: int = knob(0, low=0, high=1_000_000)
     """Validation images used for clean and sensitivity accuracy; 0 takes all."""
 
     eval_sensitivity_norm: str = knob("linf", choices=SENSITIVITY_NORMS)
@@ -325,11 +346,20 @@ class EvaluationConfig(_Checked):
     eval_invariance_epsilon: float = knob(0.3, low=0, high=1)
     """Budget of the judging invariance attack: pixel units for Linf, share of pixels for L0."""
 
-    eval_invariance_size: int = knob(0, low=0)
+    eval_invariance_size: int = knob(0, low=0, high=1_000_000)
     """Validation images that the invariance attack starts from; 0 takes all."""
 
     def _check_together(self) -> None:
         check_budget("eval_sensitivity_epsilon", self.eval_sensitivity_epsilon, self.eval_sensitivity_norm)
+
+
+DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
+    "digits": {},
+    "mnist": {"eval_sensitivity_epsilon": 0.3, "sensitivity_epsilon": 0.3},
+    "fashion_mnist": {"eval_sensitivity_epsilon": 0.1, "sensitivity_epsilon": 0.1},
+    "cifar10": {"architecture": "resnet18", "eval_sensitivity_epsilon": 8 / 255, "sensitivity_epsilon": 8 / 255},
+}
+"""What differs from the defaults above for a single trial on each data set: the budgets its literature uses."""
 
 
 for _record in (TrialConfig, EvaluationConfig):

@@ -47,7 +47,8 @@ class EpochReport:
     evaluation_seconds: float
 
     terms: dict[str, float] = field(default_factory=dict)
-    """Mean over the epoch of each term of the loss, and what else the objective has to say."""
+    """What else there is to say, by name: `loss/<term>`, mean over the epoch; `gradient_share/<term>`, the norm of a
+    weighted term's gradient over the cross-entropy's; `embedding_rank`, `embedding_spread`, `collapsed` (0 or 1)."""
 
     def __post_init__(self) -> None:
         bad = [f"{name} = {value}" for name, value in self.to_dict().items() if not math.isfinite(value)]
@@ -55,6 +56,6 @@ class EpochReport:
             raise TrialFailed(f"not finite in epoch {self.epoch}: {', '.join(bad)}")
 
     def to_dict(self) -> dict[str, Any]:
-        """One flat mapping; the terms stand beside the rest under `loss/<name>`."""
+        """One flat mapping, the terms beside the rest."""
         plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "terms"}
-        return plain | {f"loss/{name}": value for name, value in self.terms.items()}
+        return plain | self.terms

@@ -1,0 +1,105 @@
+"""Checkpoints that survive a crash at any moment: sealed bytes in a store, the newest readable one wins."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+KEPT = 2
+"""Checkpoints kept per trial: the newest, and the one before in case the newest was written by half."""
+
+
+class Store(Protocol):
+    """A flat folder of named bytes, on this machine or elsewhere; `write` is all or nothing."""
+
+    def names(self) -> list[str]: ...
+    def read(self, name: str) -> bytes: ...
+    def write(self, name: str, content: bytes) -> None: ...
+    def delete(self, name: str) -> None: ...
+
+
+class FolderStore:
+    """A `Store` in a folder of this machine, made when it is first written to."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def names(self) -> list[str]:
+        return sorted(path.name for path in self.folder.glob("*")) if self.folder.is_dir() else []
+
+    def read(self, name: str) -> bytes:
+        return (self.folder / name).read_bytes()
+
+    def write(self, name: str, content: bytes) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        unfinished = self.folder / f".{name}.{os.getpid()}.unfinished"
+        with unfinished.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(self.folder / name)
+
+    def delete(self, name: str) -> None:
+        (self.folder / name).unlink(missing_ok=True)
+
+
+def save_checkpoint(store: Store, epoch: int, state: dict[str, Any]) -> None:
+    """Write the state after `epoch`, then drop all but the `KEPT` newest checkpoints.
+
+    Args:
+        state: tensors, numbers, texts, lists and mappings only (`torch.load(weights_only=True)` must read it).
+    """
+    store.write(f"checkpoint-{epoch:06d}.pt", seal(to_bytes(state)))
+    for name in checkpoint_names(store)[:-KEPT]:
+        store.delete(name)
+
+
+def load_checkpoint(store: Store) -> tuple[dict[str, Any] | None, list[str]]:
+    """The newest checkpoint that is whole, or None; and a warning for each damaged one that was passed over."""
+    warnings = []
+    for name in reversed(checkpoint_names(store)):
+        try:
+            return from_bytes(unseal(store.read(name))), warnings
+        except (ValueError, RuntimeError, EOFError, OSError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
+            reason = str(error).splitlines()[0]
+            warnings.append(f"{name} is damaged ({reason}); the one before it is used")
+    return None, warnings
+
+
+def checkpoint_names(store: Store) -> list[str]:
+    """Oldest first; six digits keep the order of names and of epochs the same."""
+    return [name for name in store.names() if name.startswith("checkpoint-")]
+
+
+def to_bytes(state: dict[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def from_bytes(content: bytes) -> dict[str, Any]:
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+
+
+def seal(payload: bytes) -> bytes:
+    """The payload behind its SHA-256, so that damage is known before anything is parsed."""
+    return hashlib.sha256(payload).digest() + payload
+
+
+def unseal(content: bytes) -> bytes:
+    """The payload.
+
+    Raises:
+        ValueError: if the digest does not fit.
+    """
+    digest, payload = content[:32], content[32:]
+    if hashlib.sha256(payload).digest() != digest:
+        raise ValueError("its checksum does not fit")
+    return payload
