@@ -1,0 +1,213 @@
+"""Where a sweep's things are: the storage folder with a folder per sweep, a sweep's name, the address of MLflow."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import os
+import re
+import tempfile
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from trainer.config import InputError
+
+PLAN = "plan.yaml"
+CACHE = "cache"
+DATABASE = "mlflow.db"
+RESERVED = (CACHE, DATABASE, "artifacts", "trials")
+"""Names in the storage folder that no sweep may take."""
+
+NAME_LENGTH = 64
+NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{NAME_LENGTH - 1}}}")
+STEM_LENGTH = 40
+SHOWN_NAMES = 10
+
+MLFLOW_STORES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql")
+SECRET_PARAMETER = re.compile(r"(?i)[?&][^=&]*(?:password|passwd|pwd|token|secret)[^=&]*=([^&]+)")
+
+
+def check_name(name: str) -> str:
+    """A sweep's name is a plain folder name.
+
+    Raises:
+        InputError: quoting the name.
+    """
+    if not NAME.fullmatch(name):
+        raise InputError(
+            f"--name {name!r}: must be 1 to {NAME_LENGTH} letters, digits, '.', '_' or '-', the first a letter or digit"
+        )
+    if name in RESERVED:
+        raise InputError(f"--name {name!r}: is kept for what all sweeps share; choose another")
+    return name
+
+
+def free_name(name: str, folder: Path) -> str:
+    """A name that is right and that no sweep has.
+
+    Raises:
+        InputError: quoting the name.
+    """
+    if (folder / check_name(name)).exists():
+        raise taken(folder / name)
+    return name
+
+
+def taken(folder: Path) -> InputError:
+    """The error of a name that a sweep has already."""
+    return InputError(
+        f"--name {folder.name!r}: exists in {folder.parent}; choose another, or go on with it by "
+        f"`otsweep resume {folder.name}`"
+    )
+
+
+def default_name(space_name: str, folder: Path, *, now: float | None = None) -> str:
+    """The space's name and the time in UTC, so that names sort by time; numbered where that is taken."""
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", space_name)[:STEM_LENGTH].strip("-._") or "sweep"
+    name = f"{stem}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime(now))}"
+    candidates = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    return next(candidate for candidate in candidates if not (folder / candidate).exists())
+
+
+def storage_folder(given: str | None = None) -> Path:
+    """The folder that holds all sweeps: as given, else $OTSWEEP_STORAGE, else ~/otsweep. Made by `open_storage`.
+
+    Raises:
+        InputError: if that is no path.
+    """
+    said, text = _storage_text(given)
+    if "://" in text:
+        raise InputError(f"{said} {text!r}: must be a folder; mount the remote store and give the mounted one")
+    if "?" in text:
+        raise InputError(f"{said} {text!r}: must not hold '?', which ends the path in a database's URI")
+    return _absolute(said, text)
+
+
+def open_storage(given: str | None = None) -> Path:
+    """The same folder, created if missing, after a file was really written into it.
+
+    Raises:
+        InputError: naming the folder and the reason.
+    """
+    folder, said = storage_folder(given), _storage_text(given)[0]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe-") as probe:
+            probe.write(b"otsweep")
+            probe.flush()
+            os.fsync(probe.fileno())
+    except OSError as error:
+        raise InputError(f"{said} {str(folder)!r}: can't be written: {error.strerror}") from None
+    return folder
+
+
+def _storage_text(given: str | None) -> tuple[str, str]:
+    """Where the storage's path was said, and the path."""
+    if given is not None:
+        return "--storage", given
+    if os.environ.get("OTSWEEP_STORAGE"):
+        return "OTSWEEP_STORAGE", os.environ["OTSWEEP_STORAGE"]
+    return "storage", "~/otsweep"
+
+
+def existing_folder(said: str, text: str) -> str:
+    """An absolute path of a folder that is there.
+
+    Raises:
+        InputError: naming the option and the path.
+    """
+    folder = _absolute(said, text)
+    if not folder.is_dir():
+        raise InputError(f"{said} {text!r}: {'is not a folder' if folder.exists() else 'no such folder'}")
+    return str(folder)
+
+
+def _absolute(said: str, text: str) -> Path:
+    if not text or not text.isprintable():
+        raise InputError(f"{said} {text!r}: must be a path of printable characters")
+    try:
+        return Path(os.path.abspath(Path(text).expanduser()))
+    except RuntimeError as error:
+        raise InputError(f"{said} {text!r}: {error}") from None
+
+
+def default_mlflow_uri(folder: Path) -> str:
+    """The SQLite store in the storage folder; absolute, since MLflow's own default follows the working directory."""
+    return f"sqlite:///{folder / DATABASE}"
+
+
+def absolute_uri(uri: str) -> str:
+    """A checked MLflow URI; a relative SQLite path is taken from the working directory, once and for all.
+
+    Raises:
+        InputError: as `check_mlflow_uri`.
+    """
+    check_mlflow_uri(uri)
+    start, slashes, path = uri.partition(":///")
+    return f"{start}{slashes}{os.path.abspath(path)}" if slashes and uri.startswith("sqlite") else uri
+
+
+def check_mlflow_uri(uri: str) -> None:
+    """A tracking server or a database, without a secret: the plan is a file that others may read.
+
+    Raises:
+        InputError: quoting the URI with any secret masked.
+    """
+    scheme, _, rest = uri.partition("://")
+    kind, shown = scheme.partition("+")[0].lower(), f"--mlflow-uri {masked(uri)!r}"
+    if kind not in MLFLOW_STORES or not rest or not uri.isprintable():
+        raise InputError(f"{shown}: must be sqlite:///FILE, http(s)://HOST:PORT or a database's URI")
+    if _secrets(uri):
+        raise InputError(
+            f"{shown}: holds a secret, and the plan is stored in a plain file; leave it out and set "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (a database's: put an MLflow server before it)"
+        )
+    if kind == "sqlite" and (not rest.startswith("/") or rest in ("/", "/:memory:")):
+        raise InputError(f"{shown}: must name a file, as in sqlite:////absolute/path/{DATABASE}")
+    if kind in ("http", "https") and not _has_host(uri):
+        raise InputError(f"{shown}: must name a host and, where it has one, a port up to 65535")
+
+
+def _has_host(uri: str) -> bool:
+    try:
+        parts = urlsplit(uri)
+        return bool(parts.hostname) and not re.search(r"\s", parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
+def masked(uri: str) -> str:
+    """The URI with anything that may be a secret replaced by ***."""
+    for secret in _secrets(uri):
+        uri = uri.replace(secret, "***")
+    return uri
+
+
+def _secrets(uri: str) -> list[str]:
+    """Secret query parameters, and user information before the last @ (a password may hold any character)."""
+    start, scheme_ends, rest = uri.partition("://")
+    rest = rest if scheme_ends else start
+    user, at, _ = rest.rpartition("@")
+    without_host = scheme_ends and rest.startswith("/")
+    # A database's user name alone is no secret; a server's may be a token.
+    is_secret = at and user and not without_host and (":" in user or uri.lower().startswith("http"))
+    return [*SECRET_PARAMETER.findall(rest), *([user] if is_secret else [])]
+
+
+def list_sweeps(folder: Path) -> list[str]:
+    """Names of the sweeps in a storage folder, the latest plan first."""
+    try:
+        plans = sorted(folder.glob(f"[!.]*/{PLAN}"), key=lambda path: path.stat().st_mtime, reverse=True)
+    except OSError:
+        return []
+    return [path.parent.name for path in plans]
+
+
+def nearest_sweeps(name: str, folder: Path) -> str:
+    """A clause that names the sweep that was probably meant, and the latest ones."""
+    sweeps = list_sweeps(folder)
+    nearest = difflib.get_close_matches(name, sweeps, n=1)
+    hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+    latest = f"the latest: {', '.join(sweeps[:SHOWN_NAMES])}" if sweeps else "there is none yet"
+    return hint + latest

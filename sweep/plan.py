@@ -1,0 +1,377 @@
+"""Everything that decides a sweep, written into its folder before anything runs and read back on resume."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Self
+
+from search_spaces import Space
+from search_spaces.yaml_file import Located, dump_yaml, locate, read_yaml
+from sweep.pareto import Objectives
+from sweep.places import (
+    CACHE,
+    PLAN,
+    absolute_uri,
+    check_mlflow_uri,
+    check_name,
+    default_mlflow_uri,
+    default_name,
+    existing_folder,
+    free_name,
+    nearest_sweeps,
+    open_storage,
+    storage_folder,
+    taken,
+)
+from trainer.config import InputError, TrialConfig, check_value, did_you_mean, field_type, knob
+from trainer.report import EpochReport
+
+SAMPLERS = ("tpe", "random")
+OBJECTIVES = Objectives(
+    names=("sensitivity_accuracy", "invariance_accuracy"), maximise=(True, True), reference=(0.0, 0.0)
+)
+DECIDING = ("objectives", "sampler", "trials", "epochs", "seed")
+DECIDING_SPACE = ("evaluation", "space", "points")
+VERSIONS_OF = ("torch", "ray", "optuna", "mlflow")
+REPORTED = tuple(field.name for field in dataclasses.fields(EpochReport) if field.type in ("float", "int"))
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """One sweep. Plain values apart from the space and the objectives; paths and URIs are absolute."""
+
+    name: str
+    """Of the sweep and of its folder."""
+
+    space: Space
+    """What is swept and what judges it, all presets resolved."""
+
+    storage: str
+    """The folder that holds all sweeps, their common cache and the default MLflow store."""
+
+    mlflow_uri: str
+    """Where MLflow records go; never with a password in it."""
+
+    created: str
+    """Time of creation, UTC, ISO 8601."""
+
+    code_version: str
+    """`git describe` where the code runs from a clone, else the installed version."""
+
+    versions: dict[str, str]
+    """Of Python and of the libraries that the numbers may depend on."""
+
+    objectives: Objectives = OBJECTIVES
+    """What is traded off: report fields, directions and the reference point of the hypervolume."""
+
+    sampler: str = knob("tpe", choices=SAMPLERS)
+    """Who proposes configurations."""
+
+    trials: int = knob(24, low=1, high=100_000)
+    """How many trials run in all."""
+
+    epochs: int | None = None
+    """Epochs of every trial where they are not the space's."""
+
+    seed: int = knob(0, low=0, high=2**31 - 1)
+    """Decides the search and, with it, every trial."""
+
+    cpus_per_trial: float = knob(1.0, above=0, high=4096)
+    """CPU cores a trial is given, and so its threads."""
+
+    gpus_per_trial: float = knob(0.0, low=0, high=1024)
+    """GPUs a trial is given; a share of one below 1, whole ones above."""
+
+    max_concurrent: int = knob(0, low=0, high=100_000)
+    """Most trials at once; 0 for as many as fit."""
+
+    data_dir: str | None = None
+    """Folder with datasets, looked into before anything is downloaded."""
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        check_mlflow_uri(self.mlflow_uri)
+        check_objectives(self.objectives)
+        for option in OPTIONS:
+            if getattr(self, option) is not None:
+                object.__setattr__(self, option, check_option(option, getattr(self, option)))
+        if not self.space.swept and self.trials > len(self.space.points):
+            raise InputError(f"--trials {self.trials}: the space has {len(self.space.points)} points and draws nothing")
+
+    @property
+    def folder(self) -> Path:
+        """The sweep's own folder."""
+        return Path(self.storage) / self.name
+
+    @property
+    def epochs_per_trial(self) -> int:
+        """Epochs of each drawn trial: the option's, else the space's."""
+        return self.epochs or self.space.fixed.get("epochs", TrialConfig().epochs)
+
+    @property
+    def cache_dir(self) -> Path:
+        """Data and preparations, shared by all sweeps in this storage."""
+        return Path(self.storage) / CACHE
+
+    @property
+    def hash(self) -> str:
+        """A digest of what decides the numbers: the same experiment elsewhere has the same digest. Left out are where
+        results go, how many trials run at once and on which cores, when the plan was made and by which versions."""
+        return _digest(self.to_dict())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values by field name."""
+        plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return plain | {"space": self.space.to_dict(), "objectives": _objectives_to_dict(self.objectives)}
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Self:
+        """The plan that `to_dict` described."""
+        return cls.from_yaml(locate(plain, "plan"))
+
+    @classmethod
+    def from_yaml(cls, root: Located) -> Self:
+        """The plan that a YAML tree describes; a field that has a default may be missing.
+
+        Raises:
+            InputError: for a key that is unknown, missing or wrong.
+        """
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        entries = root.mapping("a plan", known=list(fields))
+        missing = [
+            name for name, field in fields.items() if name not in entries and field.default is dataclasses.MISSING
+        ]
+        if missing:
+            raise root.error(f"is cut off or damaged: {', '.join(missing)} missing")
+        values = {key: item.plain() for key, item in entries.items()}
+        values["space"] = Space.from_yaml(entries["space"], name="")
+        values["versions"] = {key: item.word(key) for key, item in entries["versions"].mapping("versions").items()}
+        if "objectives" in entries:
+            values["objectives"] = _read_objectives(entries["objectives"])
+        for key in ("name", "storage", "mlflow_uri", "created", "code_version", "data_dir"):
+            if values.get(key) is not None:
+                entries[key].word(key)
+        with root.blamed():
+            return cls(**values)
+
+
+OPTIONS: dict[str, dataclasses.Field] = {
+    "sampler": SweepPlan.__dataclass_fields__["sampler"],
+    "trials": SweepPlan.__dataclass_fields__["trials"],
+    "epochs": TrialConfig.fields()["epochs"],
+    "seed": SweepPlan.__dataclass_fields__["seed"],
+    "cpus_per_trial": SweepPlan.__dataclass_fields__["cpus_per_trial"],
+    "gpus_per_trial": SweepPlan.__dataclass_fields__["gpus_per_trial"],
+    "max_concurrent": SweepPlan.__dataclass_fields__["max_concurrent"],
+}
+"""Fields that an option of the same name sets, with their ranges."""
+
+
+def make_plan(
+    space: Space,
+    *,
+    name: str | None = None,
+    storage: str | None = None,
+    mlflow_uri: str | None = None,
+    data_dir: str | None = None,
+    **options: Any,
+) -> SweepPlan:
+    """A plan for this machine; what is None or left out keeps its default.
+
+    Args:
+        storage: the folder that holds all sweeps; created if missing.
+        options: fields named in `OPTIONS`; numbers may be given as text.
+
+    Raises:
+        InputError: naming the option that is wrong.
+    """
+    folder = open_storage(storage)
+    given = {option: check_option(option, value) for option, value in options.items() if value is not None}
+    return SweepPlan(
+        name=free_name(name, folder) if name is not None else default_name(space.name, folder),
+        space=space,
+        storage=str(folder),
+        mlflow_uri=absolute_uri(mlflow_uri) if mlflow_uri is not None else default_mlflow_uri(folder),
+        data_dir=existing_folder("--data-dir", data_dir) if data_dir is not None else None,
+        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        code_version=code_version(),
+        versions={"python": platform.python_version(), **{each: installed_version(each) for each in VERSIONS_OF}},
+        **{"trials": space.trials, **given},
+    )
+
+
+def write_plan(plan: SweepPlan) -> None:
+    """Make the sweep's folder with the plan in it: both are there afterwards, or neither.
+
+    Raises:
+        InputError: if the name was taken meanwhile, or the storage can't be written.
+    """
+    draft = Path(plan.storage) / f".{plan.name}-{uuid.uuid4().hex}"
+    try:
+        draft.mkdir()
+        with (draft / PLAN).open("w", encoding="utf-8") as file:
+            file.write(plan_text(plan))
+            file.flush()
+            os.fsync(file.fileno())
+        draft.rename(plan.folder)
+    except OSError as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        if plan.folder.exists():
+            raise taken(plan.folder) from None
+        raise InputError(f"--storage {plan.storage}: can't be written: {error.strerror}") from None
+
+
+def read_plan(name: str, *, storage: str | None = None) -> SweepPlan:
+    """The plan of a sweep; storage that was moved or mounted elsewhere is followed.
+
+    Raises:
+        InputError: for a name that no sweep in the storage has, or a damaged plan.
+    """
+    check_name(name)
+    folder = storage_folder(storage)
+    if not (folder / name / PLAN).is_file():
+        raise InputError(f"no sweep {name!r} in {folder}: {nearest_sweeps(name, folder)}")
+    plan = parse_plan(read_yaml(folder / name / PLAN))
+    if plan.name != name:
+        raise InputError(f"{folder / name} holds the plan of {plan.name!r}: give the folder its name back")
+    if plan.mlflow_uri == default_mlflow_uri(Path(plan.storage)):
+        plan = dataclasses.replace(plan, mlflow_uri=default_mlflow_uri(folder))
+    return dataclasses.replace(plan, storage=str(folder))
+
+
+def plan_text(plan: SweepPlan) -> str:
+    """The text of a plan's file. The digest comes last: a file that was cut anywhere has lost it."""
+    return dump_yaml({**plan.to_dict(), "hash": plan.hash})
+
+
+def parse_plan(root: Located) -> SweepPlan:
+    """The plan in a file's tree, if its digest fits.
+
+    Raises:
+        InputError: for a file that is cut off, damaged or was changed by hand.
+    """
+    entries = dict(root.mapping("a plan"))
+    if "hash" not in entries:
+        raise root.error("is cut off or damaged: hash missing")
+    written = entries.pop("hash")
+    rest = Located(entries, root.where)
+    plan = SweepPlan.from_yaml(rest)
+    # Over what stands in the file, not over what it means now: a later version may know more fields.
+    if _digest(rest.plain()) != written.value:
+        raise written.error(f"is damaged or was changed by hand: its digest is {_digest(rest.plain())}")
+    return plan
+
+
+def _digest(plain: Mapping[str, Any]) -> str:
+    deciding = {key: plain[key] for key in DECIDING if key in plain}
+    deciding["space"] = {key: plain["space"][key] for key in DECIDING_SPACE if key in plain["space"]}
+    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def check_option(option: str, value: Any) -> Any:
+    """An option's value in its own type; text is read as a number where the option is one.
+
+    Raises:
+        InputError: naming the option as it is typed, the value and what would be right.
+    """
+    if option not in OPTIONS:
+        raise InputError(f"unknown option {option!r}: {did_you_mean(option, OPTIONS)}")
+    flag, spec = "--" + option.replace("_", "-"), OPTIONS[option]
+    if isinstance(value, str) and field_type(spec) is not str:
+        value = _number(value)
+    value = check_value(flag, value, spec)
+    if option == "gpus_per_trial" and value > 1 and not value.is_integer():
+        raise InputError(f"{flag} = {value!r}: must be a share of one GPU (at most 1) or a whole number of them")
+    return value
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def check_objectives(objectives: Objectives) -> None:
+    """At least two different numbers of an epoch report.
+
+    Raises:
+        InputError: naming the objective that is wrong.
+    """
+    for name in objectives.names:
+        if name not in REPORTED:
+            raise InputError(f"objective {name!r}: {did_you_mean(name, REPORTED)}")
+    if len(set(objectives.names)) != len(objectives.names) or len(objectives.names) < 2:
+        raise InputError(f"objectives {', '.join(objectives.names)}: must be at least two, all different")
+
+
+def _objectives_to_dict(objectives: Objectives) -> list[dict[str, Any]]:
+    records = zip(objectives.names, objectives.maximise, objectives.reference, strict=True)
+    return [
+        {"name": name, "direction": "max" if maximise else "min", "reference": float(reference)}
+        for name, maximise, reference in records
+    ]
+
+
+def _read_objectives(node: Located) -> Objectives:
+    known = ["name", "direction", "reference"]
+    records = [each.mapping("an objective", known=known) for each in node.items("objectives")]
+    if not records:
+        raise node.error("objectives is empty")
+    return Objectives(
+        names=tuple(_entry(node, each, "name").word("name") for each in records),
+        maximise=tuple(_read_direction(_entry(node, each, "direction")) for each in records),
+        reference=tuple(_read_reference(_entry(node, each, "reference")) for each in records),
+    )
+
+
+def _entry(node: Located, entries: Mapping[str, Located], key: str) -> Located:
+    if key not in entries:
+        raise node.error(f"is cut off or damaged: an objective has no {key}")
+    return entries[key]
+
+
+def _read_direction(node: Located) -> bool:
+    if node.value not in ("max", "min"):
+        raise node.error(f"direction = {node.plain()!r}: must be max or min")
+    return node.value == "max"
+
+
+def _read_reference(node: Located) -> float:
+    if not isinstance(node.value, (int, float)) or isinstance(node.value, bool):
+        raise node.error(f"reference = {node.plain()!r}: must be a number")
+    return float(node.value)
+
+
+def code_version() -> str:
+    """`git describe` where the code runs from a clone, else the installed version."""
+    root = Path(__file__).resolve().parents[1]
+    if (root / ".git").exists():
+        command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--tags"]
+        try:
+            described = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        except (OSError, subprocess.SubprocessError):
+            described = ""
+        if described:
+            return described
+    return installed_version("otsweep")
+
+
+def installed_version(distribution: str) -> str:
+    """The version of an installed distribution, or that there is none."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return "not installed"
