@@ -1,0 +1,298 @@
+"""The command `otsweep`: read the words, call the part that does it, say what happened.
+
+Exit status: 0 done, 1 failed, 2 bad usage or input, 130 stopped by Ctrl-C. Heavy imports wait until they are needed,
+so that `--help` and a mistyped word are answered at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import shlex
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from rich.console import Console
+
+from trainer.config import InputError, OtsweepError, did_you_mean
+
+if TYPE_CHECKING:
+    from sweep.plan import SweepPlan
+    from sweep.results import Results
+
+DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+console = Console(soft_wrap=True, highlight=False)
+errors = Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, with the nearest right word for a wrong one, and one line instead of the whole usage."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, allow_abbrev=False, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (see {self.prog} --help)")
+
+    def parse_all(self, argv: list[str]) -> argparse.Namespace:
+        arguments, unknown = self.parse_known_args(argv)
+        if unknown:
+            parser = getattr(arguments, "parser", self)
+            raise InputError(f"unknown option {unknown[0]!r}: {did_you_mean(unknown[0], parser.options())}")
+        return arguments
+
+    def options(self) -> list[str]:
+        return [word for action in self._actions for word in action.option_strings if word.startswith("--")]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; the exit status."""
+    words = sys.argv[1:] if argv is None else argv
+    try:
+        parser = build_parser()
+        check_command(words)
+        arguments = parser.parse_all(words)
+        return arguments.run(arguments)
+    except InputError as error:
+        errors.print(f"otsweep: {error}", markup=False)
+        return BAD_INPUT
+    except OtsweepError as error:
+        errors.print(f"otsweep: failed: {error}", markup=False)
+        return FAILED
+    except KeyboardInterrupt:
+        errors.print("otsweep: stopped")
+        return INTERRUPTED
+
+
+def check_command(words: list[str]) -> None:
+    """argparse's own answer to a wrong command names no nearest one."""
+    if words and not words[0].startswith("-") and words[0] not in COMMANDS:
+        raise InputError(f"unknown command {words[0]!r}: {did_you_mean(words[0], COMMANDS)}")
+
+
+def build_parser() -> Parser:
+    parser = Parser(prog="otsweep", description="Map how robust one classifier can be to two opposite attacks at once.")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
+    for name, (add, run, about) in COMMANDS.items():
+        sub = commands.add_parser(name, help=about, description=about)
+        add(sub)
+        sub.set_defaults(run=run, parser=sub)
+    return parser
+
+
+def add_storage(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--storage", metavar="DIR", help="folder of all sweeps (or OTSWEEP_STORAGE; default ~/otsweep)")
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("space", nargs="?", default="digits", help="a name in search_spaces/ or a YAML file (digits)")
+    parser.add_argument("--name", help="of the sweep; default: the space's name and the time")
+    add_storage(parser)
+    parser.add_argument("--data-dir", metavar="DIR", help="where data sets lie (or OTSWEEP_DATA_DIR)")
+    parser.add_argument(
+        "--mlflow-uri", metavar="URI", help="MLflow server or store; default: SQLite in the storage folder"
+    )
+    parser.add_argument("--trials", metavar="N", help="how many trials in all")
+    parser.add_argument("--epochs", metavar="N", help="epochs of every trial")
+    parser.add_argument("--seed", metavar="N", help="decides the search and, with it, every trial (0)")
+    parser.add_argument("--sampler", metavar="NAME", help="who proposes configurations: tpe or random (tpe)")
+    parser.add_argument("--cpus-per-trial", metavar="N", help="cores, and threads, of a trial (1)")
+    parser.add_argument("--gpus-per-trial", metavar="N", help="GPUs of a trial; 0.25 shares one among four (0)")
+    parser.add_argument("--max-concurrent", metavar="N", help="most trials at once; default: as many as fit")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from search_spaces import load_space
+    from sweep.plan import OPTIONS, make_plan, write_plan
+
+    plan = make_plan(
+        load_space(arguments.space),
+        name=arguments.name,
+        storage=arguments.storage,
+        mlflow_uri=arguments.mlflow_uri,
+        data_dir=arguments.data_dir,
+        **{option: getattr(arguments, option) for option in OPTIONS},
+    )
+    return drive(plan, announce=lambda: write_plan(plan))
+
+
+def add_resume(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", help="of a sweep in the storage folder")
+    add_storage(parser)
+
+
+def resume(arguments: argparse.Namespace) -> int:
+    return drive(find_plan(arguments), announce=lambda: None)
+
+
+def find_plan(arguments: argparse.Namespace) -> SweepPlan:
+    from sweep.plan import read_plan
+
+    return read_plan(arguments.name, storage=arguments.storage)
+
+
+def drive(plan: SweepPlan, *, announce: Callable[[], None]) -> int:
+    """Run what is left of a sweep and show what it found."""
+    from sweep.driver import run_plan
+    from sweep.ledger import LedgerWriter, read_ledger
+    from sweep.results import Results
+    from sweep.screen import Screen, preparation
+    from sweep.tracking import Tracker
+
+    results = Results(plan.objectives, {}, total=plan.trials)
+    tracker = Tracker(plan, results, say=lambda message: screen.say(message))
+    screen = Screen(console, plan, results)
+    tracker.start()
+    announce()
+    complete = False
+    with LedgerWriter(plan.folder) as ledger:
+        recorded = read_ledger(plan.folder)
+        for warning in recorded.warnings:
+            screen.say(f"ledger: {warning}")
+        results.load(recorded.trials)
+        screen.open(resumed=bool(recorded.trials))
+        try:
+            with preparation(console) as progress:
+                complete = run_plan(
+                    plan, ledger, results, progress=progress, begin=lambda: screen, listen=screen.trial_changed
+                )
+        except InputError:
+            if not results.trials:
+                shutil.rmtree(plan.folder, ignore_errors=True)
+            raise
+        finally:
+            with console.status("Writing to MLflow ...") if console.is_terminal else contextlib.nullcontext():
+                tracker.close(complete=complete)
+    save_front(plan, results)
+    show_end(plan, results, complete=complete)
+    if not complete:
+        return INTERRUPTED
+    return DONE if results.finished else FAILED
+
+
+def save_front(plan: SweepPlan, results: Results) -> None:
+    """The flat table and the picture, beside the ledger."""
+    from sweep.figures import save_figure
+    from sweep.ledger import Ledger
+    from sweep.tables import front_picture
+
+    metadata = {"plan_hash": plan.hash, "code_version": plan.code_version, "sweep": plan.name}
+    Ledger(results.trials, []).write_parquet(plan.folder / "ledger.parquet", metadata)
+    if results.finished:
+        save_figure(front_picture(plan, results), plan.folder / "front.png")
+
+
+def show_end(plan: SweepPlan, results: Results, *, complete: bool) -> None:
+    """The front, where everything is, and the one command that comes next."""
+    from sweep.places import storage_folder
+    from sweep.tables import front_table, verdict
+
+    console.print()
+    if results.finished:
+        console.print(verdict(plan, results), "\n", sep="")
+        console.print(front_table(plan, results))
+        console.print()
+    for number, record in results.failed.items():
+        console.print(f"trial {number:03d} failed: {record.reason}", markup=False)
+    where = "" if Path(plan.storage) == storage_folder() else f" --storage {shlex.quote(plan.storage)}"
+    if not complete:
+        left = plan.trials - len(results.ended)
+        console.print(
+            f"Stopped with {left} trials to go. Nothing is lost; to go on:\n  otsweep resume {plan.name}{where}"
+        )
+        return
+    if results.finished:
+        console.print(f"picture  {plan.folder / 'front.png'}")
+    console.print(f"ledger   {plan.folder / 'ledger.parquet'}")
+    command = f"otsweep ui {plan.name}{where}" if plan.mlflow_uri.startswith("sqlite:") else plan.mlflow_uri
+    console.print(f"MLflow   {command}")
+
+
+def add_front(parser: argparse.ArgumentParser) -> None:
+    add_resume(parser)
+    parser.add_argument("--format", metavar="FORMAT", default="table", help="table, json or csv (table)")
+    parser.add_argument("--plot", metavar="FILE", type=Path, help="draw the picture: .png, .svg or .pdf")
+
+
+def front(arguments: argparse.Namespace) -> int:
+    from sweep.figures import save_figure
+    from sweep.ledger import read_ledger
+    from sweep.results import Results
+    from sweep.tables import front_csv, front_json, front_picture, front_table, verdict
+
+    if arguments.format not in ("table", "json", "csv"):
+        raise InputError(f"--format {arguments.format}: {did_you_mean(arguments.format, ('table', 'json', 'csv'))}")
+    plan = find_plan(arguments)
+    recorded = read_ledger(plan.folder)
+    for warning in recorded.warnings:
+        errors.print(f"ledger: {warning}", markup=False)
+    results = Results(plan.objectives, recorded.trials, total=plan.trials)
+    if arguments.plot:
+        save_figure(front_picture(plan, results), arguments.plot)
+    if arguments.format == "json":
+        print(front_json(plan, results))
+    elif arguments.format == "csv":
+        print(front_csv(plan, results), end="")
+    elif results.finished:
+        console.print(verdict(plan, results), "\n", sep="")
+        console.print(front_table(plan, results))
+    else:
+        console.print(f"No trial of {plan.name} has finished yet.")
+    return DONE
+
+
+def add_trial(parser: argparse.ArgumentParser) -> None:
+    from trainer.__main__ import add_arguments
+
+    add_arguments(parser)
+
+
+def trial(arguments: argparse.Namespace) -> int:
+    from trainer.__main__ import run
+
+    return run(arguments)
+
+
+def add_ui(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", nargs="?", help="sweep to open at; default: the newest")
+    add_storage(parser)
+    parser.add_argument("--port", metavar="N", type=int, default=5000, help="on 127.0.0.1; 0 takes a free one (5000)")
+    parser.add_argument("--no-browser", action="store_true", help="only print the link")
+
+
+def ui(arguments: argparse.Namespace) -> int:
+    from sweep.tracking import serve
+
+    arguments.name = arguments.name or newest(arguments.storage)
+    plan = find_plan(arguments)
+    return serve(plan, port=arguments.port, browser=not arguments.no_browser, say=console.print)
+
+
+def newest(storage: str | None) -> str:
+    from sweep.places import list_sweeps, storage_folder
+
+    folder = storage_folder(storage)
+    sweeps = list_sweeps(folder)
+    if not sweeps:
+        raise InputError(f"no sweep in {folder} yet: run one with otsweep run")
+    return sweeps[0]
+
+
+Add = Callable[[argparse.ArgumentParser], None]
+Run = Callable[[argparse.Namespace], int]
+
+COMMANDS: dict[str, tuple[Add, Run, str]] = {
+    "run": (add_run, run, "Run a sweep on this machine, or on the Ray cluster that this runs in."),
+    "resume": (add_resume, resume, "Go on with a sweep after any crash or Ctrl-C."),
+    "front": (add_front, front, "Show the front of a sweep, also of one that still runs."),
+    "trial": (add_trial, trial, "Train and judge one configuration, here, without Ray."),
+    "ui": (add_ui, ui, "Open MLflow on this machine's store, at the front."),
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

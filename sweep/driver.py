@@ -1,0 +1,300 @@
+"""Run a plan on Ray Tune: prepare what all trials share, schedule them, write every event into the ledger.
+
+Ray Tune places trials, reuses workers and brings back those whose worker was lost. The truth stays in the ledger: a
+sweep is resumed by replaying it, never by unpickling Ray's own state.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import ray
+from ray import tune
+from ray.exceptions import RayTaskError
+
+from search_spaces import Space
+from sweep.ledger import LedgerWriter, TrialRecord
+from sweep.plan import SweepPlan
+from sweep.results import Results
+from sweep.search import ParetoSearch
+from sweep.trainable import FAILURE, Task, TrialTrainable
+from trainer.config import InputError, TrialConfig
+
+LOST_WORKER_RETRIES = 3
+"""How often a trial is brought back after its worker was lost (killed, out of memory, a node that left)."""
+
+QUIET = {
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "1000000",
+    # Ray's own snapshots are never read: the ledger is.
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",
+    # Binds gcs and raylet of a local Ray to the loopback address.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+}
+
+Progress = Callable[[str, int, int], None]
+
+
+class Interruption:
+    """Ctrl-C or SIGTERM: the first asks the sweep to stop cleanly, the second ends the process."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Interruption:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self.previous[number] = signal.signal(number, self.ask)
+        return self
+
+    def ask(self, number: int, frame: object) -> None:
+        self.asked = True
+        self.restore()
+
+    def restore(self) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def __exit__(self, *_: object) -> None:
+        self.restore()
+
+
+class Asked(tune.Stopper):
+    """Tells Ray Tune to end the sweep once somebody asked for it."""
+
+    def __init__(self, interruption: Interruption) -> None:
+        self.interruption = interruption
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self.interruption.asked
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Asked, (Interruption(),)
+
+
+class Scribe(tune.Callback):
+    """Writes every event into the ledger before anyone acts on it, then tells `listen` which trial it was."""
+
+    def __init__(
+        self, ledger: LedgerWriter, results: Results, interruption: Interruption, listen: Callable[[int], None]
+    ) -> None:
+        self.ledger, self.results, self.interruption, self.listen = ledger, results, interruption, listen
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Ray Tune pickles its callbacks for a restore of its own, which is never asked for.
+        return tune.Callback, ()
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        number, config, now = trial.config["number"], trial.config["config"], time.time()
+        known = self.results.trials.get(number)
+        attempt = 1 + (known.attempts if known else 0)
+        self.ledger.started(number, config=config, seed=config["seed"], attempt=attempt, host="", time=now)
+        record = self.results.trials.setdefault(number, TrialRecord(number))
+        record.begin(config, seed=config["seed"], attempt=attempt, host="", time=now)
+        self.listen(number)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        number = trial.config["number"]
+        if FAILURE in result:
+            self.end(number, "failed", result[FAILURE])
+            return
+        report = {**result["report"], "time": time.time()}
+        self.ledger.reported(number, report, time=report["time"])
+        self.results.trials[number].say(report)
+        if report["final"]:
+            self.end(number, "finished", "")
+        else:
+            self.listen(number)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        number = trial.config["number"]
+        if self.results.trials[number].state == "running" and not self.interruption.asked:
+            self.end(number, "stopped", "stopped early by the scheduler")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        number = trial.config["number"]
+        if self.results.trials[number].state == "running":
+            attempts = self.results.trials[number].attempts
+            self.end(number, "failed", f"its worker was lost {attempts} times (killed or out of memory)")
+
+    def end(self, number: int, state: str, reason: str) -> None:
+        now = time.time()
+        self.ledger.ended(number, state=state, reason=reason, time=now)  # type: ignore[arg-type]
+        self.results.end(number, state, reason=reason, time=now)
+        self.listen(number)
+
+
+def run_plan(
+    plan: SweepPlan,
+    ledger: LedgerWriter,
+    results: Results,
+    *,
+    progress: Progress,
+    begin: Callable[[], contextlib.AbstractContextManager[Any]],
+    listen: Callable[[int], None],
+) -> bool:
+    """Run what is left of a plan; False if it was interrupted, and so can be resumed.
+
+    Args:
+        results: what the ledger holds already; brought up to date as trials report.
+        progress: told about the preparation: stage, done, total.
+        begin: makes a context that is open while trials run (the living screen).
+        listen: told the number of each trial that started, reported or ended.
+
+    Raises:
+        InputError: if the cluster can't give what one trial needs, or the data can't be had.
+    """
+    left = plan.trials - len(results.ended)
+    if left <= 0:
+        return True
+    with Interruption() as interruption, ray_session():
+        concurrent = concurrency(plan)
+        task = make_task(plan)
+        prepare(task, plan, progress, interruption)
+        if interruption.asked:
+            return False
+        with begin(), tempfile.TemporaryDirectory(prefix="otsweep-tune-") as scratch:
+            tune.Tuner(
+                tune.with_resources(
+                    tune.with_parameters(TrialTrainable, task=task),
+                    {"cpu": plan.cpus_per_trial, "gpu": plan.gpus_per_trial},
+                ),
+                tune_config=tune.TuneConfig(
+                    search_alg=ParetoSearch(
+                        plan.space,
+                        plan.objectives,
+                        sampler=plan.sampler,
+                        seed=plan.seed,
+                        epochs=plan.epochs,
+                        history=results.trials.values(),
+                    ),
+                    num_samples=left,
+                    max_concurrent_trials=concurrent,
+                    reuse_actors=True,
+                ),
+                run_config=tune.RunConfig(
+                    name="tune",
+                    storage_path=scratch,
+                    callbacks=[Scribe(ledger, results, interruption, listen)],
+                    stop=Asked(interruption),
+                    failure_config=tune.FailureConfig(max_failures=LOST_WORKER_RETRIES),
+                    checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                    verbose=0,
+                ),
+            ).fit()
+    return not interruption.asked
+
+
+@contextlib.contextmanager
+def ray_session() -> Iterator[None]:
+    """The cluster this runs in (`RAY_ADDRESS`), else a Ray of this process's own, ended with it."""
+    import logging
+
+    os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **options)
+    except ConnectionError as error:
+        raise InputError(f"RAY_ADDRESS={address}: no Ray cluster answers there ({error})") from None
+    # Ray Tune's errors are trials that failed, and those are told in our own words.
+    for name in ("ray.tune", "ray.train"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def concurrency(plan: SweepPlan) -> int:
+    """How many trials run at once.
+
+    Raises:
+        InputError: if not even one fits: Ray itself would wait for ever.
+    """
+    have = ray.cluster_resources()
+    need = {"CPU": plan.cpus_per_trial, "GPU": plan.gpus_per_trial}
+    for kind, amount in need.items():
+        if amount > have.get(kind, 0):
+            option = f"--{kind.lower()}s-per-trial"
+            raise InputError(f"{option} {amount:g}: this machine or cluster has {have.get(kind, 0):g} {kind}")
+    fits = min(int(have[kind] / amount) for kind, amount in need.items() if amount > 0)
+    return min(fits, plan.max_concurrent or fits)
+
+
+def make_task(plan: SweepPlan) -> Task:
+    """What every trial is given, in plain values."""
+    evaluation = plan.space.evaluation
+    return Task(
+        evaluation=tuple(evaluation.to_dict().items()),
+        invariance_norms=invariance_norms(plan.space),
+        sweep_folder=str(plan.folder),
+        cache_dir=str(plan.cache_dir),
+        data_dir=str(plan.data_dir) if plan.data_dir else None,
+        threads=max(1, int(plan.cpus_per_trial)),
+        use_gpu=plan.gpus_per_trial > 0,
+    )
+
+
+def invariance_norms(space: Space) -> tuple[str, ...]:
+    """The norms of the training perturbations that some trial of the space may ask for."""
+    name = "invariance_norm"
+    swept: tuple[Any, ...] = space.swept[name].domain.corners() if name in space.swept else ()
+    fixed = space.fixed.get(name, TrialConfig().invariance_norm)
+    return tuple(sorted({fixed, *swept, *(point[name] for point in space.points)}))
+
+
+@ray.remote
+def prepare_remotely(task: Task) -> Iterator[tuple[str, int, int]]:
+    """The preparation on a worker, so that the driver needs no torch; yields its progress."""
+    import queue
+    import threading
+
+    from sweep.trainable import prepare_shared
+
+    said: queue.Queue[tuple[str, int, int] | None] = queue.Queue()
+    problem: list[Exception] = []
+
+    def work() -> None:
+        try:
+            prepare_shared(task, lambda *stage: said.put(stage))
+        except Exception as error:  # noqa: BLE001 - raised again below, on the thread that Ray listens to
+            problem.append(error)
+        said.put(None)
+
+    threading.Thread(target=work).start()
+    while (stage := said.get()) is not None:
+        yield stage
+    if problem:
+        raise problem[0]
+
+
+def prepare(task: Task, plan: SweepPlan, progress: Progress, interruption: Interruption) -> None:
+    """Everything that all trials share, computed once before the first of them starts."""
+    stages: Any = prepare_remotely.options(num_cpus=1, num_gpus=plan.gpus_per_trial).remote(task)
+    try:
+        for stage in stages:
+            progress(*ray.get(stage))
+            if interruption.asked:
+                return
+    except RayTaskError as error:
+        if isinstance(error.cause, InputError):
+            raise InputError(str(error.cause)) from None
+        raise

@@ -1,0 +1,96 @@
+"""What a sweep has found so far: its trials and their front, kept up to date as events come in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from sweep import pareto
+from sweep.ledger import TrialRecord
+from sweep.pareto import Objectives
+
+
+class Results:
+    """Trials by number, and the front of those that finished. The driver changes it; the screen and MLflow read it."""
+
+    def __init__(self, objectives: Objectives, trials: Mapping[int, TrialRecord], *, total: int) -> None:
+        self.objectives, self.total = objectives, total
+        self.trials: dict[int, TrialRecord] = {}
+        self.front = pareto.Front(objectives)
+        self.load(trials)
+
+    def load(self, trials: Mapping[int, TrialRecord]) -> None:
+        """Take in what a ledger holds."""
+        self.trials.update(trials)
+        for record in self.finished.values():
+            self.front.add(self.point(record))
+
+    def end(self, number: int, state: str, *, reason: str, time: float) -> None:
+        """A trial is over; one that finished joins the points of the front."""
+        record = self.trials[number]
+        record.end(state, reason=reason, time=time)
+        if state == "finished":
+            self.front.add(self.point(record))
+
+    @property
+    def running(self) -> dict[int, TrialRecord]:
+        return self.in_state("running")
+
+    @property
+    def finished(self) -> dict[int, TrialRecord]:
+        return self.in_state("finished")
+
+    @property
+    def failed(self) -> dict[int, TrialRecord]:
+        return self.in_state("failed")
+
+    @property
+    def ended(self) -> dict[int, TrialRecord]:
+        return self.in_state("finished", "stopped", "failed")
+
+    def in_state(self, *states: str) -> dict[int, TrialRecord]:
+        return {number: record for number, record in list(self.trials.items()) if record.state in states}
+
+    def point(self, record: TrialRecord) -> np.ndarray:
+        """A finished trial's objectives, (d,)."""
+        assert record.result is not None
+        return np.array([record.result[name] for name in self.objectives.names])
+
+    def points(self, records: Iterable[TrialRecord]) -> np.ndarray:
+        """Objectives (n, d) of finished trials."""
+        return np.array([self.point(record) for record in records]).reshape(-1, len(self.objectives.names))
+
+    @property
+    def hypervolume(self) -> float:
+        return self.front.hypervolume
+
+    @property
+    def front_records(self) -> list[TrialRecord]:
+        """The trials on the front, the best in the first objective first."""
+        finished = list(self.finished.values())
+        mask = pareto.front_mask(self.points(finished), self.objectives)
+        members = [record for record, on_front in zip(finished, mask, strict=True) if on_front]
+        best_first = self.objectives.turn(self.points(members))[:, 0].argsort(kind="stable")[::-1]
+        return [members[place] for place in best_first]
+
+    @property
+    def knee(self) -> int | None:
+        """The number of the trial at the front's knee, where the front has one."""
+        finished = list(self.finished.values())
+        place = pareto.knee(self.points(finished), self.objectives) if finished else None
+        return None if place is None else finished[place].number
+
+    def ranks(self) -> dict[int, int]:
+        """Non-dominated rank of every finished trial: 0 on the front."""
+        finished = list(self.finished.values())
+        ranks = pareto.ranks(self.points(finished), self.objectives)
+        return {record.number: int(rank) for record, rank in zip(finished, ranks, strict=True)}
+
+    def epochs_done(self, epochs_per_trial: int) -> int:
+        """Epochs that need not be waited for any more; those that an ended trial left out count as done."""
+        running = sum(report["epoch"] for record in self.running.values() for report in record.reports[-1:])
+        return len(self.ended) * epochs_per_trial + running
+
+    def share_done(self, epochs_per_trial: int) -> float:
+        return self.epochs_done(epochs_per_trial) / (self.total * epochs_per_trial)

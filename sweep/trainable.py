@@ -1,0 +1,111 @@
+"""A trial as Ray Tune runs it: a dict comes in, epoch reports go out. Imported on workers; torch only once there."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ray import tune
+
+from trainer.config import EvaluationConfig, OtsweepError, TrialConfig
+
+if TYPE_CHECKING:
+    from trainer.preparation import Prepared
+    from trainer.report import EpochReport
+
+FAILURE = "failure"
+"""Key of a result that says why its trial failed. Such a trial ends as done, so that Ray never tries it again: the same
+configuration would fail in the same way. Only a lost worker is tried again."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What all trials of a sweep share, in plain values that any node can read."""
+
+    evaluation: tuple[tuple[str, Any], ...]
+    invariance_norms: tuple[str, ...]
+    sweep_folder: str
+    cache_dir: str
+    data_dir: str | None
+    threads: int
+    use_gpu: bool
+
+
+def trial_folder(sweep_folder: str | Path, number: int) -> Path:
+    """Where a trial keeps its checkpoints and its chosen model."""
+    return Path(sweep_folder) / "trials" / f"{number:04d}"
+
+
+@lru_cache(maxsize=1)
+def shared(task: Task) -> Prepared:
+    """Data, training perturbations and judging set: opened once per worker process, mapped from one file per node."""
+    return prepare_shared(task, lambda stage, done, total: None)
+
+
+def prepare_shared(task: Task, progress: Callable[[str, int, int], None]) -> Prepared:
+    """Compute what is not in the cache yet, open the rest."""
+    from trainer.preparation import prepare
+
+    return prepare(
+        evaluation_of(task),
+        invariance_norms=task.invariance_norms,
+        data_dir=Path(task.data_dir) if task.data_dir else None,
+        cache_dir=Path(task.cache_dir),
+        progress=progress,
+    )
+
+
+def evaluation_of(task: Task) -> EvaluationConfig:
+    return EvaluationConfig.from_mapping(dict(task.evaluation))
+
+
+class TrialTrainable(tune.Trainable):
+    """One `step` per epoch report. A class, since only class trainables let Ray reuse a worker for the next trial."""
+
+    def setup(self, config: dict[str, Any], task: Task | None = None) -> None:
+        assert task is not None
+        self.task = task
+        self.begin(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self.begin(new_config)
+        return True
+
+    def begin(self, config: dict[str, Any]) -> None:
+        self.number: int = config["number"]
+        self.reports = self.run(config["config"])
+
+    def run(self, values: dict[str, Any]) -> Iterator[EpochReport]:
+        """Everything that can fail happens inside the generator, so that `step` can tell why."""
+        import torch
+
+        from trainer.checkpoint import FolderStore
+        from trainer.trial import run_trial
+
+        torch.set_num_threads(self.task.threads)
+        yield from run_trial(
+            TrialConfig.from_mapping(values),
+            evaluation_of(self.task),
+            shared(self.task),
+            store=FolderStore(trial_folder(self.task.sweep_folder, self.number)),
+            device="cuda" if self.task.use_gpu and torch.cuda.is_available() else "cpu",
+        )
+
+    def step(self) -> dict[str, Any]:
+        try:
+            report = next(self.reports)
+        except Exception as error:  # noqa: BLE001 - a trial may fail in any way, and the sweep goes on
+            return {FAILURE: explain(error), "done": True}
+        return {"report": report.to_dict(), "done": report.final}
+
+
+def explain(error: Exception) -> str:
+    """One line for the user: what went wrong and, unless the message was written for users, where."""
+    if isinstance(error, OtsweepError):
+        return str(error)
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({Path(frame.filename).name}:{frame.lineno})"

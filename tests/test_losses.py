@@ -1,0 +1,521 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import hypothesis.strategies as st
+import ot
+import pytest
+import scipy.stats
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from pytorch_metric_learning.distances import CosineSimilarity, LpDistance
+from pytorch_metric_learning.losses import TripletMarginLoss
+from pytorch_metric_learning.miners import BatchHardMiner
+from pytorch_metric_learning.reducers import MeanReducer
+from torch import Tensor, nn
+
+from trainer import losses, transport
+from trainer.config import TrialConfig
+from trainer.losses import Embedded, Knobs, LossTerms, Penalty, regularizer
+from trainer.models import Prediction
+
+REGULARIZERS = ("triplet", "sinkhorn", "ot_triplet")
+METRICS = ("cosine", "euclidean")
+CLASSES = 4
+
+seeds = st.integers(0, 2**32 - 1)
+
+
+def batch(seed: int, images: int = 14, dimensions: int = 5) -> tuple[Embedded, Embedded]:
+    """Anchors, a third of them with another label than their source and some left out, and the clean side. float64."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(CLASSES, (images,), generator=generator)
+    clean = torch.randn(CLASSES, dimensions, generator=generator, dtype=torch.float64)[labels]
+    clean = clean + 0.5 * torch.randn(images, dimensions, generator=generator, dtype=torch.float64)
+    anchors = clean + 0.3 * torch.randn(images, dimensions, generator=generator, dtype=torch.float64)
+    changed = torch.rand(images, generator=generator) < 0.3
+    anchor_labels = torch.where(changed, torch.randint(CLASSES, (images,), generator=generator), labels)
+    keep = torch.rand(images, generator=generator) < 0.8
+    return Embedded(anchors, anchor_labels, keep), Embedded(clean, labels)
+
+
+def penalty(name: str, anchors: Embedded, clean: Embedded, **options: Any) -> Penalty:
+    return regularizer(name, anchors, clean, classes=CLASSES, **options)
+
+
+def moving(side: Embedded) -> Embedded:
+    return side._replace(points=side.points.clone().requires_grad_())
+
+
+def gradients(name: str, anchors: Embedded, clean: Embedded, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Value, and its gradients by the anchors and by the clean embeddings."""
+    anchors, clean = moving(anchors), moving(clean)
+    value = penalty(name, anchors, clean, **options).value
+    return value.detach(), *torch.autograd.grad(value, (anchors.points, clean.points))
+
+
+# --------------------------------------------------------------------------------------------------------- triplet
+
+
+@pytest.mark.parametrize(
+    ("metric", "reference"),
+    [
+        pytest.param("cosine", CosineSimilarity(), id="cosine"),
+        pytest.param("euclidean", LpDistance(normalize_embeddings=False), id="euclidean"),
+    ],
+)
+@pytest.mark.parametrize("seed", range(4))
+def test_triplet_agrees_with_pytorch_metric_learning(seed: int, metric: str, reference: Any) -> None:
+    """Where the perturbation changes no label; told that both sides have one labelling, theirs leaves out i = j too."""
+    anchors, clean = (moving(side) for side in batch(seed, images=30))
+    anchors = anchors._replace(labels=clean.labels, keep=None)
+    mined = BatchHardMiner(distance=reference)(anchors.points, clean.labels, clean.points, clean.labels)
+    loss = TripletMarginLoss(margin=0.4, distance=reference, reducer=MeanReducer())
+    theirs = loss(anchors.points, clean.labels, mined, clean.points, clean.labels)
+    ours = penalty("triplet", anchors, clean, ground_metric=metric, margin=0.4).value
+    assert ours.item() > 0
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=0)
+    for mine, their in zip(
+        torch.autograd.grad(ours, (anchors.points, clean.points)),
+        torch.autograd.grad(theirs, (anchors.points, clean.points)),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, their, rtol=1e-6, atol=1e-9)
+
+
+def triplet_by_hand(distance: Tensor, anchors: Embedded, clean: Embedded, margin: float, mining: str) -> float:
+    """The definition, one anchor at a time."""
+    assert anchors.keep is not None
+    terms = []
+    for i, y in enumerate(anchors.labels.tolist()):
+        positives = [distance[i, j].item() for j, label in enumerate(clean.labels.tolist()) if label == y and j != i]
+        negatives = [distance[i, j].item() for j, label in enumerate(clean.labels.tolist()) if label != y]
+        if not (anchors.keep[i] and positives and negatives):
+            continue
+        beyond = [d for d in negatives if d > max(positives)]
+        negative = min(negatives) if mining == "hard" else min(beyond) if beyond else max(negatives)
+        terms.append(max(0.0, max(positives) - negative + margin))
+    return sum(terms) / len(terms) if terms else 0.0
+
+
+@given(seed=seeds, images=st.integers(1, 12), margin=st.floats(0, 2))
+@pytest.mark.parametrize("mining", ["hard", "semihard"])
+@pytest.mark.parametrize("metric", METRICS)
+@settings(max_examples=30)
+def test_triplet_is_its_definition(metric: str, mining: str, seed: int, images: int, margin: float) -> None:
+    anchors, clean = batch(seed, images)
+    distance = losses.DISTANCES[metric](anchors.points, clean.points)
+    ours = penalty("triplet", anchors, clean, ground_metric=metric, mining=mining, margin=margin).value
+    assert ours.item() == pytest.approx(triplet_by_hand(distance, anchors, clean, margin, mining), rel=1e-9, abs=1e-12)
+
+
+def test_own_clean_image_is_no_positive_but_can_be_the_negative() -> None:
+    far = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
+    clean = Embedded(far, torch.tensor([0, 0, 1]))
+    anchors = Embedded(far, torch.tensor([0, 0, 0]))  # the third was perturbed into class 0
+    value = penalty("triplet", anchors, clean, margin=0.0).value
+    # The first two: positive each other (1), negative the third (2 and 1). The third: positive 2 away, itself 0 away.
+    assert value.item() == pytest.approx((max(0, 1 - 2) + max(0, 1 - 1) + (2 - 0)) / 3)
+
+
+def test_semihard_mining_does_not_pull_mixed_embeddings_into_a_point() -> None:
+    """Batch-hard's gradient step shrinks a mixed cloud; the semi-hard one shrinks it less."""
+
+    def spread_after(mining: str) -> float:
+        points = torch.randn(40, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
+        labels = torch.arange(40) % CLASSES
+        side = Embedded(points, labels)
+        for _ in range(40):
+            value = penalty("triplet", side, side, ground_metric="euclidean", mining=mining, margin=1.0).value
+            (gradient,) = torch.autograd.grad(value, points)
+            points.data -= 2.0 * gradient
+        return points.detach().std(0).mean().item()
+
+    assert spread_after("hard") < 0.7 * spread_after("semihard")
+
+
+# -------------------------------------------------------------------------------------------------------- sinkhorn
+
+
+def test_without_a_label_cost_swapping_two_images_is_free() -> None:
+    points = F.normalize(torch.randn(6, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
+    labels = torch.tensor([0, 1, 2, 3, 0, 1])
+    swapped = points[[1, 0, 2, 3, 4, 5]]
+    anchors, clean = Embedded(swapped, labels), Embedded(points, labels)
+    blind = penalty("sinkhorn", anchors, clean, label_cost=0.0, entropy=0.05).value
+    seeing = penalty("sinkhorn", anchors, clean, label_cost=1.0, entropy=0.05).value
+    assert abs(blind.item()) < 1e-6
+    assert seeing.item() > 0.05
+
+
+@given(seed=seeds, metric=st.sampled_from(METRICS), entropy=st.sampled_from([1.0, 0.05]))
+@settings(max_examples=25)
+def test_sinkhorn_is_the_divergence_of_the_images_kept(seed: int, metric: str, entropy: float) -> None:
+    anchors, clean = batch(seed)
+    assert anchors.keep is not None
+    ours = penalty("sinkhorn", anchors, clean, ground_metric=metric, entropy=entropy, label_cost=0.7)
+
+    def value(x: Tensor, x_labels: Tensor, y: Tensor, y_labels: Tensor) -> Tensor:
+        cost = losses.COSTS[metric](x, y) + 0.7 * (x_labels[:, None] != y_labels)
+        even = torch.ones(1, len(x), dtype=x.dtype), torch.ones(1, len(y), dtype=x.dtype)
+        return transport.entropic_transport(cost[None], *even, entropy=entropy).value[0]
+
+    a, b = (anchors.points[anchors.keep], anchors.labels[anchors.keep]), (clean.points, clean.labels)
+    reference = value(*a, *b) - value(*a, *a) / 2 - value(*b, *b) / 2 if anchors.keep.any() else torch.zeros(())
+    torch.testing.assert_close(ours.value, reference.to(ours.value.dtype), rtol=1e-6, atol=1e-7)
+
+
+# ------------------------------------------------------------------------------------------------------ ot_triplet
+
+
+def ot_triplet_by_hand(anchors: Embedded, clean: Embedded, metric: str, margin: float, entropy: float) -> float:
+    """Class by class with POT, an image kept from its own perturbation by a cost that nothing is worth."""
+    assert anchors.keep is not None
+    cost = losses.COSTS[metric](anchors.points, clean.points)
+    itself = torch.eye(len(cost))
+    total = 0.0
+    for c in range(CLASSES):
+        rows = ((anchors.labels == c) & anchors.keep).nonzero()[:, 0]
+        own, others = (clean.labels == c).nonzero()[:, 0], (clean.labels != c).nonzero()[:, 0]
+        if not (len(rows) and len(own) and len(others)):
+            continue
+        parts = (cost + 100.0 * itself)[rows][:, own], cost[rows][:, others]
+        solved = [ot.solve(part, reg=entropy, reg_type="KL", max_iter=5000, tol=1e-9) for part in parts]
+        if (solved[0].plan * itself[rows][:, own]).sum() > 1e-6:  # it had to match an image to itself
+            continue
+        total += max(0.0, float(solved[0].value - solved[1].value) + margin)
+    return total
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("seed", range(6))
+def test_ot_triplet_agrees_with_pot_class_by_class(seed: int, metric: str) -> None:
+    anchors, clean = batch(seed, images=30)
+    ours = penalty("ot_triplet", anchors, clean, ground_metric=metric, margin=5.0, entropy=0.2)
+    reference = ot_triplet_by_hand(anchors, clean, metric, 5.0, 0.2)
+    assert ours.value.item() > 0
+    assert ours.value.item() == pytest.approx(reference, rel=1e-4)
+    assert ours.marginal_error is not None
+    assert ours.marginal_error < 1e-4
+
+
+@pytest.mark.parametrize("name", ["triplet", "ot_triplet"])
+def test_classes_further_apart_than_the_margin_cost_nothing(name: str) -> None:
+    labels = torch.arange(12) % CLASSES
+    points = 10 * torch.eye(CLASSES)[labels]
+    side = Embedded(points, labels)
+    assert penalty(name, side, side, ground_metric="euclidean", margin=1.0).value.item() == 0
+    assert penalty(name, side, side, ground_metric="euclidean", margin=1000.0).value.item() > 0
+
+
+@given(seed=seeds, images=st.integers(1, 20), classes=st.integers(1, 6))
+def test_by_class_lists_each_image_kept_once_under_its_class(seed: int, images: int, classes: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(classes, (images,), generator=generator)
+    keep = torch.rand(images, generator=generator) < 0.7
+    index, there = losses.by_class(Embedded(torch.zeros(images, 1), labels, keep), classes)
+    for c in range(classes):
+        assert index[c][there[c]].tolist() == ((labels == c) & keep).nonzero()[:, 0].tolist()
+
+
+# ------------------------------------------------------------------------------------------------ all regularisers
+
+
+@pytest.mark.parametrize("name", REGULARIZERS)
+@pytest.mark.parametrize("metric", METRICS)
+@given(seed=seeds)
+@settings(max_examples=15)
+def test_order_of_the_batch_changes_nothing(name: str, metric: str, seed: int) -> None:
+    anchors, clean = batch(seed)
+    assert anchors.keep is not None
+    order = torch.randperm(len(clean.labels), generator=torch.Generator().manual_seed(seed))
+    shuffled = Embedded(anchors.points[order], anchors.labels[order], anchors.keep[order])
+    value, by_anchor, by_clean = gradients(name, anchors, clean, ground_metric=metric)
+    value_, by_anchor_, by_clean_ = gradients(
+        name, shuffled, Embedded(clean.points[order], clean.labels[order]), ground_metric=metric
+    )
+    torch.testing.assert_close(value_, value, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(by_anchor_, by_anchor[order], rtol=0, atol=1e-5)
+    torch.testing.assert_close(by_clean_, by_clean[order], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", REGULARIZERS)
+@given(seed=seeds)
+@settings(max_examples=15)
+def test_anchor_left_out_decides_nothing(name: str, seed: int) -> None:
+    anchors, clean = batch(seed)
+    assert anchors.keep is not None
+    other = torch.randn(anchors.points.shape, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64)
+    moved = anchors._replace(points=torch.where(anchors.keep[:, None], anchors.points, other))
+    value, by_anchor, _ = gradients(name, anchors, clean)
+    torch.testing.assert_close(penalty(name, moved, clean).value, value, rtol=1e-6, atol=1e-9)
+    assert by_anchor[~anchors.keep].abs().sum() == 0
+
+
+@pytest.mark.parametrize("name", REGULARIZERS)
+@given(seed=seeds, scale=st.floats(0.01, 100))
+@settings(max_examples=15)
+def test_cosine_is_blind_to_the_length_of_embeddings(name: str, seed: int, scale: float) -> None:
+    anchors, clean = batch(seed)
+    longer = clean._replace(points=scale * clean.points)
+    torch.testing.assert_close(
+        penalty(name, anchors, longer).value, penalty(name, anchors, clean).value, rtol=1e-6, atol=1e-9
+    )
+
+
+@pytest.mark.parametrize("name", REGULARIZERS)
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("seed", range(2))
+def test_gradient_is_that_of_finite_differences(name: str, metric: str, seed: int) -> None:
+    anchors, clean = batch(seed, images=12, dimensions=3)
+
+    def value(x: Tensor, y: Tensor) -> Tensor:
+        sides = anchors._replace(points=x), clean._replace(points=y)
+        return penalty(name, *sides, ground_metric=metric, entropy=0.2, margin=5.0).value
+
+    points = anchors.points.clone().requires_grad_(), clean.points.clone().requires_grad_()
+    assert value(*points).item() > 0
+    torch.autograd.gradcheck(value, points, eps=1e-5, atol=2e-4, rtol=2e-3)
+
+
+def degenerate() -> dict[str, tuple[Embedded, Embedded]]:
+    generator = torch.Generator().manual_seed(0)
+    points, labels = torch.randn(8, 3, generator=generator), torch.tensor([0, 0, 0, 1, 1, 2, 2, 2])
+
+    def same(points: Tensor, labels: Tensor) -> tuple[Embedded, Embedded]:
+        return Embedded(points, labels), Embedded(points, labels)
+
+    nobody = torch.zeros(8, dtype=torch.bool)
+    return {
+        "one image": same(points[:1], labels[:1]),
+        "two images of one class": same(points[:2], labels[:2]),
+        "two images of two classes": same(points[2:4], labels[2:4]),
+        "one class": same(points, torch.zeros_like(labels)),
+        "every image its own class": same(points[:4], torch.arange(4)),
+        "all the same point": same(torch.ones(8, 3), labels),
+        "all of norm zero": same(torch.zeros(8, 3), labels),
+        "norms that underflow": same(1e-30 * points, labels),
+        "nobody knows what they show": (Embedded(points, labels, nobody), Embedded(points, labels)),
+        "labels that no clean image has": (Embedded(points, torch.full_like(labels, 3)), Embedded(points, labels)),
+        "two anchors, one clean image of the class": (
+            Embedded(points[:3], torch.tensor([0, 0, 1])),
+            Embedded(points[:3], torch.tensor([0, 1, 1])),
+        ),
+    }
+
+
+@pytest.mark.parametrize("case", degenerate())
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("name", REGULARIZERS)
+@pytest.mark.parametrize("entropy", [1.0, 0.01])
+def test_degenerate_batches_give_finite_values_and_gradients(name: str, metric: str, case: str, entropy: float) -> None:
+    for part in gradients(name, *degenerate()[case], ground_metric=metric, entropy=entropy):
+        assert torch.isfinite(part).all()
+
+
+@pytest.mark.parametrize("name", REGULARIZERS)
+def test_nothing_to_compare_is_zero_with_zero_gradient(name: str) -> None:
+    for part in gradients(name, *degenerate()["nobody knows what they show"]):
+        assert part.abs().sum() == 0
+
+
+@pytest.mark.parametrize("name", REGULARIZERS)
+def test_same_call_gives_the_same_bits(name: str) -> None:
+    sides = batch(3, images=40)
+    first, second = (gradients(name, *sides) for _ in range(2))
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+# ------------------------------------------------------------------------------------------------------- objective
+
+
+def predictions(seed: int = 0, images: int = 12, dimensions: int = 5) -> dict[str, Prediction]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: Prediction(
+            torch.randn(images, CLASSES, generator=generator, requires_grad=True),
+            torch.randn(images, dimensions, generator=generator, requires_grad=True),
+        )
+        for name in ("clean", "sensitivity", "invariance")
+    }
+
+
+LABELS = torch.arange(12) % CLASSES
+INVARIANCE_LABELS = (LABELS + 1) % CLASSES
+KEEP = torch.arange(12) < 9
+
+
+def terms_of(config: TrialConfig, seen: dict[str, Prediction] | None = None) -> LossTerms:
+    knobs = Knobs.of(config, torch.device("cpu"))
+    seen = predictions() if seen is None else seen
+    return losses.loss_terms(config, knobs, seen, LABELS, invariance_labels=INVARIANCE_LABELS, invariance_keep=KEEP)
+
+
+def total_of(config: TrialConfig) -> Tensor:
+    return losses.total(terms_of(config), Knobs.of(config, torch.device("cpu")))
+
+
+@pytest.mark.parametrize("name", ["none", *REGULARIZERS])
+def test_every_weight_at_zero_is_the_cross_entropy_to_the_bit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for term in ("regularizer", "embedding_norm", "trades"):
+        monkeypatch.setattr(losses, term, _must_not_run(term))
+    config = TrialConfig(regularizer=name)
+    terms = terms_of(config, {"clean": predictions()["clean"]})
+    assert terms._replace(cross_entropy=None) == LossTerms(None)  # type: ignore[arg-type]
+    total = losses.total(terms, Knobs.of(config, torch.device("cpu")))
+    assert torch.equal(total, F.cross_entropy(predictions()["clean"].logits, LABELS))
+
+
+def _must_not_run(term: str) -> Callable[..., None]:
+    def fail(*_: Any, **__: Any) -> None:
+        raise AssertionError(f"{term} was computed at weight 0")
+
+    return fail
+
+
+def test_cross_entropy_sees_what_the_configuration_says() -> None:
+    seen = predictions()
+    clean, sensitivity, invariance = (
+        terms_of(TrialConfig(cross_entropy_on=name)).cross_entropy for name in ("clean", "sensitivity", "invariance")
+    )
+    torch.testing.assert_close(clean, F.cross_entropy(seen["clean"].logits, LABELS))
+    torch.testing.assert_close(sensitivity, F.cross_entropy(seen["sensitivity"].logits, LABELS))
+    torch.testing.assert_close(invariance, F.cross_entropy(seen["invariance"].logits[KEEP], INVARIANCE_LABELS[KEEP]))
+
+
+def test_cross_entropy_over_nothing_is_zero_with_zero_gradient() -> None:
+    logits = torch.randn(3, CLASSES, requires_grad=True)
+    value = losses.cross_entropy(logits, LABELS[:3], torch.zeros(3, dtype=torch.bool))
+    (gradient,) = torch.autograd.grad(value, logits)
+    assert value.item() == gradient.abs().sum().item() == 0
+
+
+@pytest.mark.parametrize("name", REGULARIZERS)
+def test_total_is_the_weighted_sum(name: str) -> None:
+    config = TrialConfig(
+        regularizer=name,
+        sensitivity_weight=0.5,
+        invariance_weight=2.0,
+        norm_weight=0.1,
+        trades_weight=3.0,
+        margin=1.0,
+    )
+    terms = terms_of(config)
+    assert None not in terms[:5]
+    assert (terms.marginal_error is None) == (name == "triplet")
+    weighted = (
+        terms.cross_entropy + 0.5 * terms.sensitivity + 2 * terms.invariance + 0.1 * terms.norm + 3 * terms.trades  # type: ignore[operator]
+    )
+    torch.testing.assert_close(total_of(config), weighted)
+
+
+def test_perturbations_are_regularised_apart_each_with_its_own_labels() -> None:
+    config = TrialConfig(regularizer="triplet", sensitivity_weight=1.0, invariance_weight=1.0, margin=1.0)
+    seen, terms = predictions(), terms_of(config)
+    clean = Embedded(seen["clean"].embedding, LABELS)
+    for name, anchors in (
+        ("sensitivity", Embedded(seen["sensitivity"].embedding, LABELS)),
+        ("invariance", Embedded(seen["invariance"].embedding, INVARIANCE_LABELS, KEEP)),
+    ):
+        torch.testing.assert_close(
+            getattr(terms, name), regularizer("triplet", anchors, clean, classes=CLASSES, margin=1.0).value
+        )
+
+
+def test_regulariser_acts_on_the_logits_where_asked() -> None:
+    config = TrialConfig(regularizer="sinkhorn", sensitivity_weight=1.0, regularizer_on="logits", norm_weight=1.0)
+    seen, terms = predictions(), terms_of(config)
+    sides = (Embedded(seen[name].logits, LABELS) for name in ("sensitivity", "clean"))
+    assert terms.sensitivity is not None
+    assert terms.norm is not None
+    torch.testing.assert_close(terms.sensitivity, regularizer("sinkhorn", *sides, classes=CLASSES).value)
+    torch.testing.assert_close(terms.norm, torch.cat([s.embedding for s in seen.values()]).norm(dim=1).mean())
+
+
+def test_trades_is_the_mean_divergence_of_the_predictions() -> None:
+    seen = predictions()
+    clean, perturbed = seen["clean"].logits.detach(), seen["sensitivity"].logits.detach()
+    reference = scipy.stats.entropy(clean.softmax(1).numpy(), perturbed.softmax(1).numpy(), axis=1).mean()
+    assert losses.trades(clean, perturbed).item() == pytest.approx(reference, rel=1e-5)
+    assert losses.trades(clean, clean).item() == pytest.approx(0, abs=1e-7)
+
+
+def test_norm_penalty_has_a_gradient_at_zero() -> None:
+    points = torch.zeros(3, 2, requires_grad=True)
+    losses.embedding_norm([points]).backward()
+    assert points.grad is not None
+    assert torch.isfinite(points.grad).all()
+
+
+def test_transport_attack_follows_the_gradient_of_the_batch_transport() -> None:
+    generator = torch.Generator().manual_seed(0)
+    clean = torch.randn(6, CLASSES, generator=generator)
+    weights = torch.randn(CLASSES, 9, generator=generator)
+    images = torch.rand(6, 1, 3, 3, generator=generator, requires_grad=True)
+
+    def logits(images: Tensor) -> Tensor:
+        return images.flatten(1) @ weights.T
+
+    shares = losses.transport_attack_loss(logits, clean)(images)
+    assert shares.shape == (6,)
+    even = torch.ones(1, 6)
+    value = transport.entropic_transport(
+        transport.cosine_cost(logits(images), clean)[None], even, even, entropy=0.01
+    ).value
+    torch.testing.assert_close(*(torch.autograd.grad(loss.sum(), images)[0] for loss in (shares, value)))
+
+
+# -------------------------------------------------------------------------------------------------------- diagnosis
+
+
+@pytest.mark.parametrize("dimensions", [2, 5, 16])
+def test_round_cloud_has_full_rank_and_spread(dimensions: int) -> None:
+    cloud = torch.randn(4000, dimensions, generator=torch.Generator().manual_seed(0))
+    shape = losses.embedding_spread(cloud)
+    assert shape.rank.item() == pytest.approx(dimensions, rel=0.01)
+    assert shape.spread.item() == pytest.approx(1, abs=0.01)
+    assert not shape.collapsed
+
+
+@pytest.mark.parametrize(
+    ("cloud", "rank", "spread"),
+    [
+        pytest.param(torch.ones(20, 4), 0, 0, id="one point"),
+        pytest.param(torch.zeros(20, 4), 0, 0, id="norm zero"),
+        pytest.param(torch.linspace(-1, 1, 20)[:, None] * torch.ones(4), 1, 1, id="a line"),
+        pytest.param(1e-9 * torch.eye(4), 0, 0, id="norms too short for a direction"),
+    ],
+)
+def test_collapsed_clouds_raise_the_alarm(cloud: Tensor, rank: float, spread: float) -> None:
+    shape = losses.embedding_spread(cloud)
+    assert shape.rank.item() == pytest.approx(rank, abs=1e-2)
+    assert shape.spread.item() == pytest.approx(spread, abs=1e-2)
+    assert shape.collapsed
+
+
+@given(seed=seeds, scale=st.floats(0.01, 100))
+@settings(max_examples=20)
+def test_shape_of_a_cloud_ignores_scale_and_rotation(seed: int, scale: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    cloud = torch.randn(30, 4, generator=generator, dtype=torch.float64) + 1
+    rotation = torch.linalg.qr(torch.randn(4, 4, generator=generator, dtype=torch.float64)).Q
+    for part, other in zip(
+        losses.embedding_spread(cloud), losses.embedding_spread(scale * cloud @ rotation), strict=True
+    ):
+        torch.testing.assert_close(part, other, rtol=1e-9, atol=0)
+
+
+def test_gradient_share_is_the_weighted_norm_over_the_cross_entropys() -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2)
+    images = torch.randn(5, 3)
+    output = model(images)
+    terms = LossTerms(cross_entropy=output[:, 0].sum(), norm=3 * output[:, 0].sum(), trades=output[:, 1].sum() * 0)
+    knobs = Knobs.of(TrialConfig(norm_weight=2.0, trades_weight=1.0), torch.device("cpu"))
+    shares = losses.gradient_shares(terms, knobs, model.parameters())
+    assert {name: share.item() for name, share in shares.items()} == pytest.approx({"norm": 6.0, "trades": 0.0})
+    losses.total(terms, knobs).backward()  # the graph is still there
+    assert all(parameter.grad is not None and math.isfinite(parameter.grad.sum()) for parameter in model.parameters())

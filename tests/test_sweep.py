@@ -1,0 +1,219 @@
+"""Whole sweeps, with real Ray and a real MLflow store: to a front, through kill -9 and Ctrl-C, and around failures."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from sweep.ledger import TrialRecord, read_ledger
+
+SPACE = """
+description: small enough for a test, with all that a real one has
+trials: 5
+evaluation: {dataset: digits, train_size: 300, validation_size: 100, eval_sensitivity_steps: 3}
+space:
+  architecture: mlp
+  batch_size: 50
+  epochs: 4
+  sensitivity_steps: 2
+  regularizer: {choices: [none, triplet, ot_triplet]}
+  cross_entropy_on: {choices: [clean, sensitivity]}
+  sensitivity_epsilon: {low: 0.05, high: 0.3}
+  sensitivity_weight: {low: 0.1, high: 2.0, when: {regularizer: [triplet, ot_triplet]}}
+  invariance_weight: {low: 0.1, high: 2.0, when: {regularizer: [triplet, ot_triplet]}}
+points:
+  - preset: baseline
+"""
+
+SECONDS = ("train_seconds", "evaluation_seconds", "time")
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One storage folder for all sweeps here: the oracles are trained once."""
+    folder = tmp_path_factory.mktemp("sweeps")
+    (folder / "tiny.yaml").write_text(SPACE)
+    return folder
+
+
+def command(storage: Path, *words: str) -> list[str]:
+    return [sys.executable, "-m", "sweep.cli", *words, "--storage", str(storage)]
+
+
+def otsweep(storage: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(storage, *words), capture_output=True, text=True, timeout=300)
+
+
+def run_words(storage: Path, name: str) -> tuple[str, ...]:
+    """One slot, so that the order of results can't matter."""
+    return ("run", str(storage / "tiny.yaml"), "--name", name, "--max-concurrent", "1", "--seed", "3")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(storage: Path) -> subprocess.CompletedProcess[str]:
+    done = otsweep(storage, *run_words(storage, "undisturbed"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def numbers(storage: Path, name: str) -> dict[int, tuple[str, dict, list[dict]]]:
+    """All that must agree between two sweeps: states, configurations and every number but times."""
+
+    def timeless(record: TrialRecord) -> list[dict]:
+        return [{key: value for key, value in report.items() if key not in SECONDS} for report in record.reports]
+
+    trials = read_ledger(storage / name).trials
+    return {number: (record.state, record.config, timeless(record)) for number, record in trials.items()}
+
+
+def front(storage: Path, name: str) -> dict:
+    return json.loads(otsweep(storage, "front", name, "--format", "json").stdout)
+
+
+def test_a_sweep_ends_with_its_front(storage: Path, undisturbed: subprocess.CompletedProcess[str]) -> None:
+    said = undisturbed.stdout
+    assert "5/5 done" in said
+    assert re.search(r"front of \d among 5 finished trials, hypervolume 0\.\d{4}", said)
+    for path in ("front.png", "ledger.parquet"):
+        assert str(storage / "undisturbed" / path) in said
+        assert (storage / "undisturbed" / path).stat().st_size > 1000
+    assert "otsweep ui undisturbed" in said
+
+
+def test_it_says_nothing_of_ray_or_mlflow(undisturbed: subprocess.CompletedProcess[str]) -> None:
+    said = undisturbed.stdout + undisturbed.stderr
+    for spam in ("Warning", "WARNING", "(pid=", "ray::", "INFO", "alembic", "Traceback"):
+        assert spam not in said, said
+
+
+def test_the_ledger_holds_every_report_of_every_trial(
+    storage: Path, undisturbed: subprocess.CompletedProcess[str]
+) -> None:
+    table = pq.read_table(storage / "undisturbed" / "ledger.parquet").to_pylist()
+    assert sorted({row["trial"] for row in table}) == [0, 1, 2, 3, 4]
+    for number in range(5):
+        rows = [row for row in table if row["trial"] == number]
+        assert [row["epoch"] for row in rows if not row["final"]] == [1, 2, 3, 4]
+        assert sum(row["final"] for row in rows) == 1
+        assert {row["state"] for row in rows} == {"finished"}
+
+
+def test_mlflow_has_one_parent_and_a_child_per_trial(
+    storage: Path, undisturbed: subprocess.CompletedProcess[str]
+) -> None:
+    from sweep.tracking import connect
+
+    client = connect(f"sqlite:///{storage / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("tiny")
+    assert experiment is not None
+    query = "tags.`otsweep.sweep` = 'undisturbed'"
+    [parent] = client.search_runs([experiment.experiment_id], query)
+    children = client.search_runs([experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+    assert parent.info.status == "FINISHED"
+    assert "| trial |" in parent.data.tags["mlflow.note.content"]
+    assert {file.path for file in client.list_artifacts(parent.info.run_id, "front")} >= {"front/front.png"}
+    assert sorted(int(run.data.tags["otsweep.trial"]) for run in children) == [0, 1, 2, 3, 4]
+    trials = read_ledger(storage / "undisturbed").trials
+    for run in children:
+        record = trials[int(run.data.tags["otsweep.trial"])]
+        assert run.info.status == "FINISHED"
+        assert run.data.params["regularizer"] == record.config["regularizer"]
+        history = client.get_metric_history(run.info.run_id, "sensitivity_accuracy")
+        told = [(r["epoch"], r["sensitivity_accuracy"]) for r in record.reports if not r["final"]]
+        assert sorted((m.step, m.value) for m in history) == told
+        assert record.result is not None
+        assert run.data.metrics["sel_sens"] == record.result["sensitivity_accuracy"]
+
+
+def test_front_works_from_the_ledger_alone(storage: Path, undisturbed: subprocess.CompletedProcess[str]) -> None:
+    shown = front(storage, "undisturbed")
+    results = [record.result for record in read_ledger(storage / "undisturbed").trials.values()]
+    best = max(result["sensitivity_accuracy"] for result in results if result)
+    assert shown["front"][0]["sensitivity_accuracy"] == best
+    assert 0 < shown["hypervolume"] < 1
+    table = otsweep(storage, "front", "undisturbed").stdout
+    assert f"{best:.1%}" in table
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 200
+    while not condition():
+        assert process.poll() is None, "the sweep ended before it was disturbed"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def reports_written(storage: Path, name: str) -> int:
+    log = storage / name / "ledger" / "log.jsonl"
+    return log.read_bytes().count(b'"reported"') if log.exists() else 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("reports", [0, 2, 7, 16])
+def test_a_killed_sweep_resumes_to_the_undisturbed_front(
+    storage: Path, undisturbed: subprocess.CompletedProcess[str], reports: int
+) -> None:
+    name = f"killed-{reports}"
+    driver = subprocess.Popen(command(storage, *run_words(storage, name)), stdout=subprocess.DEVNULL)
+    ledger = storage / name / "ledger" / "log.jsonl"
+    wait_for(lambda: ledger.exists() and reports_written(storage, name) >= reports, driver)
+    driver.kill()
+    driver.wait()
+    before = numbers(storage, name)
+    resumed = otsweep(storage, "resume", name)
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    assert numbers(storage, name) == numbers(storage, "undisturbed")
+    assert front(storage, name)["front"] == front(storage, "undisturbed")["front"]
+    attempts = {number: record.attempts for number, record in read_ledger(storage / name).trials.items()}
+    for number, (state, _, _) in before.items():
+        assert attempts[number] == (1 if state == "finished" else 2)
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(
+    storage: Path, undisturbed: subprocess.CompletedProcess[str]
+) -> None:
+    driver = subprocess.Popen(
+        command(storage, *run_words(storage, "stopped")), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    wait_for(lambda: reports_written(storage, "stopped") >= 6, driver)
+    os.kill(driver.pid, signal.SIGINT)
+    said, _ = driver.communicate(timeout=120)
+    assert driver.returncode == 130, said
+    assert "otsweep resume stopped" in said
+    assert "Traceback" not in said
+    assert otsweep(storage, "resume", "stopped").returncode == 0
+    assert numbers(storage, "stopped") == numbers(storage, "undisturbed")
+
+
+@pytest.mark.slow
+def test_a_failing_trial_is_told_and_the_sweep_goes_on(storage: Path) -> None:
+    space = SPACE.replace("  - preset: baseline", "  - {preset: baseline, learning_rate: 10.0}")
+    space = space.replace("points:", "points:\n  - {preset: baseline, batch_size: 5000}")
+    (storage / "failing.yaml").write_text(space)
+    done = otsweep(storage, "run", str(storage / "failing.yaml"), "--name", "failing", "--trials", "3")
+    assert done.returncode == 0, done.stdout + done.stderr
+    trials = read_ledger(storage / "failing").trials
+    assert [trials[number].state for number in (0, 2)] == ["failed", "finished"]
+    assert "batch_size = 5000: must be at most 300" in trials[0].reason
+    assert trials[0].attempts == 1
+    assert "trial 000 failed: batch_size = 5000" in done.stdout
+
+
+@pytest.mark.slow
+def test_no_worker_is_left_behind(undisturbed: subprocess.CompletedProcess[str]) -> None:
+    """Also not by the drivers that were killed above: their workers notice, and go within a minute or so."""
+    deadline = time.monotonic() + 120
+    while "ray::TrialTrainable" in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout:
+        assert time.monotonic() < deadline
+        time.sleep(1)

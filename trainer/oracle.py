@@ -1,0 +1,260 @@
+"""The calibrated oracle: an ensemble that says what a perturbed image now shows, and abstains unless unanimous.
+
+A person reads a pale stroke at once where a network trained on full contrast overlooks it. So every member sees the
+image after its contrast was stretched to black and white, each at a threshold of its own, and is trained on slanted,
+turned and shifted writing. What it says is a proxy for what people would say.
+
+Two roles that share neither training images nor architecture: the `teacher` labels training perturbations, the `judge`
+labels what trials are judged by. Were they one, a sweep would reward learning the judge.
+
+Shapes: N images, C channels, H rows, W columns, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from trainer.config import DATASETS, InputError, did_you_mean
+
+ABSTAINS = -1
+ROLES = ("judge", "teacher")
+BATCH = 128
+LABEL_BATCH = 1000
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How an oracle's members are made."""
+
+    thresholds: tuple[float, ...]
+    """One member each: pixels above are ink, in pixel units; 0 stretches the image's own range instead."""
+    epochs: int
+    width: int
+    """Channels of the first layer."""
+    rotation: float = 0.25
+    """Limit of augmentation, in radians; the next three are shares of the image."""
+    shear: float = 0.25
+    scale: float = 0.15
+    shift: float = 0.08
+    learning_rate: float = 4e-3
+
+
+RECIPES = {
+    "digits": Recipe(thresholds=(0.25, 0.25, 0.25), epochs=60, width=16),
+    "mnist": Recipe(thresholds=(0.12, 0.18, 0.24), epochs=6, width=16),
+    "fashion_mnist": Recipe(thresholds=(0.0, 0.0, 0.0), epochs=6, width=16, rotation=0.1, shear=0.1),
+    "cifar10": Recipe(thresholds=(0.0, 0.0, 0.0), epochs=10, width=32, rotation=0.1, shear=0.1),
+}
+
+
+def recipe_for(dataset: str) -> Recipe:
+    """The recipe of a data set.
+
+    Raises:
+        InputError: for a data set that none is known for.
+    """
+    if dataset not in RECIPES:
+        raise InputError(f"no oracle for data set {dataset!r}: {did_you_mean(dataset, DATASETS)}")
+    return RECIPES[dataset]
+
+
+class Contrast(nn.Module):
+    """Black and white above a threshold; with threshold 0, the image's own range stretched to [0, 1]."""
+
+    def __init__(self, threshold: float) -> None:
+        super().__init__()
+        self.threshold = threshold
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.threshold > 0:
+            return (images > self.threshold).to(images.dtype)
+        low, high = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
+        return (images - low) / (high - low).clamp_min(1e-3)
+
+
+def judge_network(channels: int, size: int, classes: int, width: int) -> nn.Sequential:
+    """Three 3x3 convolutions with batch normalisation, pooled in between, then the average over a 2x2 grid."""
+    return nn.Sequential(
+        nn.Conv2d(channels, width, 3, padding=1),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(width, 2 * width, 3, padding=1),
+        nn.BatchNorm2d(2 * width),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(2 * width, 4 * width, 3, padding=1),
+        nn.BatchNorm2d(4 * width),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(16 * width, classes),
+    )
+
+
+def teacher_network(channels: int, size: int, classes: int, width: int) -> nn.Sequential:
+    """Two strided 5x5 convolutions, no normalisation, and a hidden layer."""
+    side = -(-size // 4)
+    return nn.Sequential(
+        nn.Conv2d(channels, width, 5, stride=2, padding=2),
+        nn.GELU(),
+        nn.Conv2d(width, 2 * width, 5, stride=2, padding=2),
+        nn.GELU(),
+        nn.Flatten(),
+        nn.Linear(2 * width * side * side, 8 * width),
+        nn.GELU(),
+        nn.Linear(8 * width, classes),
+    )
+
+
+NETWORKS = {"judge": judge_network, "teacher": teacher_network}
+
+
+class Quality(NamedTuple):
+    """What is known of an oracle from clean images that it was not trained on."""
+
+    accuracy: float
+    """Share right where it answers."""
+    coverage: float
+    """Share of images where it answers."""
+    size: int
+
+
+class Oracle(nn.Module):
+    """An ensemble that answers where all of its members agree."""
+
+    def __init__(self, members: list[nn.Module]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def label(self, images: Tensor) -> Tensor:
+        """(N,) int64 class that `images` (N, C, H, W) in [0, 1] show; `ABSTAINS` where the members differ."""
+        answers = [self._answers(part) for part in images.split(LABEL_BATCH)]
+        return torch.cat(answers) if answers else torch.empty(0, dtype=torch.int64, device=images.device)
+
+    def _answers(self, images: Tensor) -> Tensor:
+        votes = torch.stack([member(images).argmax(1) for member in self.members])
+        return torch.where((votes == votes[0]).all(0), votes[0], ABSTAINS)
+
+    def quality(self, images: Tensor, labels: Tensor) -> Quality:
+        """Accuracy and coverage on `images` (N, C, H, W) in [0, 1] whose `labels` (N,) are known."""
+        answers = self.label(images)
+        answered = answers != ABSTAINS
+        right = (answers == labels)[answered].double()
+        return Quality(right.mean().item() if len(right) else 0.0, answered.double().mean().item(), len(labels))
+
+
+def build_oracle(dataset: str, role: str, shape: tuple[int, ...], classes: int) -> Oracle:
+    """An untrained oracle for images of `shape` (C, H, W).
+
+    Raises:
+        InputError: for an unknown data set or role.
+    """
+    if role not in NETWORKS:
+        raise InputError(f"no oracle with the role {role!r}: {did_you_mean(role, ROLES)}")
+    recipe = recipe_for(dataset)
+    with torch.random.fork_rng(devices=[]):
+        return Oracle(
+            [
+                nn.Sequential(Contrast(threshold), NETWORKS[role](shape[0], shape[1], classes, recipe.width))
+                for threshold in recipe.thresholds
+            ]
+        )
+
+
+def half(count: int, role: str) -> slice:
+    """The training images that a role may see: the judge the even ones, the teacher the odd ones."""
+    return slice(ROLES.index(role), count, 2)
+
+
+def train_oracle(
+    dataset: str,
+    role: str,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    classes: int,
+    generator: torch.Generator,
+    progress: Progress = lambda done, total: None,
+) -> Oracle:
+    """Train every member on the role's half of the training images.
+
+    Args:
+        dataset: names the recipe.
+        role: `judge` or `teacher`.
+        images: the whole training split, (N, C, H, W) in [0, 1].
+        labels: (N,) int64.
+        classes: K.
+        generator: initial weights, order of images and augmentation.
+        progress: told epochs done and epochs in all, over all members.
+    """
+    recipe = recipe_for(dataset)
+    own = half(len(labels), role)
+    oracle = build_oracle(dataset, role, tuple(images.shape[1:]), classes).to(images.device)
+    total = recipe.epochs * len(oracle.members)
+    for m, member in enumerate(oracle.members):
+        initialise(member, generator)
+        train_member(
+            member, images[own], labels[own], recipe, generator, lambda e, m=m: progress(m * recipe.epochs + e, total)
+        )
+    return oracle.eval().requires_grad_(False)
+
+
+def initialise(network: nn.Module, generator: torch.Generator) -> None:
+    """Kaiming-uniform weights and zero biases from `generator`: construction draws from the global state."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_uniform_(module.weight, nonlinearity="relu", generator=generator)
+            nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+
+
+def train_member(
+    member: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    recipe: Recipe,
+    generator: torch.Generator,
+    progress: Callable[[int], None],
+) -> None:
+    """Minimise cross-entropy on augmented images, the learning rate rising and falling once."""
+    member.train().requires_grad_(True)
+    steps = -(-len(labels) // BATCH)
+    optimizer = torch.optim.AdamW(member.parameters(), lr=recipe.learning_rate, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, total_steps=steps * recipe.epochs)
+    for epoch in range(recipe.epochs):
+        order = torch.randperm(len(labels), generator=generator, device=generator.device)
+        for chosen in order.split(BATCH):
+            loss = F.cross_entropy(member(augment(images[chosen], recipe, generator)), labels[chosen])
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+        progress(epoch + 1)
+
+
+def augment(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
+    """Each of `images` (N, C, H, W) rotated, sheared, scaled and shifted at random, bilinearly; blank outside."""
+    draw = torch.rand(6, len(images), generator=generator, device=images.device) * 2 - 1
+    angle, shear = recipe.rotation * draw[0], recipe.shear * draw[1]
+    scale = 1 + recipe.scale * draw[2:4]
+    shift = 2 * recipe.shift * draw[4:6]
+    cos, sin = angle.cos(), angle.sin()
+    rows = torch.stack(
+        [
+            torch.stack([cos / scale[0], (shear - sin) / scale[0], shift[0]], 1),
+            torch.stack([sin / scale[1], cos / scale[1], shift[1]], 1),
+        ],
+        1,
+    )
+    grid = F.affine_grid(rows, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, align_corners=False)
