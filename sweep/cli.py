@@ -54,6 +54,9 @@ def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     try:
         parser = build_parser()
+        if not words:
+            parser.print_help()
+            return BAD_INPUT
         check_command(words)
         arguments = parser.parse_all(words)
         return arguments.run(arguments)
@@ -140,7 +143,7 @@ def drive(plan: SweepPlan, *, announce: Callable[[], None]) -> int:
     from sweep.driver import run_plan
     from sweep.ledger import LedgerWriter, read_ledger
     from sweep.results import Results
-    from sweep.screen import Screen, preparation
+    from sweep.screen import Screen
     from sweep.tracking import Tracker
 
     results = Results(plan.objectives, {}, total=plan.trials)
@@ -156,15 +159,15 @@ def drive(plan: SweepPlan, *, announce: Callable[[], None]) -> int:
         results.load(recorded.trials)
         screen.open(resumed=bool(recorded.trials))
         try:
-            with preparation(console) as progress:
-                complete = run_plan(
-                    plan, ledger, results, progress=progress, begin=lambda: screen, listen=screen.trial_changed
-                )
+            complete = run_plan(
+                plan, ledger, results, progress=screen.prepare, begin=lambda: screen, listen=screen.trial_changed
+            )
         except InputError:
             if not results.trials:
                 shutil.rmtree(plan.folder, ignore_errors=True)
             raise
         finally:
+            screen.close()
             with console.status("Writing to MLflow ...") if console.is_terminal else contextlib.nullcontext():
                 tracker.close(complete=complete)
     save_front(plan, results)

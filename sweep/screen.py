@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+from rich.columns import Columns
 from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
@@ -19,6 +20,7 @@ from sweep.results import Results
 from sweep.tables import label, percent
 
 FRONT_SHOWN = 6
+BAR_WIDTH = 80
 
 
 class Screen:
@@ -26,6 +28,9 @@ class Screen:
 
     def __init__(self, console: Console, plan: SweepPlan, results: Results) -> None:
         self.console, self.plan, self.results = console, plan, results
+        self.begun, self.share_before = 0.0, 0.0
+        self.said: set[str] = set()
+        self.spinner = console.status("Starting Ray ...")
         self.living = contextlib.ExitStack()
 
     def open(self, *, resumed: bool) -> None:
@@ -38,8 +43,19 @@ class Screen:
             else f"{plan.name}: {plan.trials} trials"
         )
         self.say(f"{verb} of {plan.epochs_per_trial} epochs on {plan.space.evaluation.dataset}, seed {plan.seed}")
+        if self.console.is_terminal:
+            self.spinner.start()
+
+    def prepare(self, stage: str, done: int, total: int) -> None:
+        """Before the first trial: a spinner with the stage on a terminal, a line per stage elsewhere."""
+        if self.console.is_terminal:
+            self.spinner.update(f"Preparing what all trials share: {escape(stage)} {done}/{total}")
+        elif stage not in self.said:
+            self.said.add(stage)
+            self.say(f"preparing: {stage}")
 
     def __enter__(self) -> Screen:
+        self.spinner.stop()
         self.begun, self.share_before = time.monotonic(), self.results.share_done(self.plan.epochs_per_trial)
         if self.console.is_terminal:
             self.living.enter_context(
@@ -48,6 +64,11 @@ class Screen:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Nothing moves any more."""
+        self.spinner.stop()
         self.living.close()
 
     def say(self, message: str) -> None:
@@ -68,8 +89,8 @@ class Screen:
         )
         return Group(
             Text(f"{self.counts()}; {self.outlook()}"),
-            ProgressBar(total=total, completed=done),
-            self.trials_table("running", list(self.results.running)),
+            Columns([ProgressBar(total=total, completed=done, width=BAR_WIDTH)]),
+            self.trials_table("running", sorted(self.results.running)),
             self.trials_table("front", [record.number for record in self.results.front_records][:FRONT_SHOWN]),
         )
 
@@ -102,25 +123,6 @@ class Screen:
                 Text(label(self.plan.space, record.config), overflow="ellipsis", no_wrap=True),
             )
         return table
-
-
-@contextlib.contextmanager
-def preparation(console: Console) -> Iterator[Callable[[str, int, int], None]]:
-    """A spinner with the stage of the preparation on a terminal; a line per stage elsewhere."""
-    if not console.is_terminal:
-        said: set[str] = set()
-
-        def tell(stage: str, done: int, total: int) -> None:
-            if stage not in said:
-                said.add(stage)
-                console.print(f"preparing: {escape(stage)}")
-
-        yield tell
-        return
-    with console.status("Starting Ray ...") as status:
-        yield lambda stage, done, total: status.update(
-            f"Preparing what all trials share: {escape(stage)} {done}/{total}"
-        )
 
 
 def accuracies(report: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from rich.table import Table
 from search_spaces import Space
 from sweep.plan import SweepPlan
 from sweep.results import Results
-from trainer.config import TrialConfig
+from trainer.config import SHORT_NAMES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,7 +29,7 @@ ACCURACIES = {
 
 def label(space: Space, config: Mapping[str, Any]) -> str:
     """What differs between the trials of a sweep, short: `R=ot_triplet ws=0.31 m=0.05`."""
-    return " ".join(f"{TrialConfig.SHORT.get(name, name)}={brief(v)}" for name, v in space.active(config).items())
+    return " ".join(f"{SHORT_NAMES.get(name, name)}={brief(v)}" for name, v in space.active(config).items())
 
 
 def brief(value: Any) -> str:
@@ -123,6 +123,8 @@ def front_json(plan: SweepPlan, results: Results) -> str:
 
 def front_picture(plan: SweepPlan, results: Results) -> Figure:
     """The picture of all finished trials and their front."""
-    from matplotlib.figure import Figure
+    from sweep.figures import front_figure
 
-    return Figure()
+    return front_figure(
+        results.finished.values(), name=plan.name, objectives=plan.objectives, evaluation=plan.space.evaluation
+    )

@@ -72,8 +72,9 @@ def connect(uri: str) -> MlflowClient:
         client = MlflowClient(tracking_uri=uri)
         client.search_experiments(max_results=1)
     except (MlflowException, SQLAlchemyError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"no MLflow store answers at {uri}: {reason[:300]}") from None
+        unreachable = "Max retries exceeded" in str(error)
+        reason = "nothing listens there, or it took too long" if unreachable else str(error).splitlines()[0][:300]
+        raise InputError(f"no MLflow store answers at {uri}: {reason}") from None
     return client
 
 
@@ -137,6 +138,9 @@ class Tracker:
         return True
 
     def write_pass(self) -> None:
+        """What is missing; nothing before the first trial, so that a sweep that can't begin leaves no run."""
+        if not self.results.trials:
+            return
         if self.parent is None:
             self.open_parent()
         for record in list(self.results.trials.values()):
@@ -247,7 +251,8 @@ class Tracker:
     def finish(self, complete: bool) -> None:
         """One more pass, then ranks, picture and table, and the parent's end."""
         self.write_pass()
-        assert self.parent is not None
+        if self.parent is None:
+            return
         for number, rank in self.results.ranks().items():
             run_id = self.runs[number]
             self.write_metrics(
@@ -357,4 +362,4 @@ def page(address: str, plan: SweepPlan) -> str:
     query = f"tags.`otsweep.sweep` = '{plan.name}' and tags.`otsweep.kind` = 'sweep'"
     runs = client.search_runs([experiment.experiment_id], query, max_results=1)
     start = f"{address}/#/experiments/{experiment.experiment_id}"
-    return f"{start}/runs/{runs[0].info.run_id}" if runs else start
+    return f"{start}/runs/{runs[0].info.run_id}?workflowType=machine_learning" if runs else start

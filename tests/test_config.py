@@ -19,6 +19,7 @@ from trainer import config
 from trainer.config import (
     DATASET_DEFAULTS,
     DATASETS,
+    SHORT_NAMES,
     EvaluationConfig,
     InputError,
     OtsweepError,
@@ -270,7 +271,12 @@ def test_a_slip_is_answered_with_the_knob_that_was_meant(record: type, name: str
     for slip in {name[:-1], name + "s", name[1:], name.upper(), name.replace("_", "")} - {name}:
         with pytest.raises(InputError) as raised:
             record.from_mapping({slip: 1})
-        assert str(raised.value).startswith(f"unknown setting {slip!r}: did you mean {name!r}? known: ")
+        assert str(raised.value) == f"unknown setting {slip!r}: did you mean {name!r}?"
+
+
+def test_a_short_name_of_the_tables_is_answered_with_its_knob() -> None:
+    for name, short in SHORT_NAMES.items():
+        assert did_you_mean(short, TrialConfig.fields()) == f"did you mean {name!r}?"
 
 
 def test_what_is_like_nothing_gets_the_whole_list() -> None:
@@ -279,8 +285,8 @@ def test_what_is_like_nothing_gets_the_whole_list() -> None:
 
 
 def test_short_names_are_of_knobs_and_distinct() -> None:
-    assert TrialConfig.SHORT.keys() <= TrialConfig.fields().keys()
-    assert len(set(TrialConfig.SHORT.values())) == len(TrialConfig.SHORT)
+    assert SHORT_NAMES.keys() <= TrialConfig.fields().keys()
+    assert len(set(SHORT_NAMES.values())) == len(SHORT_NAMES)
 
 
 def test_no_knob_is_in_both_records() -> None:

@@ -12,7 +12,7 @@ import difflib
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self, get_type_hints
+from typing import Any, Self, get_type_hints
 
 
 class OtsweepError(Exception):
@@ -44,10 +44,32 @@ LARGEST_L2 = 64
 further than 55 apart."""
 
 
+SHORT_NAMES = {
+    "sensitivity_weight": "ws",
+    "invariance_weight": "wv",
+    "norm_weight": "wn",
+    "sensitivity_epsilon": "eps",
+    "invariance_epsilon": "epsv",
+    "regularizer": "R",
+    "margin": "m",
+    "learning_rate": "lr",
+    "cross_entropy_on": "ce",
+    "entropy": "ent",
+    "sensitivity_steps": "steps",
+}
+"""Short names for a trial's label in tables and pictures; a knob without one goes by its full name."""
+
+FEW_WORDS = 8
+"""So many known words are all shown beside the nearest one."""
+
+
 def did_you_mean(word: object, known: Iterable[str]) -> str:
-    """A clause that names the nearest right word and then all of them."""
+    """A clause that names the nearest right word, and all of them where they are few or none is near."""
     known = list(known)
-    nearest = difflib.get_close_matches(str(word).lower(), known, n=1, cutoff=0.5)
+    meant = [name for name, short in SHORT_NAMES.items() if short == word and name in known]
+    nearest = meant or difflib.get_close_matches(str(word).lower(), known, n=1, cutoff=0.5)
+    if nearest and len(known) > FEW_WORDS:
+        return f"did you mean {nearest[0]!r}?"
     hint = f"did you mean {nearest[0]!r}? " if nearest else ""
     return f"{hint}known: {', '.join(known)}"
 
@@ -203,21 +225,6 @@ def check_budget(name: str, epsilon: float, norm: str) -> None:
 @dataclass(frozen=True)
 class TrialConfig(_Checked):
     """One trial: model, objective, training budgets, optimiser. Flat, frozen, checked at construction."""
-
-    SHORT: ClassVar[dict[str, str]] = {
-        "sensitivity_weight": "ws",
-        "invariance_weight": "wv",
-        "norm_weight": "wn",
-        "sensitivity_epsilon": "eps",
-        "invariance_epsilon": "epsv",
-        "regularizer": "R",
-        "margin": "m",
-        "learning_rate": "lr",
-        "cross_entropy_on": "ce",
-        "entropy": "ent",
-        "sensitivity_steps": "steps",
-    }
-    """Short names for a trial's label in tables and pictures; a knob without one goes by its full name."""
 
     architecture: str = knob("cnn", choices=ARCHITECTURES)
     """`cnn` is the authors' network made general, `mlp` two hidden layers, `resnet18` the CIFAR variant."""
