@@ -142,7 +142,7 @@ def drive(plan: SweepPlan, *, announce: Callable[[], None]) -> int:
     """Run what is left of a sweep and show what it found."""
     from sweep.driver import run_plan
     from sweep.ledger import LedgerWriter, read_ledger
-    from sweep.results import Results
+    from sweep.results import Results, read_facts
     from sweep.screen import Screen
     from sweep.tracking import Tracker
 
@@ -157,6 +157,7 @@ def drive(plan: SweepPlan, *, announce: Callable[[], None]) -> int:
         for warning in recorded.warnings:
             screen.say(f"ledger: {warning}")
         results.load(recorded.trials)
+        results.facts = read_facts(plan.folder)
         screen.open(resumed=bool(recorded.trials))
         try:
             complete = run_plan(
@@ -184,6 +185,7 @@ def save_front(plan: SweepPlan, results: Results) -> None:
     from sweep.tables import front_picture
 
     metadata = {"plan_hash": plan.hash, "code_version": plan.code_version, "sweep": plan.name}
+    metadata |= {name: str(value) for name, value in results.facts.items()}
     Ledger(results.trials, []).write_parquet(plan.folder / "ledger.parquet", metadata)
     if results.finished:
         save_figure(front_picture(plan, results), plan.folder / "front.png")
@@ -191,6 +193,7 @@ def save_front(plan: SweepPlan, results: Results) -> None:
 
 def show_end(plan: SweepPlan, results: Results, *, complete: bool) -> None:
     """The front, where everything is, and the one command that comes next."""
+    from sweep.paper import paper_table, published_trials
     from sweep.places import storage_folder
     from sweep.tables import front_table, verdict
 
@@ -199,6 +202,9 @@ def show_end(plan: SweepPlan, results: Results, *, complete: bool) -> None:
         console.print(verdict(plan, results), "\n", sep="")
         console.print(front_table(plan, results))
         console.print()
+    published = published_trials(plan, results)
+    if published:
+        console.print(paper_table(plan, published), "\n", sep="")
     for number, record in results.failed.items():
         console.print(f"trial {number:03d} failed: {record.reason}", markup=False)
     where = "" if Path(plan.storage) == storage_folder() else f" --storage {shlex.quote(plan.storage)}"
@@ -224,7 +230,7 @@ def add_front(parser: argparse.ArgumentParser) -> None:
 def front(arguments: argparse.Namespace) -> int:
     from sweep.figures import save_figure
     from sweep.ledger import read_ledger
-    from sweep.results import Results
+    from sweep.results import Results, read_facts
     from sweep.tables import front_csv, front_json, front_picture, front_table, verdict
 
     if arguments.format not in ("table", "json", "csv"):
@@ -234,6 +240,7 @@ def front(arguments: argparse.Namespace) -> int:
     for warning in recorded.warnings:
         errors.print(f"ledger: {warning}", markup=False)
     results = Results(plan.objectives, recorded.trials, total=plan.trials)
+    results.facts = read_facts(plan.folder)
     if arguments.plot:
         save_figure(front_picture(plan, results), arguments.plot)
     if arguments.format == "json":
@@ -246,6 +253,30 @@ def front(arguments: argparse.Namespace) -> int:
     else:
         console.print(f"No trial of {plan.name} has finished yet.")
     return DONE
+
+
+def add_audit(parser: argparse.ArgumentParser) -> None:
+    add_resume(parser)
+    parser.add_argument("--seeds", metavar="N", help="fresh seeds that every finalist is trained on (3)")
+    parser.add_argument("--finalists", metavar="N", help="most trials that are audited, the front's first (8)")
+    parser.add_argument("--test-size", metavar="N", help="test images that are attacked; 0 takes all (1000)")
+    parser.add_argument("--steps", metavar="N", help="gradient steps of every round of the attacks (100)")
+    parser.add_argument("--queries", metavar="N", help="calls of the model by the Square attack (5000)")
+
+
+def audit(arguments: argparse.Namespace) -> int:
+    from sweep.audit import Audit, command, read_options, run_audit, show_audit
+    from sweep.ledger import read_ledger
+    from sweep.results import Results, read_facts
+
+    plan = find_plan(arguments)
+    results = Results(plan.objectives, read_ledger(plan.folder).trials, total=plan.trials)
+    results.facts = read_facts(plan.folder)
+    begun = Audit(plan, results, read_options(vars(arguments)))
+    if not run_audit(begun, console):
+        console.print(f"Stopped. Nothing that is done is lost; to go on:\n  {command(begun)}")
+        return INTERRUPTED
+    return DONE if show_audit(begun, console) else FAILED
 
 
 def add_trial(parser: argparse.ArgumentParser) -> None:
@@ -292,6 +323,7 @@ COMMANDS: dict[str, tuple[Add, Run, str]] = {
     "run": (add_run, run, "Run a sweep on this machine, or on the Ray cluster that this runs in."),
     "resume": (add_resume, resume, "Go on with a sweep after any crash or Ctrl-C."),
     "front": (add_front, front, "Show the front of a sweep, also of one that still runs."),
+    "audit": (add_audit, audit, "Train the finalists again and judge them on the test split by every attack."),
     "trial": (add_trial, trial, "Train and judge one configuration, here, without Ray."),
     "ui": (add_ui, ui, "Open MLflow on this machine's store, at the front."),
 }

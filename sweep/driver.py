@@ -7,11 +7,13 @@ sweep is resumed by replaying it, never by unpickling Ray's own state.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -21,7 +23,7 @@ from ray.exceptions import RayTaskError
 from search_spaces import Space
 from sweep.ledger import LedgerWriter, TrialRecord
 from sweep.plan import SweepPlan
-from sweep.results import Results
+from sweep.results import FACTS, Facts, Results, read_facts
 from sweep.search import ParetoSearch
 from sweep.trainable import FAILURE, Task, TrialTrainable
 from trainer.config import InputError, TrialConfig
@@ -42,6 +44,9 @@ QUIET = {
     # Binds gcs and raylet of a local Ray to the loopback address.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
 }
+
+TOLD_SECONDS = 0.2
+"""Between two words on the preparation's progress."""
 
 Progress = Callable[[str, int, int], None]
 
@@ -160,45 +165,60 @@ def run_plan(
     Raises:
         InputError: if the cluster can't give what one trial needs, or the data can't be had.
     """
-    left = plan.trials - len(results.ended)
-    if left <= 0:
+    if len(results.ended) >= plan.trials:
         return True
     with Interruption() as interruption, ray_session():
         concurrent = concurrency(plan)
         task = make_task(plan)
-        prepare(task, plan, progress, interruption)
-        if interruption.asked:
+        facts = prepare(task, plan, progress, interruption)
+        if facts is None:
             return False
+        record_facts(plan.folder, facts)
+        results.facts = facts
         with begin(), tempfile.TemporaryDirectory(prefix="otsweep-tune-") as scratch:
-            tune.Tuner(
-                tune.with_resources(
-                    tune.with_parameters(TrialTrainable, task=task),
-                    {"cpu": plan.cpus_per_trial, "gpu": plan.gpus_per_trial},
-                ),
-                tune_config=tune.TuneConfig(
-                    search_alg=ParetoSearch(
-                        plan.space,
-                        plan.objectives,
-                        sampler=plan.sampler,
-                        seed=plan.seed,
-                        epochs=plan.epochs,
-                        history=results.trials.values(),
-                    ),
-                    num_samples=left,
-                    max_concurrent_trials=concurrent,
-                    reuse_actors=True,
-                ),
-                run_config=tune.RunConfig(
-                    name="tune",
-                    storage_path=scratch,
-                    callbacks=[Scribe(ledger, results, interruption, listen)],
-                    stop=Asked(interruption),
-                    failure_config=tune.FailureConfig(max_failures=LOST_WORKER_RETRIES),
-                    checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                    verbose=0,
-                ),
-            ).fit()
+            scribe = Scribe(ledger, results, interruption, listen)
+            make_tuner(plan, task, results, scribe, Asked(interruption), concurrent, scratch).fit()
     return not interruption.asked
+
+
+def make_tuner(
+    plan: SweepPlan,
+    task: Task,
+    results: Results,
+    scribe: Scribe,
+    asked: Asked,
+    concurrent: int,
+    scratch: str,
+) -> tune.Tuner:
+    """Ray Tune over what is left of the plan. `scratch` takes Ray's own state, which nobody reads."""
+    return tune.Tuner(
+        tune.with_resources(
+            tune.with_parameters(TrialTrainable, task=task),
+            {"cpu": plan.cpus_per_trial, "gpu": plan.gpus_per_trial},
+        ),
+        tune_config=tune.TuneConfig(
+            search_alg=ParetoSearch(
+                plan.space,
+                plan.objectives,
+                sampler=plan.sampler,
+                seed=plan.seed,
+                epochs=plan.epochs,
+                history=results.trials.values(),
+            ),
+            num_samples=plan.trials - len(results.ended),
+            max_concurrent_trials=concurrent,
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=scratch,
+            callbacks=[scribe],
+            stop=asked,
+            failure_config=tune.FailureConfig(max_failures=LOST_WORKER_RETRIES),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            verbose=0,
+        ),
+    )
 
 
 @contextlib.contextmanager
@@ -262,39 +282,65 @@ def invariance_norms(space: Space) -> tuple[str, ...]:
 
 
 @ray.remote
-def prepare_remotely(task: Task) -> Iterator[tuple[str, int, int]]:
-    """The preparation on a worker, so that the driver needs no torch; yields its progress."""
+def prepare_remotely(task: Task) -> Iterator[tuple[str, int, int] | Facts]:
+    """The preparation on a worker, so that the driver needs no torch; yields its progress, then what it found."""
     import queue
     import threading
 
-    from sweep.trainable import prepare_shared
+    from sweep.trainable import facts_of, prepare_shared
 
-    said: queue.Queue[tuple[str, int, int] | None] = queue.Queue()
-    problem: list[Exception] = []
+    said: queue.Queue[tuple[str, int, int] | Facts | Exception] = queue.Queue()
 
     def work() -> None:
         try:
-            prepare_shared(task, lambda *stage: said.put(stage))
+            said.put(facts_of(prepare_shared(task, lambda *stage: said.put(stage))))
         except Exception as error:  # noqa: BLE001 - raised again below, on the thread that Ray listens to
-            problem.append(error)
-        said.put(None)
+            said.put(error)
 
     threading.Thread(target=work).start()
-    while (stage := said.get()) is not None:
-        yield stage
-    if problem:
-        raise problem[0]
+    told = 0.0
+    while isinstance(news := said.get(), tuple):
+        if time.monotonic() - told > TOLD_SECONDS:
+            told = time.monotonic()
+            yield news
+    if isinstance(news, Exception):
+        raise news
+    yield news
 
 
-def prepare(task: Task, plan: SweepPlan, progress: Progress, interruption: Interruption) -> None:
-    """Everything that all trials share, computed once before the first of them starts."""
-    stages: Any = prepare_remotely.options(num_cpus=1, num_gpus=plan.gpus_per_trial).remote(task)
+def prepare(task: Task, plan: SweepPlan, progress: Progress, interruption: Interruption) -> Facts | None:
+    """Everything that all trials share, computed once before the first of them starts; None if interrupted."""
+    news: Any = prepare_remotely.options(num_cpus=1, num_gpus=plan.gpus_per_trial).remote(task)
     try:
-        for stage in stages:
-            progress(*ray.get(stage))
+        for reference in news:
+            said = ray.get(reference)
             if interruption.asked:
-                return
+                return None
+            if isinstance(said, dict):
+                return said
+            progress(*said)
     except RayTaskError as error:
         if isinstance(error.cause, InputError):
             raise InputError(str(error.cause)) from None
         raise
+    return None
+
+
+def record_facts(folder: Path, facts: Facts) -> None:
+    """Keep what the sweep stands on beside its plan; refuse to go on with other data than it began with.
+
+    Raises:
+        InputError: if the data is not the same.
+    """
+    path, known = folder / FACTS, read_facts(folder)
+    if known:
+        before = known["data_fingerprint"]
+        if before != facts["data_fingerprint"]:
+            raise InputError(
+                f"the data has changed: the sweep began with fingerprint {before}, and finds "
+                f"{facts['data_fingerprint']} now; give it the same files again, or start a new sweep"
+            )
+        return
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps(facts, indent=2) + "\n")
+    unfinished.replace(path)

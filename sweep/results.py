@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -10,12 +13,24 @@ from sweep import pareto
 from sweep.ledger import TrialRecord
 from sweep.pareto import Objectives
 
+FACTS = "prepared.json"
+"""In a sweep's folder: what it stands on (the data's fingerprint) and what is known of the oracle that judges."""
+
+Facts = dict[str, Any]
+
+
+def read_facts(folder: Path) -> Facts:
+    """The facts of a sweep, empty before they are known."""
+    path = folder / FACTS
+    return json.loads(path.read_text()) if path.exists() else {}
+
 
 class Results:
     """Trials by number, and the front of those that finished. The driver changes it; the screen and MLflow read it."""
 
     def __init__(self, objectives: Objectives, trials: Mapping[int, TrialRecord], *, total: int) -> None:
         self.objectives, self.total = objectives, total
+        self.facts: Facts = {}
         self.trials: dict[int, TrialRecord] = {}
         self.front = pareto.Front(objectives)
         self.load(trials)

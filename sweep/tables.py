@@ -12,7 +12,7 @@ from rich.table import Table
 
 from search_spaces import Space
 from sweep.plan import SweepPlan
-from sweep.results import Results
+from sweep.results import Facts, Results
 from trainer.config import SHORT_NAMES
 
 if TYPE_CHECKING:
@@ -92,8 +92,18 @@ def verdict(plan: SweepPlan, results: Results) -> str:
         f"{evaluation.dataset}: front of {len(results.front_records)} among {len(results.finished)} finished trials, "
         f"hypervolume {results.hypervolume:.4f} of 1. Sensitivity under {evaluation.eval_sensitivity_norm} "
         f"{evaluation.eval_sensitivity_epsilon:.3g} (PGD-{evaluation.eval_sensitivity_steps}); invariance under "
-        f"{evaluation.eval_invariance_norm} {evaluation.eval_invariance_epsilon:.3g}, judged by the oracle (a proxy "
-        "for people)."
+        f"{evaluation.eval_invariance_norm} {evaluation.eval_invariance_epsilon:.3g}, a proxy: {judge(results.facts)}"
+    )
+
+
+def judge(facts: Facts) -> str:
+    """Who says which label a perturbed image has, and what is known of him."""
+    if not facts:
+        return "judged by the oracle, not by people."
+    return (
+        f"judged by the oracle, not by people (it labels {percent(facts['oracle_coverage'])} of the clean images, "
+        f"{percent(facts['oracle_accuracy'])} of those rightly; it sees {facts['changed_images']} of "
+        f"{facts['judged_images']} perturbed ones as changed)."
     )
 
 
@@ -126,5 +136,9 @@ def front_picture(plan: SweepPlan, results: Results) -> Figure:
     from sweep.figures import front_figure
 
     return front_figure(
-        results.finished.values(), name=plan.name, objectives=plan.objectives, evaluation=plan.space.evaluation
+        results.finished.values(),
+        name=plan.name,
+        objectives=plan.objectives,
+        evaluation=plan.space.evaluation,
+        validation_images=results.facts.get("validation_images"),
     )

@@ -184,6 +184,7 @@ class Tracker:
             "otsweep.sweep": plan.name,
             "otsweep.plan_hash": plan.hash,
             "otsweep.code_version": plan.code_version,
+            "otsweep.data_fingerprint": self.results.facts.get("data_fingerprint", ""),
         }
         assert self.experiment is not None
         run_id = self.client.create_run(self.experiment, run_name=plan.name, tags=tags).info.run_id

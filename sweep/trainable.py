@@ -59,6 +59,20 @@ def prepare_shared(task: Task, progress: Callable[[str, int, int], None]) -> Pre
     )
 
 
+def facts_of(prepared: Prepared) -> dict[str, Any]:
+    """What a sweep stands on, in plain values: its data, its judging set, and what is known of the judge."""
+    judge, judging = prepared.oracle_agreement["judge"], prepared.judging
+    return {
+        "data_fingerprint": prepared.data.fingerprint,
+        "validation_images": len(prepared.data.validation.labels),
+        "judged_images": len(judging.images),
+        "changed_images": int(judging.changed.sum()),
+        "unchanged_images": int(judging.unchanged.sum()),
+        "oracle_accuracy": judge.accuracy,
+        "oracle_coverage": judge.coverage,
+    }
+
+
 def evaluation_of(task: Task) -> EvaluationConfig:
     return EvaluationConfig.from_mapping(dict(task.evaluation))
 

@@ -96,6 +96,14 @@ def test_it_says_nothing_of_ray_or_mlflow(undisturbed: subprocess.CompletedProce
         assert spam not in said, said
 
 
+def test_what_the_sweep_stands_on_is_kept(storage: Path, undisturbed: subprocess.CompletedProcess[str]) -> None:
+    facts = json.loads((storage / "undisturbed" / "prepared.json").read_text())
+    metadata = pq.read_schema(storage / "undisturbed" / "ledger.parquet").metadata
+    assert metadata[b"data_fingerprint"].decode() == facts["data_fingerprint"]
+    assert {b"plan_hash", b"code_version", b"oracle_accuracy"} <= metadata.keys()
+    assert "a proxy: judged by the oracle" in undisturbed.stdout
+
+
 def test_the_ledger_holds_every_report_of_every_trial(
     storage: Path, undisturbed: subprocess.CompletedProcess[str]
 ) -> None:
@@ -177,6 +185,22 @@ def test_a_killed_sweep_resumes_to_the_undisturbed_front(
     attempts = {number: record.attempts for number, record in read_ledger(storage / name).trials.items()}
     for number, (state, _, _) in before.items():
         assert attempts[number] == (1 if state == "finished" else 2)
+
+
+@pytest.mark.slow
+def test_random_draws_on_two_slots_survive_a_kill_too(storage: Path) -> None:
+    """What is drawn does not depend on results here, so their order can't matter."""
+
+    def words(name: str) -> tuple[str, ...]:
+        return ("run", str(storage / "tiny.yaml"), "--name", name, "--max-concurrent", "2", "--sampler", "random")
+
+    assert otsweep(storage, *words("two")).returncode == 0
+    driver = subprocess.Popen(command(storage, *words("two-killed")), stdout=subprocess.DEVNULL)
+    wait_for(lambda: reports_written(storage, "two-killed") >= 9, driver)
+    driver.kill()
+    driver.wait()
+    assert otsweep(storage, "resume", "two-killed").returncode == 0
+    assert numbers(storage, "two-killed") == numbers(storage, "two")
 
 
 @pytest.mark.slow

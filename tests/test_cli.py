@@ -1,0 +1,130 @@
+"""The command: every wrong word is answered with exit status 2, one clear message and no traceback."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sweep.cli import BAD_INPUT, COMMANDS, main
+
+SPACES = {
+    "low above high": ("space:\n  margin: {low: 1, high: 0.5}\n", "line 2: margin: low = 1.0 must be below high = 0.5"),
+    "log from zero": ("space:\n  margin: {low: 0, high: 1, log: true}\n", "line 2: margin: log needs low above 0"),
+    "unknown key": ("spce:\n  margin: {low: 0, high: 1}\n", "'spce'"),
+    "unknown field": (
+        "space:\n  margn: {low: 0, high: 1}\n",
+        "line 2: unknown setting 'margn': did you mean 'margin'?",
+    ),
+    "wrong type": ("space:\n  margin: wide\n", "line 2: margin = 'wide': must be a number"),
+    "out of range": ("space:\n  epochs: 0\n  margin: {low: 0, high: 1}\n", "line 2: epochs = 0: must be at least 1"),
+    "unknown dataset": (
+        "evaluation: {dataset: mnst}\nspace:\n  margin: {low: 0, high: 1}\n",
+        "line 1: dataset = 'mnst': did you mean 'mnist'?",
+    ),
+    "unknown preset": (
+        "space:\n  margin: {low: 0, high: 1}\npoints: [{preset: pgdat}]\n",
+        "line 3: unknown preset 'pgdat': did you mean 'pgd-at'?",
+    ),
+    "epsilon above one": (
+        "space:\n  margin: {low: 0, high: 1}\n  sensitivity_epsilon: 1.5\n",
+        "line 3: sensitivity_epsilon = 1.5: must be at least 0 and at most 1",
+    ),
+}
+
+WORDS = {
+    "unknown command": (["rnu"], "unknown command 'rnu': did you mean 'run'?"),
+    "unknown option": (["run", "--trails", "3"], "unknown option '--trails': did you mean '--trials'?"),
+    "unknown space": (["run", "digitz"], "unknown search space 'digitz': did you mean 'digits'?"),
+    "no trials": (["run", "--trials", "0"], "--trials = 0: must be at least 1"),
+    "word for a number": (["run", "--trials", "few"], "--trials = 'few': must be a whole number"),
+    "unknown sampler": (["run", "--sampler", "tpo"], "--sampler = 'tpo': did you mean 'tpe'?"),
+    "unwritable storage": (["run", "--storage", "/proc/nowhere"], "--storage '/proc/nowhere': can't be written"),
+    "resume of nothing": (["resume", "nothing"], "no sweep 'nothing'"),
+    "front of nothing": (["front", "nothing"], "no sweep 'nothing'"),
+    "unknown format": (["front", "any", "--format", "xml"], "--format xml: known: table, json, csv"),
+    "more GPUs than there are": (["run", "--gpus-per-trial", "64"], "--gpus-per-trial 64: this machine or cluster has"),
+    "more cores than there are": (["run", "--cpus-per-trial", "999"], "--cpus-per-trial 999: this machine or cluster"),
+    "no MLflow server": (
+        ["run", "--mlflow-uri", "http://127.0.0.1:9"],
+        "no MLflow store answers at http://127.0.0.1:9",
+    ),
+    "secret in a URI": (["run", "--mlflow-uri", "http://me:hunter2@host"], "holds a secret"),
+    "missing data folder": (["run", "--data-dir", "/nowhere"], "--data-dir '/nowhere': no such folder"),
+    "unknown trial knob": (["trial", "--set", "margn=1"], "unknown setting 'margn': did you mean 'margin'?"),
+    "unknown trial preset": (["trial", "--preset", "pgdat"], "unknown preset 'pgdat': did you mean 'pgd-at'?"),
+    "trial epsilon above one": (
+        ["trial", "--set", "sensitivity_epsilon=2"],
+        "sensitivity_epsilon = 2.0: must be at least",
+    ),
+    "no value": (["trial", "--set", "epochs"], "--set 'epochs': write it as key=value"),
+}
+
+
+@pytest.fixture
+def storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("OTSWEEP_STORAGE", str(tmp_path))
+    return tmp_path
+
+
+def refused(capfd: pytest.CaptureFixture[str], words: list[str]) -> str:
+    assert main(words) == BAD_INPUT
+    said = capfd.readouterr()
+    assert "Traceback" not in said.out + said.err
+    return said.err
+
+
+@pytest.mark.parametrize(("words", "message"), WORDS.values(), ids=WORDS.keys())
+def test_a_wrong_word(words: list[str], message: str, storage: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert message in refused(capfd, words)
+
+
+@pytest.mark.parametrize(("text", "message"), SPACES.values(), ids=SPACES.keys())
+def test_a_wrong_space(text: str, message: str, storage: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = storage / "space.yaml"
+    path.write_text(text)
+    said = refused(capfd, ["run", str(path)])
+    assert str(path) in said
+    assert message in said
+
+
+def test_a_refused_sweep_leaves_its_name_free(storage: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    refused(capfd, ["run", "--name", "mine", "--cpus-per-trial", "999"])
+    assert not (storage / "mine").exists()
+
+
+def test_a_name_that_exists(storage: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (storage / "mine").mkdir()
+    assert "--name 'mine': exists" in refused(capfd, ["run", "--name", "mine"])
+
+
+@pytest.mark.parametrize("damage", ["truncated", "wrong magic"])
+def test_a_damaged_idx_file(damage: str, storage: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    raw = storage / "data" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
+        header = bytes([0, 0, 8, 3 if "images" in part else 1]) + (60_000).to_bytes(4, "big")
+        (raw / f"{part}-ubyte").write_bytes(header[:6] if damage == "truncated" else b"\x7fELF" + header)
+    said = refused(capfd, ["run", "mnist", "--data-dir", str(storage / "data")])
+    assert "train-images-idx3-ubyte" in said
+
+
+def test_no_words_show_the_commands(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == BAD_INPUT
+    shown = capfd.readouterr().out
+    assert all(name in shown for name in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_answers_at_once_without_heavy_imports(command: str) -> None:
+    code = (
+        "import sys; from sweep.cli import main\n"
+        f"try: main(['{command}', '--help'])\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'torch', 'ray', 'mlflow', 'optuna'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ, check=True)
+    assert done.stdout.rstrip().endswith("[]")
