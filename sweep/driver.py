@@ -167,7 +167,8 @@ def run_plan(
     """
     if len(results.ended) >= plan.trials:
         return True
-    with Interruption() as interruption, ray_session():
+    # In this order: Ray installs a handler of its own for SIGTERM.
+    with ray_session(), Interruption() as interruption:
         concurrent = concurrency(plan)
         task = make_task(plan)
         facts = prepare(task, plan, progress, interruption)

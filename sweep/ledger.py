@@ -232,9 +232,9 @@ class LedgerWriter:
         """Take up where the last writer stopped, be it at its close or in the middle of anything."""
         for leftover in self.folder.glob(f"*{TEMPORARY}"):
             leftover.unlink()
-        log = _read_log(self.folder / LOG_NAME)
-        self.warnings += log.warnings
         rolled = max((part.last for part in _list_parts(self.folder)), default=0)
+        log = _read_log(self.folder / LOG_NAME, after=rolled)
+        self.warnings += log.warnings
         self._pending = {number: text for number, text in log.events.items() if number > rolled}
         self._next = max([rolled, *log.events, *log.damaged]) + 1
         self._log = _open_in_place(self.folder / LOG_NAME)
@@ -322,17 +322,18 @@ def _read_line(line: bytes) -> str | None:
     return body.decode() if zlib.crc32(body) == int(match[1], 16) else None
 
 
-def _read_log(path: Path) -> _Log:
-    data = path.read_bytes() if path.exists() else b""
-    if not data.endswith(b"\n") and data:
-        # A writer may be in the middle of this very line.
+def _read_log(path: Path, *, after: int = 0) -> _Log:
+    """The log's events; `after` is the last number before it, where that is known."""
+    before, data = None, path.read_bytes() if path.exists() else b""
+    while data and not data.endswith(b"\n") and data != before:
+        # A writer may be in the middle of this very line: it is torn only if nothing follows.
         clock.sleep(REREAD_SECONDS)
-        data = path.read_bytes()
+        before, data = data, path.read_bytes()
     *lines, tail = data.split(b"\n")
     events: dict[int, str] = {}
     damaged: list[int] = []
     warnings: list[str] = []
-    number = 0
+    number = after
     for i, line in enumerate(lines, start=1):
         text = _read_line(line)
         number = number + 1 if text is None else json.loads(text)["sequence"]

@@ -44,8 +44,7 @@ class Objectives:
             raise ValueError(f"points of shape {points.shape}: must be (n, {len(self.names)}) for {self.names}")
         if not np.isfinite(points).all():
             raise ValueError(f"points {points[~np.isfinite(points).all(axis=1)].tolist()}: must be finite")
-        # Adding zero makes -0.0 the same as 0.0.
-        return points * np.where(self.maximise, 1.0, -1.0) + 0.0
+        return points * np.where(self.maximise, 1.0, -1.0)
 
     @property
     def turned_reference(self) -> np.ndarray:

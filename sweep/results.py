@@ -54,7 +54,8 @@ class Results:
 
     @property
     def finished(self) -> dict[int, TrialRecord]:
-        return self.in_state("finished")
+        """Those with a result; a damaged ledger can have lost it."""
+        return {number: record for number, record in self.in_state("finished").items() if record.result is not None}
 
     @property
     def failed(self) -> dict[int, TrialRecord]:

@@ -308,6 +308,8 @@ def serve(plan: SweepPlan, *, port: int, browser: bool, say: Callable[[str], Non
     command += ["--workers", "1", "--backend-store-uri", plan.mlflow_uri]
     command += ["--artifacts-destination", str(Path(plan.storage) / "artifacts")]
     environment = {**os.environ, **ENVIRONMENT, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    # Ended by SIGTERM as by Ctrl-C: the server must not outlive this process.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryFile() as log:
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
         try:

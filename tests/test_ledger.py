@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sweep import ledger as ledger_module
 from sweep.ledger import Ledger, LedgerWriter, TrialRecord, read_ledger
 from trainer.config import InputError, TrialConfig
 from trainer.report import EpochReport
@@ -195,6 +196,14 @@ class TestRoundTrip:
             read_ledger(tmp_path)
 
 
+@pytest.fixture(scope="module")
+def thirty_events(tmp_path_factory) -> tuple[Path, Ledger]:
+    """A sweep's folder with three parts, and what they hold."""
+    sweep = tmp_path_factory.mktemp("sweep")
+    fill(sweep, range(6), part_events=10)
+    return sweep, read_ledger(sweep)
+
+
 class TestDamage:
     def test_a_torn_last_line_is_cut_off_and_said_wherever_it_is_torn(self, tmp_path):
         log = fill_log(tmp_path, range(3))
@@ -238,12 +247,6 @@ class TestDamage:
         if where < len(whole) - 1 and b"\n" in whole[where:-1]:
             assert any("missing" in warning for warning in later.warnings)
 
-    @pytest.fixture(scope="class")
-    def thirty_events(self, tmp_path_factory) -> tuple[Path, Ledger]:
-        sweep = tmp_path_factory.mktemp("sweep")
-        fill(sweep, range(6), part_events=10)
-        return sweep, read_ledger(sweep)
-
     @given(data=st.data())
     def test_a_flipped_byte_in_a_part_is_told_by_its_name_and_the_rest_is_used(self, thirty_events, data):
         sweep, sound = thirty_events
@@ -281,6 +284,15 @@ class TestDamage:
             "trial 0: the event of its start is lost, and with it its configuration",
             "events 1 to 1 are missing",
         ]
+
+    def test_numbers_of_damaged_lines_are_not_given_again_even_if_no_other_is_left(self, tmp_path):
+        fill(tmp_path, range(2), part_events=10)
+        log = fill_log(tmp_path, range(2, 3))
+        log.write_bytes(log.read_bytes().replace(b"trial", b"trail"))
+        fill(tmp_path, range(3, 5), part_events=10)
+        ledger = read_ledger(tmp_path)
+        assert ledger.trials.keys() == {0, 1, 3, 4}
+        assert ledger.warnings == ["events 11 to 12 are missing"]
 
     def test_numbers_of_a_damaged_part_are_not_given_again(self, tmp_path):
         fill(tmp_path, range(2), part_events=10)
@@ -394,6 +406,29 @@ def child(sweep: Path, first: int, *, pause: float = 0.0) -> subprocess.Popen[st
     """A writer in a process of its own; it prints a trial's number once that is acknowledged."""
     command = [sys.executable, "-c", CHILD, str(sweep), str(first), str(pause)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+class TestReading:
+    def test_a_line_that_is_just_being_written_is_waited_for(self, tmp_path, monkeypatch):
+        log = fill_log(tmp_path, range(1))
+        whole = log.read_bytes()
+        log.write_bytes(whole[:-9])
+        monkeypatch.setattr(ledger_module.clock, "sleep", lambda _: log.write_bytes(whole))
+        ledger = read_ledger(tmp_path)
+        assert (ledger.trials[0].state, ledger.warnings) == ("finished", [])
+
+    def test_a_log_that_is_rolled_while_it_is_read_counts_once_and_in_order(self, tmp_path, monkeypatch):
+        with LedgerWriter(tmp_path, part_events=2) as writer:
+            writer.started(0, config={}, seed=0, attempt=1, host="", time=0.0)
+
+            def roll_then_list(folder):
+                writer.ended(0, state="finished", time=1.0)
+                return list_parts(folder)
+
+            list_parts = ledger_module._list_parts
+            monkeypatch.setattr(ledger_module, "_list_parts", roll_then_list)
+            ledger = read_ledger(tmp_path)
+        assert (ledger.trials[0].state, ledger.warnings) == ("finished", [])
 
 
 class TestProcesses:

@@ -130,6 +130,16 @@ class TestFrontAndRanks:
         assert front_mask(points, GAINS).tolist() == [True, True, True, False]
         assert ranks(points, GAINS).tolist() == [0, 0, 0, 1]
 
+    def test_zero_has_no_sign(self):
+        signed, unsigned = [[-0.0, 0.5], [0.0, 0.5], [-0.0, -0.0]], [[0.0, 0.5], [0.0, 0.5], [0.0, 0.0]]
+        for scale in (GAINS, LOSSES):
+            for function in (front_mask, ranks, contributions, hypervolume):
+                np.testing.assert_array_equal(function(signed, scale), function(unsigned, scale))
+            front = Front(scale)
+            for point in signed:
+                front.add(point)
+            assert front.size == front_mask(unsigned, scale).sum()
+
     def test_no_points_have_no_front(self):
         for empty in ([], np.empty((0, 2))):
             assert front_mask(empty, GAINS).tolist() == []
@@ -245,6 +255,11 @@ class TestKnee:
         assert front_mask(points, GAINS)[index]
         low, high = front.min(axis=0), front.max(axis=0)
         assert ((points[index] - low) / (high - low)).sum() > 1
+
+    @given(shares=st.lists(st.floats(0, 1), max_size=20), low=st.floats(0, 0.4), high=st.floats(0.5, 1))
+    def test_rounding_does_not_bend_a_straight_front(self, shares, low, high):
+        x = low + (high - low) * np.array([0.0, *shares, 1.0])
+        assert knee(np.column_stack([x, 1 - 0.7 * x]), GAINS) is None
 
     @pytest.mark.parametrize(
         "points",

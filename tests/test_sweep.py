@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
@@ -167,6 +167,25 @@ def reports_written(storage: Path, name: str) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+def test_ui_serves_the_front_on_the_loopback_address_and_ends(
+    storage: Path, undisturbed: subprocess.CompletedProcess[str], ending: signal.Signals
+) -> None:
+    words = command(storage, "ui", "undisturbed", "--port", "0", "--no-browser")
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    link = next(line for line in process.stdout if "http" in line).split()[-1]
+    address = re.match(r"http://127\.0\.0\.1:\d+", link)
+    assert address is not None
+    with urllib.request.urlopen(f"{address[0]}/health", timeout=10) as answer:
+        assert answer.status == 200
+    process.send_signal(ending)
+    assert process.wait(timeout=60) == 0
+    with pytest.raises(OSError, match="refused"):
+        urllib.request.urlopen(f"{address[0]}/health", timeout=10)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("reports", [0, 2, 7, 16])
 def test_a_killed_sweep_resumes_to_the_undisturbed_front(
     storage: Path, undisturbed: subprocess.CompletedProcess[str], reports: int
@@ -204,20 +223,23 @@ def test_random_draws_on_two_slots_survive_a_kill_too(storage: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(
-    storage: Path, undisturbed: subprocess.CompletedProcess[str]
+    storage: Path, undisturbed: subprocess.CompletedProcess[str], ending: signal.Signals
 ) -> None:
+    name = f"stopped-{ending.name}"
     driver = subprocess.Popen(
-        command(storage, *run_words(storage, "stopped")), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command(storage, *run_words(storage, name)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-    wait_for(lambda: reports_written(storage, "stopped") >= 6, driver)
-    os.kill(driver.pid, signal.SIGINT)
+    wait_for(lambda: reports_written(storage, name) >= 6, driver)
+    driver.send_signal(ending)
     said, _ = driver.communicate(timeout=120)
     assert driver.returncode == 130, said
-    assert "otsweep resume stopped" in said
+    assert f"otsweep resume {name}" in said
     assert "Traceback" not in said
-    assert otsweep(storage, "resume", "stopped").returncode == 0
-    assert numbers(storage, "stopped") == numbers(storage, "undisturbed")
+    assert "SIGTERM received" not in said
+    assert otsweep(storage, "resume", name).returncode == 0
+    assert numbers(storage, name) == numbers(storage, "undisturbed")
 
 
 @pytest.mark.slow
