@@ -13,6 +13,7 @@ import torch
 
 from trainer.config import EvaluationConfig
 from trainer.data import DATA_DIR_VARIABLE, Data, load_data
+from trainer.preparation import Prepared, prepare
 
 # One thread: sums come out the same on every machine, and the tests' small tensors gain nothing from more.
 torch.set_num_threads(1)
@@ -51,17 +52,25 @@ def data_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
-def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """One cache of decoded tensors for the session, removed after it: MNIST's takes 220 MB."""
-    folder = tmp_path_factory.mktemp("cache")
+def cache_dir(_own_environment: None) -> Iterator[Path]:
+    """One cache for the session, where commands look for it too; removed afterwards, since MNIST's takes 220 MB."""
+    folder = Path(os.environ["OTSWEEP_STORAGE"]) / "cache"
+    folder.mkdir(exist_ok=True)
     yield folder
-    shutil.rmtree(folder)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
 def digits(cache_dir: Path) -> Data:
     """The embedded digits, whole, split by seed 0."""
     return load_data(EvaluationConfig(dataset="digits"), cache_dir=cache_dir)
+
+
+@pytest.fixture(scope="session")
+def prepared(cache_dir: Path) -> Prepared:
+    """What trials on few digits share; its oracles take some ten seconds to train, once per session."""
+    evaluation = EvaluationConfig(train_size=200, validation_size=60, eval_sensitivity_steps=5)
+    return prepare(evaluation, cache_dir=cache_dir)
 
 
 @pytest.hookimpl(tryfirst=True)

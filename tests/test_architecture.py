@@ -21,17 +21,18 @@ PACKAGES = ("search_spaces", "trainer", "sweep")
 
 TRAINER_LAYERS = [
     ["config"],
-    ["report", "presets"],
-    ["data", "models", "checkpoint"],
+    ["report", "presets", "parallel", "cache"],
+    ["data", "models", "checkpoint", "neighbours"],
     ["sensitivity", "invariance", "oracle", "transport"],
     ["losses", "preparation", "evidence"],
+    ["examples"],
     ["training", "evaluation"],
     ["trial"],
     ["__main__"],
 ]
 """A trainer module imports from layers above its own here; a new one is given its place in this list."""
 
-TENSORS_ONLY = ["trainer.sensitivity", "trainer.invariance", "trainer.transport"]
+TENSORS_ONLY = ["trainer.sensitivity", "trainer.neighbours", "trainer.invariance", "trainer.transport"]
 """Take tensors and numbers, never a configuration."""
 
 TRAINER_NEEDS = {"torch", "torchvision", "numpy", "scipy", "sklearn"}

@@ -48,7 +48,7 @@ def test_quality_counts_accuracy_where_it_answers() -> None:
 @pytest.mark.parametrize("role", ROLES)
 def test_learns_digits_it_has_not_seen(digits: tuple[Tensor, Tensor], role: str) -> None:
     images, labels = digits
-    oracle = train_oracle("digits", role, images[:1200], labels[:1200], classes=10, generator=generator())
+    oracle = train_oracle("digits", role, images[:1200], labels[:1200], classes=10, seed=0)
     quality = oracle.quality(images[1200:], labels[1200:])
     assert quality.accuracy > 0.93
     assert quality.coverage > 0.8
@@ -62,7 +62,7 @@ def test_training_is_deterministic_and_leaves_the_global_generator_alone(
     weights = []
     for _ in range(2):
         state = torch.get_rng_state()
-        trained = train_oracle("digits", "judge", images, labels, classes=10, generator=generator(3))
+        trained = train_oracle("digits", "judge", images, labels, classes=10, seed=3)
         weights.append(trained.state_dict())
         assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
@@ -71,7 +71,7 @@ def test_training_is_deterministic_and_leaves_the_global_generator_alone(
 def test_state_round_trips(digits: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(RECIPES, "digits", dataclasses.replace(RECIPES["digits"], epochs=1))
     images, labels = digits[0][:200], digits[1][:200]
-    trained = train_oracle("digits", "teacher", images, labels, classes=10, generator=generator())
+    trained = train_oracle("digits", "teacher", images, labels, classes=10, seed=0)
     again = build_oracle("digits", "teacher", (1, 8, 8), 10)
     again.load_state_dict(trained.state_dict())
     assert torch.equal(trained.label(images), again.label(images))

@@ -82,7 +82,7 @@ def test_an_embedded_space_covers_weights_margin_and_budgets(name: str) -> None:
     swept = load_space(name).swept
     knobs = {"sensitivity_weight", "invariance_weight", "margin", "sensitivity_epsilon", "invariance_epsilon"}
     assert knobs <= set(swept)
-    assert all("none" not in swept[knob].when["regularizer"] for knob in ("sensitivity_weight", "margin"))
+    assert all("none" not in swept[knob].when.get("regularizer", ()) for knob in ("sensitivity_weight", "margin"))
 
 
 @pytest.mark.parametrize("name", NAMES)

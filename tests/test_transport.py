@@ -5,7 +5,7 @@ import numpy as np
 import ot
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from scipy.optimize import linear_sum_assignment, linprog
 from torch import Tensor
 
@@ -42,7 +42,7 @@ def problem(seed: int, n: int, m: int, metric: str = "cosine") -> tuple[Tensor, 
 
 def pot_plan(cost: Tensor, a: Tensor, b: Tensor, entropy: float) -> Tensor:
     """POT's plan (n, m) in float64; a warning that it did not converge fails the test."""
-    return ot.bregman.sinkhorn_log(a, b, cost, entropy, numItermax=20_000, stopThr=1e-9)
+    return torch.as_tensor(ot.bregman.sinkhorn_log(a, b, cost, entropy, numItermax=20_000, stopThr=1e-9))
 
 
 def value_of(plan: Tensor, cost: Tensor, a: Tensor, b: Tensor, entropy: float) -> Tensor:
@@ -190,6 +190,13 @@ def test_problems_of_a_batch_do_not_touch_each_other() -> None:
     assert together.solvable.tolist() == [True, False, True, True, True]
 
 
+def test_absent_problem_does_not_keep_the_others_iterating() -> None:
+    costs, a, b = (torch.cat(parts) for parts in zip(*(problem(seed, 6, 9) for seed in range(2)), strict=True))
+    alone = entropic_transport(costs[:1], a[:1], b[:1], entropy=0.05)
+    a[1] = 0
+    assert entropic_transport(costs, a, b, entropy=0.05).iterations <= alone.iterations
+
+
 def test_entropy_may_be_a_tensor_and_problems_may_be_stacked_by_vmap() -> None:
     costs, a, b = (torch.cat(parts) for parts in zip(*(problem(seed, 6, 9) for seed in range(3)), strict=True))
     several = torch.tensor([0.5, 0.05, 0.02], dtype=torch.float64)
@@ -252,6 +259,8 @@ def test_iterations_keep_no_graph() -> None:
     metric=metrics,
     apart=st.booleans(),
 )
+@example(seed=144, n=20, m=16, entropy=0.016, metric="squared_euclidean", apart=True)
+@example(seed=921, n=16, m=9, entropy=0.017, metric="squared_euclidean", apart=True)
 def test_float32_converges_however_the_mass_lies(
     seed: int, n: int, m: int, entropy: float, metric: str, apart: bool
 ) -> None:
@@ -276,6 +285,23 @@ def test_error_falls_as_iterations_are_added() -> None:
     assert errors == sorted(errors, reverse=True)
     assert errors[0] > 1e-2
     assert errors[-1] < 1e-5
+
+
+def test_plan_has_its_form_even_where_iterations_run_out() -> None:
+    cost, a, b = problem(9, 6, 8)
+    plan = entropic_transport(cost, a, b, entropy=0.5, iterations=2).plan
+    # Of T_ij = a_i b_j exp((f_i + g_j - C_ij) / e) only C is left in T_ij T_00 / (T_i0 T_0j).
+    left = plan * plan[:, :1, :1] / (plan[:, :, :1] * plan[:, :1])
+    torch.testing.assert_close(left.log() * -0.5, cost + cost[:, :1, :1] - cost[:, :, :1] - cost[:, :1])
+
+
+def test_matrix_that_cannot_be_factorised_leaves_sinkhorns_iteration(monkeypatch: pytest.MonkeyPatch) -> None:
+    cost, a, b = problem(9, 20, 30)
+    newton = entropic_transport(cost, a, b, entropy=0.5)
+    monkeypatch.setattr(transport, "DAMPING", -2.0)
+    sinkhorn = entropic_transport(cost, a, b, entropy=0.5)
+    assert newton.iterations < sinkhorn.iterations
+    torch.testing.assert_close(sinkhorn.value, newton.value, rtol=1e-6, atol=0)
 
 
 def test_stopping_early_is_no_less_exact() -> None:

@@ -3,45 +3,71 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
+import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
-from trainer.config import DATASET_DEFAULTS, EvaluationConfig, InputError, OtsweepError, TrialConfig, parse_settings
-from trainer.presets import preset
+from trainer.config import (
+    DATASET_DEFAULTS,
+    EvaluationConfig,
+    InputError,
+    OtsweepError,
+    TrialConfig,
+    did_you_mean,
+    parse_settings,
+)
+from trainer.presets import PRESETS, preset
 
 if TYPE_CHECKING:
+    from trainer.checkpoint import Store
     from trainer.preparation import Prepared
     from trainer.report import EpochReport
 
+DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+REPORT_FILE = "report.json"
 REDRAW_SECONDS = 0.1
+BAR_WIDTH = 12
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `otsweep trial`."""
-    parser.add_argument("--preset", metavar="NAME", help="start from a named configuration, such as pgd-at")
-    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="set a knob; may be repeated")
+    parser.add_argument("--preset", metavar="NAME", help="start from a named configuration (below)")
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", action="append", default=[], help="set a knob (below); may be repeated"
+    )
     parser.add_argument(
         "--dataset", metavar="NAME", help="short for --set dataset=NAME, with that data's usual budgets"
     )
     parser.add_argument("--epochs", metavar="N", help="short for --set epochs=N")
     parser.add_argument("--seed", metavar="N", help="short for --set seed=N")
     parser.add_argument("--data-dir", type=Path, metavar="DIR", help="where data sets lie (or OTSWEEP_DATA_DIR)")
-    parser.add_argument("--storage", type=Path, metavar="DIR", help="where results go (or OTSWEEP_STORAGE; ~/otsweep)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="this trial's folder; a trial stopped there goes on")
+    parser.add_argument("--storage", metavar="DIR", help="where results go (or OTSWEEP_STORAGE; default ~/otsweep)")
+    parser.add_argument("--out", metavar="DIR", help="this trial's folder; a trial that was stopped there goes on")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
-    parser.add_argument("--cpus-per-trial", type=int, default=1, metavar="N", help="threads; the numbers depend on it")
+    parser.add_argument(
+        "--cpus-per-trial", type=int, default=1, metavar="N", help="threads; the numbers depend on it (1)"
+    )
     parser.add_argument("--json", action="store_true", help="print each report as one line of JSON, and nothing else")
+    knobs = {**TrialConfig().to_dict(), **EvaluationConfig().to_dict()}
+    parser.epilog = (
+        f"Presets: {', '.join(PRESETS)}. "
+        f"Knobs and their defaults: {', '.join(f'{name}={value}' for name, value in knobs.items())}."
+    )
 
 
 def configs(arguments: argparse.Namespace) -> tuple[TrialConfig, EvaluationConfig]:
-    """Data set's defaults, then the preset, then what was set; the last word counts."""
-    shorthand = [f"{key}={getattr(arguments, key)}" for key in ("dataset", "epochs", "seed") if getattr(arguments, key)]
+    """The data set's defaults, then the preset, then what was set; the last word counts."""
+    said = {key: getattr(arguments, key) for key in ("dataset", "epochs", "seed")}
+    shorthand = [f"{key}={value}" for key, value in said.items() if value is not None]
     given = parse_settings(shorthand + arguments.set, TrialConfig, EvaluationConfig)
-    start = preset(arguments.preset) if arguments.preset else {}
+    start = {} if arguments.preset is None else preset(arguments.preset)
     values = DATASET_DEFAULTS[given.get("dataset", "digits")] | start | given
     return (
         TrialConfig.from_mapping({k: v for k, v in values.items() if k in TrialConfig.fields()}),
@@ -52,62 +78,49 @@ def configs(arguments: argparse.Namespace) -> tuple[TrialConfig, EvaluationConfi
 def run(arguments: argparse.Namespace) -> int:
     """Prepare, train, tell, and write `model.pt` and `report.json`; the exit status."""
     config, evaluation = configs(arguments)
-    if arguments.cpus_per_trial < 1:
-        raise InputError(f"--cpus-per-trial {arguments.cpus_per_trial}: must be at least 1")
-    storage = (arguments.storage or Path(os.environ.get("OTSWEEP_STORAGE", "~/otsweep"))).expanduser().absolute()
-    folder = (arguments.out or storage / "trials" / time.strftime("%Y%m%d-%H%M%S")).expanduser().absolute()
-    make_folder(folder)
-    line = StatusLine(sys.stderr, shown=not arguments.json)
+    check_threads(arguments.cpus_per_trial)
+    storage = absolute("--storage", arguments.storage or os.environ.get("OTSWEEP_STORAGE") or "~/otsweep")
+    with StatusLine(sys.stderr, shown=not arguments.json) as line:
+        line.draw("loading torch")
+        import torch
 
-    line.show("loading torch")
-    import torch
+        from trainer.data import SIZES
+        from trainer.training import check_batch_size
 
-    from trainer.checkpoint import FolderStore
-    from trainer.preparation import prepare
-    from trainer.trial import run_trial
-
-    torch.set_num_threads(arguments.cpus_per_trial)
-    prepared = prepare(
-        evaluation,
-        invariance_norms=(config.invariance_norm,) if config.uses_invariance else (),
-        data_dir=arguments.data_dir,
-        cache_dir=storage / "cache",
-        progress=lambda stage, done, total: line.show(f"{stage} {bar(done, total)}"),
-    )
-    reports: list[EpochReport] = []
-    trial = run_trial(
-        config,
-        evaluation,
-        prepared,
-        store=FolderStore(folder),
-        device=pick_device(arguments.device),
-        warn=lambda message: line.say(f"warning: {message}"),
-        progress=lambda epoch, done, total: line.show(
-            f"epoch {epoch:{len(str(config.epochs))}}/{config.epochs} {bar(done, total)} {brief(reports)}"
-        ),
-    )
-    try:
-        for report in trial:
-            reports.append(report)
-            if arguments.json:
-                print(json.dumps(report.to_dict()), flush=True)
-    except KeyboardInterrupt:
-        line.say(f"Stopped after epoch {reports[-1].epoch if reports else 0}. To go on: add --out {folder}")
-        return 130
-    write_report(folder, config, evaluation, prepared, reports)
-    line.clear()
+        # What can be refused is refused before anything is prepared, which may take minutes.
+        device = pick_device(arguments.device)
+        check_batch_size(config.batch_size, evaluation.train_size or SIZES[evaluation.dataset].train)
+        torch.set_num_threads(arguments.cpus_per_trial)
+        with trial_folder(arguments.out, storage) as folder:
+            prepared = prepare_all(config, evaluation, arguments.data_dir, storage, line)
+            line.begin(f"training: {config.epochs} epochs, results in {folder}")
+            tell = print_json if arguments.json else line.tell
+            try:
+                chosen = train(config, prepared, folder, device=device, line=line, tell=tell)
+            except KeyboardInterrupt:
+                line.say("Stopped. To go on after the last epoch that was done, give the same command with")
+                line.say(f"  --out {folder}")
+                return INTERRUPTED
+            except BrokenPipeError:  # who read the reports has gone, as in `... --json | head -1`
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at its end
+                return FAILED
     if not arguments.json:
-        print(summary(reports[-1], evaluation, prepared, folder))
-    return 0
+        print(summary(chosen, config, prepared, folder))
+    return DONE
 
 
-def make_folder(folder: Path) -> None:
+def check_threads(count: int) -> None:
+    most = os.cpu_count() or 1
+    if not 1 <= count <= most:
+        raise InputError(f"--cpus-per-trial {count}: must be at least 1 and at most {most}, the cores of this machine")
+
+
+def absolute(said: str, text: str) -> Path:
+    """The path given with an option."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"can't write to {folder}: {error.strerror}; name another folder with --storage or --out"
-        ) from None
+        return Path(text).expanduser().absolute()
+    except RuntimeError as error:  # ~nobody
+        raise InputError(f"{said} {text!r}: {error}") from None
 
 
 def pick_device(name: str) -> str:
@@ -127,80 +140,236 @@ def pick_device(name: str) -> str:
     return name
 
 
-def write_report(
-    folder: Path, config: TrialConfig, evaluation: EvaluationConfig, prepared: Prepared, reports: list[EpochReport]
-) -> None:
-    """`report.json`: what was run, on what, and every report."""
-    content = {
+@contextlib.contextmanager
+def trial_folder(out: str | None, storage: Path) -> Iterator[Path]:
+    """The trial's folder, which can be written: the one that was given, or a new one named after the time (UTC). It is
+    removed again if nothing comes of the trial.
+
+    Raises:
+        InputError: naming the folder and the reason.
+    """
+    folder = storage / "trials" if out is None else absolute("--out", out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if out is None:
+            folder = Path(tempfile.mkdtemp(prefix=time.strftime("%Y%m%d-%H%M%S-", time.gmtime()), dir=folder))
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        reason = "it is not a folder" if isinstance(error, FileExistsError) else error.strerror
+        raise InputError(f"cannot write to {str(folder)!r}: {reason}; name another with --storage or --out") from None
+    try:
+        yield folder
+    finally:
+        with contextlib.suppress(OSError):  # it is not empty
+            folder.rmdir()
+
+
+def prepare_all(
+    config: TrialConfig, evaluation: EvaluationConfig, data_dir: Path | None, storage: Path, line: StatusLine
+) -> Prepared:
+    """Data, judging set, what is known of the oracle, and the training perturbations that the trial uses."""
+    from trainer.preparation import prepare
+
+    prepared = prepare(
+        evaluation,
+        invariance_norms=(config.invariance_norm,) if config.uses_invariance else (),
+        data_dir=data_dir,
+        cache_dir=storage / "cache",
+        progress=line.prepare,
+    )
+    _ = prepared.oracle_agreement
+    return prepared
+
+
+def train(
+    config: TrialConfig,
+    prepared: Prepared,
+    folder: Path,
+    *,
+    device: str,
+    line: StatusLine,
+    tell: Callable[[EpochReport], None],
+) -> EpochReport:
+    """Run the trial, tell each report, and keep all of them in the folder's `report.json`; the last one."""
+    from trainer.checkpoint import FolderStore
+    from trainer.trial import run_trial
+
+    store, oracle = FolderStore(folder), prepared.oracle_agreement["judge"]
+    head = {
         "config": config.to_dict(),
-        "evaluation": evaluation.to_dict(),
+        "evaluation": prepared.evaluation.to_dict(),
         "data_fingerprint": prepared.data.fingerprint,
-        "reports": [report.to_dict() for report in reports],
     }
-    (folder / "report.json").write_text(json.dumps(content, indent=2) + "\n")
+    reports = earlier_reports(store, head)
+    last, left = None, TimeLeft()
+
+    def progress(epoch: int, done: int, total: int) -> None:
+        share = (epoch - 1 + done / total) / config.epochs
+        doing = "judging" if done == total else left.after(share)
+        number = f"{epoch:{len(str(config.epochs))}}/{config.epochs}"
+        line.draw(f"epoch {number} {bar(share)} {doing:<10} {brief(last)}", now=done == total)
+
+    for last in run_trial(
+        config,
+        prepared.evaluation,
+        prepared,
+        store=store,
+        device=device,
+        warn=lambda message: line.say(f"warning: {message}"),
+        progress=progress,
+    ):
+        reports[last.final, last.epoch] = last.to_dict()
+        content = {**head, "oracle": oracle._asdict(), "reports": [reports[key] for key in sorted(reports)]}
+        store.write(REPORT_FILE, (json.dumps(content, indent=2) + "\n").encode())
+        tell(last)
+    assert last is not None
+    return last
 
 
-def summary(report: EpochReport, evaluation: EvaluationConfig, prepared: Prepared, folder: Path) -> str:
-    """What a person wants to know at the end."""
-    rows = [
-        ("clean accuracy", f"{report.clean_accuracy:7.1%}", "validation images as they are"),
-        (
-            "sensitivity accuracy",
-            f"{report.sensitivity_accuracy:7.1%}",
-            f"right under PGD-{evaluation.eval_sensitivity_steps}, "
-            f"{evaluation.eval_sensitivity_norm} {evaluation.eval_sensitivity_epsilon:.3g}",
-        ),
-        (
-            "invariance accuracy",
-            f"{report.invariance_accuracy:7.1%}",
-            f"the oracle's label on {report.invariance_changed_size} changed images, "
-            f"{evaluation.eval_invariance_norm} {evaluation.eval_invariance_epsilon:.3g} (a proxy for people)",
-        ),
-        ("stuck", f"{report.invariance_stuck:7.1%}", "of those, still the source's label"),
-    ]
-    lines = [f"{evaluation.dataset}: epoch {report.epoch} chosen"]
-    lines += [f"  {name:<21}{value}  {meaning}" for name, value, meaning in rows]
-    return "\n".join([*lines, f"model and report: {folder}"])
+def earlier_reports(store: Store, head: dict[str, Any]) -> dict[tuple[bool, int], dict[str, Any]]:
+    """What `report.json` tells already, by (final, epoch): a trial that goes on repeats only its newest report."""
+    try:
+        content = json.loads(store.read(REPORT_FILE))
+        same = all(content[key] == value for key, value in head.items())
+        return {(report["final"], report["epoch"]): report for report in content["reports"]} if same else {}
+    except (OSError, ValueError, KeyError, TypeError):  # there is none, or it is not ours; it is written anew
+        return {}
 
 
-def brief(reports: list[EpochReport]) -> str:
-    """The last epoch's three accuracies, for the status line."""
-    if not reports:
+def print_json(report: EpochReport) -> None:
+    print(json.dumps(report.to_dict()), flush=True)
+
+
+def brief(report: EpochReport | None) -> str:
+    """The three accuracies of an epoch, where there is little room."""
+    if report is None:
         return ""
-    last = reports[-1]
-    return (
-        f" clean {last.clean_accuracy:.1%}  sensitivity {last.sensitivity_accuracy:.1%}"
-        f"  invariance {last.invariance_accuracy:.1%}"
+    clean, sensitivity, invariance = report.clean_accuracy, report.sensitivity_accuracy, report.invariance_accuracy
+    return f"clean {clean:.1%}  sens {sensitivity:.1%}  inv {invariance:.1%}"
+
+
+def summary(report: EpochReport, config: TrialConfig, prepared: Prepared, folder: Path) -> str:
+    """What a person wants to know at the end: what was measured, how surely, and where everything is."""
+    from trainer.trial import MODEL_FILE
+
+    images, changed = len(prepared.data.validation.labels), report.invariance_changed_size
+    evaluation, oracle = prepared.evaluation, prepared.oracle_agreement["judge"]
+    unchanged = int(prepared.judging.unchanged.sum())
+    attack = f"PGD-{evaluation.eval_sensitivity_steps}, {evaluation.eval_sensitivity_norm}"
+    perturbed = f"{evaluation.eval_invariance_norm} {evaluation.eval_invariance_epsilon:.3g}"
+    return "\n".join(
+        [
+            f"{evaluation.dataset}: epoch {report.epoch} of {config.epochs} chosen",
+            "                        95% interval  share of",
+            row("clean", report.clean_accuracy, f"{images} validation images: right", size=images),
+            row(
+                "sensitivity",
+                report.sensitivity_accuracy,
+                f"them: right, also under {attack} {evaluation.eval_sensitivity_epsilon:.3g}",
+                size=images,
+            ),
+            row(
+                "invariance",
+                report.invariance_accuracy,
+                f"{changed} changed by {perturbed}: new label given",
+                size=changed,
+            ),
+            row("  stuck", report.invariance_stuck, "those right before: old label given"),
+            row(
+                "  unchanged",
+                report.invariance_unchanged,
+                f"{unchanged} not changed by it: old label given",
+                size=unchanged,
+            ),
+            "What is changed, and to which label, says an oracle, a proxy for people: on",
+            f"clean images it answers {oracle.coverage:.1%} of the time, and then {oracle.accuracy:.1%} right.",
+            "",
+            f"model   {folder / MODEL_FILE}",
+            f"report  {folder / REPORT_FILE}",
+        ]
     )
 
 
-def bar(done: int, total: int, *, width: int = 24) -> str:
-    """A bar of text, and the count."""
-    filled = width * done // max(total, 1)
-    return f"{'━' * filled}{'╌' * (width - filled)} {done}/{total}"
+def row(name: str, share: float, meaning: str, *, size: int | None = None) -> str:
+    """A line of the summary, with Wilson's interval where the share is one of `size` images."""
+    from trainer.evidence import wilson_interval
+
+    interval = ""
+    if size:
+        low, high = wilson_interval(round(share * size), size)
+        interval = f"{100 * low:.1f} to {100 * high:.1f}"
+    return f"  {name:<12}{share:7.1%}   {interval:<14}{meaning}"
+
+
+def bar(share: float) -> str:
+    """A share as a bar and in percent."""
+    filled = int(BAR_WIDTH * share)
+    return f"{'━' * filled}{'╌' * (BAR_WIDTH - filled)} {share:4.0%}"
+
+
+class TimeLeft:
+    """How long the rest takes if it goes on as it went."""
+
+    def __init__(self) -> None:
+        self.begun: tuple[float, float] | None = None
+
+    def after(self, share: float) -> str:
+        """In words, once there is something to go by; the first share that it hears of is where it starts."""
+        now = time.monotonic()
+        start, before = self.begun = self.begun or (now, share)
+        if share == before:
+            return ""
+        seconds = int((now - start) * (1 - share) / (share - before))
+        return f"{seconds // 60}:{seconds % 60:02d} left"
 
 
 class StatusLine:
-    """One line that is written over again on a terminal; elsewhere each new stage or epoch is one plain line."""
+    """On a terminal one line that is written over again, elsewhere plain lines; a context that ends with a clean one.
+
+    Args:
+        stream: where it stands.
+        shown: False keeps all but what is said to oneself.
+    """
 
     def __init__(self, stream: TextIO, *, shown: bool) -> None:
         self.stream, self.shown, self.living = stream, shown, shown and stream.isatty()
-        self.drawn, self.stage = 0.0, ""
+        self.stage, self.drawn = "", 0.0
 
-    def show(self, text: str) -> None:
-        now = time.monotonic()
-        stage = text.split("━")[0].split("╌")[0]
-        if self.living and (now - self.drawn > REDRAW_SECONDS or stage != self.stage):
-            columns = os.get_terminal_size(self.stream.fileno()).columns
+    def __enter__(self) -> StatusLine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.clear()
+
+    def begin(self, stage: str) -> None:
+        """Something else is being done now."""
+        if stage != self.stage:
+            self.stage = stage
+            self.draw(stage, now=True)
+            if self.shown and not self.living:
+                self.say(stage)
+
+    def draw(self, text: str, *, now: bool = False) -> None:
+        """The living line; as often as eyes can follow, or `now`."""
+        if self.living and (now or time.monotonic() - self.drawn > REDRAW_SECONDS):
+            columns = os.get_terminal_size(self.stream.fileno()).columns or 80
             self.stream.write(f"\r\x1b[K{text[: columns - 1]}")
             self.stream.flush()
-            self.drawn = now
-        elif self.shown and not self.living and stage != self.stage:
-            self.stream.write(f"{text}\n")
-            self.stream.flush()
-        self.stage = stage
+            self.drawn = time.monotonic()
+
+    def prepare(self, stage: str, done: int, total: int) -> None:
+        """How far a stage of the preparation is."""
+        self.begin(f"preparing: {stage}")
+        self.draw(f"{self.stage} {bar(done / max(total, 1))}", now=done == total)
+
+    def tell(self, report: EpochReport) -> None:
+        """An epoch's accuracies; on a terminal the living line has them."""
+        if not self.living and not report.final:
+            self.say(f"epoch {report.epoch}: {brief(report)}")
 
     def say(self, text: str) -> None:
+        """A line that stays."""
         self.clear()
         print(text, file=self.stream, flush=True)
 
@@ -210,17 +379,36 @@ class StatusLine:
             self.stream.flush()
 
 
+class Parser(argparse.ArgumentParser):
+    """argparse, with the nearest right word for a wrong one, and one line instead of the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (see {self.prog} --help)")
+
+    def parse_all(self, argv: list[str] | None) -> argparse.Namespace:
+        arguments, unknown = self.parse_known_args(argv)
+        if unknown and "=" in unknown[0] and not unknown[0].startswith("-"):
+            raise InputError(f"unexpected {unknown[0]!r}: write --set {unknown[0]}")
+        if unknown:
+            options = [word for action in self._actions for word in action.option_strings if word.startswith("--")]
+            raise InputError(f"unknown option {unknown[0]!r}: {did_you_mean(unknown[0], options)}")
+        return arguments
+
+
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m trainer", description=__doc__)
+    parser = Parser(prog="python -m trainer", description=__doc__, allow_abbrev=False)
     add_arguments(parser)
     try:
-        return run(parser.parse_args(argv))
+        return run(parser.parse_all(argv))
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        print(f"trainer: {error}", file=sys.stderr)
+        return BAD_INPUT
     except OtsweepError as error:
-        print(f"failed: {error}", file=sys.stderr)
-        return 1
+        print(f"trainer: failed: {error}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print("trainer: stopped", file=sys.stderr)
+        return INTERRUPTED
 
 
 if __name__ == "__main__":

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import os
-import pickle
-import zipfile
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+
+from trainer.config import InputError
 
 KEPT = 2
 """Checkpoints kept per trial: the newest, and the one before in case the newest was written by half."""
@@ -38,26 +39,38 @@ class FolderStore:
         return (self.folder / name).read_bytes()
 
     def write(self, name: str, content: bytes) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Raises InputError where the folder can't be written or the disk is full; what was there stays."""
         unfinished = self.folder / f".{name}.{os.getpid()}.unfinished"
-        with unfinished.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(self.folder / name)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with unfinished.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            unfinished.replace(self.folder / name)
+        except OSError as error:
+            raise InputError(f"cannot write {str(self.folder / name)!r}: {error.strerror}") from error
+        finally:
+            with contextlib.suppress(OSError):
+                unfinished.unlink(missing_ok=True)
 
     def delete(self, name: str) -> None:
         (self.folder / name).unlink(missing_ok=True)
 
 
 def save_checkpoint(store: Store, epoch: int, state: dict[str, Any]) -> None:
-    """Write the state after `epoch`, then drop all but the `KEPT` newest checkpoints.
+    """Write the state after `epoch`, then drop all but the `KEPT` newest checkpoints up to it.
+
+    One of a later epoch can only be one that was damaged and passed over.
 
     Args:
         state: tensors, numbers, texts, lists and mappings only (`torch.load(weights_only=True)` must read it).
     """
-    store.write(f"checkpoint-{epoch:06d}.pt", seal(to_bytes(state)))
-    for name in checkpoint_names(store)[:-KEPT]:
+    written = f"checkpoint-{epoch:06d}.pt"
+    store.write(written, seal(to_bytes(state)))
+    names = checkpoint_names(store)
+    kept = [name for name in names if name <= written][-KEPT:]
+    for name in set(names) - set(kept):
         store.delete(name)
 
 
@@ -67,9 +80,8 @@ def load_checkpoint(store: Store) -> tuple[dict[str, Any] | None, list[str]]:
     for name in reversed(checkpoint_names(store)):
         try:
             return from_bytes(unseal(store.read(name))), warnings
-        except (ValueError, RuntimeError, EOFError, OSError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
-            reason = str(error).splitlines()[0]
-            warnings.append(f"{name} is damaged ({reason}); the one before it is used")
+        except (ValueError, OSError) as error:
+            warnings.append(f"{name} is damaged ({error}) and passed over")
     return None, warnings
 
 
@@ -85,7 +97,16 @@ def to_bytes(state: dict[str, Any]) -> bytes:
 
 
 def from_bytes(content: bytes) -> dict[str, Any]:
-    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    """What `to_bytes` wrote, on the CPU. Tensors and plain values only; no code is run.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    try:
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001 - the reader raises whatever damaged bytes lead it to
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"unreadable: {reason}") from error
 
 
 def seal(payload: bytes) -> bytes:

@@ -12,15 +12,18 @@ Shapes: N images, C channels, H rows, W columns, K classes.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainer.config import DATASETS, InputError, did_you_mean
+from trainer.parallel import map_on_threads
 
 ABSTAINS = -1
 ROLES = ("judge", "teacher")
@@ -184,7 +187,7 @@ def train_oracle(
     labels: Tensor,
     *,
     classes: int,
-    generator: torch.Generator,
+    seed: int,
     progress: Progress = lambda done, total: None,
 ) -> Oracle:
     """Train every member on the role's half of the training images.
@@ -195,19 +198,28 @@ def train_oracle(
         images: the whole training split, (N, C, H, W) in [0, 1].
         labels: (N,) int64.
         classes: K.
-        generator: initial weights, order of images and augmentation.
+        seed: with the role and the member decides initial weights, order of images and augmentation.
         progress: told epochs done and epochs in all, over all members.
     """
     recipe = recipe_for(dataset)
     own = half(len(labels), role)
     oracle = build_oracle(dataset, role, tuple(images.shape[1:]), classes).to(images.device)
-    total = recipe.epochs * len(oracle.members)
-    for m, member in enumerate(oracle.members):
-        initialise(member, generator)
-        train_member(
-            member, images[own], labels[own], recipe, generator, lambda e, m=m: progress(m * recipe.epochs + e, total)
-        )
+    done, total = itertools.count(1), recipe.epochs * len(oracle.members)
+
+    def train(number: int) -> None:
+        generator = torch.Generator(images.device).manual_seed(member_seed(seed, role, number))
+        train_member(oracle.members[number], images[own], labels[own], recipe, generator, tell)
+
+    def tell() -> None:
+        progress(next(done), total)
+
+    map_on_threads(train, range(len(oracle.members)))
     return oracle.eval().requires_grad_(False)
+
+
+def member_seed(seed: int, role: str, number: int) -> int:
+    """A seed of its own for every member of every role."""
+    return int(np.random.SeedSequence([seed, ROLES.index(role), number]).generate_state(1)[0])
 
 
 def initialise(network: nn.Module, generator: torch.Generator) -> None:
@@ -224,14 +236,15 @@ def train_member(
     labels: Tensor,
     recipe: Recipe,
     generator: torch.Generator,
-    progress: Callable[[int], None],
+    tell: Callable[[], None],
 ) -> None:
-    """Minimise cross-entropy on augmented images, the learning rate rising and falling once."""
+    """Minimise cross-entropy on augmented images, the learning rate rising and falling once; `tell` every epoch."""
+    initialise(member, generator)
     member.train().requires_grad_(True)
     steps = -(-len(labels) // BATCH)
     optimizer = torch.optim.AdamW(member.parameters(), lr=recipe.learning_rate, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, total_steps=steps * recipe.epochs)
-    for epoch in range(recipe.epochs):
+    for _ in range(recipe.epochs):
         order = torch.randperm(len(labels), generator=generator, device=generator.device)
         for chosen in order.split(BATCH):
             loss = F.cross_entropy(member(augment(images[chosen], recipe, generator)), labels[chosen])
@@ -239,7 +252,7 @@ def train_member(
             loss.backward()
             optimizer.step()
             schedule.step()
-        progress(epoch + 1)
+        tell()
 
 
 def augment(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:

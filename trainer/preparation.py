@@ -1,21 +1,15 @@
 """What all trials of a sweep share, computed once per machine: data, oracles, judging sets, training perturbations.
 
-Everything is cached on disk under a name made of the data's fingerprint, all parameters and a format version. Files are
-written aside and renamed; a checksum beside each shows damage; a lock lets one process compute while others wait.
-
-Shapes: N images, C channels, H rows, W columns, Q (source, target) pairs, G budgets.
+Shapes: N images, C channels, H rows, W columns, M images of a judging set, Q (source, target) pairs, G budgets, J
+candidates.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
 import hashlib
-import io
-import json
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,29 +18,20 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from trainer.cache import Cache
 from trainer.config import EvaluationConfig, InputError, did_you_mean
 from trainer.data import Data, Split, load_data
-from trainer.invariance import (
-    ATTACKS,
-    PAPER_TARGETS,
-    AlignmentGrid,
-    Neighbours,
-    allowed_targets,
-    bring_back,
-    find_neighbours,
-    ink_removed,
-    least_ink,
-)
+from trainer.invariance import ATTACKS, PAPER_TARGETS, allowed_targets, cheapest
+from trainer.neighbours import AlignmentGrid, ClassIndex, Neighbours, bring_back, find_neighbours
 from trainer.oracle import ABSTAINS, ROLES, Oracle, Quality, build_oracle, recipe_for, train_oracle
+from trainer.parallel import map_on_threads
 
-FORMAT = 1
-"""Of the cached files and of the procedures that fill them: raise it when either changes."""
-
-THREADS = 1
-"""Whatever the caller's number, so that every machine's oracle is the same: sums depend on how they are divided. One,
-since a second thread gains little on networks this small and loses much where other work shares the cores."""
-
-PAIR_BATCH = 4096
+NEAREST = 3
+"""Training images of each target class from which the per-model attack starts."""
+SPLITS = ("train", "validation", "test")
+SHARES = (0.4, 0.6, 0.8, 1.0)
+"""Of the limit: the budgets that the per-model attack tries."""
+BATCH = 1024
 
 Progress = Callable[[str, int, int], None]
 """Told a stage, how much of it is done, and how much there is."""
@@ -76,6 +61,15 @@ class JudgingSet(NamedTuple):
         """(M,) bool: the judge still sees the source's class."""
         return self.oracle_labels == self.source_labels
 
+    @property
+    def digest(self) -> str:
+        """Of the perturbed images and their labels: trials may be compared only where it is the same.
+
+        An oracle that was trained on another kind of processor can differ in single answers.
+        """
+        content = self.images.numpy().tobytes() + self.oracle_labels.numpy().tobytes()
+        return hashlib.sha256(content).hexdigest()[:16]
+
     def to(self, device: torch.device | str) -> JudgingSet:
         return JudgingSet(*(field.to(device) for field in self))
 
@@ -91,67 +85,128 @@ class TrainingPerturbation(NamedTuple):
     """(N,) bool: False where the teacher sees neither, or where the budget lies where its answer turns."""
 
 
+class Pairs(NamedTuple):
+    """Sources, their neighbours of other classes, and what the perturbations of each pair are made from."""
+
+    sources: Split
+    neighbours: Neighbours
+    plan: Tensor
+    """(Q, C', H, W) uint8, made by the attack."""
+
+    def perturb(self, attack: str, pairs: Tensor, epsilon: float | Tensor) -> Tensor:
+        """(S, C, H, W): the perturbations of some `pairs` (S,)."""
+        images = self.sources.images[self.neighbours.source[pairs]]
+        return ATTACKS[attack].perturb(images, self.plan[pairs], epsilon=epsilon)
+
+    def perturb_all(self, attack: str, epsilon: float) -> tuple[Tensor, Tensor]:
+        """Every source perturbed towards the target that costs least.
+
+        Returns:
+            Images (N, C, H, W), one without a pair left as it is, and the pair that was chosen (N,), -1 for none.
+        """
+        cost = torch.empty(len(self.plan))
+        for part in torch.arange(len(self.plan)).split(BATCH):
+            images = self.sources.images[self.neighbours.source[part]]
+            cost[part] = ATTACKS[attack].cost(images, self.perturb(attack, part, epsilon), self.plan[part])
+        chosen = cheapest(self.neighbours, cost, len(self.sources.labels))
+        perturbed = self.sources.images.clone()
+        for part in (chosen >= 0).nonzero().squeeze(1).split(BATCH):
+            perturbed[part] = self.perturb(attack, chosen[part], epsilon)
+        return perturbed, chosen
+
+
 @dataclass(frozen=True)
 class Bank:
-    """The training images' aligned neighbours and what the teacher sees at each budget, so that any budget is cheap."""
+    """The training images' neighbours and what the teacher sees at each budget, so that any budget is cheap."""
 
     attack: str
-    train: Split
-    neighbours: Neighbours
-    aligned: Tensor
-    """(Q, C, H, W) uint8 levels."""
+    pairs: Pairs
     answers: Tensor
     """(G, Q) int8: the teacher's label at each of the attack's budgets, -1 where it abstains."""
 
     def at(self, epsilon: float) -> TrainingPerturbation:
-        """Every training image perturbed towards the target that takes the least ink away at this budget.
+        """Every training image perturbed towards the target that costs least at this budget.
 
         Raises:
             InputError: for a budget outside [0, 1].
         """
         if not 0 <= epsilon <= 1:
             raise InputError(f"invariance_epsilon = {epsilon!r}: must be at least 0 and at most 1")
-        images, chosen = perturb_least(self.attack, self.train.images, self.neighbours, self.aligned, epsilon=epsilon)
-        known = chosen >= 0
-        answers = torch.where(known, self._answers_at(epsilon)[chosen].long(), self.train.labels)
-        targets = torch.where(known, self.neighbours.target[chosen], self.train.labels)
-        keep = known & ((answers == targets) | (answers == self.train.labels))
-        return TrainingPerturbation(images, torch.where(keep, answers, self.train.labels), keep)
+        images, chosen = self.pairs.perturb_all(self.attack, epsilon)
+        known, source = chosen >= 0, self.pairs.sources.labels
+        answers = torch.where(known, self._answers_at(epsilon)[chosen].long(), source)
+        targets = torch.where(known, self.pairs.neighbours.target[chosen], source)
+        keep = known & ((answers == targets) | (answers == source))
+        return TrainingPerturbation(images, torch.where(keep, answers, source), keep)
 
     def _answers_at(self, epsilon: float) -> Tensor:
         """(Q,): what the teacher says at the budgets on either side of `epsilon`, -1 where the two differ."""
         budgets = ATTACKS[self.attack].budgets
-        below = max(g for g, budget in enumerate(budgets) if budget <= epsilon + 1e-9)
-        above = next((g for g, budget in enumerate(budgets) if budget >= epsilon - 1e-9), len(budgets) - 1)
+        below = max(g for g, budget in enumerate(budgets) if budget <= epsilon)
+        above = min(g for g, budget in enumerate(budgets) if budget >= epsilon)
         return torch.where(self.answers[below] == self.answers[above], self.answers[below], ABSTAINS)
 
 
-def perturb_least(
-    attack: str, images: Tensor, neighbours: Neighbours, aligned: Tensor, *, epsilon: float
-) -> tuple[Tensor, Tensor]:
-    """Every image at the target that takes the least ink away.
+class ModelAttack(NamedTuple):
+    """What the per-model attack found, for N sources."""
 
-    Args:
-        attack: a name in `ATTACKS`.
-        images: sources (N, C, H, W) in [0, 1].
-        neighbours: Q pairs.
-        aligned: (Q, C, H, W) uint8 levels, the pairs' neighbours over their sources.
-        epsilon: budget of the attack.
+    right: Tensor
+    """(N,) bool: the model had the source right when clean."""
+    attackable: Tensor
+    """(N,) bool: some candidate shows another class to the oracle."""
+    stuck: Tensor
+    """(N,) bool: for one of them the model's answer stays that to the clean source."""
+    accurate: Tensor
+    """(N,) bool: the model gives the oracle's label to every candidate of an attackable source."""
+    images: Tensor
+    """(N, C, H, W): a candidate at which it is stuck, the source where there is none."""
 
-    Returns:
-        The perturbed images (N, C, H, W), an image without a pair left as it is, and the pair that was chosen (N,), -1
-        for none.
+
+@dataclass(frozen=True)
+class Adversary:
+    """The per-model invariance attack: the candidates whose label the judge sees changed, whatever the model.
+
+    Candidates are targets times neighbours, each with its alignment, times budgets up to the limit.
     """
-    perturb = ATTACKS[attack].perturb
-    removed = []
-    for part in torch.arange(len(aligned)).split(PAIR_BATCH):
-        sources = images[neighbours.source[part]]
-        removed.append(ink_removed(sources, perturb(sources, aligned[part], epsilon=epsilon)))
-    chosen = least_ink(neighbours, torch.cat(removed) if removed else torch.empty(0), len(images))
-    perturbed = images.clone()
-    for part in (chosen >= 0).nonzero().squeeze(1).split(PAIR_BATCH):
-        perturbed[part] = perturb(images[part], aligned[chosen[part]], epsilon=epsilon)
-    return perturbed, chosen
+
+    attack: str
+    pairs: Pairs
+    pair: Tensor
+    """(J,) int64, sorted."""
+    epsilon: Tensor
+    """(J,) float32."""
+    label: Tensor
+    """(J,) int64: what the judge sees, never the source's class."""
+
+    def run(self, logits: Callable[[Tensor], Tensor]) -> ModelAttack:
+        """Find for every source a candidate at which the model's answer does not change.
+
+        Args:
+            logits: the model, images (B, C, H, W) in [0, 1] to logits (B, K).
+        """
+        sources, count = self.pairs.sources, len(self.pairs.sources.labels)
+        clean = torch.cat([logits(part).argmax(1) for part in sources.images.split(BATCH)])
+        source = self.pairs.neighbours.source[self.pair]
+        stuck, missed = torch.zeros(len(source), dtype=torch.bool), torch.zeros(len(source), dtype=torch.bool)
+        images = sources.images.clone()
+        for part in torch.arange(len(source)).split(BATCH):
+            candidates = self.pairs.perturb(self.attack, self.pair[part], self.epsilon[part])
+            answers = logits(candidates).argmax(1)
+            stuck[part], missed[part] = answers == clean[source[part]], answers != self.label[part]
+            images[source[part][stuck[part]]] = candidates[stuck[part]]
+        attackable = marked(source, count)
+        return ModelAttack(
+            right=clean == sources.labels,
+            attackable=attackable,
+            stuck=marked(source[stuck], count),
+            accurate=attackable & ~marked(source[missed], count),
+            images=images,
+        )
+
+
+def marked(index: Tensor, count: int) -> Tensor:
+    """(count,) bool: True at every place that `index` names."""
+    return torch.zeros(count, dtype=torch.bool).index_fill_(0, index, True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,6 +229,10 @@ class Prepared:
             InputError: if the judge sees no changed image at the evaluation's budget.
         """
         return self._workshop.judging_set(split)
+
+    def adversary(self, split: str) -> Adversary:
+        """The per-model attack on a split, within the evaluation's budget."""
+        return self._workshop.adversary(split)
 
     def bank(self, norm: str) -> Bank:
         """The training perturbations of an invariance norm."""
@@ -226,6 +285,7 @@ class Workshop:
             "grid": dataclasses.asdict(self._grid),
             "table": self._table,
             "oracle": dataclasses.asdict(recipe_for(data.name)),
+            "seed": evaluation.split_seed,
         }
 
     def oracle(self, role: str) -> Oracle:
@@ -235,51 +295,34 @@ class Workshop:
         stage = f"{role} oracle"
 
         def make() -> dict[str, Tensor]:
-            generator = torch.Generator().manual_seed(self._evaluation.split_seed)
             trained = train_oracle(
                 self._data.name,
                 role,
                 *train,
                 classes=classes,
-                generator=generator,
+                seed=self._evaluation.split_seed,
                 progress=lambda done, total: self._progress(stage, done, total),
             )
             return trained.state_dict()
 
-        key = {**self._common, "role": role, "seed": self._evaluation.split_seed}
+        key = {**self._common, "role": role}
         oracle.load_state_dict(self._cache.get(stage, key, make))
         return oracle
 
     def judging_set(self, split: str) -> JudgingSet:
         """The fixed transfer attack on a split, labelled by the judge."""
-        if split not in ("validation", "test"):
-            raise InputError(f"no judging set of split {split!r}: {did_you_mean(split, ('validation', 'test'))}")
-        evaluation = self._evaluation
-        norm, epsilon, size = (
-            evaluation.eval_invariance_norm,
-            evaluation.eval_invariance_epsilon,
-            evaluation.eval_invariance_size,
-        )
+        norm, epsilon = self._evaluation.eval_invariance_norm, self._evaluation.eval_invariance_epsilon
         stage = f"{split} judging set"
 
         def make() -> dict[str, Tensor]:
-            sources = Split(*(field[: size or None] for field in getattr(self._data, split)))
-            neighbours, aligned = self._search(sources, norm, stage)
-            images, chosen = perturb_least(norm, sources.images, neighbours, aligned, epsilon=epsilon)
+            pairs = self._pairs(split, norm, nearest=1)
+            images, chosen = pairs.perturb_all(norm, epsilon)
             index = (chosen >= 0).nonzero().squeeze(1)
-            images = images[index]
-            labels = self.oracle("judge").label(images)
-            return JudgingSet(images, sources.images[index], sources.labels[index], index, labels)._asdict()
+            sources = Split(*(field[index] for field in pairs.sources))
+            labels = self._ask("judge", stage, len(index), lambda part: images[index[part]])
+            return JudgingSet(images[index], *sources, index, labels)._asdict()
 
-        key = {
-            **self._common,
-            "split": split,
-            "seed": evaluation.split_seed,
-            "norm": norm,
-            "epsilon": epsilon,
-            "size": size,
-        }
-        judging = JudgingSet(**self._cache.get(stage, key, make))
+        judging = JudgingSet(**self._cache.get(stage, self._judged(split), make))
         if not judging.changed.any():
             raise InputError(
                 f"eval_invariance_epsilon = {epsilon:g} ({norm}): of {len(judging.images)} perturbed {split} images "
@@ -288,125 +331,94 @@ class Workshop:
             )
         return judging
 
+    def adversary(self, split: str) -> Adversary:
+        """The per-model attack on a split: every candidate that the judge sees as changed."""
+        norm, limit = self._evaluation.eval_invariance_norm, self._evaluation.eval_invariance_epsilon
+        stage = f"{split} adversary"
+        pairs = self._pairs(split, norm, nearest=NEAREST)
+
+        def make() -> dict[str, Tensor]:
+            pair = torch.arange(len(pairs.plan)).repeat_interleave(len(SHARES))
+            epsilon = (torch.tensor(SHARES) * limit).repeat(len(pairs.plan))
+            labels = self._ask("judge", stage, len(pair), lambda part: pairs.perturb(norm, pair[part], epsilon[part]))
+            source = pairs.sources.labels[pairs.neighbours.source[pair]]
+            changed = (labels != ABSTAINS) & (labels != source)
+            return {"pair": pair[changed], "epsilon": epsilon[changed], "label": labels[changed]}
+
+        key = {**self._judged(split), "nearest": NEAREST, "shares": SHARES}
+        return Adversary(norm, pairs, **self._cache.get(stage, key, make))
+
     def bank(self, norm: str) -> Bank:
         """The training perturbations of an invariance norm, labelled by the teacher at every budget of the attack."""
         if norm not in ATTACKS:
             raise InputError(f"no invariance attack in norm {norm!r}: {did_you_mean(norm, ATTACKS)}")
-        train = self._data.train
-        stage = f"{norm} training perturbations"
+        stage = f"{norm} training labels"
+        pairs, budgets = self._pairs("train", norm, nearest=1), ATTACKS[norm].budgets
 
         def make() -> dict[str, Tensor]:
-            neighbours, aligned = self._search(train, norm, stage)
-            answers = self._ask_teacher(norm, neighbours, aligned)
-            return {**neighbours._asdict(), "aligned": aligned, "answers": answers}
+            count = len(pairs.plan)
+            own = pairs.sources.labels[pairs.neighbours.source].to(torch.int8)
+            # Pair by pair, so that a batch holds each image at all of its budgets; budget 0 needs no answer.
+            answers = self._ask(
+                "teacher",
+                stage,
+                count * (len(budgets) - 1),
+                lambda part: pairs.perturb(norm, part % count, torch.tensor(budgets)[1 + part // count]),
+            )
+            return {"answers": torch.cat([own[None], answers.view(-1, count).to(torch.int8)])}
 
-        key = {**self._common, "norm": norm, "seed": self._evaluation.split_seed, "budgets": ATTACKS[norm].budgets}
+        key = {**self._common, "norm": norm, "budgets": budgets}
+        return Bank(norm, pairs, self._cache.get(stage, key, make)["answers"])
+
+    def _judged(self, split: str) -> dict[str, Any]:
+        """What the judging of a split depends on."""
+        evaluation = self._evaluation
+        return {
+            **self._common,
+            "split": split,
+            "size": evaluation.eval_invariance_size,
+            "norm": evaluation.eval_invariance_norm,
+            "epsilon": evaluation.eval_invariance_epsilon,
+        }
+
+    def _ask(self, role: str, stage: str, count: int, images: Callable[[Tensor], Tensor]) -> Tensor:
+        """(count,) int64: the oracle's labels of images that are made batch by batch."""
+        oracle, done = self.oracle(role), itertools.count(1)
+        parts = torch.arange(count).split(BATCH)
+
+        def label(part: Tensor) -> Tensor:
+            labels = oracle.label(images(part))
+            self._progress(f"{stage}: {role}", min(next(done) * BATCH, count), count)
+            return labels
+
+        return torch.cat(map_on_threads(label, parts)) if count else torch.empty(0, dtype=torch.int64)
+
+    def _pairs(self, split: str, norm: str, *, nearest: int) -> Pairs:
+        """The sources of a split with their aligned nearest training images; the search serves every norm."""
+        if split not in SPLITS:
+            raise InputError(f"no split {split!r}: {did_you_mean(split, SPLITS)}")
+        size = None if split == "train" else self._evaluation.eval_invariance_size or None
+        sources = Split(*(field[:size] for field in getattr(self._data, split)))
+        stage = f"{split} neighbours"
+
+        def make() -> dict[str, Tensor]:
+            found = find_neighbours(
+                *sources,
+                self._index,
+                grid=self._grid,
+                allowed=allowed_targets(self._data.classes, self._table),
+                nearest=nearest,
+                progress=lambda done, total: self._progress(stage, done, total),
+            )
+            return {**found._asdict(), "aligned": bring_back(self._data.train.images, found, self._grid)}
+
+        key = {**self._common, "split": split, "size": size, "nearest": nearest}
         stored = dict(self._cache.get(stage, key, make))
-        aligned, answers = stored.pop("aligned"), stored.pop("answers")
-        return Bank(norm, train, Neighbours(**stored), aligned, answers)
+        aligned = stored.pop("aligned")
+        neighbours = Neighbours(**stored)
+        plan = ATTACKS[norm].plan(sources.images[neighbours.source], aligned)
+        return Pairs(sources, neighbours, plan)
 
-    def _search(self, sources: Split, norm: str, stage: str) -> tuple[Neighbours, Tensor]:
-        """The aligned nearest training images of `sources`."""
-        train = self._data.train
-        neighbours = find_neighbours(
-            *sources,
-            *train,
-            grid=self._grid,
-            allowed=allowed_targets(self._data.classes, self._table),
-            progress=lambda done, total: self._progress(f"{stage}: neighbours", done, total),
-        )
-        return neighbours, bring_back(train.images, neighbours, self._grid)
-
-    def _ask_teacher(self, norm: str, neighbours: Neighbours, aligned: Tensor) -> Tensor:
-        """(G, Q) int8: what the teacher sees at each budget; at the first, 0, the source's own label."""
-        attack, teacher, train = ATTACKS[norm], self.oracle("teacher"), self._data.train
-        answers = torch.empty(len(attack.budgets), len(aligned), dtype=torch.int8)
-        answers[0] = train.labels[neighbours.source]
-        done = 0
-        for part in torch.arange(len(aligned)).split(PAIR_BATCH):
-            sources = train.images[neighbours.source[part]]
-            for g, budget in enumerate(attack.budgets[1:], start=1):
-                answers[g, part] = teacher.label(attack.perturb(sources, aligned[part], epsilon=budget)).to(torch.int8)
-            done += len(part)
-            self._progress(f"{norm} training perturbations: labels", done, len(aligned))
-        return answers
-
-
-class Cache:
-    """Tensors by what they depend on."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def get(
-        self, stage: str, parameters: Mapping[str, Any], make: Callable[[], Mapping[str, Tensor]]
-    ) -> dict[str, Tensor]:
-        """The tensors kept for these parameters, memory-mapped; made first where there are none, or damaged ones.
-
-        Raises:
-            InputError: if the folder can't be written.
-        """
-        path = self._folder / f"{stage.replace(' ', '-')}-{digest(stage, parameters)}.pt"
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            with locked(path.with_suffix(".lock")):
-                stored = read(path)
-                if stored is None:
-                    with fixed_threads(THREADS):
-                        write(path, make())
-                    stored = read(path)
-        except OSError as error:
-            raise InputError(f"cannot keep prepared data in {str(self._folder)!r}: {error}") from error
-        assert stored is not None
-        return stored
-
-
-def digest(stage: str, parameters: Mapping[str, Any]) -> str:
-    """A short name for a stage with its parameters."""
-    text = json.dumps({"format": FORMAT, "stage": stage, **parameters}, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:20]
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock; the system frees it if the process dies."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-@contextlib.contextmanager
-def fixed_threads(count: int) -> Iterator[None]:
-    """Run torch with `count` threads, then with as many as before."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def write(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors, then their checksum, each to a file aside that is then renamed."""
-    buffer = io.BytesIO()
-    torch.save({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, buffer)
-    replace(path, buffer.getbuffer())
-    replace(path.with_suffix(".sha256"), hashlib.sha256(buffer.getbuffer()).hexdigest().encode())
-
-
-def replace(path: Path, content: bytes | memoryview) -> None:
-    """Put `content` under `path` at once and whole."""
-    aside = path.with_name(f"{path.name}.{os.getpid()}")
-    aside.write_bytes(content)
-    aside.replace(path)
-
-
-def read(path: Path) -> dict[str, Tensor] | None:
-    """The tensors under `path`, memory-mapped; None where there are none or the checksum tells of damage."""
-    checksum = path.with_suffix(".sha256")
-    if not path.exists() or not checksum.exists():
-        return None
-    with path.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != checksum.read_text(errors="replace"):
-            return None
-    return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    @cached_property
+    def _index(self) -> ClassIndex:
+        return ClassIndex(*self._data.train, classes=self._data.classes)

@@ -4,10 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from trainer.config import TrialFailed
+
+
+def check_finite(epoch: int, numbers: Mapping[str, float]) -> None:
+    """A NaN or an infinity never enters a front or a searcher.
+
+    Raises:
+        TrialFailed: naming what is not finite, and the epoch.
+    """
+    bad = [f"{name} = {value}" for name, value in numbers.items() if not math.isfinite(value)]
+    if bad:
+        raise TrialFailed(f"not finite in epoch {epoch}: {', '.join(bad)}")
 
 
 @dataclass(frozen=True)
@@ -15,7 +27,7 @@ class EpochReport:
     """The numbers of one epoch, on the validation split; accuracies and shares lie in [0, 1].
 
     Raises:
-        TrialFailed: at construction, if any number is not finite: a NaN never enters a front or a searcher.
+        TrialFailed: at construction, if any number is not finite.
     """
 
     epoch: int
@@ -47,13 +59,12 @@ class EpochReport:
     evaluation_seconds: float
 
     terms: dict[str, float] = field(default_factory=dict)
-    """What else there is to say, by name: `loss/<term>`, mean over the epoch; `gradient_share/<term>`, the norm of a
-    weighted term's gradient over the cross-entropy's; `embedding_rank`, `embedding_spread`, `collapsed` (0 or 1)."""
+    """What else there is to say, by name: `loss/<term>`, not weighted, mean over the epoch; `marginal_error`, the
+    largest of the epoch's transport problems; and of the epoch's last step `gradient_share/<term>`, the norm of a
+    weighted term's gradient over the cross-entropy's, `embedding_rank`, `embedding_spread`, `collapsed` (0 or 1)."""
 
     def __post_init__(self) -> None:
-        bad = [f"{name} = {value}" for name, value in self.to_dict().items() if not math.isfinite(value)]
-        if bad:
-            raise TrialFailed(f"not finite in epoch {self.epoch}: {', '.join(bad)}")
+        check_finite(self.epoch, self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
         """One flat mapping, the terms beside the rest."""

@@ -80,9 +80,9 @@ class L2:
         return torch.linalg.vector_norm(delta, dim=(1, 2, 3), keepdim=True)
 
     def random_start(self, images: Tensor, epsilon: Budget, generator: torch.Generator) -> Tensor:
-        # Uniform in length, not in volume: nearly all of a ball's volume lies at its surface, and 20 steps of PGD from
-        # there leave 2 points more of a robust model's accuracy standing (digits, epsilon 1).
-        length = _uniform((len(images), 1, 1, 1), images, generator)
+        # Lengths between two customs, uniform in length (a single start breaks more from well inside) and uniform in
+        # volume (nearly all of it lies at the surface, where restarts differ more): either alone loses a point.
+        length = _uniform((len(images), 1, 1, 1), images, generator).sqrt()
         normal = torch.randn(images.shape, generator=generator, device=generator.device, dtype=images.dtype)
         return self.steepest_step(normal.to(images.device)) * length * _per_image(epsilon)
 
@@ -290,7 +290,9 @@ def worst_case(
     for position, attack in enumerate(attacks):
         for number in range(attack.rounds):
             seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-            for rows in survived.nonzero().flatten().split(batch_size):
+            standing = survived.nonzero().flatten()
+            for first in range(0, len(standing), batch_size):
+                rows = standing[first : first + batch_size]
                 candidates = attack.run(victim, rows, number, noise.manual_seed(seed))
                 broken = rows[is_wrong(predict(logits, candidates, batch_size=batch_size), labels[rows])]
                 perturbed[rows] = candidates
@@ -580,8 +582,9 @@ def _apgd(
     generator: torch.Generator,
 ) -> Tensor:
     """Auto-PGD (Croce & Hein 2020, algorithm 1); an image leaves at its first wrong answer, else gives its best."""
-    images = victim.images[rows]
-    start = (images + ball.random_start(victim.images, epsilon, generator)[rows]).clamp(0, 1)
+    images, delta = victim.images[rows], ball.random_start(victim.images, epsilon, generator)[rows]
+    # From the surface of the ball: with these long first steps restarts then end further apart than from within.
+    start = (images + delta * epsilon / ball.size(delta).clamp_min(torch.finfo(delta.dtype).tiny)).clamp(0, 1)
     found = start.clone()
     climb = _leave_if_wrong(found, *_first_point(objective, images, start, rows, epsilon))
     for begin, end in pairwise(_checkpoints(steps)):
@@ -675,7 +678,7 @@ def square_attack(*, norm: str, epsilon: float, queries: int = 5000, restarts: i
     Args:
         norm: a name in `NORMS`.
         epsilon: budget in pixel units.
-        queries: calls of the model per image and round.
+        queries: proposals per image and round, each a call of the model; the start takes one more.
         restarts: rounds.
     """
     _checked_ball(norm, epsilon)
@@ -688,13 +691,13 @@ def square_attack(*, norm: str, epsilon: float, queries: int = 5000, restarts: i
         images = best = victim.images[rows]
         least = torch.full_like(best[:, 0, 0, 0], math.inf)
         found, place = best.clone(), torch.arange(len(rows), device=rows.device)
-        for query in range(queries):
+        for query in range(queries + 1):
             if query == 0:
                 random = _uniform((len(victim.images), _start_numbers(images)), images, generator)[rows]
                 candidates = squares.start(images, epsilon, random)
             else:
                 random = _uniform((len(victim.images), 5 + images.shape[1]), images, generator)[rows]
-                side = squares.side(_share(query / queries), images)
+                side = squares.side(_share((query - 1) / queries), images)
                 candidates = squares.propose(images, best, side, epsilon, random)
             loss = margin(victim.logits(candidates), victim.labels[rows])
             best, least = _choose(loss < least, candidates, best), torch.minimum(loss, least)

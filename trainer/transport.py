@@ -36,6 +36,9 @@ LONGEST_STEP = 2.0
 """No entry of a potential moves further than so many entropies in a step. Over a step of length d the Hessian of (4)
 may change by the factor exp(2 d), so that Newton's model says nothing of a longer one; at 5 it went in circles."""
 
+SINKHORN_STEPS = 2
+"""The first steps are Sinkhorn's: while the entropy is near the cost's size they do as much as Newton's for less."""
+
 SLOWEST_FALL = 0.5
 """The entropy falls by this factor per step, or faster where it has further to go."""
 
@@ -49,7 +52,7 @@ LEAST_MASS = 1e-30
 """A row sum below this is taken for this; an early, wrong potential may leave a row with so little."""
 
 DAMPING = 1e-6
-"""Added to the Hessian's eigenvalues, which lie in [0, 1] once scaled by p: what float32 can still factorise."""
+"""Added to the Hessian's eigenvalues, which lie in [0, 1] once scaled by p: so little float32 can still factorise."""
 
 
 class Transport(NamedTuple):
@@ -124,7 +127,7 @@ def entropic_transport(
         b: (P, m) likewise.
         entropy: e, in units of the cost, above 0.
         apart: (P, n, m) bool, pairs that no plan may match, at most one in each row and column; none where None.
-        iterations: the most Newton steps; `marginal_error` tells whether they were enough.
+        iterations: the most steps; `marginal_error` tells whether they were enough.
         tolerance: stop before where every marginal error is below this and the tensors are on the CPU; on a GPU a look
             would mean waiting for it. None never looks, which is what `torch.vmap` needs.
     """
@@ -133,17 +136,18 @@ def entropic_transport(
     with torch.no_grad():
         problem = _problem(cost.detach(), a, b, apart, solvable)
         f = torch.zeros_like(problem.a)
+        asked = entropy * torch.ones_like(f[:, :1])
         steps = 0
         for e in _falling_entropies(cost.detach(), entropy, iterations):
             plan = _plan(problem, f, e)
-            if tolerance is not None and cost.is_cpu and _is_solved(problem, plan, e, entropy, tolerance):
+            if tolerance is not None and cost.is_cpu and _is_solved(problem, plan, e, asked, tolerance):
                 break
-            f = _newton_step(problem, f, e, plan)
+            f = f + e * (_sinkhorn_step if steps < SINKHORN_STEPS else _newton_step)(problem, plan)
             steps += 1
-        e = entropy * torch.ones_like(f[:, :1])
-        f = _sinkhorn_step(problem, f, e)
-        plan = _plan(problem, f, e) * solvable[:, None, None]
-        value = _semi_dual(problem, f, e) * solvable
+        else:
+            plan = _plan(problem, f, asked)
+        plan = plan * solvable[:, None, None]
+        value = _semi_dual(problem, f, asked) * solvable
         marginal_error = _marginal_error(problem, plan) * solvable
     # Envelope theorem: at the optimum of (1) the plan's own change with the cost changes the value only to second
     # order, so dOT/dC is the plan, and nothing has to flow back through the iterations.
@@ -227,16 +231,16 @@ def _problem(cost: Tensor, a: Tensor, b: Tensor, apart: Tensor | None, solvable:
 
 
 def _falling_entropies(cost: Tensor, entropy: Tensor | float, steps: int) -> Iterator[Tensor]:
-    """Entropies (P, 1), falling from the largest cost to the one asked for, which the last steps keep."""
-    start = (cost.amax((-2, -1)) / entropy).clamp(min=1)[:, None]
+    """Entropies (P, 1), falling from half the largest cost to the one asked for, which the last steps keep."""
+    start = (cost.amax((-2, -1)) / (2 * entropy)).clamp(min=1)[:, None]
     fall = torch.minimum(start ** (-1 / (steps * SHARE_FALLING)), torch.full_like(start, SLOWEST_FALL))
     for step in range(steps):
         yield entropy * (start * fall**step).clamp(min=1)
 
 
-def _is_solved(problem: _Problem, plan: Tensor, e: Tensor, entropy: Tensor | float, tolerance: float) -> bool:
+def _is_solved(problem: _Problem, plan: Tensor, e: Tensor, asked: Tensor, tolerance: float) -> bool:
     """Whether the entropy asked for is reached and every plan's row sums are right."""
-    return bool((e <= entropy).all() and (_marginal_error(problem, plan) <= tolerance).all())
+    return bool((e <= asked).all() and (_marginal_error(problem, plan) <= tolerance).all())
 
 
 def _marginal_error(problem: _Problem, plan: Tensor) -> Tensor:
@@ -257,30 +261,29 @@ def _semi_dual(problem: _Problem, f: Tensor, e: Tensor) -> Tensor:
 
 def _exponent(problem: _Problem, f: Tensor, e: Tensor) -> Tensor:
     """log a_i + (f_i - C_ij) / e, (P, n, m)."""
-    return (problem.log_a + f / e)[:, :, None] - problem.cost / e[:, :, None]
+    return torch.addcmul((problem.log_a + f / e)[:, :, None], problem.cost, -1 / e[:, :, None])
 
 
-def _sinkhorn_step(problem: _Problem, f: Tensor, e: Tensor) -> Tensor:
-    """f += e log(a / p)."""
-    p = _plan(problem, f, e).sum(-1)
-    return f + e * torch.where(problem.a > 0, problem.a / p.clamp(min=LEAST_MASS), 1).log()
+def _sinkhorn_step(problem: _Problem, plan: Tensor) -> Tensor:
+    """log(a / p), in entropies (P, n)."""
+    p = plan.sum(-1).clamp(min=LEAST_MASS)
+    return torch.where(problem.a > 0, problem.a / p, 1).log()
 
 
-def _newton_step(problem: _Problem, f: Tensor, e: Tensor, plan: Tensor) -> Tensor:
-    """Move f by the d that solves (diag(p) - T diag(1/b) T') d = e (a - p).
+def _newton_step(problem: _Problem, plan: Tensor) -> Tensor:
+    """The d that solves (diag(p) - T diag(1/b) T') d = a - p, in entropies (P, n).
 
-    With s = sqrt(p) and Q = diag(1/s) T diag(1/sqrt(b)) the matrix scaled by 1/s from both sides is 1 - Q Q'. Its null
-    vector s, as a constant added to f changes nothing, is lifted by s s'.
+    With s = sqrt(p) and Q = diag(1/s) T diag(1/sqrt(b)) the matrix scaled by 1/s from both sides is 1 - Q Q', which is
+    singular, as a constant added to f changes nothing, and damped for that.
     """
     p = plan.sum(-1).clamp(min=LEAST_MASS)
     s = p.sqrt()
     q = plan / s[:, :, None] * problem.b.clamp(min=LEAST_MASS).rsqrt()[:, None, :]
-    # Entries that don't count would give products below float32's normal range, and those are slow.
+    # Entries too small to count would give products below float32's normal range, and those are slow.
     q = F.threshold(q, 1e-18, 0)
     eye = torch.eye(s.shape[1], dtype=s.dtype, device=s.device)
-    hessian = torch.baddbmm(eye * (1 + DAMPING) + s[:, :, None] * s[:, None, :], q, q.mT, alpha=-1)
+    hessian = torch.baddbmm((1 + DAMPING) * eye, q, q.mT, alpha=-1)
     factor, failed = torch.linalg.cholesky_ex(hessian)
-    newton = torch.cholesky_solve(((problem.a - p) / s)[:, :, None], factor)[:, :, 0] / s
-    sinkhorn = torch.where(problem.a > 0, problem.a / p, 1).log()
-    step = torch.where(failed[:, None] == 0, newton, sinkhorn)
-    return f + e * step.clamp(-LONGEST_STEP, LONGEST_STEP)
+    step = torch.cholesky_solve(((problem.a - p) / s)[:, :, None], factor)[:, :, 0] / s
+    step = torch.where(failed[:, None] == 0, step, _sinkhorn_step(problem, plan))
+    return step.clamp(-LONGEST_STEP, LONGEST_STEP)

@@ -12,19 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer.checkpoint import Store, load_checkpoint, save_checkpoint, to_bytes
+from trainer.checkpoint import Store, from_bytes, load_checkpoint, save_checkpoint, to_bytes
 from trainer.config import EvaluationConfig, InputError, TrialConfig
 from trainer.data import Split
 from trainer.evaluation import evaluate, judging_attacks
 from trainer.losses import Knobs, LossTerms, total
 from trainer.models import build_model
 from trainer.preparation import Prepared, TrainingPerturbation
-from trainer.report import EpochReport
-from trainer.training import Randomness, batches, diagnose, forward, make_optimizer, update
+from trainer.report import EpochReport, check_finite
+from trainer.training import batches, check_batch_size, diagnose, forward, make_optimizer, placed, random_stream, update
 
 MODEL_FILE = "model.pt"
 
 Progress = Callable[[int, int, int], None]
+"""Told the epoch, the steps done in it, and its steps in all."""
 
 
 @dataclass
@@ -56,33 +57,40 @@ def run_trial(
     the report of the epoch it resumes from, since nobody may have heard it.
 
     Args:
+        config: what it trains with.
+        evaluation: what it is judged by; the one that `prepared` was made for.
         prepared: data, training perturbations and judging set, shared by all trials.
         store: where checkpoints and the chosen model (`model.pt`) are kept; None keeps nothing.
         device: a torch device such as `cpu` or `cuda:0`.
         warn: told about a damaged checkpoint that was passed over.
-        progress: told after every step: the epoch, steps done in it, steps in all.
+        progress: told after every step.
 
     Raises:
-        TrialFailed: if a number of a report is not finite.
-        InputError: if the store holds a checkpoint of another configuration.
+        TrialFailed: if a term of the loss or a number of a report is not finite.
+        InputError: if a batch is larger than the training split, or if the store holds a checkpoint of another
+            configuration or can't be written.
     """
+    if evaluation != prepared.evaluation:
+        raise ValueError("what a trial is judged by must be what the data was prepared for")
+    check_batch_size(config.batch_size, len(prepared.data.train.labels))
     where = torch.device(device)
     train = to_device(prepared.data.train, where)
     validation = to_device(prepared.data.validation, where)
     judging = prepared.judging.to(where)
     perturbation = invariance_images(config, prepared, where)
     attacks = judging_attacks(evaluation)
-    knobs, randomness = Knobs.of(config, where), Randomness(config.seed)
+    knobs = Knobs.of(config, where)
 
     state = initial_state(config, prepared, where)
-    if store is not None and resume(state, store, config, evaluation, warn):
+    whose = identity(config, evaluation, prepared)
+    if store is not None and resume(state, store, whose, warn):
         assert state.last is not None
         yield state.last
 
     while state.epoch < config.epochs:
         epoch = state.epoch + 1
         start = time.perf_counter()
-        terms = train_epoch(state, train, perturbation, config, knobs, randomness, progress)
+        terms = train_epoch(state, train, perturbation, config, knobs, progress)
         trained = time.perf_counter()
         judged = evaluate(state.model, validation, judging, attacks, generator=judging_generator(evaluation, where))
         report = EpochReport(
@@ -96,7 +104,7 @@ def run_trial(
         )
         advance(state, report, config)
         if store is not None:
-            save_checkpoint(store, epoch, to_dict(state, config, evaluation))
+            save_checkpoint(store, epoch, to_dict(state, whose))
         yield report
 
     assert state.best is not None
@@ -124,7 +132,8 @@ def initial_state(config: TrialConfig, prepared: Prepared, device: torch.device)
         mean=images.mean(dim=(0, 2, 3)),
         std=images.std(dim=(0, 2, 3)).clamp_min(1e-3),
         seed=config.seed,
-    ).to(device)
+    )
+    model = placed(model, device)
     return TrialState(model, make_optimizer(model, config))
 
 
@@ -134,32 +143,44 @@ def train_epoch(
     perturbation: TrainingPerturbation | None,
     config: TrialConfig,
     knobs: Knobs,
-    randomness: Randomness,
     progress: Progress,
 ) -> dict[str, float]:
-    """One pass over the training images; the mean of each term of the loss, and a diagnosis of its last step."""
+    """One pass over the training images; what its loss was made of, and a diagnosis of its last step.
+
+    Raises:
+        TrialFailed: if a term of the loss is not finite.
+    """
     epoch, device = state.epoch + 1, train.images.device
-    order, noise = (randomness.generator(purpose, epoch, device) for purpose in ("order", "attack"))
+    order, noise = (random_stream(config.seed, purpose, epoch, device) for purpose in ("order", "attack"))
     steps = len(train.labels) // config.batch_size
-    history: list[list[Tensor | None]] = []
-    diagnosis: dict[str, Tensor] = {}
+    history: list[LossTerms] = []
+    numbers: dict[str, float] = {}
     state.model.train()
     for batch in batches(train, perturbation, batch_size=config.batch_size, generator=order):
         step = forward(state.model, batch, config, knobs, noise)
-        if len(history) == steps - 1:
-            diagnosis = diagnose(step, state.model, knobs)
+        history.append(detached(step.terms))
+        if len(history) == steps:
+            numbers = summarise(history)
+            check_finite(epoch, numbers)
+            numbers |= {name: value.item() for name, value in diagnose(step, state.model, knobs).items()}
         update(state.optimizer, total(step.terms, knobs))
-        history.append([None if term is None else term.detach() for term in step.terms])
         progress(epoch, len(history), steps)
-    return mean_terms(history) | {name: value.item() for name, value in diagnosis.items()}
+    return numbers
 
 
-def mean_terms(history: list[list[Tensor | None]]) -> dict[str, float]:
-    """The mean over the epoch of every term that the objective has; one host synchronisation for all of them."""
-    columns = zip(LossTerms._fields, zip(*history, strict=True), strict=True)
-    present = {f"loss/{name}": [term for term in terms if term is not None] for name, terms in columns}
-    means = {name: torch.stack(terms).mean() for name, terms in present.items() if terms}
-    return dict(zip(means, torch.stack(list(means.values())).tolist(), strict=True))
+def detached(terms: LossTerms) -> LossTerms:
+    """The values without the graphs that hold a step's memory."""
+    return LossTerms._make(None if term is None else term.detach() for term in terms)
+
+
+def summarise(history: list[LossTerms]) -> dict[str, float]:
+    """Over an epoch the mean of every term, and the largest marginal error; one synchronisation for all of them."""
+    numbers: dict[str, Tensor] = {}
+    for name, values in zip(LossTerms._fields, zip(*history, strict=True), strict=True):
+        if values[0] is not None:
+            column = torch.stack(values)
+            numbers |= {name: column.amax()} if name == "marginal_error" else {f"loss/{name}": column.mean()}
+    return dict(zip(numbers, torch.stack(list(numbers.values())).tolist(), strict=True))
 
 
 def advance(state: TrialState, report: EpochReport, config: TrialConfig) -> None:
@@ -170,20 +191,23 @@ def advance(state: TrialState, report: EpochReport, config: TrialConfig) -> None
     """
     state.epoch, state.last = report.epoch, report
     eligible = 2 * report.epoch > config.epochs
-    if eligible and (state.best is None or area(report) > area(state.best)):
+    if eligible and (state.best is None or merit(report) > merit(state.best)):
         state.best = report
         state.best_weights = {name: value.clone() for name, value in state.model.state_dict().items()}
 
 
-def area(report: EpochReport) -> float:
-    """Hypervolume of one point against (0, 0): what it alone would add to a front."""
-    return report.sensitivity_accuracy * report.invariance_accuracy
+def merit(report: EpochReport) -> tuple[float, float, float]:
+    """Hypervolume of the one point against (0, 0), what it alone would add to a front; where that is equal, as for all
+    models that fall to every attack, the sum of the two, then clean accuracy."""
+    sensitivity, invariance = report.sensitivity_accuracy, report.invariance_accuracy
+    return sensitivity * invariance, sensitivity + invariance, report.clean_accuracy
 
 
-def to_dict(state: TrialState, config: TrialConfig, evaluation: EvaluationConfig) -> dict[str, Any]:
+def to_dict(state: TrialState, whose: dict[str, Any]) -> dict[str, Any]:
+    """The content of a checkpoint."""
     assert state.last is not None
     return {
-        "identity": identity(config, evaluation),
+        "identity": whose,
         "model": state.model.state_dict(),
         "optimizer": state.optimizer.state_dict(),
         "last": dataclasses.asdict(state.last),
@@ -192,17 +216,18 @@ def to_dict(state: TrialState, config: TrialConfig, evaluation: EvaluationConfig
     }
 
 
-def resume(
-    state: TrialState, store: Store, config: TrialConfig, evaluation: EvaluationConfig, warn: Callable[[str], None]
-) -> bool:
-    """Bring `state` to the newest whole checkpoint of the store; False if there is none."""
+def resume(state: TrialState, store: Store, whose: dict[str, Any], warn: Callable[[str], None]) -> bool:
+    """Bring `state` to the newest whole checkpoint of the store; False if there is none.
+
+    Raises:
+        InputError: if it is of another trial than `whose`.
+    """
     saved, warnings = load_checkpoint(store)
     for message in warnings:
         warn(message)
     if saved is None:
         return False
-    if saved["identity"] != identity(config, evaluation):
-        raise InputError("the folder holds a checkpoint of another configuration: give the trial a folder of its own")
+    check_identity(saved["identity"], whose)
     state.model.load_state_dict(saved["model"])
     state.optimizer.load_state_dict(saved["optimizer"])
     state.last = EpochReport(**saved["last"])
@@ -211,9 +236,20 @@ def resume(
     return True
 
 
-def identity(config: TrialConfig, evaluation: EvaluationConfig) -> dict[str, Any]:
+def identity(config: TrialConfig, evaluation: EvaluationConfig, prepared: Prepared) -> dict[str, Any]:
     """What must agree for a checkpoint to go on."""
-    return {**config.to_dict(), **evaluation.to_dict()}
+    return {**config.to_dict(), **evaluation.to_dict(), "data": prepared.data.fingerprint}
+
+
+def check_identity(saved: dict[str, Any], whose: dict[str, Any]) -> None:
+    different = [
+        f"{name} = {saved.get(name)!r} (not {value!r})" for name, value in whose.items() if saved.get(name) != value
+    ]
+    if different:
+        raise InputError(
+            f"the folder holds a checkpoint of another configuration, with {', '.join(different)}: "
+            "give this trial a folder of its own"
+        )
 
 
 def model_file(state: TrialState, config: TrialConfig, prepared: Prepared) -> dict[str, Any]:
@@ -221,7 +257,7 @@ def model_file(state: TrialState, config: TrialConfig, prepared: Prepared) -> di
     assert state.best is not None
     return {
         "architecture": config.architecture,
-        "shape": list(prepared.data.train.images.shape[1:]),
+        "shape": list(prepared.data.shape),
         "classes": prepared.data.classes,
         "embedding_size": config.embedding_size,
         "epoch": state.best.epoch,
@@ -231,20 +267,30 @@ def model_file(state: TrialState, config: TrialConfig, prepared: Prepared) -> di
 
 
 def load_model(path: Path) -> nn.Module:
-    """The model that a trial chose, in eval mode on the CPU. Reads tensors and plain values only."""
-    saved = torch.load(path, map_location="cpu", weights_only=True)
+    """The model that a trial chose, in eval mode on the CPU. Reads tensors and plain values only.
+
+    Raises:
+        InputError: for a file that is missing, damaged or no model of ours.
+    """
+    try:
+        return rebuild(from_bytes(path.read_bytes()))
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise InputError(f"cannot read a model from {str(path)!r}: {type(error).__name__}: {error}") from error
+
+
+def rebuild(saved: dict[str, Any]) -> nn.Module:
     channels = saved["shape"][0]
     model = build_model(
         saved["architecture"],
         shape=tuple(saved["shape"]),
         classes=saved["classes"],
         embedding_size=saved["embedding_size"],
-        mean=torch.zeros(channels),
+        mean=torch.zeros(channels),  # the true ones are among the weights
         std=torch.ones(channels),
         seed=0,
     )
     model.load_state_dict(saved["weights"])
-    return model.eval()
+    return placed(model, torch.device("cpu")).eval()
 
 
 def judging_generator(evaluation: EvaluationConfig, device: torch.device) -> torch.Generator:

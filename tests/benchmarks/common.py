@@ -1,0 +1,109 @@
+"""What benchmarks share: the machine in a line, runs in pairs, the table, the line that ends it, and for those of a
+training step data and model of MNIST's shape without its download."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from sklearn.datasets import load_digits
+from torch import Tensor
+
+from trainer.config import TrialConfig
+from trainer.data import Split
+from trainer.models import Classifier, build_model
+from trainer.preparation import TrainingPerturbation
+
+
+def print_machine(*packages: str) -> None:
+    """Processor, cores, threads and versions."""
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("torch", *packages))
+    device = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    print(f"machine: {processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads{device}")
+    print(f"versions: python {platform.python_version()}, {versions}")
+
+
+def processor() -> str:
+    """The processor's own name where the system tells it."""
+    about = Path("/proc/cpuinfo")
+    lines = about.read_text().splitlines() if about.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def seconds(run: Callable[[], object]) -> float:
+    """Wall time of one run, with the device's work done."""
+    start = time.perf_counter()
+    run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def interleaved(runs: Mapping[str, Callable[[], object]], *, rounds: int) -> dict[str, list[float]]:
+    """Seconds of each, round by round, so that a slow moment of the machine meets all alike; one round to warm up."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds + 1):
+        for name, run in runs.items():
+            times[name].append(seconds(run))
+    return {name: spent[1:] for name, spent in times.items()}
+
+
+def ratios(slow: Sequence[float], fast: Sequence[float]) -> list[float]:
+    """How many times faster, round by round."""
+    return [s / f for s, f in zip(slow, fast, strict=True)]
+
+
+def print_table(title: str, times: Mapping[str, Sequence[float]], notes: Mapping[str, str] | None = None) -> None:
+    """Median, least and most milliseconds of each run, with what else there is to say of it."""
+    print(f"\n{title}\n{'':34}{'median ms':>11}{'least':>10}{'most':>10}")
+    for name, spent in times.items():
+        figures = "".join(f"{1000 * s:>{width}.1f}" for s, width in _figures(spent))
+        print(f"{name:34}{figures}  {(notes or {}).get(name, '')}".rstrip())
+
+
+def _figures(spent: Sequence[float]) -> list[tuple[float, int]]:
+    return [(statistics.median(spent), 11), (min(spent), 10), (max(spent), 10)]
+
+
+def print_result(name: str, figure: float) -> None:
+    """The line that a benchmark ends in."""
+    print(f"\nresult: {name} {figure:.3g}")
+
+
+def digits_of_mnist_shape(count: int) -> Split:
+    """scikit-learn's digits drawn at 28x28, repeated to `count`: images (N, 1, 28, 28) in [0, 1]."""
+    pixels, classes = load_digits(return_X_y=True)
+    images = torch.from_numpy(pixels / 16).float().reshape(-1, 1, 8, 8)
+    images = F.interpolate(images, size=20, mode="bilinear", align_corners=False)
+    rows = torch.arange(count) % len(images)
+    return Split(F.pad(images, (4, 4, 4, 4))[rows], torch.from_numpy(classes).long()[rows])
+
+
+def towards_others(split: Split, *, epsilon: float) -> TrainingPerturbation:
+    """Stand-ins for invariance perturbations: each image moved towards another by at most epsilon, half of them
+    labelled as the other, a tenth left out."""
+    generator = torch.Generator().manual_seed(0)
+    other = torch.randperm(len(split.labels), generator=generator)
+    images = split.images + (split.images[other] - split.images).clamp(-epsilon, epsilon)
+    chance = torch.rand(len(other), generator=generator)
+    return TrainingPerturbation(images, torch.where(chance < 0.5, split.labels[other], split.labels), chance < 0.9)
+
+
+def fresh_model(config: TrialConfig, images: Tensor) -> Classifier:
+    return build_model(
+        config.architecture,
+        shape=(1, 28, 28),
+        classes=10,
+        embedding_size=config.embedding_size,
+        mean=images.mean().reshape(1),
+        std=images.std().reshape(1),
+        seed=0,
+    )

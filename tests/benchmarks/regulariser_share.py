@@ -1,0 +1,118 @@
+"""What share of a training step the regularisers' own arithmetic takes: distances, transport, its gradient.
+
+The step is a whole one of the trainer (PGD-7, sensitivity and invariance regularised, the MNIST CNN, batch 256). The
+arithmetic is both regularisers' values and their gradients with respect to the embeddings, taken at the embeddings
+of such a step; the network's passes over the perturbed images are not part of it. The result is the dearest
+regulariser's share.
+
+    python -m tests.benchmarks.regulariser_share
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator
+
+import torch
+
+from tests.benchmarks.common import (
+    digits_of_mnist_shape,
+    fresh_model,
+    interleaved,
+    print_machine,
+    print_result,
+    print_table,
+    ratios,
+    towards_others,
+)
+from trainer import losses, training
+from trainer.config import TrialConfig
+from trainer.losses import Embedded, Knobs
+
+ROUNDS, WARM_STEPS, CPU = 7, 10, torch.device("cpu")
+
+
+def configuration(regularizer: str) -> TrialConfig:
+    return TrialConfig(
+        regularizer=regularizer,
+        sensitivity_weight=0.5,
+        invariance_weight=0.5,
+        sensitivity_steps=7,
+        sensitivity_epsilon=0.3,
+        batch_size=256,
+    )
+
+
+def stepper(config: TrialConfig) -> tuple[Callable[[], object], Callable[[], object]]:
+    """(one whole step, the regularisers' arithmetic alone), on a model that has learnt a little."""
+    train = digits_of_mnist_shape(config.batch_size * 4)
+    perturbed = towards_others(train, epsilon=config.invariance_epsilon)
+    model = fresh_model(config, train.images)
+    optimizer, knobs = training.make_optimizer(model, config), Knobs.of(config, CPU)
+    generator = torch.Generator().manual_seed(0)
+
+    def endless() -> Iterator[training.Batch]:
+        while True:
+            yield from training.batches(train, perturbed, batch_size=config.batch_size, generator=generator)
+
+    source = endless()
+
+    def step(config: TrialConfig = config) -> None:
+        terms = training.forward(model, next(source), config, knobs, generator).terms
+        training.update(optimizer, losses.total(terms, knobs))
+
+    for _ in range(WARM_STEPS):
+        step(config.replace(sensitivity_steps=1))
+    return step, arithmetic(model, next(source), config, knobs, generator)
+
+
+def arithmetic(
+    model: torch.nn.Module,
+    batch: training.Batch,
+    config: TrialConfig,
+    knobs: Knobs,
+    generator: torch.Generator,
+) -> Callable[[], object]:
+    assert batch.invariance is not None
+    with torch.no_grad():
+        seen = {name: model(x).embedding for name, x in training.views(model, batch, config, knobs, generator).items()}
+    points = {name: embedding.requires_grad_() for name, embedding in seen.items()}
+    clean = Embedded(points["clean"], batch.labels)
+    anchors = (
+        Embedded(points["sensitivity"], batch.labels),
+        Embedded(points["invariance"], batch.invariance.labels, batch.invariance.keep),
+    )
+
+    def both() -> object:
+        values = [
+            losses.regularizer(
+                config.regularizer,
+                side,
+                clean,
+                classes=10,
+                margin=knobs.margin,
+                entropy=knobs.entropy,
+                label_cost=knobs.label_cost,
+            ).value
+            for side in anchors
+        ]
+        return torch.autograd.grad(torch.stack(values).sum(), list(points.values()))
+
+    return both
+
+
+def main() -> None:
+    print_machine()
+    shares = {}
+    for name in ("triplet", "sinkhorn", "ot_triplet"):
+        step, both = stepper(configuration(name))
+        times = interleaved({"whole step": step, "both regularisers": both}, rounds=ROUNDS)
+        print_table(f"{name}: PGD-7, MNIST CNN, batch 256", times)
+        share = [1 / times_longer for times_longer in ratios(times["whole step"], times["both regularisers"])]
+        print(f"share, {ROUNDS} pairs: median {statistics.median(share):.3f}, {min(share):.3f} to {max(share):.3f}")
+        shares[name] = statistics.median(share)
+    print_result("regulariser_share", max(shares.values()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""Images per second of one training step: ours over the published trainer's (arXiv 2211.02468).
+
+Theirs is written here anew from its description: every image is loaded, converted and normalised on its own through
+PIL, FGSM takes its gradient by a backward pass through all parameters, and clean, FGSM and invariance images pass
+through the network one after the other. Both train the same network by the same objective (nll-ml-sens-invar: the
+cross-entropy on clean images, triplet terms over both perturbations, norm penalty) with one FGSM step, Adam at 1e-4,
+batch 256. Loading is part of both.
+
+    python -m tests.benchmarks.training_step
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+from tests.benchmarks.common import (
+    digits_of_mnist_shape,
+    fresh_model,
+    interleaved,
+    print_machine,
+    print_result,
+    print_table,
+    ratios,
+    towards_others,
+)
+from trainer import losses, training
+from trainer.config import TrialConfig
+from trainer.data import Split
+from trainer.losses import Knobs
+from trainer.preparation import TrainingPerturbation
+from trainer.presets import preset
+
+ROUNDS, BATCHES, CPU = 7, 3, torch.device("cpu")
+CONFIG = TrialConfig(**preset("paper/nll-ml-sens-invar"))
+MEAN, STD = 0.1307, 0.3081
+
+
+class OneByOne(Dataset):
+    """Triples (clean image, invariance image, label), through PIL."""
+
+    def __init__(self, split: Split, perturbed: TrainingPerturbation) -> None:
+        self.images, self.perturbed = (_bytes(images) for images in (split.images, perturbed.images))
+        self.labels = split.labels
+        self.load = transforms.Compose([transforms.ToTensor(), transforms.Normalize((MEAN,), (STD,))])
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, row: int) -> tuple[Tensor, Tensor, int]:
+        return self._one(self.images, row), self._one(self.perturbed, row), int(self.labels[row])
+
+    def _one(self, images: np.ndarray, row: int) -> Tensor:
+        tensor = self.load(Image.fromarray(images[row]))
+        assert isinstance(tensor, Tensor)
+        return tensor
+
+
+def _bytes(images: Tensor) -> np.ndarray:
+    return (images[:, 0] * 255).round().byte().numpy()
+
+
+def published_network() -> tuple[nn.Module, nn.Module]:
+    """Encoder and head as described, for images that come normalised."""
+    encoder = nn.Sequential(
+        *(nn.Conv2d(1, 32, 5), nn.PReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(32, 64, 5), nn.PReLU(), nn.MaxPool2d(2), nn.Flatten()),
+        *(nn.Linear(1024, 256), nn.PReLU(), nn.Linear(256, 256), nn.PReLU()),
+        nn.Linear(256, CONFIG.embedding_size),
+    )
+    return encoder, nn.Linear(CONFIG.embedding_size, 10)
+
+
+def published_steps(split: Split, perturbed: TrainingPerturbation) -> Callable[[], object]:
+    encoder, head = published_network()
+    optimizer = torch.optim.Adam([*encoder.parameters(), *head.parameters()], lr=1e-4)
+    loader = DataLoader(OneByOne(split, perturbed), batch_size=CONFIG.batch_size, shuffle=True, drop_last=True)
+
+    def fgsm(images: Tensor, labels: Tensor) -> Tensor:
+        images = images.clone().requires_grad_()
+        F.cross_entropy(head(encoder(images)), labels).backward()
+        assert images.grad is not None
+        return (images + 0.01 * images.grad.sign()).clamp(0, 1).detach()
+
+    def step(images: Tensor, invariance: Tensor, labels: Tensor) -> None:
+        optimizer.zero_grad()
+        sensitivity = fgsm(images, labels)
+        clean, *others = (encoder(each) for each in (images, sensitivity, invariance))
+        loss = F.cross_entropy(head(clean), labels)
+        for other in others:
+            loss = loss + 0.5 * published_triplet(clean, other, labels)
+        loss = loss + 0.001 * torch.stack([side.norm(dim=1) for side in (clean, *others)]).sum(0).mean()
+        loss.backward()
+        optimizer.step()
+
+    def epoch() -> None:
+        for batch in loader:
+            step(*batch)
+
+    return epoch
+
+
+def published_triplet(clean: Tensor, perturbed: Tensor, labels: Tensor) -> Tensor:
+    distance = 1 - F.cosine_similarity(clean[:, None], perturbed[None], dim=2)
+    same = labels[:, None] == labels
+    itself = torch.eye(len(labels), dtype=torch.bool)
+    farthest = distance.masked_fill(~same | itself, -1).amax(1)
+    nearest = distance.masked_fill(same, 3).amin(1)
+    return (farthest - nearest + 0.05).relu().mean()
+
+
+def our_steps(split: Split, perturbed: TrainingPerturbation) -> Callable[[], object]:
+    model = fresh_model(CONFIG, split.images)
+    optimizer, knobs = training.make_optimizer(model, CONFIG), Knobs.of(CONFIG, CPU)
+    generator = torch.Generator().manual_seed(0)
+
+    def shuffled() -> Iterator[training.Batch]:
+        return training.batches(split, perturbed, batch_size=CONFIG.batch_size, generator=generator)
+
+    def epoch() -> None:
+        for batch in shuffled():
+            terms = training.forward(model, batch, CONFIG, knobs, generator).terms
+            training.update(optimizer, losses.total(terms, knobs))
+
+    return epoch
+
+
+def main() -> None:
+    torch.manual_seed(0)  # the published trainer's loader draws from the global stream
+    print_machine("torchvision", "pillow")
+    split = digits_of_mnist_shape(CONFIG.batch_size * BATCHES)
+    perturbed = towards_others(split, epsilon=CONFIG.invariance_epsilon)
+    times = interleaved(
+        {"published": published_steps(split, perturbed), "ours": our_steps(split, perturbed)}, rounds=ROUNDS
+    )
+    count = len(split.labels)
+    notes = {name: f"{count / statistics.median(spent):.0f} images/s" for name, spent in times.items()}
+    print_table(f"{BATCHES} steps of {CONFIG.batch_size} images", times, notes)
+    gain = ratios(times["published"], times["ours"])
+    print(f"times faster, {ROUNDS} pairs: median {statistics.median(gain):.2f}, {min(gain):.2f} to {max(gain):.2f}")
+    print_result("training_step", statistics.median(gain))
+
+
+if __name__ == "__main__":
+    main()

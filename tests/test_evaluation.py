@@ -1,0 +1,256 @@
+"""The three accuracies on models and judging sets whose answer is known in closed form."""
+
+from __future__ import annotations
+
+import copy
+import random
+from fractions import Fraction
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from trainer.config import EvaluationConfig, TrialFailed
+from trainer.data import Split
+from trainer.evaluation import Evaluation, evaluate, judging_attacks
+from trainer.models import Prediction
+from trainer.oracle import ABSTAINS
+from trainer.preparation import JudgingSet
+from trainer.sensitivity import Attack, Victim, pgd_attack
+
+CLASSES = 5
+
+
+class Steps(nn.Module):
+    """Reads its answer off the first pixel: class k where that is nearest to k / (CLASSES - 1)."""
+
+    def forward(self, images: Tensor) -> Prediction:
+        value = images[:, 0, 0, :1] * (CLASSES - 1)
+        return Prediction(-10 * (value - torch.arange(CLASSES)).square(), value)
+
+
+class Threshold(nn.Module):
+    """Two classes, told apart by whether the one pixel is above a half."""
+
+    def forward(self, images: Tensor) -> Prediction:
+        above = images[:, 0, 0, :1] - 0.5
+        return Prediction(torch.cat([-above, above], dim=1), above)
+
+
+def showing(classes: list[int]) -> Tensor:
+    """Images (N, 1, 2, 2) to which `Steps` gives these answers."""
+    images = torch.full((len(classes), 1, 2, 2), 0.3)
+    images[:, 0, 0, 0] = torch.tensor(classes) / (CLASSES - 1)
+    return images
+
+
+def judged(rows: list[tuple[int, int, int, int]]) -> JudgingSet:
+    """Of each image the model's answer when perturbed and when clean, the source's label and the oracle's."""
+    perturbed, clean, source, oracle = (list(column) for column in zip(*rows, strict=True))
+    return JudgingSet(
+        showing(perturbed), showing(clean), torch.tensor(source), torch.arange(len(rows)), torch.tensor(oracle)
+    )
+
+
+def run(model: nn.Module, split: Split, judging: JudgingSet, attacks: list[Attack]) -> Evaluation:
+    return evaluate(model, split, judging, attacks, generator=torch.Generator().manual_seed(0))
+
+
+ONE_PIXEL = torch.zeros(1, 1, 1, 1)
+ONE_PIXEL_JUDGED = JudgingSet(ONE_PIXEL, ONE_PIXEL, torch.tensor([0]), torch.tensor([0]), torch.tensor([1]))
+NOTHING_JUDGED = judged([(0, 0, 0, 1)])
+ONE_IMAGE = Split(showing([0]), torch.tensor([0]))
+
+
+def share(flags: list[bool]) -> float:
+    return float(Fraction(sum(flags), len(flags))) if flags else 0.0
+
+
+labels = st.integers(0, CLASSES - 1)
+
+
+@given(st.lists(st.tuples(labels, labels, labels, st.integers(ABSTAINS, CLASSES - 1)), min_size=1, max_size=12))
+def test_invariance_numbers_are_those_of_the_definition(rows: list[tuple[int, int, int, int]]) -> None:
+    changed = [row for row in rows if row[3] not in (ABSTAINS, row[2])]
+    found = run(Steps(), ONE_IMAGE, judged(rows), [])
+    assert found.invariance_changed_size == len(changed)
+    assert found.invariance_accuracy == share([answer == oracle for answer, _, _, oracle in changed])
+    assert found.invariance_stuck == share(
+        [answer == source for answer, clean, source, _ in changed if clean == source]
+    )
+    unchanged = [answer == oracle for answer, _, source, oracle in rows if oracle == source]
+    assert found.invariance_unchanged == share(unchanged)
+
+
+def test_invariance_goes_by_the_oracle_and_never_by_the_source() -> None:
+    """A model that never changes its answer: agreement with the source's label would call it perfect."""
+    found = run(Steps(), ONE_IMAGE, judged([(1, 1, 1, 2), (3, 3, 3, 4), (2, 2, 2, 2), (0, 0, 0, ABSTAINS)]), [])
+    assert found[2:] == (0.0, 1.0, 1.0, 2)
+
+
+def test_what_was_wrong_when_clean_is_not_stuck() -> None:
+    found = run(Steps(), ONE_IMAGE, judged([(1, 0, 1, 2), (1, 1, 1, 2), (3, 1, 1, 2)]), [])
+    assert found.invariance_stuck == 0.5
+
+
+pixels = st.lists(st.tuples(st.integers(0, 100).map(lambda k: k / 100), st.integers(0, 1)), min_size=1, max_size=12)
+
+
+@given(pixels, st.sampled_from([0.0, 0.015, 0.105, 0.255, 0.495]), st.integers(1, 3))
+def test_sensitivity_of_a_threshold_is_a_matter_of_distance(
+    rows: list[tuple[float, int]], epsilon: float, restarts: int
+) -> None:
+    """Right when clean, and further from the threshold than the budget reaches (never just as far, with these)."""
+    rows = [(value, label) for value, label in rows if value != 0.5] or [(0.0, 0)]
+    split = Split(torch.tensor([value for value, _ in rows]).view(-1, 1, 1, 1), torch.tensor([k for _, k in rows]))
+    attacks = [pgd_attack(norm="linf", epsilon=epsilon, steps=3, restarts=restarts)]
+    found = run(Threshold(), split, ONE_PIXEL_JUDGED, attacks)
+    right = [(value > 0.5) == (label == 1) for value, label in rows]
+    assert found.clean_accuracy == share(right)
+    assert found.sensitivity_accuracy == share(
+        [ok and abs(value - 0.5) > epsilon for ok, (value, _) in zip(right, rows, strict=True)]
+    )
+
+
+@given(st.data())
+def test_an_image_survives_only_if_it_survives_every_attack_and_restart(data: st.DataObject) -> None:
+    count = 8
+    answers = data.draw(st.lists(labels, min_size=count, max_size=count))
+    rounds = data.draw(st.lists(st.lists(st.sets(st.integers(0, count - 1)), min_size=1, max_size=3), max_size=3))
+
+    def breaking(rounds: list[set[int]]) -> Attack:
+        def attack(victim: Victim, rows: Tensor, number: int, generator: torch.Generator) -> Tensor:
+            return torch.stack(
+                [
+                    showing([(int(victim.labels[row]) + 1) % CLASSES])[0]
+                    if row in rounds[number]
+                    else victim.images[row]
+                    for row in rows.tolist()
+                ]
+            )
+
+        return Attack("by hand", len(rounds), attack)
+
+    split = Split(showing(answers), torch.full((count,), 2))
+    found = run(Steps(), split, NOTHING_JUDGED, [breaking(each) for each in rounds])
+    broken = {row for each in rounds for rows in each for row in rows}
+    assert found.clean_accuracy == share([answer == 2 for answer in answers])
+    assert found.sensitivity_accuracy == share([answer == 2 and k not in broken for k, answer in enumerate(answers)])
+
+
+def small_network() -> nn.Module:
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(nn.Conv2d(1, 4, 2), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Flatten())
+            self.head = nn.Linear(4, CLASSES)
+
+        def forward(self, images: Tensor) -> Prediction:
+            embedding = self.layers(images)
+            return Prediction(self.head(embedding), embedding)
+
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        return Network()
+
+
+def in_mid_training(model: nn.Module) -> nn.Module:
+    """Modes, gradients and frozen parameters as unlike one another as can be."""
+    model.train()
+    model.get_submodule("layers.1").eval()
+    model.get_parameter("layers.0.weight").requires_grad_(False)
+    model.get_parameter("head.weight").grad = torch.ones(CLASSES, 4)
+    return model
+
+
+def snapshot(model: nn.Module) -> dict[str, object]:
+    return {
+        "tensors": {name: value.clone() for name, value in model.state_dict().items()},
+        "modes": [module.training for module in model.modules()],
+        "wanted": [parameter.requires_grad for parameter in model.parameters()],
+        "gradients": [None if p.grad is None else p.grad.clone() for p in model.parameters()],
+        "global state": torch.get_rng_state(),
+    }
+
+
+def assert_same(before: object, after: object) -> None:
+    torch.testing.assert_close(after, before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["", "that fails"])
+def test_an_evaluation_leaves_the_model_as_it_was(fails: bool) -> None:
+    model = in_mid_training(small_network())
+    if fails:
+        with torch.no_grad():
+            model.get_parameter("head.bias")[0] = torch.nan
+    before = copy.deepcopy(snapshot(model))
+    split = Split(showing([0, 1, 2, 3]), torch.tensor([0, 1, 2, 3]))
+    attacks = [pgd_attack(norm="linf", epsilon=0.2, steps=3, restarts=2)]
+    if fails:
+        with pytest.raises(TrialFailed, match="logits on clean images are not finite"):
+            run(model, split, NOTHING_JUDGED, attacks)
+        before["tensors"], after = None, snapshot(model) | {"tensors": None}  # a NaN equals nothing
+    else:
+        run(model, split, NOTHING_JUDGED, attacks)
+        after = snapshot(model)
+    assert_same(before, after)
+
+
+def test_models_are_judged_in_evaluation_mode() -> None:
+    """With dropout at work two evaluations would differ, and so would a batch from its parts."""
+    model, generator = in_mid_training(small_network()), torch.Generator().manual_seed(3)
+    split = Split(torch.rand(40, 1, 2, 2, generator=generator), torch.randint(CLASSES, (40,), generator=generator))
+    attacks = [pgd_attack(norm="linf", epsilon=0.1, steps=3)]
+    first = run(model, split, NOTHING_JUDGED, attacks)
+    assert first == run(model, split, NOTHING_JUDGED, attacks)
+    assert first == run(model.eval(), split, NOTHING_JUDGED, attacks)
+
+
+def test_the_judge_starts_where_its_generator_says() -> None:
+    """Near the threshold one step of PGD is sure to cross; without a gradient all depends on the random start."""
+
+    class Blind(Threshold):
+        def forward(self, images: Tensor) -> Prediction:
+            return super().forward(images.round(decimals=2) + 0 * images)
+
+    split = Split(torch.full((64, 1, 1, 1), 0.56), torch.ones(64, dtype=torch.long))
+    attacks = [pgd_attack(norm="linf", epsilon=0.1, steps=1)]
+
+    def found(seed: int) -> float:
+        generator = torch.Generator().manual_seed(seed)
+        return evaluate(Blind(), split, ONE_PIXEL_JUDGED, attacks, generator=generator).sensitivity_accuracy
+
+    assert found(1) == found(1)
+    assert len({found(seed) for seed in range(5)}) > 1
+
+
+def test_the_judging_attack_is_the_plans() -> None:
+    evaluation = EvaluationConfig(
+        eval_sensitivity_norm="l2",
+        eval_sensitivity_epsilon=0.7,
+        eval_sensitivity_steps=9,
+        eval_sensitivity_restarts=3,
+    )
+    (attack,) = judging_attacks(evaluation)
+    assert attack.rounds == 3
+    calls = []
+
+    def logits(images: Tensor) -> Tensor:
+        calls.append(len(images))
+        above = images.flatten(1).sum(1, keepdim=True)
+        return torch.cat([-above, above], dim=1) / 100
+
+    images = torch.full((2, 1, 4, 4), 0.5)
+    victim = Victim(logits, images, torch.ones(2, dtype=torch.long))
+    perturbed = attack.run(victim, torch.arange(2), 0, torch.Generator().manual_seed(0))
+    assert calls == [2] * 9
+    # The whole budget is used on a linear model that it can't break, and no more.
+    assert (perturbed - images).flatten(1).norm(dim=1).tolist() == pytest.approx([0.7, 0.7], abs=1e-5)
+
+
+def test_accuracies_do_not_depend_on_the_order_of_the_judging_set() -> None:
+    rows = [(random.Random(k).randrange(CLASSES), k % 3, k % 4, k % CLASSES - 1) for k in range(40)]
+    shuffled = random.Random(7).sample(rows, len(rows))
+    assert run(Steps(), ONE_IMAGE, judged(rows), []) == run(Steps(), ONE_IMAGE, judged(shuffled), [])

@@ -1,0 +1,224 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+from torch import Tensor
+
+from trainer.config import EvaluationConfig, InputError
+from trainer.data import Data, load_data
+from trainer.invariance import PAPER_TARGETS, allowed_targets
+from trainer.neighbours import Aligner, AlignmentGrid, ClassIndex, Neighbours, bring_back, find_neighbours
+from trainer.parallel import threads
+
+SMALL = AlignmentGrid(shift_limit=1.5, shift_count=3, rotation_limit=20, rotation_count=3)
+
+
+def scipy_align(levels: np.ndarray, degrees: float, down: float, right: float) -> np.ndarray:
+    """The published procedure on one 8-bit image."""
+    return ndimage.shift(ndimage.rotate(levels, degrees, reshape=False), (down, right))
+
+
+def grid_alignments(grid: AlignmentGrid) -> list[tuple[float, float, float]]:
+    return [(r, down, right) for r in grid.rotations for down in grid.shifts for right in grid.shifts]
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (9, 12), (28, 28)], ids=str)
+@pytest.mark.parametrize("grid", [SMALL, AlignmentGrid(3, 5, 0, 1)], ids=["rotated", "shifted"])
+def test_alignments_equal_scipy(shape: tuple[int, int], grid: AlignmentGrid) -> None:
+    levels = np.random.default_rng(0).integers(0, 256, size=(2, 3, *shape), dtype=np.uint8)
+    levels[:, :, :, 0] = 0
+    versions = Aligner(grid, *shape).all(torch.from_numpy(levels))
+    for a, alignment in enumerate(grid_alignments(grid)):
+        for n, c in np.ndindex(2, 3):
+            np.testing.assert_array_equal(versions[n, a, c], scipy_align(levels[n, c], *alignment))
+
+
+def test_each_image_moves_by_its_own_alignment() -> None:
+    levels = torch.from_numpy(np.random.default_rng(1).integers(0, 256, size=(SMALL.size, 1, 8, 8), dtype=np.uint8))
+    aligner = Aligner(SMALL, 8, 8)
+    moved = aligner.each(levels, torch.arange(SMALL.size))
+    assert torch.equal(moved, torch.stack([aligner.all(levels[a : a + 1])[0, a] for a in range(SMALL.size)]))
+
+
+def test_negated_alignment_turns_and_shifts_the_other_way() -> None:
+    aligner = Aligner(SMALL, 8, 8)
+    for a, (degrees, down, right) in enumerate(grid_alignments(SMALL)):
+        opposite = grid_alignments(SMALL)[int(aligner.negated(torch.tensor(a)))]
+        assert opposite == (-degrees, -down, -right)
+
+
+@pytest.mark.parametrize("name", ["digits", "mnist", "fashion_mnist", "cifar10"])
+def test_grid_is_symmetric_and_holds_no_movement(name: str) -> None:
+    alignments = grid_alignments(AlignmentGrid.for_dataset(name))
+    assert (0, 0, 0) in alignments
+    assert {tuple(-x for x in a) for a in alignments} == set(alignments)
+    assert len(alignments) == len(set(alignments)) == AlignmentGrid.for_dataset(name).size
+
+
+def test_paper_grid() -> None:
+    grid = AlignmentGrid.for_dataset("mnist")
+    assert grid.size == 775
+    assert grid.shifts.tolist() == [-3, -1.5, 0, 1.5, 3]
+    assert grid.rotations[[0, 1, -1]].tolist() == [-30, -28, 30]
+
+
+def test_unknown_grid() -> None:
+    with pytest.raises(InputError, match="'mnsit': did you mean 'mnist'"):
+        AlignmentGrid.for_dataset("mnsit")
+
+
+def brute_force(
+    images: Tensor, labels: Tensor, training: Tensor, training_labels: Tensor, grid: AlignmentGrid, allowed: Tensor
+) -> dict[tuple[int, int], list[tuple[float, int, int]]]:
+    """(distance, alignment, index) of all training images, nearest first, by (source, target).
+
+    scipy's transforms and distances in whole numbers; of equals the first alignment, then the first training image.
+    """
+    store = (training.numpy() * 255 + 0.5).astype(np.uint8).astype(np.int64).reshape(len(training), -1)
+    found = {}
+    for n, image in enumerate(images.numpy()):
+        levels = (image * 255 + 0.5).astype(np.uint8)
+        versions = np.stack([[scipy_align(c, *a) for c in levels] for a in grid_alignments(grid)])
+        queries = versions.astype(np.int64).reshape(grid.size, 1, -1)
+        for target in allowed[labels[n]].nonzero().squeeze(1).tolist():
+            members = (training_labels == target).nonzero().squeeze(1).numpy()
+            squared = ((queries - store[members]) ** 2).sum(2)
+            best = squared.argmin(0)
+            rows = sorted((int(squared[a, m]), int(a), int(members[m])) for m, a in enumerate(best))
+            found[n, target] = [(d**0.5 / 255, a, m) for d, a, m in rows]
+    return found
+
+
+def assert_same(found: Neighbours, expected: dict[tuple[int, int], list[tuple[float, int, int]]], nearest: int) -> None:
+    rows = [(*pair, *row) for pair, near in expected.items() for row in near[:nearest]]
+    columns = list(zip(*rows, strict=True))
+    assert found.source.tolist() == list(columns[0])
+    assert found.target.tolist() == list(columns[1])
+    np.testing.assert_allclose(found.distance, columns[2], rtol=1e-6)
+    assert found.alignment.tolist() == list(columns[3])
+    assert found.neighbour.tolist() == list(columns[4])
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=["single", "half"])
+@pytest.mark.parametrize("nearest", [1, 3])
+@pytest.mark.parametrize("table", [None, PAPER_TARGETS], ids=["every_class", "paper_table"])
+def test_neighbours_equal_brute_force(
+    digits: Data, table: dict[int, tuple[int, ...]] | None, nearest: int, precision: torch.dtype
+) -> None:
+    """Enlarged, so that there are enough pixels for a subspace to rule images out."""
+    images = torch.nn.functional.interpolate(digits.train.images[:260], size=24, mode="bilinear").clamp(0, 1)
+    sources, training = (images[:8], digits.train.labels[:8]), (images[60:], digits.train.labels[60:260])
+    allowed = allowed_targets(10, table)
+    index = ClassIndex(*training, classes=10, precision=precision)
+    assert len(index._stages) > 1
+    found = find_neighbours(*sources, index, grid=SMALL, allowed=allowed, nearest=nearest)
+    assert_same(found, brute_force(*sources, *training, SMALL, allowed), nearest)
+
+
+def test_neighbours_of_digits_equal_brute_force(digits: Data) -> None:
+    sources, training = [t[:10] for t in digits.validation], [t[:300] for t in digits.train]
+    found = find_neighbours(
+        *sources, ClassIndex(*training, classes=10), grid=SMALL, allowed=allowed_targets(10), nearest=2
+    )
+    assert_same(found, brute_force(*sources, *training, SMALL, allowed_targets(10)), 2)
+
+
+def test_number_of_threads_changes_nothing(digits: Data) -> None:
+    index = ClassIndex(*digits.train, classes=10)
+    sources = [t[:40] for t in digits.validation]
+    results = []
+    for count in (1, 3):
+        with threads(count):
+            results.append(find_neighbours(*sources, index, grid=SMALL, allowed=allowed_targets(10)))
+            assert torch.get_num_threads() == count
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_of_equally_near_ones_the_first_is_taken() -> None:
+    """All images alike: every alignment of every training image lies at distance 0."""
+    training = torch.zeros(12, 1, 8, 8)
+    labels = torch.arange(12) % 3
+    index = ClassIndex(training, labels, classes=3)
+    found = find_neighbours(training[:1], torch.tensor([0]), index, grid=SMALL, allowed=allowed_targets(3), nearest=2)
+    assert found.target.tolist() == [1, 1, 2, 2]
+    assert found.neighbour.tolist() == [1, 4, 2, 5]
+    assert found.alignment.tolist() == [0, 0, 0, 0]
+    assert found.distance.tolist() == [0, 0, 0, 0]
+
+
+def test_a_class_of_few_images_gives_all_it_has_and_a_missing_one_none(digits: Data) -> None:
+    few = torch.tensor([int((digits.train.labels == c).nonzero()[i]) for c, i in ((0, 0), (1, 0), (1, 1))])
+    index = ClassIndex(digits.train.images[few], digits.train.labels[few], classes=10)
+    found = find_neighbours(
+        digits.validation.images[:1], torch.tensor([9]), index, grid=SMALL, allowed=allowed_targets(10), nearest=2
+    )
+    assert found.target.tolist() == [0, 1, 1]
+    assert found.distance[1] <= found.distance[2]
+
+
+def test_no_sources_give_no_pairs(digits: Data) -> None:
+    index = ClassIndex(*digits.train, classes=10)
+    found = find_neighbours(
+        digits.train.images[:0], digits.train.labels[:0], index, grid=SMALL, allowed=allowed_targets(10)
+    )
+    assert all(len(column) == 0 for column in found)
+
+
+def test_a_moved_training_image_is_found_and_brought_back(digits: Data) -> None:
+    """Shifts by whole pixels lose nothing, so the neighbour at distance 0 returns as the source itself."""
+    whole = AlignmentGrid(shift_limit=1, shift_count=3, rotation_limit=0, rotation_count=1)
+    images, labels = torch.nn.functional.pad(digits.train.images[:200], (2, 2, 2, 2)), digits.train.labels[:200]
+    original = int((labels == 3).nonzero()[0])
+    source = images[original : original + 1].roll((1, -1), (2, 3))
+    index = ClassIndex(images, labels, classes=10)
+    found = find_neighbours(source, torch.tensor([8]), index, grid=whole, allowed=allowed_targets(10))
+    pair = int((found.target == 3).nonzero())
+    assert found.neighbour[pair] == original
+    assert found.distance[pair] == 0
+    assert torch.equal(bring_back(images, found, whole)[pair], (source[0] * 255 + 0.5).floor().to(torch.uint8))
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (torch.full((1, 1, 8, 8), 2.0), torch.tensor([0]), r"images in \[2, 2\]: pixels must lie in \[0, 1\]"),
+        (torch.full((1, 1, 8, 8), torch.nan), torch.tensor([0]), "pixels must lie in"),
+        (torch.zeros(1, 1, 8, 8), torch.tensor([10]), r"labels in \[10, 10\]: must lie in \[0, 9\]"),
+        (torch.zeros(1, 1, 9, 8), torch.tensor([0]), r"sources \(1, 9, 8\), training images \(1, 8, 8\): differ"),
+        (torch.zeros(2, 1, 8, 8), torch.tensor([0]), r"must be \(N, C, H, W\) and \(N,\)"),
+    ],
+    ids=["too_bright", "nan", "label", "size", "count"],
+)
+def test_wrong_sources_are_refused(images: Tensor, labels: Tensor, message: str) -> None:
+    index = ClassIndex(torch.zeros(4, 1, 8, 8), torch.arange(4), classes=10)
+    with pytest.raises(InputError, match=message):
+        find_neighbours(images, labels, index, grid=SMALL, allowed=allowed_targets(10))
+
+
+def test_wrong_training_images_are_refused() -> None:
+    with pytest.raises(InputError, match=r"labels in \[0, 3\]: must lie in \[0, 1\]"):
+        ClassIndex(torch.zeros(4, 1, 8, 8), torch.arange(4), classes=2)
+
+
+@pytest.mark.slow
+def test_mnist_neighbours_equal_brute_force(data_dir: Path, cache_dir: Path) -> None:
+    """The whole grid; fewer training images, so that brute force ends."""
+    data = load_data(EvaluationConfig(dataset="mnist", train_size=3000), data_dir=data_dir, cache_dir=cache_dir)
+    grid = AlignmentGrid.for_dataset("mnist")
+    sources = [t[:3] for t in data.validation]
+    found = find_neighbours(*sources, ClassIndex(*data.train, classes=10), grid=grid, allowed=allowed_targets(10))
+    store = (data.train.images * 255).flatten(1).numpy().astype(np.float64)
+    for n, image in enumerate(sources[0][:, 0].numpy()):
+        levels = (image * 255 + 0.5).astype(np.uint8)
+        queries = np.stack([scipy_align(levels, *a) for a in grid_alignments(grid)]).reshape(grid.size, -1)
+        queries = queries.astype(np.float64)
+        # Products of whole numbers: exact in float64.
+        squared = (queries**2).sum(1)[:, None] + (store**2).sum(1) - 2 * queries @ store.T
+        for pair in (found.source == n).nonzero().squeeze(1).tolist():
+            own = np.where((data.train.labels == found.target[pair]).numpy(), squared, np.inf)
+            alignment, neighbour = np.unravel_index(own.argmin(), own.shape)
+            assert (int(found.alignment[pair]), int(found.neighbour[pair])) == (alignment, neighbour)

@@ -1,0 +1,414 @@
+"""The training step: what it draws, what it perturbs, what passes through the model, what it leaves behind."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from trainer.config import InputError, TrialConfig
+from trainer.data import Split
+from trainer.losses import Knobs, total
+from trainer.models import Prediction, build_model
+from trainer.preparation import TrainingPerturbation
+from trainer.training import (
+    LARGEST_SHARE,
+    PURPOSES,
+    Batch,
+    batches,
+    check_batch_size,
+    diagnose,
+    forward,
+    make_optimizer,
+    placed,
+    random_stream,
+    sensitivity_images,
+    update,
+    uses_clean,
+    views,
+)
+
+CPU = torch.device("cpu")
+CLASSES = 4
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def split_of(count: int, *, side: int = 8) -> Split:
+    generator = seeded(count)
+    return Split(
+        torch.rand(count, 1, side, side, generator=generator), torch.randint(CLASSES, (count,), generator=generator)
+    )
+
+
+def perturbation_of(split: Split) -> TrainingPerturbation:
+    """A stand-in that can be told apart from the source: inverted images, the next label, every fifth left out."""
+    keep = torch.arange(len(split.labels)) % 5 != 0
+    return TrainingPerturbation(1 - split.images, (split.labels + 1) % CLASSES, keep)
+
+
+def a_batch(count: int = 16) -> Batch:
+    split = split_of(count)
+    return Batch(split.images, split.labels, perturbation_of(split))
+
+
+def a_model(architecture: str = "mlp") -> nn.Module:
+    return build_model(
+        architecture,
+        shape=(1, 8, 8),
+        classes=CLASSES,
+        embedding_size=6,
+        mean=torch.tensor([0.4]),
+        std=torch.tensor([0.3]),
+        seed=0,
+    )
+
+
+def step_of(model: nn.Module, config: TrialConfig, batch: Batch, seed: int = 0) -> tuple[Any, Knobs]:
+    knobs = Knobs.of(config, CPU)
+    return forward(model, batch, config, knobs, seeded(seed)), knobs
+
+
+# ------------------------------------------------------------------------------------------------ random streams
+
+
+def test_streams_differ_by_seed_purpose_and_epoch() -> None:
+    first = {
+        (seed, purpose, epoch): tuple(torch.rand(4, generator=random_stream(seed, purpose, epoch, CPU)).tolist())
+        for seed in (0, 1, 2**31 - 1)
+        for purpose in PURPOSES
+        for epoch in (1, 2, 100_000)
+    }
+    assert len(set(first.values())) == len(first)
+
+
+def test_a_stream_depends_on_nothing_else() -> None:
+    before = random_stream(3, "attack", 2, CPU).get_state()
+    torch.rand(3, generator=random_stream(3, "order", 2, CPU))
+    assert torch.equal(random_stream(3, "attack", 2, CPU).get_state(), before)
+
+
+# ------------------------------------------------------------------------------------------------------- batches
+
+
+@given(st.integers(2, 60), st.integers(2, 60), st.integers(0, 3))
+def test_batches_are_of_one_size_and_hold_no_image_twice(count: int, batch_size: int, seed: int) -> None:
+    batch_size = min(batch_size, count)
+    split = Split(torch.zeros(count, 1, 1, 1), torch.arange(count))
+    seen = [batch.labels for batch in batches(split, None, batch_size=batch_size, generator=seeded(seed))]
+    assert [len(labels) for labels in seen] == [batch_size] * (count // batch_size)
+    drawn = torch.cat(seen).tolist()
+    assert len(set(drawn)) == len(drawn)
+
+
+def test_rows_of_a_batch_belong_together() -> None:
+    split = split_of(30)
+    perturbation = perturbation_of(split)
+    for batch in batches(split, perturbation, batch_size=10, generator=seeded()):
+        assert batch.invariance is not None
+        assert torch.equal(batch.invariance.images, 1 - batch.images)
+        assert torch.equal(batch.invariance.labels, (batch.labels + 1) % CLASSES)
+        rows = [int((split.images == image).flatten(1).all(1).nonzero()) for image in batch.images]
+        assert torch.equal(batch.invariance.keep, perturbation.keep[rows])
+
+
+def test_order_is_the_generators() -> None:
+    def order(seed: int) -> list[int]:
+        split = Split(torch.zeros(40, 1, 1, 1), torch.arange(40))
+        return torch.cat([b.labels for b in batches(split, None, batch_size=8, generator=seeded(seed))]).tolist()
+
+    assert order(0) == order(0)
+    assert order(0) != order(1)
+    assert sorted(order(0)) == list(range(40)) != order(0)
+
+
+def test_a_batch_must_fit_the_data() -> None:
+    check_batch_size(30, 30)
+    with pytest.raises(InputError, match="batch_size = 31: must be at most 30, the number of training images"):
+        check_batch_size(31, 30)
+    with pytest.raises(InputError, match="batch_size = 31"):
+        next(batches(split_of(30), None, batch_size=31, generator=seeded()))
+
+
+# -------------------------------------------------------------------------------------- what the objective looks at
+
+LOOKED_AT: dict[str, tuple[dict[str, Any], set[str]]] = {
+    "nothing but cross-entropy": ({}, {"clean"}),
+    "a regularizer without weights": ({"regularizer": "triplet"}, {"clean"}),
+    "PGD training": ({"cross_entropy_on": "sensitivity"}, {"sensitivity"}),
+    "training on invariance images": ({"cross_entropy_on": "invariance"}, {"invariance"}),
+    "norms of all embeddings": ({"cross_entropy_on": "sensitivity", "norm_weight": 1e-3}, {"clean", "sensitivity"}),
+    "TRADES": ({"trades_weight": 6.0, "sensitivity_objective": "kl"}, {"clean", "sensitivity"}),
+    "TRADES on PGD images": ({"trades_weight": 1.0, "cross_entropy_on": "sensitivity"}, {"clean", "sensitivity"}),
+    "a regularizer over PGD images": (
+        {"regularizer": "triplet", "sensitivity_weight": 1.0, "cross_entropy_on": "sensitivity"},
+        {"clean", "sensitivity"},
+    ),
+    "a regularizer over invariance images": (
+        {"regularizer": "sinkhorn", "invariance_weight": 1.0},
+        {"clean", "invariance"},
+    ),
+    "everything": (
+        {"regularizer": "ot_triplet", "sensitivity_weight": 1.0, "invariance_weight": 1.0},
+        {"clean", "sensitivity", "invariance"},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", LOOKED_AT)
+def test_only_what_the_objective_looks_at_passes_through_the_model(case: str) -> None:
+    settings, names = LOOKED_AT[case]
+    config, batch, model = TrialConfig(**settings, sensitivity_steps=2), a_batch(), a_model()
+    seen = views(model, batch, config, Knobs.of(config, CPU), seeded())
+    assert set(seen) == names
+    assert uses_clean(config) == ("clean" in names)
+    passed: list[int] = []
+    model.register_forward_pre_hook(lambda module, images: passed.append(len(images[0])))
+    step, knobs = step_of(model, config, batch)
+    assert passed[-1] == len(names) * len(batch.labels)  # the last pass is the joint one
+    assert torch.isfinite(total(step.terms, knobs))
+
+
+@pytest.mark.parametrize("case", LOOKED_AT)
+def test_the_joint_pass_gives_what_separate_passes_give(case: str) -> None:
+    """Without batch normalisation an image's prediction is its own business, so passes may be joined."""
+    config, batch, model = TrialConfig(**LOOKED_AT[case][0], sensitivity_steps=2), a_batch(), a_model("cnn")
+    seen = views(model, batch, config, Knobs.of(config, CPU), seeded())
+    step, _ = step_of(model, config, batch)
+    alone: dict[str, Prediction] = {name: model(images) for name, images in seen.items()}
+    trained_on = alone[config.cross_entropy_on]
+    torch.testing.assert_close(step.embedding, trained_on.embedding)
+    if config.cross_entropy_on == "invariance":
+        assert batch.invariance is not None
+        keep, labels = batch.invariance.keep, batch.invariance.labels
+        expected = F.cross_entropy(trained_on.logits[keep], labels[keep])
+    else:
+        expected = F.cross_entropy(trained_on.logits, batch.labels)
+    torch.testing.assert_close(step.terms.cross_entropy, expected)
+    if step.terms.norm is not None:
+        norms = torch.cat([prediction.embedding for prediction in alone.values()]).norm(dim=1)
+        torch.testing.assert_close(step.terms.norm, norms.mean())
+    if step.terms.trades is not None:
+        clean, other = (alone[name].logits.softmax(1) for name in ("clean", "sensitivity"))
+        torch.testing.assert_close(step.terms.trades, (clean * (clean / other).log()).sum(1).mean())
+
+
+class Normalised(nn.Module):
+    """One batch normalisation between the images and a linear head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(1, momentum=1.0)
+        self.head = nn.Linear(64, CLASSES)
+
+    def forward(self, images: Tensor) -> Prediction:
+        embedding = self.norm(images).flatten(1)
+        return Prediction(self.head(embedding), embedding)
+
+
+def test_batch_normalisation_sees_clean_and_perturbed_images_together() -> None:
+    config = TrialConfig(trades_weight=1.0, sensitivity_steps=2, sensitivity_epsilon=0.3)
+    model, batch = Normalised().train(), a_batch()
+    seen = torch.cat(list(views(model, batch, config, Knobs.of(config, CPU), seeded()).values()))
+    torch.testing.assert_close(model.norm.running_mean, torch.zeros(1))  # the attack does not count
+    step_of(model, config, batch)
+    torch.testing.assert_close(model.norm.running_mean, seen.mean().reshape(1))
+    torch.testing.assert_close(model.norm.running_var, seen.var().reshape(1))
+
+
+# ------------------------------------------------------------------------------------------- the training attack
+
+ATTACKS: dict[str, dict[str, Any]] = {
+    "fgsm": {"sensitivity_steps": 1},
+    "pgd": {"sensitivity_steps": 5},
+    "pgd, l2": {"sensitivity_steps": 5, "sensitivity_norm": "l2", "sensitivity_epsilon": 1.0},
+    "kl": {"sensitivity_steps": 5, "sensitivity_objective": "kl"},
+    "kl in one step": {"sensitivity_steps": 1, "sensitivity_objective": "kl"},
+    "transport": {"sensitivity_steps": 3, "sensitivity_objective": "transport"},
+}
+
+
+def attacked(model: nn.Module, batch: Batch, seed: int = 0, **settings: Any) -> Tensor:
+    config = TrialConfig(cross_entropy_on="sensitivity", **settings)
+    return sensitivity_images(model, batch, config, Knobs.of(config, CPU), seeded(seed))
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_training_attacks_stay_in_their_ball_and_in_the_image(name: str) -> None:
+    batch, model = a_batch(), a_model()
+    images = attacked(model, batch, **ATTACKS[name])
+    change = (images - batch.images).flatten(1)
+    norm, epsilon = (2, 1.0) if "l2" in name else (torch.inf, 0.1)
+    assert change.norm(norm, dim=1).max() <= epsilon + 1e-5
+    assert change.abs().amax(1).min() > 0
+    assert 0 <= images.min() <= images.max() <= 1
+    assert not images.requires_grad
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_training_attacks_raise_what_they_maximise(name: str) -> None:
+    batch, model = a_batch(32), a_model()
+    clean = model(batch.images).logits
+    perturbed = model(attacked(model, batch, **ATTACKS[name])).logits
+    noise = model(
+        (batch.images + 0.1 * (2 * torch.rand(batch.images.shape, generator=seeded(5)) - 1)).clamp(0, 1)
+    ).logits
+
+    def loss(logits: Tensor) -> Tensor:
+        if ATTACKS[name].get("sensitivity_objective") is None:
+            return F.cross_entropy(logits, batch.labels)
+        return F.kl_div(logits.log_softmax(1), clean.log_softmax(1), log_target=True, reduction="batchmean")
+
+    assert loss(perturbed) > loss(noise)
+    assert loss(perturbed) > loss(clean)
+
+
+def test_fgsm_is_one_step_of_the_whole_budget_from_the_image() -> None:
+    batch, model = a_batch(), a_model()
+    images = batch.images.clone().requires_grad_()
+    F.cross_entropy(model(images).logits, batch.labels).backward()
+    assert images.grad is not None
+    expected = (batch.images + 0.1 * images.grad.sign()).clamp(0, 1)
+    found = attacked(model, batch, sensitivity_steps=1)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    assert torch.equal(found, attacked(model, batch, seed=1, sensitivity_steps=1))
+
+
+@pytest.mark.parametrize("name", sorted(set(ATTACKS) - {"fgsm"}))
+def test_all_other_attacks_start_at_random(name: str) -> None:
+    batch, model = a_batch(), a_model()
+    assert torch.equal(attacked(model, batch, **ATTACKS[name]), attacked(model, batch, **ATTACKS[name]))
+    assert not torch.equal(attacked(model, batch, **ATTACKS[name]), attacked(model, batch, seed=1, **ATTACKS[name]))
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_an_attack_leaves_no_trace_in_the_model(name: str) -> None:
+    """Above all no gradient: one that leaks from the attack into the step trains on something else."""
+    model, batch = Normalised().train(), a_batch()
+    model.head.requires_grad_(False)
+    state = copy.deepcopy(model.state_dict())
+    attacked(model, batch, **ATTACKS[name])
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert [p.requires_grad for p in model.parameters()] == [True, True, False, False]
+    assert all(module.training for module in model.modules())
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+
+
+# ------------------------------------------------------------------------------------------------------ the update
+
+
+def weights(model: nn.Module) -> Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+
+def after_update(prepare: Callable[[nn.Module, Any, Knobs], object]) -> Tensor:
+    config = TrialConfig(regularizer="triplet", sensitivity_weight=0.5, norm_weight=0.01, sensitivity_steps=2)
+    model = a_model()
+    optimizer = make_optimizer(model, config)
+    step, knobs = step_of(model, config, a_batch())
+    prepare(model, step, knobs)
+    update(optimizer, total(step.terms, knobs))
+    return weights(model)
+
+
+def nothing(model: nn.Module, step: Any, knobs: Knobs) -> None:
+    """The undisturbed run."""
+
+
+def stale_gradients(model: nn.Module, step: Any, knobs: Knobs) -> None:
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 1e6)
+
+
+def a_diagnosis(model: nn.Module, step: Any, knobs: Knobs) -> None:
+    diagnose(step, model, knobs)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("disturb", [stale_gradients, a_diagnosis])
+def test_an_update_is_of_its_own_loss_alone(disturb: Callable[[nn.Module, Any, Knobs], object]) -> None:
+    assert torch.equal(after_update(disturb), after_update(nothing))
+
+
+def test_updates_go_downhill() -> None:
+    config, model, batch = TrialConfig(learning_rate=1e-3), a_model(), a_batch()
+    optimizer, seen = make_optimizer(model, config), []
+    for _ in range(20):
+        step, knobs = step_of(model, config, batch)
+        update(optimizer, total(step.terms, knobs))
+        seen.append(step.terms.cross_entropy.item())
+    assert seen == sorted(seen, reverse=True)
+
+
+def test_weight_decay_is_decoupled() -> None:
+    """Where the loss has no gradient AdamW still shrinks by lr times decay, whatever the size of other gradients."""
+    model = a_model()
+    before = weights(model)
+    optimizer = make_optimizer(model, TrialConfig(learning_rate=0.1, weight_decay=0.5))
+    update(optimizer, 0 * sum(parameter.sum() for parameter in model.parameters()))  # type: ignore[arg-type]
+    torch.testing.assert_close(weights(model), 0.95 * before)
+
+
+@pytest.mark.parametrize("architecture", ["cnn", "mlp"])
+def test_placing_a_model_does_not_change_it(architecture: str) -> None:
+    images, model = torch.rand(5, 1, 8, 8, generator=seeded()), a_model(architecture)
+    before = model(images)
+    after = placed(a_model(architecture), CPU)(images)
+    torch.testing.assert_close(after.logits, before.logits)
+    torch.testing.assert_close(after.embedding, before.embedding)
+
+
+# ---------------------------------------------------------------------------------------------------- the diagnosis
+
+
+def test_a_diagnosis_is_finite_where_the_cross_entropy_has_no_gradient_left() -> None:
+    config = TrialConfig(norm_weight=1.0)
+    model, batch = a_model(), a_batch()
+    with torch.no_grad():
+        model.get_parameter("head.bias")[0] = 1e4
+    step, knobs = step_of(model, config, batch._replace(labels=torch.zeros_like(batch.labels)))
+    found = diagnose(step, model, knobs)
+    assert found["gradient_share/norm"] == LARGEST_SHARE
+    assert all(torch.isfinite(value) for value in found.values())
+
+
+@pytest.mark.parametrize("scale", [1e3, 1e18, 1e30])
+def test_the_shape_of_embeddings_is_seen_at_any_scale(scale: float) -> None:
+    """As a model diverges its embeddings grow first; the loss is to tell of it, not the diagnosis."""
+    config, model, batch = TrialConfig(), a_model(), a_batch()
+    expected = diagnose(step_of(model, config, batch)[0], model, Knobs.of(config, CPU))
+    step, knobs = step_of(model, config, batch)
+    found = diagnose(step._replace(embedding=step.embedding * scale), model, knobs)
+    for name in ("embedding_rank", "embedding_spread"):
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-3, atol=1e-4)
+
+
+def test_a_gradient_share_grows_with_the_weight() -> None:
+    def share(weight: float) -> float:
+        model = a_model()
+        step, knobs = step_of(model, TrialConfig(norm_weight=weight), a_batch())
+        return diagnose(step, model, knobs)["gradient_share/norm"].item()
+
+    assert share(0.3) == pytest.approx(3 * share(0.1), rel=1e-4)
+
+
+def test_a_collapse_is_seen() -> None:
+    model = a_model()
+    config, batch = TrialConfig(), a_batch()
+    step, knobs = step_of(model, config, batch)
+    assert diagnose(step, model, knobs)["collapsed"] == 0
+    with torch.no_grad():
+        model.get_parameter("encoder.5.weight").zero_()
+    step, knobs = step_of(model, config, batch)
+    found = diagnose(step, model, knobs)
+    assert found["collapsed"] == 1
+    assert found["embedding_spread"] < 1e-6

@@ -1,0 +1,406 @@
+"""A trial as a generator: resumed bit for bit, repeatable, finite or failed, and the chosen model as reported."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from trainer import trial
+from trainer.checkpoint import FolderStore, from_bytes
+from trainer.config import EvaluationConfig, InputError, TrialConfig, TrialFailed
+from trainer.evaluation import predict
+from trainer.losses import LossTerms
+from trainer.preparation import Prepared
+from trainer.report import EpochReport
+from trainer.trial import MODEL_FILE, TrialState, advance, load_model, run_trial, summarise
+
+EPOCHS = 3
+SHORT: dict[str, Any] = {"architecture": "mlp", "epochs": EPOCHS, "batch_size": 50, "sensitivity_steps": 2}
+
+TRIALS: dict[str, dict[str, Any]] = {
+    "baseline": {"architecture": "cnn"},
+    "pgd": {"architecture": "cnn", "cross_entropy_on": "sensitivity", "weight_decay": 0.1},
+    "trades": {"trades_weight": 2.0, "sensitivity_objective": "kl"},
+    "triplet": {"architecture": "cnn", "regularizer": "triplet", "sensitivity_weight": 0.5, "norm_weight": 1e-3},
+    "sinkhorn": {"regularizer": "sinkhorn", "invariance_weight": 1.0, "cross_entropy_on": "sensitivity"},
+    "ot_triplet": {"regularizer": "ot_triplet", "sensitivity_weight": 0.5, "invariance_weight": 0.5},
+}
+
+
+def config_of(name: str, **changes: Any) -> TrialConfig:
+    return TrialConfig(**{**SHORT, **TRIALS[name], **changes})
+
+
+def start(config: TrialConfig, prepared: Prepared, **kwargs: Any) -> Iterator[EpochReport]:
+    return run_trial(config, prepared.evaluation, prepared, **kwargs)
+
+
+def numbers(reports: list[EpochReport]) -> list[dict[str, Any]]:
+    """All but the clock's, which must be equal bit for bit."""
+    return [{k: v for k, v in report.to_dict().items() if not k.endswith("_seconds")} for report in reports]
+
+
+def run(config: TrialConfig, prepared: Prepared, **kwargs: Any) -> list[dict[str, Any]]:
+    return numbers(list(start(config, prepared, **kwargs)))
+
+
+def model_of(store: FolderStore) -> dict[str, Any]:
+    return from_bytes(store.read(MODEL_FILE))
+
+
+def assert_same_models(left: FolderStore, right: FolderStore) -> None:
+    one, other = model_of(left), model_of(right)
+    torch.testing.assert_close(one.pop("weights"), other.pop("weights"), rtol=0, atol=0)
+    assert one == other
+
+
+def stop_after(epoch: int, config: TrialConfig, prepared: Prepared, store: FolderStore) -> None:
+    """As a crash right after a report."""
+    reports = start(config, prepared, store=store)
+    assert [report.epoch for report in itertools.islice(reports, epoch)] == list(range(1, epoch + 1))
+    reports.close()  # type: ignore[attr-defined]
+
+
+# --------------------------------------------------------------------------------------------------------- resume
+
+
+@pytest.mark.parametrize("name", TRIALS)
+def test_stopped_after_any_epoch_it_goes_on_as_if_never_stopped(name: str, prepared: Prepared, tmp_path: Path) -> None:
+    config, whole = config_of(name), FolderStore(tmp_path / "whole")
+    undisturbed = run(config, prepared, store=whole)
+    assert [(report["epoch"], report["final"]) for report in undisturbed[:-1]] == [
+        (epoch, False) for epoch in range(1, EPOCHS + 1)
+    ]
+    for epoch in range(1, EPOCHS + 1):
+        store = FolderStore(tmp_path / str(epoch))
+        stop_after(epoch, config, prepared, store)
+        assert run(config, prepared, store=store) == undisturbed[epoch - 1 :]
+        assert_same_models(store, whole)
+
+
+def test_stopped_after_every_epoch_it_ends_the_same(prepared: Prepared, tmp_path: Path) -> None:
+    config, store = config_of("triplet"), FolderStore(tmp_path)
+    heard: list[EpochReport] = []
+    while not heard or not heard[-1].final:
+        reports = start(config, prepared, store=store)
+        heard += itertools.islice(reports, 2)  # the one it goes on from, and one more
+        reports.close()  # type: ignore[attr-defined]
+    once = {(report["final"], report["epoch"]): report for report in numbers(heard)}
+    assert list(once.values()) == run(config, prepared)
+
+
+def test_a_report_is_told_at_least_once(prepared: Prepared, tmp_path: Path) -> None:
+    """The checkpoint of an epoch is written before its report is told, so a resumed trial tells it again."""
+    config, store = config_of("sinkhorn"), FolderStore(tmp_path)
+    stop_after(2, config, prepared, store)
+    for _ in range(2):
+        assert next(start(config, prepared, store=store)).epoch == 2
+    whole = run(config, prepared, store=store)
+    assert run(config, prepared, store=store) == whole[-2:]
+
+
+@pytest.mark.slow
+def test_running_statistics_are_resumed_too(prepared: Prepared, tmp_path: Path) -> None:
+    config = config_of("baseline", architecture="resnet18", epochs=2, batch_size=100)
+    undisturbed = run(config, prepared, store=FolderStore(tmp_path / "whole"))
+    stop_after(1, config, prepared, FolderStore(tmp_path / "stopped"))
+    assert run(config, prepared, store=FolderStore(tmp_path / "stopped")) == undisturbed
+    assert_same_models(FolderStore(tmp_path / "stopped"), FolderStore(tmp_path / "whole"))
+
+
+def damage(store: FolderStore, epoch: int) -> str:
+    name = f"checkpoint-{epoch:06d}.pt"
+    content = bytearray(store.read(name))
+    content[len(content) // 2] ^= 1
+    store.write(name, bytes(content))
+    return name
+
+
+def test_a_damaged_checkpoint_costs_one_epoch(prepared: Prepared, tmp_path: Path) -> None:
+    config, store, warnings = config_of("triplet"), FolderStore(tmp_path), []
+    stop_after(3, config, prepared, store)
+    name = damage(store, 3)
+    assert run(config, prepared, store=store, warn=warnings.append) == run(config, prepared)[1:]
+    assert warnings == [f"{name} is damaged (its checksum does not fit) and passed over"]
+
+
+def test_with_every_checkpoint_damaged_it_starts_over(prepared: Prepared, tmp_path: Path) -> None:
+    config, store, warnings = config_of("triplet"), FolderStore(tmp_path), []
+    stop_after(3, config, prepared, store)
+    for epoch in (2, 3):
+        damage(store, epoch)
+    reports = start(config, prepared, store=store, warn=warnings.append)
+    assert next(reports).epoch == 1
+    assert len(warnings) == 2
+    assert store.names() == ["checkpoint-000001.pt"], "what is damaged must not crowd out what is whole"
+    assert numbers(list(reports)) == run(config, prepared)[1:]
+
+
+OTHERS: dict[str, tuple[dict[str, Any], dict[str, Any], str, str]] = {
+    "knob": ({"margin": 0.1}, {}, "other", "margin = 0.05 (not 0.1), data = "),
+    "seed": ({"seed": 7}, {}, "", "seed = 0 (not 7): "),
+    "judge": ({}, {"eval_sensitivity_steps": 6}, "", "eval_sensitivity_steps = 5 (not 6): "),
+    "data": ({}, {}, "other", "(not 'other'): "),
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_a_store_of_another_configuration_is_refused(case: str, prepared: Prepared, tmp_path: Path) -> None:
+    knobs, judge, fingerprint, message = OTHERS[case]
+    store = FolderStore(tmp_path)
+    stop_after(1, config_of("baseline", architecture="mlp"), prepared, store)
+    before = {name: store.read(name) for name in store.names()}
+    data = dataclasses.replace(prepared.data, fingerprint=fingerprint or prepared.data.fingerprint)
+    other = dataclasses.replace(prepared, data=data, evaluation=prepared.evaluation.replace(**judge))
+    with pytest.raises(InputError, match="a checkpoint of another configuration, with ") as error:
+        run(config_of("baseline", architecture="mlp", **knobs), other, store=store)
+    assert message in str(error.value)
+    assert {name: store.read(name) for name in store.names()} == before
+
+
+# ----------------------------------------------------------------------------------------------- the same, or not
+
+
+@pytest.mark.parametrize("name", ["pgd", "ot_triplet"])
+def test_the_same_configuration_gives_the_same_numbers(name: str, prepared: Prepared, tmp_path: Path) -> None:
+    first = run(config_of(name), prepared, store=FolderStore(tmp_path / "first"))
+    torch.rand(5)  # the global state is nobody's business
+    before = torch.get_rng_state()
+    assert run(config_of(name), prepared, store=FolderStore(tmp_path / "second")) == first
+    assert torch.equal(torch.get_rng_state(), before)
+    assert_same_models(FolderStore(tmp_path / "first"), FolderStore(tmp_path / "second"))
+
+
+def test_another_seed_gives_other_numbers(prepared: Prepared) -> None:
+    def losses(seed: int) -> list[float]:
+        return [report["loss/cross_entropy"] for report in run(config_of("pgd", seed=seed), prepared)]
+
+    first, second = losses(0), losses(1)
+    assert all(a != b for a, b in zip(first, second, strict=True))
+
+
+def test_trials_share_nothing(prepared: Prepared) -> None:
+    """Two that take turns give what each gives alone: nothing in the prepared data is written to."""
+    pair = [config_of("ot_triplet"), config_of("pgd", seed=3)]
+    turns = [list(each) for each in zip(*(start(config, prepared) for config in pair), strict=True)]
+    for config, reports in zip(pair, zip(*turns, strict=True), strict=True):
+        assert numbers(list(reports)) == run(config, prepared)
+
+
+UNUSED: dict[str, dict[str, Any]] = {
+    "triplet": {"regularizer": "triplet", "margin": 3.0, "mining": "semihard", "ground_metric": "euclidean"},
+    "sinkhorn": {"regularizer": "sinkhorn", "entropy": 2.0, "label_cost": 9.0, "regularizer_on": "logits"},
+    "ot_triplet": {"regularizer": "ot_triplet", "margin": 3.0, "entropy": 2.0},
+    "attacks": {"sensitivity_epsilon": 0.9, "sensitivity_steps": 40, "invariance_epsilon": 0.7},
+    "weights without a regularizer": {"sensitivity_weight": 3.0, "invariance_weight": 2.0},
+    "an attack's aim": {"sensitivity_objective": "kl", "sensitivity_norm": "l2", "invariance_norm": "l0"},
+}
+
+
+@pytest.mark.parametrize("case", UNUSED)
+def test_with_every_weight_at_zero_it_is_the_baseline(case: str, prepared: Prepared, tmp_path: Path) -> None:
+    stores = [FolderStore(tmp_path / which) for which in ("baseline", "other")]
+    zero = config_of("baseline", **UNUSED[case])
+    assert run(zero, prepared, store=stores[1]) == run(config_of("baseline"), prepared, store=stores[0])
+    left, right = (model_of(store) for store in stores)
+    torch.testing.assert_close(left["weights"], right["weights"], rtol=0, atol=0)
+
+
+def spied(
+    monkeypatch: pytest.MonkeyPatch, config: TrialConfig, prepared: Prepared
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The batches that a trial trains on, and the attack's random state when each came."""
+    orders, states = [], []
+    forward = trial.forward
+
+    def spy(model: nn.Module, batch: Any, config: TrialConfig, knobs: Any, generator: torch.Generator) -> Any:
+        orders.append(batch.images)
+        states.append(generator.get_state())
+        return forward(model, batch, config, knobs, generator)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trial, "forward", spy)
+        run(config, prepared)
+    return orders, states
+
+
+def test_an_attack_left_unused_changes_no_other_stream(monkeypatch: pytest.MonkeyPatch, prepared: Prepared) -> None:
+    both = {"regularizer": "triplet", "sensitivity_weight": 1.0, "invariance_weight": 1.0}
+    orders, states = spied(monkeypatch, config_of("baseline", architecture="mlp", **both), prepared)
+    for unused in ("sensitivity_weight", "invariance_weight"):
+        fewer = config_of("baseline", architecture="mlp", **{**both, unused: 0.0})
+        other_orders, other_states = spied(monkeypatch, fewer, prepared)
+        torch.testing.assert_close(other_orders, orders, rtol=0, atol=0)
+        if fewer.uses_sensitivity:
+            assert all(torch.equal(a, b) for a, b in zip(states, other_states, strict=True))
+    assert len({tuple(order.flatten().tolist()) for order in orders}) == len(orders), "every epoch has its own order"
+
+
+def test_the_judge_is_the_same_in_every_epoch(prepared: Prepared) -> None:
+    """A model that does not move is judged alike each time, random starts and all."""
+    still = config_of("baseline", architecture="mlp", learning_rate=1e-30)
+    reports = run(still, prepared)
+    judged = [{k: v for k, v in report.items() if "accuracy" in k or "invariance" in k} for report in reports]
+    assert all(each == judged[0] for each in judged)
+
+
+# --------------------------------------------------------------------------------------------- finite, or failed
+
+DIVERGING = {"learning_rate": 10.0, "weight_decay": 10.0}
+
+
+def test_a_trial_that_diverges_fails_with_its_reason(prepared: Prepared, tmp_path: Path) -> None:
+    store = FolderStore(tmp_path)
+    with pytest.raises(TrialFailed, match=r"not finite in epoch 1: loss/cross_entropy = (nan|inf)"):
+        next(start(config_of("pgd", **DIVERGING, epochs=20), prepared, store=store))
+    assert store.names() == []
+
+
+def test_a_nan_in_the_model_fails_the_trial(monkeypatch: pytest.MonkeyPatch, prepared: Prepared) -> None:
+    initial_state = trial.initial_state
+
+    def poisoned(*args: Any) -> TrialState:
+        state = initial_state(*args)
+        with torch.no_grad():
+            state.model.get_parameter("head.weight")[0, 0] = torch.nan
+        return state
+
+    monkeypatch.setattr(trial, "initial_state", poisoned)
+    with pytest.raises(TrialFailed, match="not finite in epoch 1: loss/cross_entropy = nan"):
+        next(start(config_of("baseline"), prepared))
+
+
+def test_a_nan_of_the_last_step_fails_the_trial(monkeypatch: pytest.MonkeyPatch, prepared: Prepared) -> None:
+    """No loss shows it any more; the judge does."""
+
+    def poison(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+        with torch.no_grad():
+            optimizer.param_groups[0]["params"][0].fill_(torch.nan)
+
+    monkeypatch.setattr(trial, "update", poison)
+    with pytest.raises(TrialFailed, match="not finite"):
+        next(start(config_of("baseline", batch_size=200), prepared))
+
+
+GOOD = EpochReport(
+    epoch=3,
+    final=False,
+    clean_accuracy=0.9,
+    sensitivity_accuracy=0.5,
+    invariance_accuracy=0.4,
+    invariance_stuck=0.3,
+    invariance_unchanged=0.8,
+    invariance_changed_size=20,
+    learning_rate=1e-3,
+    train_seconds=1.0,
+    evaluation_seconds=2.0,
+    terms={"loss/cross_entropy": 0.1},
+)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("name", [f.name for f in dataclasses.fields(EpochReport) if f.type == "float"])
+def test_a_report_names_what_is_not_finite(name: str, value: float) -> None:
+    with pytest.raises(TrialFailed, match=rf"not finite in epoch 3: {name} = {value}$"):
+        dataclasses.replace(GOOD, **{name: value})
+    with pytest.raises(TrialFailed, match=rf"loss/sensitivity = {value}$"):
+        dataclasses.replace(GOOD, terms={**GOOD.terms, "loss/sensitivity": value})
+
+
+def test_terms_are_means_over_the_epoch_and_the_error_is_its_largest() -> None:
+    def terms(value: float) -> LossTerms:
+        return LossTerms(torch.tensor(value), invariance=torch.tensor(2 * value), marginal_error=torch.tensor(-value))
+
+    found = summarise([terms(1.0), terms(2.0), terms(6.0)])
+    assert found == {"loss/cross_entropy": 3.0, "loss/invariance": 6.0, "marginal_error": -1.0}
+
+
+# ------------------------------------------------------------------------------------------------ the chosen epoch
+
+thirds = st.integers(0, 3).map(lambda k: k / 3)
+
+
+@given(st.lists(st.tuples(thirds, thirds, thirds), min_size=1, max_size=9))
+def test_the_best_epoch_of_the_second_half_is_chosen(accuracies: list[tuple[float, float, float]]) -> None:
+    config = TrialConfig(epochs=len(accuracies))
+    state = TrialState(nn.Linear(1, 1), torch.optim.SGD([torch.zeros(1)]))
+    for epoch, (clean, sensitivity, invariance) in enumerate(accuracies, start=1):
+        with torch.no_grad():
+            state.model.get_parameter("bias").fill_(epoch)
+        report = dataclasses.replace(
+            GOOD,
+            epoch=epoch,
+            clean_accuracy=clean,
+            sensitivity_accuracy=sensitivity,
+            invariance_accuracy=invariance,
+        )
+        advance(state, report, config)
+
+    def merit(epoch: int) -> tuple[float, float, float]:
+        clean, sensitivity, invariance = accuracies[epoch - 1]
+        return sensitivity * invariance, sensitivity + invariance, clean
+
+    second_half = range(len(accuracies) // 2 + 1, len(accuracies) + 1)
+    expected = max(second_half, key=merit)  # the first of equal ones
+    assert state.epoch == len(accuracies)
+    assert state.best is not None
+    assert state.best_weights is not None
+    assert state.best.epoch == expected == state.best_weights["bias"].item()
+
+
+@pytest.mark.parametrize("name", ["pgd", "ot_triplet"])
+def test_the_last_report_and_the_model_are_those_of_the_chosen_epoch(
+    name: str, prepared: Prepared, tmp_path: Path
+) -> None:
+    config, store = config_of(name), FolderStore(tmp_path)
+    *epochs, final = start(config, prepared, store=store)
+    assert final == dataclasses.replace(epochs[final.epoch - 1], final=True)
+    assert 2 * final.epoch > EPOCHS
+    assert model_of(store)["epoch"] == final.epoch
+    model = load_model(store.folder / MODEL_FILE)
+    images, labels = prepared.data.validation
+    assert not model.training
+    assert (predict(model, images, batch_size=len(labels)) == labels).double().mean() == final.clean_accuracy
+
+
+def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.mkdir, (str(tmp_path / "owned"),)
+
+    torch.save({"weights": Evil()}, tmp_path / "evil.pt")
+    torch.save({"weights": {}}, tmp_path / "other.pt")
+    (tmp_path / "junk.pt").write_bytes(b"junk")
+    for name in ("evil.pt", "other.pt", "junk.pt", "missing.pt"):
+        with pytest.raises(InputError, match=f"cannot read a model from '.*{name}'"):
+            load_model(tmp_path / name)
+    assert not (tmp_path / "owned").exists()
+
+
+# ------------------------------------------------------------------------------------------------------- and the rest
+
+
+def test_progress_counts_every_step(prepared: Prepared) -> None:
+    heard = []
+    run(config_of("baseline", batch_size=60), prepared, progress=lambda *told: heard.append(told))
+    assert heard == [(epoch, done, 3) for epoch in range(1, EPOCHS + 1) for done in (1, 2, 3)]
+
+
+def test_what_can_not_work_is_refused_at_once(prepared: Prepared, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="batch_size = 201: must be at most 200"):
+        run(config_of("baseline", batch_size=201), prepared)
+    with pytest.raises(ValueError, match="what the data was prepared for"):
+        next(run_trial(config_of("baseline"), EvaluationConfig(), prepared))
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(InputError, match="cannot write '.*/file/checkpoint-000001.pt': "):
+        run(config_of("baseline"), prepared, store=FolderStore(tmp_path / "file"))
