@@ -82,12 +82,13 @@ def test_invariance_numbers_are_those_of_the_definition(rows: list[tuple[int, in
     )
     unchanged = [answer == oracle for answer, _, source, oracle in rows if oracle == source]
     assert found.invariance_unchanged == share(unchanged)
+    assert found.invariance_original_label == share([answer == source for answer, _, source, _ in rows])
 
 
 def test_invariance_goes_by_the_oracle_and_never_by_the_source() -> None:
     """A model that never changes its answer: agreement with the source's label would call it perfect."""
     found = run(Steps(), ONE_IMAGE, judged([(1, 1, 1, 2), (3, 3, 3, 4), (2, 2, 2, 2), (0, 0, 0, ABSTAINS)]), [])
-    assert found[2:] == (0.0, 1.0, 1.0, 2)
+    assert found[2:] == (0.0, 1.0, 1.0, 2, 1.0)
 
 
 def test_what_was_wrong_when_clean_is_not_stuck() -> None:

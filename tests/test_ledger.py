@@ -85,6 +85,7 @@ def report(epoch: int, *, final: bool = False, accuracy: float = 0.5) -> dict[st
         invariance_stuck=0.2,
         invariance_unchanged=0.9,
         invariance_changed_size=92,
+        invariance_original_label=0.7,
         learning_rate=1e-3,
         train_seconds=1.5,
         evaluation_seconds=0.5,

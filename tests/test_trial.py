@@ -301,6 +301,7 @@ GOOD = EpochReport(
     invariance_stuck=0.3,
     invariance_unchanged=0.8,
     invariance_changed_size=20,
+    invariance_original_label=0.7,
     learning_rate=1e-3,
     train_seconds=1.0,
     evaluation_seconds=2.0,

@@ -26,6 +26,7 @@ class Evaluation(NamedTuple):
     invariance_stuck: float
     invariance_unchanged: float
     invariance_changed_size: int
+    invariance_original_label: float
 
 
 def evaluate(
@@ -68,6 +69,7 @@ def evaluate(
         invariance_stuck=mean((answers == judging.source_labels)[changed & right_when_clean]),
         invariance_unchanged=mean((answers == judging.oracle_labels)[unchanged]),
         invariance_changed_size=int(changed.sum()),
+        invariance_original_label=mean(answers == judging.source_labels),
     )
 
 

@@ -54,6 +54,10 @@ class EpochReport:
     invariance_changed_size: int
     """Size of C."""
 
+    invariance_original_label: float
+    """Agreement with the source's label over all perturbed images: what the published tables call invariance accuracy,
+    and what a model that never changes its answer scores best at. To compare with them, never to select by."""
+
     learning_rate: float
     train_seconds: float
     evaluation_seconds: float

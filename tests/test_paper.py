@@ -1,0 +1,79 @@
+"""The table beside the published figures: which trial is which, and what either side measured."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from search_spaces import load_space
+from sweep.ledger import TrialRecord
+from sweep.paper import PREFIX, PUBLISHED, paper_table, published_trials
+from sweep.plan import SweepPlan, make_plan
+from sweep.results import Results
+from sweep.search import ParetoSearch
+from trainer.presets import PRESETS
+
+REPORT = {
+    "epoch": 2,
+    "final": True,
+    "clean_accuracy": 0.99,
+    "sensitivity_accuracy": 0.125,
+    "invariance_accuracy": 0.375,
+    "invariance_stuck": 0.5,
+    "invariance_original_label": 0.875,
+}
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> SweepPlan:
+    return make_plan(load_space("paper"), storage=str(tmp_path), epochs="2", seed="5")
+
+
+def finished(plan: SweepPlan, count: int) -> Results:
+    """As a sweep over the space would leave it after so many trials."""
+    search = ParetoSearch(plan.space, plan.objectives, sampler="random", seed=plan.seed, epochs=plan.epochs)
+    records = {}
+    for number in range(count):
+        config = search.suggest(str(number))["config"]
+        records[number] = TrialRecord(number, config, plan.seed, "finished", reports=[REPORT])
+    return Results(plan.objectives, records, total=plan.trials)
+
+
+def test_every_published_configuration_is_a_given_point(plan: SweepPlan) -> None:
+    found = published_trials(plan, finished(plan, len(plan.space.points)))
+    assert found.keys() == {name.removeprefix(PREFIX) for name in PRESETS if name.startswith(PREFIX)}
+    assert PUBLISHED.keys() < found.keys()
+    assert found["clean-nll"].number == 0
+
+
+def test_drawn_trials_are_not_mistaken_for_published_ones(plan: SweepPlan) -> None:
+    points = len(plan.space.points)
+    found = published_trials(plan, finished(plan, points + 10))
+    assert all(record.number < points for record in found.values())
+
+
+def test_another_sweep_has_no_such_table(tmp_path: Path) -> None:
+    plan = make_plan(load_space("digits"), storage=str(tmp_path))
+    assert published_trials(plan, finished(plan, 6)) == {}
+
+
+def test_the_table_says_units_and_labels(plan: SweepPlan) -> None:
+    text = io.StringIO()
+    results = finished(plan, len(plan.space.points))
+    Console(file=text, width=160).print(paper_table(plan, published_trials(plan, results)))
+    shown = text.getvalue()
+    assert "99.0 ± 0.1 | 99.0" in shown
+    assert "86.3 ± 2.8 | 87.5" in shown or "86.4 ± 2.8 | 87.5" in shown
+    assert "not published" in shown
+    for words in ("normalised units", "about 0.003 of the pixel range", "by the label before the attack", "PGD-40"):
+        assert words in " ".join(shown.split())
+
+
+def test_the_figures_are_those_of_the_reference_table() -> None:
+    """Means and deviations as published: clean, sensitivity, invariance by the original label."""
+    assert PUBLISHED["nll-invariance"].invariance == (95.83, 0.27)
+    assert PUBLISHED["nll-ml-invariance"].clean == (78.4, 18.6)
+    assert PUBLISHED["clean-nll"].sensitivity == (97.97, 0.89)
