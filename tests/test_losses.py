@@ -323,6 +323,15 @@ def test_nothing_to_compare_is_zero_with_zero_gradient(name: str) -> None:
         assert part.abs().sum() == 0
 
 
+@pytest.mark.parametrize("name", ["triplet", "ot_triplet"])
+@pytest.mark.parametrize(
+    "case", ["one image", "one class", "every image its own class", "labels that no clean image has"]
+)
+def test_anchors_without_a_positive_or_a_negative_are_left_out(name: str, case: str) -> None:
+    for part in gradients(name, *degenerate()[case], margin=1.0):
+        assert part.abs().sum() == 0
+
+
 @pytest.mark.parametrize("name", REGULARIZERS)
 def test_same_call_gives_the_same_bits(name: str) -> None:
     sides = batch(3, images=40)

@@ -172,15 +172,15 @@ def test_ui_serves_the_front_on_the_loopback_address_and_ends(
     storage: Path, undisturbed: subprocess.CompletedProcess[str], ending: signal.Signals
 ) -> None:
     words = command(storage, "ui", "undisturbed", "--port", "0", "--no-browser")
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    link = next(line for line in process.stdout if "http" in line).split()[-1]
-    address = re.match(r"http://127\.0\.0\.1:\d+", link)
-    assert address is not None
-    with urllib.request.urlopen(f"{address[0]}/health", timeout=10) as answer:
-        assert answer.status == 200
-    process.send_signal(ending)
-    assert process.wait(timeout=60) == 0
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        link = next(line for line in process.stdout if "http" in line).split()[-1]
+        address = re.match(r"http://127\.0\.0\.1:\d+", link)
+        assert address is not None
+        with urllib.request.urlopen(f"{address[0]}/health", timeout=10) as answer:
+            assert answer.status == 200
+        process.send_signal(ending)
+        assert process.wait(timeout=60) == 0
     with pytest.raises(OSError, match="refused"):
         urllib.request.urlopen(f"{address[0]}/health", timeout=10)
 

@@ -27,7 +27,8 @@ from sklearn.neighbors import NearestNeighbors
 from threadpoolctl import threadpool_limits
 from torchvision.datasets import MNIST
 
-from trainer.invariance import AlignmentGrid, ClassIndex, allowed_targets, find_neighbours
+from trainer.invariance import allowed_targets
+from trainer.neighbours import AlignmentGrid, ClassIndex, find_neighbours
 
 THREADS, PAIRS, REFERENCE_IMAGES, IMAGES = 2, 5, 1, 16
 GRID = AlignmentGrid.for_dataset("mnist")
@@ -86,9 +87,7 @@ def main() -> None:
 
         def ours(part: slice) -> Any:
             sources = test.data[part][:, None].float() / 255
-            return find_neighbours(
-                sources, test.targets[part], images, labels, grid=GRID, allowed=allowed_targets(10), index=index
-            )
+            return find_neighbours(sources, test.targets[part], index, grid=GRID, allowed=allowed_targets(10))
 
         ours(slice(0, 2))
         ours_times, reference_times = [], []
