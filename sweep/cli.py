@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import shlex
 import shutil
 import sys
@@ -217,8 +218,16 @@ def show_end(plan: SweepPlan, results: Results, *, complete: bool) -> None:
     if results.finished:
         console.print(f"picture  {plan.folder / 'front.png'}")
     console.print(f"ledger   {plan.folder / 'ledger.parquet'}")
-    command = f"otsweep ui {plan.name}{where}" if plan.mlflow_uri.startswith("sqlite:") else plan.mlflow_uri
+    command = f"{program()} ui {plan.name}{where}" if plan.mlflow_uri.startswith("sqlite:") else plan.mlflow_uri
     console.print(f"MLflow   {command}")
+
+
+def program() -> str:
+    """How this command is called again: by its name where the shell finds it, else by the path it was called by."""
+    called = Path(sys.argv[0])
+    if called.name != "otsweep" or shutil.which("otsweep"):
+        return "otsweep"
+    return shlex.quote(os.path.relpath(called))
 
 
 def add_front(parser: argparse.ArgumentParser) -> None:
