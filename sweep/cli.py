@@ -212,7 +212,7 @@ def show_end(plan: SweepPlan, results: Results, *, complete: bool) -> None:
     if not complete:
         left = plan.trials - len(results.ended)
         console.print(
-            f"Stopped with {left} trials to go. Nothing is lost; to go on:\n  otsweep resume {plan.name}{where}"
+            f"Stopped with {left} trials to go. Nothing is lost; to go on:\n  {program()} resume {plan.name}{where}"
         )
         return
     if results.finished:
