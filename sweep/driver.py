@@ -31,20 +31,6 @@ from trainer.config import InputError, TrialConfig
 LOST_WORKER_RETRIES = 3
 """How often a trial is brought back after its worker was lost (killed, out of memory, a node that left)."""
 
-QUIET = {
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_DEDUP_LOGS": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "1000000",
-    # Ray's own snapshots are never read: the ledger is.
-    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",
-    # Binds gcs and raylet of a local Ray to the loopback address.
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-}
-
 TOLD_SECONDS = 0.2
 """Between two words on the preparation's progress."""
 
@@ -227,7 +213,6 @@ def ray_session() -> Iterator[None]:
     """The cluster this runs in (`RAY_ADDRESS`), else a Ray of this process's own, ended with it."""
     import logging
 
-    os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
     address = os.environ.get("RAY_ADDRESS") or "local"
     options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
     logging.getLogger("ray").setLevel(logging.ERROR)
