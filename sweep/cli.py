@@ -14,10 +14,11 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from trainer.__main__ import Parser
 from trainer.config import InputError, OtsweepError, did_you_mean
 
 if TYPE_CHECKING:
@@ -28,26 +29,6 @@ DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 console = Console(soft_wrap=True, highlight=False)
 errors = Console(stderr=True, soft_wrap=True, highlight=False)
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse, with the nearest right word for a wrong one, and one line instead of the whole usage."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, allow_abbrev=False, **kwargs)
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message} (see {self.prog} --help)")
-
-    def parse_all(self, argv: list[str]) -> argparse.Namespace:
-        arguments, unknown = self.parse_known_args(argv)
-        if unknown:
-            parser = getattr(arguments, "parser", self)
-            raise InputError(f"unknown option {unknown[0]!r}: {did_you_mean(unknown[0], parser.options())}")
-        return arguments
-
-    def options(self) -> list[str]:
-        return [word for action in self._actions for word in action.option_strings if word.startswith("--")]
 
 
 def main(argv: list[str] | None = None) -> int:
