@@ -103,6 +103,30 @@ def assert_same(found: Neighbours, expected: dict[tuple[int, int], list[tuple[fl
     assert found.neighbour.tolist() == list(columns[4])
 
 
+def test_bright_images_are_told_apart_by_one_level() -> None:
+    """Their squared lengths are no whole numbers in float32."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(200, 256, (1, 1, 28, 28), generator=generator) / 255
+    training = image.repeat(9, 1, 1, 1)
+    training[torch.arange(9), 0, 14, torch.arange(9)] -= 1 / 255
+    training[4, 0, 20, 20] = 1 - (training[4, 0, 20, 20] < 0.9).float() * 0.5
+    shifts = AlignmentGrid(0, 1, 0, 1)
+    labels = torch.tensor([1, 1, 1, 1, 1, 1, 1, 1, 1])
+    found = find_neighbours(
+        image, torch.tensor([0]), ClassIndex(training, labels, classes=2), grid=shifts, allowed=allowed_targets(2)
+    )
+    assert_same(found, brute_force(image, torch.tensor([0]), training, labels, shifts, allowed_targets(2)), 1)
+
+
+@pytest.mark.parametrize("grid", [SMALL, AlignmentGrid(3, 5, 0, 1), AlignmentGrid(1, 3, 30, 31)], ids=str)
+def test_every_alignment_is_stood_for_by_one_of_the_same_shifts(grid: AlignmentGrid) -> None:
+    alignments, coarse = np.array(grid_alignments(grid)), grid.coarse.numpy()
+    np.testing.assert_array_equal(alignments[:, 1:], alignments[coarse, 1:])
+    step = grid.rotations[1] - grid.rotations[0] if grid.rotation_count > 1 else 0
+    assert np.abs(alignments[:, 0] - alignments[coarse, 0]).max() <= step * (1 + 1e-9)
+    np.testing.assert_array_equal(coarse[coarse], coarse)
+
+
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=["single", "half"])
 @pytest.mark.parametrize("nearest", [1, 3])
 @pytest.mark.parametrize("table", [None, PAPER_TARGETS], ids=["every_class", "paper_table"])

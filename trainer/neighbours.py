@@ -12,12 +12,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from scipy import linalg, ndimage
 from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from trainer.config import InputError, did_you_mean
 from trainer.parallel import map_on_threads
@@ -27,14 +30,16 @@ SPLINE_ORDER = 3
 
 AXES = {torch.float32: (64, 160), torch.bfloat16: (160,)}
 """Sizes of the subspaces that rule training images out; 64 leave about 10% of MNIST's, 160 leave 2%."""
+COARSE_STEP = 3
+"""Neighbouring rotations that the middle one stands for at first."""
 ROUNDING = {torch.float32: 2.0**-16, torch.bfloat16: 4.5 * 2.0**-9}
 """Error of a squared distance, relative to the squared lengths that it is the difference of. bfloat16 rounds by at most
 u = 2^-9: two factors and the sum of each product, 3u times 2 |q| |x|, at most 3u (|q|^2 + |x|^2), and u |q|^2."""
 COVARIANCE_IMAGES = 10_000
-LIKELY = 8
+LIKELY = 4
 """Training images per class, those of least bound, whose true distance limits what can still be nearest."""
 SOURCE_BATCH, CELL_BATCH = 16, 1000
-CPU_BLOCK = {torch.float32: 256, torch.bfloat16: 512}
+BLOCK = {torch.float32: 256, torch.bfloat16: 512}
 """Rows per matrix product on a CPU, so that the products are reduced while they are in its cache."""
 
 Progress = Callable[[int, int], None]
@@ -74,6 +79,13 @@ class AlignmentGrid:
     def size(self) -> int:
         """A. Alignment a is (rotation, down, right) in row-major order, so its negation is A - 1 - a."""
         return self.rotation_count * self.shift_count**2
+
+    @property
+    def coarse(self) -> Tensor:
+        """(A,) int64: for every alignment one of the same shifts, turned at most a step further, that stands for it."""
+        rotation = torch.arange(self.rotation_count)
+        middle = (rotation // COARSE_STEP * COARSE_STEP + COARSE_STEP // 2).clamp_max(self.rotation_count - 1)
+        return (middle[:, None] * self.shift_count**2 + torch.arange(self.shift_count**2)).flatten()
 
 
 def symmetric(limit: float, count: int) -> np.ndarray:
@@ -118,18 +130,22 @@ class Aligner:
         self._down = torch.stack([shift_matrix(s, height) for s in grid.shifts]).to(device)
         self._right = torch.stack([shift_matrix(s, width) for s in grid.shifts]).to(device)
         self._rotate_all = self._rotate.transpose(0, 1).flatten(1).contiguous()
-        self._down_all = self._down.mT.flatten(0, 1).contiguous()
         self._right_all = self._right.transpose(0, 1).flatten(1).contiguous()
 
     def all(self, levels: Tensor) -> Tensor:
         """Every alignment of `levels` (N, C, H, W): (N, A, C, H, W) uint8."""
-        height, width = levels.shape[2:]
-        shifts = self.grid.shift_count
         rotated = to_levels(levels.double().flatten(2) @ self._rotate_all)
-        rotated = rotated.view(*levels.shape[:2], self.grid.rotation_count, height, width)
-        shifted = self._down_all @ (rotated @ self._right_all)
-        shifted = shifted.view(*rotated.shape[:3], shifts, height, shifts, width).permute(0, 2, 3, 5, 1, 4, 6)
-        return to_levels(shifted).to(torch.uint8, memory_format=torch.contiguous_format).flatten(1, 3)
+        rotated = rotated.view(*levels.shape[:2], self.grid.rotation_count, *levels.shape[2:])
+        return torch.stack([self._shift(image) for image in rotated])
+
+    def _shift(self, rotated: Tensor) -> Tensor:
+        """Every shift of one image's rotations (C, R, H, W): (A, C, H, W) uint8."""
+        channels, _, height, width = rotated.shape
+        shifted = self._down.mT[:, None, None] @ (rotated @ self._right_all)
+        shifted = (shifted + 0.5).clamp_(0, WHITE).to(torch.uint8)  # cuts off what `to_levels` rounds down
+        shifts = self.grid.shift_count
+        shifted = shifted.view(shifts, channels, -1, height, shifts, width).permute(2, 0, 4, 1, 3, 5)
+        return shifted.reshape(-1, channels, height, width)
 
     def each(self, levels: Tensor, alignment: Tensor) -> Tensor:
         """`levels` (N, C, H, W), each moved by its own `alignment` (N,), as levels: uint8."""
@@ -146,6 +162,12 @@ class Aligner:
     def negated(self, alignment: Tensor) -> Tensor:
         """The alignment by the opposite angle and shifts. Not the inverse: it too rotates before it shifts."""
         return self.grid.size - 1 - alignment
+
+
+@cache
+def aligner_of(grid: AlignmentGrid, height: int, width: int, device: torch.device) -> Aligner:
+    """Made once: its matrices take seconds."""
+    return Aligner(grid, height, width, device)
 
 
 def rotation_matrix(degrees: float, height: int, width: int) -> Tensor:
@@ -208,7 +230,9 @@ def find_neighbours(
     check_images(images, labels, len(allowed))
     if images.shape[1:] != index.shape:
         raise InputError(f"sources {tuple(images.shape[1:])}, training images {tuple(index.shape)}: differ")
-    aligner = Aligner(grid, *images.shape[2:], device=images.device)
+    if not len(images):
+        return NONE_FOUND
+    aligner, coarse = aligner_of(grid, *images.shape[2:], images.device), grid.coarse.to(images.device)
     allowed = allowed.to(images.device) & index.present
     done = itertools.count(1)
 
@@ -216,7 +240,8 @@ def find_neighbours(
         found = []
         versions = aligner.all(to_levels(images[part] * WHITE)).flatten(2)
         for n, queries in zip(part.tolist(), versions, strict=True):
-            found.append(index.nearest(queries, allowed[labels[n]].nonzero().squeeze(1), n, nearest=nearest))
+            targets = allowed[labels[n]].nonzero().squeeze(1)
+            found.append(index.nearest(queries, coarse, targets, n, nearest=nearest))
             progress(next(done), len(images))
         return found
 
@@ -235,8 +260,39 @@ class Stage(NamedTuple):
 
     basis: Tensor | None
     """(D, k) orthonormal columns; None for the pixels themselves."""
+    centre: Tensor | None
+    """(D,) the origin: near the images, so that lengths, and with them errors of rounding, are small; None for 0."""
     rows: Tensor
     """(K, M, k + 2), or (K, M, D + 1) uint8 for pixels: every training image in these coordinates, and a 1."""
+    lengths: Tensor
+    """(K, M) float64, squared, of the rows without their 1; infinite where a class has fewer than M images."""
+
+    def place(self, levels: Tensor) -> Tensor:
+        """`levels` (S, D) in these coordinates, (S, k + 1): those in the basis, and the length of what is outside."""
+        if self.basis is None or self.centre is None:
+            return levels
+        centred = levels - self.centre
+        inside = centred @ self.basis
+        outside = centred.square().sum(1) - inside.square().sum(1)
+        return torch.cat([inside, outside.clamp_min(0).sqrt()[:, None]], 1)
+
+
+class Probe(NamedTuple):
+    """Points that rows are compared with: a row times the weights, plus its squared length, is a squared distance."""
+
+    weights: Tensor
+    """(k + 1, A): of every point -2 times its coordinates, then its squared length."""
+    longest: Tensor
+    """(): the greatest squared length."""
+
+
+class Exact(NamedTuple):
+    """Points in whole numbers that a float64 holds."""
+
+    levels: Tensor
+    """(A, D) float64."""
+    lengths: Tensor
+    """(A,) float64, squared."""
 
 
 class ClassIndex:
@@ -259,80 +315,102 @@ class ClassIndex:
         """
         check_images(images, labels, classes)
         self.shape, self._precision = images.shape[1:], precision or fastest(images.device)
+        self._block = BLOCK[self._precision] if images.device.type == "cpu" else None
         counts = labels.bincount(minlength=classes)
         order = torch.argsort(labels, stable=True)
         column = torch.arange(len(labels), device=labels.device) - (counts.cumsum(0) - counts)[labels[order]]
         levels = to_levels(images[order] * WHITE).flatten(1)
+        size = self._whole_blocks(int(counts.max()))
 
         def table(values: Tensor, blank: float = 0) -> Tensor:
             """(K, M, ...) of `values` (N, ...), which stand in the order of `order`."""
-            empty = values.new_full((classes, int(counts.max()), *values.shape[1:]), blank)
+            empty = values.new_full((classes, size, *values.shape[1:]), blank)
             return empty.index_put_((labels[order], column), values)
 
-        self.present = counts > 0
-        self._members, self._lengths = table(order), table(levels.square().sum(1), torch.inf)
-        self._stages = [
-            Stage(basis, table(with_one(project(levels, basis)).to(self._precision)))
-            for basis in principal_bases(levels, AXES[self._precision])
-        ]
-        self._pixels = table(with_one(levels).to(torch.uint8))
-        self._stages.append(Stage(None, self._pixels))
+        def stage(basis: Tensor | None, kind: torch.dtype) -> Stage:
+            empty = Stage(basis, None if basis is None else levels.mean(0), levels[:0], levels[:0])
+            rows = empty.place(levels)
+            return empty._replace(
+                rows=table(with_one(rows).to(kind)), lengths=table(rows.double().square().sum(1), torch.inf)
+            )
 
-    def nearest(self, queries: Tensor, targets: Tensor, source: int, *, nearest: int) -> Neighbours:
+        self.present, self._counts, self._members = counts > 0, counts, table(order)
+        bases = principal_bases(levels, AXES[self._precision])
+        self._stages = [*(stage(basis, self._precision) for basis in bases), stage(None, torch.uint8)]
+
+    def nearest(self, queries: Tensor, coarse: Tensor, targets: Tensor, source: int, *, nearest: int) -> Neighbours:
         """The training images of each target class that lie nearest to any query.
 
         Of equally near ones the first query, then the first training image.
 
         Args:
             queries: (A, D) uint8, the alignments of one source.
+            coarse: (A,) int64, for each query one like it that stands for it at first.
             targets: (T,) int64, classes that are present.
             source: what the pairs shall say.
             nearest: how many of each class.
         """
         if not len(targets):
             return NONE_FOUND
-        first, *rest = self._stages
-        points, exact = queries.float(), queries.double()
-        inside = project(points, first.basis)
-        bound = torch.stack([self._bound(first.rows[t], self._lengths[t], inside) for t in targets.tolist()])
+        points, exact = queries.float(), Exact(queries.double(), queries.double().square().sum(1))
+        first, few = self._stages[0], coarse.unique()
+        probe = self._probe(points[few], first)
+        counts = [self._whole_blocks(n) for n in self._counts[targets].tolist()]
+        bounds = [
+            self._bound(first.rows[t, :n], first.lengths[t, :n], probe)
+            for t, n in zip(targets.tolist(), counts, strict=True)
+        ]
+        bound = pad_sequence(bounds, batch_first=True, padding_value=torch.inf)
         likely = bound.topk(min(LIKELY, bound.shape[1]), largest=False).indices
         nearest = min(nearest, likely.shape[1])
         distances = self._squared(targets[:, None].expand_as(likely), likely, exact).amin(2)
         # Finite, so that padding never passes, not even in a class of fewer images than are asked for.
         limit = distances.topk(nearest, largest=False).values[:, -1].clamp_max(torch.finfo(torch.float32).max)
-        slot, column = (bound <= limit[:, None]).nonzero(as_tuple=True)
-        for stage in rest:
+        # The triangle inequality: no query is nearer than the one that stands for it by more than they lie apart.
+        apart = (points - points[coarse]).norm(dim=1).max()
+        slot, column = (bound <= (limit.sqrt() + apart)[:, None].square()).nonzero(as_tuple=True)
+        for stage in self._stages:
             cell = targets[slot], column
-            near = self._bound(stage.rows[cell], self._lengths[cell], project(points, stage.basis)) <= limit[slot]
+            near = self._bound(stage.rows[cell], stage.lengths[cell], self._probe(points, stage)) <= limit[slot]
             slot, column = slot[near], column[near]
         return self._decide(slot, column, exact, targets, source, nearest)
 
-    def _bound(self, rows: Tensor, lengths: Tensor, points: Tensor) -> Tensor:
-        """(S,) float32: at most the least squared distance of every row to any point.
+    def _whole_blocks(self, count: int) -> int:
+        """`count` rounded up. All blocks have one shape: oneDNN makes a new kernel for every other, which takes longer
+        than to use it."""
+        return count if self._block is None else -(-count // self._block) * self._block
+
+    def _probe(self, points: Tensor, stage: Stage) -> Probe:
+        """`points` (A, D) in the coordinates of a stage, ready to be multiplied with its rows."""
+        inside = stage.place(points)
+        lengths = inside.square().sum(1, keepdim=True)
+        return Probe(torch.cat([-2 * inside, lengths], 1).to(self._precision).T.contiguous(), lengths.max())
+
+    def _bound(self, rows: Tensor, lengths: Tensor, probe: Probe) -> Tensor:
+        """(S,) float64: at most the least squared distance of every row to any point of the probe.
 
         Args:
             rows: (S, k + 1), ending in a 1.
             lengths: (S,), the squared lengths of the rows without their 1.
-            points: (A, k).
+            probe: of A points.
         """
-        kind, longest = self._precision, points.square().sum(1).max()
-        weights = torch.cat([-2 * points, points.square().sum(1, keepdim=True)], 1).to(kind).T.contiguous()
-        blocks = rows.split(CPU_BLOCK[kind] if rows.device.type == "cpu" else max(len(rows), 1))
-        least = torch.cat([(block.to(kind) @ weights).amin(1) for block in blocks]).float()
-        return least + lengths - ROUNDING[kind] * (lengths + longest)
+        count, kind, whole = len(rows), self._precision, self._whole_blocks(len(rows))
+        blocks = (rows if whole == count else F.pad(rows, (0, 0, 0, whole - count))).split(self._block or max(count, 1))
+        least = torch.cat([(block.to(kind) @ probe.weights).float().amin(1) for block in blocks])[:count]
+        return least + lengths - ROUNDING[kind] * (lengths + probe.longest)
 
-    def _squared(self, target: Tensor, column: Tensor, queries: Tensor) -> Tensor:
+    def _squared(self, target: Tensor, column: Tensor, queries: Exact) -> Tensor:
         """(..., A) float64: squared distances in levels. Exact: all that is added are whole numbers below 2^53."""
-        levels = self._pixels[target, column][..., :-1].double()
-        products = levels @ queries.T
-        return self._lengths[target, column][..., None] + queries.square().sum(1) - 2 * products
+        pixels = self._stages[-1]
+        products = pixels.rows[target, column][..., :-1].double() @ queries.levels.T
+        return pixels.lengths[target, column][..., None] + queries.lengths - 2 * products
 
     def _decide(
-        self, slot: Tensor, column: Tensor, queries: Tensor, targets: Tensor, source: int, nearest: int
+        self, slot: Tensor, column: Tensor, queries: Exact, targets: Tensor, source: int, nearest: int
     ) -> Neighbours:
         """Of every target the `nearest` least (distance, query, training image), packed into one whole number each."""
-        size, count = self._lengths.shape[1], len(queries)
-        numbers = torch.arange(count, device=queries.device)
+        size, count = self._members.shape[1], len(queries.levels)
+        numbers = torch.arange(count, device=slot.device)
         keys = torch.cat(
             [
                 (self._squared(targets[s], c, queries).long() * count + numbers).amin(1) * size + c
@@ -371,15 +449,6 @@ def principal_bases(levels: Tensor, sizes: tuple[int, ...]) -> list[Tensor]:
     return [axes[:, :k].contiguous() for k in sizes]
 
 
-def project(levels: Tensor, basis: Tensor | None) -> Tensor:
-    """(S, k + 1): coordinates of `levels` (S, D) in the basis, and the length of what lies outside it."""
-    if basis is None:
-        return levels
-    inside = levels @ basis
-    outside = levels.square().sum(1, keepdim=True) - inside.square().sum(1, keepdim=True)
-    return torch.cat([inside, outside.clamp_min(0).sqrt()], 1)
-
-
 def with_one(rows: Tensor) -> Tensor:
     """`rows` (S, k) with a last column of ones."""
     return torch.cat([rows, rows.new_ones(len(rows), 1)], 1)
@@ -388,6 +457,6 @@ def with_one(rows: Tensor) -> Tensor:
 def bring_back(images: Tensor, neighbours: Neighbours, grid: AlignmentGrid) -> Tensor:
     """Each pair's neighbour among the training `images` (M, C, H, W), moved by the negated alignment to lie over the
     source: (Q, C, H, W) uint8."""
-    aligner = Aligner(grid, *images.shape[2:], device=images.device)
+    aligner = aligner_of(grid, *images.shape[2:], images.device)
     levels = to_levels(images[neighbours.neighbour] * WHITE)
     return aligner.each(levels, aligner.negated(neighbours.alignment))
