@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from trainer.config import ARCHITECTURES, InputError
-from trainer.models import Classifier, Prediction, build_model
+from trainer.models import Classifier, CnnEncoder, Prediction, build_model, pooled_prelu, transposed_convolution
 
 DIGITS, MNIST, CIFAR = (1, 8, 8), (1, 28, 28), (3, 32, 32)
 SHAPES = [DIGITS, MNIST, CIFAR]
@@ -200,6 +201,68 @@ def test_models_stack_under_vmap(architecture: str) -> None:
         alone = torch.func.grad(loss)(dict(model.named_parameters()), dict(model.named_buffers()))
         for name, gradient in alone.items():
             torch.testing.assert_close(gradients[name][lane], gradient, rtol=1e-4, atol=1e-6)
+
+
+# ---------------------------------------------------------------------------------- the operations that suit a CPU
+
+
+def with_slopes(model: Classifier, slope: float) -> Classifier:
+    for module in model.modules():
+        if isinstance(module, nn.PReLU):
+            nn.init.constant_(module.weight, slope)
+    return model
+
+
+def lean(model: Classifier) -> Classifier:
+    assert isinstance(model.encoder, CnnEncoder)
+    model.encoder.lean = True
+    return model
+
+
+def predicted_with_gradients(model: Classifier, images: torch.Tensor) -> list[torch.Tensor]:
+    images = images.clone().requires_grad_()
+    logits, embedding = model(images)
+    loss = logits.square().sum() + embedding.norm(dim=1).sum()
+    return [logits, embedding, *torch.autograd.grad(loss, [images, *model.parameters()])]
+
+
+@pytest.mark.parametrize("slope", [0.25, 0.0, -0.3, 1.5])
+@pytest.mark.parametrize("shape", [*SHAPES, (1, 17, 19)], ids=["digits", "mnist", "cifar", "odd"])
+def test_lean_and_plain_are_one_function(shape: tuple[int, int, int], slope: float) -> None:
+    images = images_of(shape)
+    found = predicted_with_gradients(lean(with_slopes(model_of("cnn", shape), slope)), images)
+    expected = predicted_with_gradients(with_slopes(model_of("cnn", shape), slope), images)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * theirs.abs().max().item())
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["", "frozen"])
+@pytest.mark.parametrize("slope", [0.25, 2.0, 0.0, -0.5])
+def test_pooling_first_gives_the_same_bits(slope: float, frozen: bool) -> None:
+    """Whole numbers, so that sums are exact in any order; few, so that most windows hold equal maxima."""
+    generator = torch.Generator().manual_seed(0)
+    prelu = nn.PReLU(init=slope).requires_grad_(not frozen)
+    values, gradient = (
+        torch.randint(-2, 3, size, generator=generator).float() for size in ((4, 3, 7, 6), (4, 3, 3, 3))
+    )
+
+    def outcome(pooled: Callable[[torch.Tensor], torch.Tensor]) -> list[torch.Tensor]:
+        features = values.clone().requires_grad_()
+        result = pooled(features)
+        return [result, *torch.autograd.grad(result, [features, *(p for p in [prelu.weight] if not frozen)], gradient)]
+
+    ours = outcome(lambda features: pooled_prelu(features, prelu))
+    theirs = outcome(lambda features: nn.functional.max_pool2d(prelu(features), 2))
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("padding", [0, 2])
+def test_transposed_convolution_is_the_librarys(channels: int, padding: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    features, weight = (torch.randn(size, generator=generator) for size in ((3, 8, 6, 7), (8, channels, 5, 5)))
+    expected = nn.functional.conv_transpose2d(features, weight, padding=padding)
+    torch.testing.assert_close(transposed_convolution(features, weight, padding=padding), expected)
 
 
 def test_unknown_architecture_is_answered_with_the_nearest() -> None:

@@ -13,21 +13,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from trainer import models
 from trainer.config import InputError, TrialConfig
 from trainer.data import Split
-from trainer.losses import Knobs, total
-from trainer.models import Prediction, build_model
+from trainer.losses import Knobs, LossTerms, loss_terms, total
+from trainer.models import Prediction, build_model, transposed_convolution
 from trainer.preparation import TrainingPerturbation
 from trainer.training import (
     LARGEST_SHARE,
     PURPOSES,
     Batch,
+    CleanPass,
     batches,
     check_batch_size,
+    clean_pass,
     diagnose,
     forward,
     make_optimizer,
     placed,
+    predict,
     random_stream,
     sensitivity_images,
     update,
@@ -71,6 +75,13 @@ def a_model(architecture: str = "mlp") -> nn.Module:
         std=torch.tensor([0.3]),
         seed=0,
     )
+
+
+def passes(model: nn.Module) -> list[int]:
+    """How many images each further call of the model will be given."""
+    passed: list[int] = []
+    model.register_forward_pre_hook(lambda module, images: passed.append(len(images[0])))
+    return passed
 
 
 def step_of(model: nn.Module, config: TrialConfig, batch: Batch, seed: int = 0) -> tuple[Any, Knobs]:
@@ -171,16 +182,14 @@ def test_only_what_the_objective_looks_at_passes_through_the_model(case: str) ->
     seen = views(model, batch, config, Knobs.of(config, CPU), seeded())
     assert set(seen) == names
     assert uses_clean(config) == ("clean" in names)
-    passed: list[int] = []
-    model.register_forward_pre_hook(lambda module, images: passed.append(len(images[0])))
+    passed = passes(model)
     step, knobs = step_of(model, config, batch)
-    assert passed[-1] == len(names) * len(batch.labels)  # the last pass is the joint one
+    assert sum(passed) == (len(names) + 2 * config.uses_sensitivity) * len(batch.labels)  # two steps of the attack
     assert torch.isfinite(total(step.terms, knobs))
 
 
 @pytest.mark.parametrize("case", LOOKED_AT)
-def test_the_joint_pass_gives_what_separate_passes_give(case: str) -> None:
-    """Without batch normalisation an image's prediction is its own business, so passes may be joined."""
+def test_the_step_predicts_what_the_model_does(case: str) -> None:
     config, batch, model = TrialConfig(**LOOKED_AT[case][0], sensitivity_steps=2), a_batch(), a_model("cnn")
     seen = views(model, batch, config, Knobs.of(config, CPU), seeded())
     step, _ = step_of(model, config, batch)
@@ -223,6 +232,122 @@ def test_batch_normalisation_sees_clean_and_perturbed_images_together() -> None:
     step_of(model, config, batch)
     torch.testing.assert_close(model.norm.running_mean, seen.mean().reshape(1))
     torch.testing.assert_close(model.norm.running_var, seen.var().reshape(1))
+
+
+# -------------------------------------------------------------------------- the step against its plain formulation
+
+FGSM: dict[str, Any] = {"sensitivity_steps": 1, "sensitivity_epsilon": 0.05}
+SHARING: dict[str, dict[str, Any]] = {
+    "fgsm": {
+        **FGSM,
+        "regularizer": "triplet",
+        "sensitivity_weight": 0.5,
+        "invariance_weight": 0.5,
+        "norm_weight": 0.01,
+    },
+    "fgsm, l2": {**FGSM, "trades_weight": 2.0, "sensitivity_norm": "l2"},
+    "fgsm under the cross-entropy": {**FGSM, "cross_entropy_on": "sensitivity", "norm_weight": 0.01},
+    "kl": {"trades_weight": 2.0, "sensitivity_objective": "kl", "sensitivity_steps": 2},
+    "transport": {"trades_weight": 2.0, "sensitivity_objective": "transport", "sensitivity_steps": 2},
+}
+
+
+def plain_step(model: nn.Module, config: TrialConfig, batch: Batch) -> tuple[Tensor, LossTerms]:
+    """X_s and the loss term by term: an attack on its own, then every image in one pass."""
+    knobs = Knobs.of(config, CPU)
+    perturbed = sensitivity_images(model, batch, config, knobs, seeded())
+    seen = {"clean": batch.images, "sensitivity": perturbed}
+    if config.uses_invariance:
+        assert batch.invariance is not None
+        seen["invariance"] = batch.invariance.images
+    joint = model(torch.cat(list(seen.values())))
+    parts = zip(joint.logits.chunk(len(seen)), joint.embedding.chunk(len(seen)), strict=True)
+    assert batch.invariance is not None
+    terms = loss_terms(
+        config,
+        knobs,
+        {name: Prediction(*part) for name, part in zip(seen, parts, strict=True)},
+        batch.labels,
+        invariance_labels=batch.invariance.labels,
+        invariance_keep=batch.invariance.keep,
+    )
+    return perturbed, terms
+
+
+def with_slopes(model: nn.Module, slope: float) -> nn.Module:
+    for module in model.modules():
+        if isinstance(module, nn.PReLU):
+            nn.init.constant_(module.weight, slope)
+    return model
+
+
+@pytest.mark.parametrize("slope", [0.25, -0.3])
+@pytest.mark.parametrize("case", SHARING)
+def test_sharing_the_clean_pass_changes_no_number(case: str, slope: float) -> None:
+    """Images, terms and gradients, of the model as it is placed against the model as it is written."""
+    config, batch = TrialConfig(**SHARING[case]), a_batch()
+    model, plain = placed(with_slopes(a_model("cnn"), slope), CPU), with_slopes(a_model("cnn"), slope)
+    perturbed, terms = plain_step(plain, config, batch)
+    knobs = Knobs.of(config, CPU)
+    seen = views(model, batch, config, knobs, seeded(), clean_pass(model, batch, config))
+    torch.testing.assert_close(seen["sensitivity"], perturbed, rtol=0, atol=1e-5)
+    step = forward(model, batch, config, knobs, seeded())
+    for name, expected in terms._asdict().items():
+        if expected is not None:
+            torch.testing.assert_close(getattr(step.terms, name), expected, rtol=1e-4, atol=1e-5, msg=name)
+    update(torch.optim.SGD(model.parameters()), total(step.terms, knobs))
+    gradients = torch.autograd.grad(total(terms, knobs), list(plain.parameters()))
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", SHARING)
+def test_the_clean_images_pass_once(case: str) -> None:
+    config, model, batch = TrialConfig(**SHARING[case]), a_model(), a_batch()
+    passed = passes(model)
+    step_of(model, config, batch)
+    steps = 0 if config.sensitivity_steps == 1 else config.sensitivity_steps
+    assert sum(passed) == (2 + config.uses_invariance + steps) * len(batch.labels)
+
+
+def test_an_attack_alone_differentiates_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An update has no use for their gradient, although the clean pass that it goes back through could give it."""
+    config, model, batch = TrialConfig(**SHARING["fgsm"]), placed(a_model("cnn"), CPU), a_batch()
+    asked: list[int] = []
+
+    def counting(*arguments: Any, **options: Any) -> Tensor:
+        asked.append(1)
+        return transposed_convolution(*arguments, **options)
+
+    monkeypatch.setattr(models, "transposed_convolution", counting)
+    step, knobs = step_of(model, config, batch)
+    assert len(asked) == 1
+    assert all(parameter.grad is None for parameter in model.parameters())
+    update(make_optimizer(model, config), total(step.terms, knobs))
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("case", SHARING)
+def test_batch_normalisation_shares_no_pass(case: str) -> None:
+    config, model, batch = TrialConfig(**SHARING[case]), Normalised().train(), a_batch()
+    assert clean_pass(model, batch, config) is None
+    passed = passes(model)
+    step_of(model, config, batch)
+    assert passed[-1] == (2 + config.uses_invariance) * len(batch.labels)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_views_join_in_one_pass_beside_the_shared_one(shared: bool) -> None:
+    batch, model = a_batch(), Normalised().eval()  # eval, so that each image's prediction is its own
+    seen = {"clean": batch.images, "sensitivity": batch.images / 2, "invariance": 1 - batch.images}
+    expected = {name: model(images) for name, images in seen.items()}
+    clean = CleanPass(batch.images, expected["clean"]) if shared else None
+    passed = passes(model)
+    found = predict(model, seen, clean)
+    assert passed == [(2 if shared else 3) * len(batch.labels)]
+    assert list(found) == list(seen)
+    for name, prediction in found.items():
+        torch.testing.assert_close(prediction, expected[name])
 
 
 # ------------------------------------------------------------------------------------------- the training attack
@@ -356,6 +481,19 @@ def test_weight_decay_is_decoupled() -> None:
     optimizer = make_optimizer(model, TrialConfig(learning_rate=0.1, weight_decay=0.5))
     update(optimizer, 0 * sum(parameter.sum() for parameter in model.parameters()))  # type: ignore[arg-type]
     torch.testing.assert_close(weights(model), 0.95 * before)
+
+
+def test_an_update_reaches_what_the_loss_does_not() -> None:
+    """A parameter without a gradient, frozen or out of the loss's reach, is no error."""
+    model, config, batch = a_model(), TrialConfig(), a_batch()
+    optimizer = make_optimizer(model, config)
+    model.get_parameter("encoder.1.weight").requires_grad_(False)
+    update(optimizer, model(batch.images).embedding.square().sum())
+    assert {name for name, parameter in model.named_parameters() if parameter.grad is None} == {
+        "encoder.1.weight",
+        "head.weight",
+        "head.bias",
+    }
 
 
 @pytest.mark.parametrize("architecture", ["cnn", "mlp"])

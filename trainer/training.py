@@ -10,13 +10,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trainer import losses, sensitivity
 from trainer.config import InputError, TrialConfig
 from trainer.data import Split
 from trainer.losses import Knobs, LossTerms
-from trainer.models import Prediction
+from trainer.models import CnnEncoder, Prediction
 from trainer.preparation import TrainingPerturbation
 
 PURPOSES = ("order", "attack")
@@ -65,9 +66,12 @@ def batches(
 
 
 def placed(model: nn.Module, device: torch.device) -> nn.Module:
-    """The model on its device."""
-    if device.type == "cpu":  # pooling is vectorised over channels that lie side by side: a step takes 15 to 30% less
-        model = model.to(memory_format=torch.channels_last)
+    """The model on its device, in the form that is fastest there."""
+    if device.type == "cpu":
+        model = model.to(memory_format=torch.channels_last)  # pooling is vectorised over channels that lie side by side
+        for module in model.modules():
+            if isinstance(module, CnnEncoder):
+                module.lean = True
     return model.to(device)
 
 
@@ -76,15 +80,48 @@ def make_optimizer(model: nn.Module, config: TrialConfig) -> torch.optim.Optimiz
     return torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
 
 
+class CleanPass(NamedTuple):
+    """A pass over the images as they are that the attack and the objective share, with its graph."""
+
+    images: Tensor
+    """(B, C, H, W), what an attack differentiates by."""
+    prediction: Prediction
+
+
+def clean_pass(model: nn.Module, batch: Batch, config: TrialConfig) -> CleanPass | None:
+    """The shared pass; None where the attack starts elsewhere (PGD), or the objective has no use for the clean images,
+    or batch normalisation answers otherwise in the attack's eval mode than in the joint pass."""
+    needed_by_attack = config.uses_sensitivity and (is_fgsm(config) or config.sensitivity_objective != "cross_entropy")
+    if not (needed_by_attack and uses_clean(config)) or normalises_batches(model):
+        return None
+    images = batch.images.detach().requires_grad_(is_fgsm(config))
+    return CleanPass(images, model(images))
+
+
+def is_fgsm(config: TrialConfig) -> bool:
+    """Whether the training attack is one step from the image itself."""
+    return config.sensitivity_steps == 1 and config.sensitivity_objective == "cross_entropy"
+
+
+def normalises_batches(model: nn.Module) -> bool:
+    """Whether an image's prediction depends on the model's mode and on the other images of the pass."""
+    return any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+
+
 def views(
-    model: nn.Module, batch: Batch, config: TrialConfig, knobs: Knobs, generator: torch.Generator
+    model: nn.Module,
+    batch: Batch,
+    config: TrialConfig,
+    knobs: Knobs,
+    generator: torch.Generator,
+    clean: CleanPass | None = None,
 ) -> dict[str, Tensor]:
     """The batch in every form that the objective looks at, (B, C, H, W) in [0, 1] by name; no other is worth a pass."""
     seen: dict[str, Tensor] = {}
     if uses_clean(config):
         seen["clean"] = batch.images
     if config.uses_sensitivity:
-        seen["sensitivity"] = sensitivity_images(model, batch, config, knobs, generator)
+        seen["sensitivity"] = sensitivity_images(model, batch, config, knobs, generator, clean)
     if config.uses_invariance:
         assert batch.invariance is not None
         seen["invariance"] = batch.invariance.images
@@ -98,13 +135,18 @@ def uses_clean(config: TrialConfig) -> bool:
 
 
 def sensitivity_images(
-    model: nn.Module, batch: Batch, config: TrialConfig, knobs: Knobs, generator: torch.Generator
+    model: nn.Module,
+    batch: Batch,
+    config: TrialConfig,
+    knobs: Knobs,
+    generator: torch.Generator,
+    clean: CleanPass | None = None,
 ) -> Tensor:
     """X_s: the batch perturbed against the model as it is now, in eval mode. (B, C, H, W) in [0, 1]."""
     with sensitivity.frozen(model):
-        loss = attack_loss(model, batch, config.sensitivity_objective)
+        loss = attack_loss(model, batch, config, clean)
         norm = sensitivity.NORMS[config.sensitivity_norm]
-        if config.sensitivity_steps == 1 and config.sensitivity_objective == "cross_entropy":
+        if is_fgsm(config):
             return sensitivity.fgsm(loss, batch.images, norm=norm, epsilon=knobs.sensitivity_epsilon)
         return sensitivity.pgd(
             loss,
@@ -116,18 +158,26 @@ def sensitivity_images(
         )
 
 
-def attack_loss(model: nn.Module, batch: Batch, objective: str) -> sensitivity.Loss:
+def attack_loss(model: nn.Module, batch: Batch, config: TrialConfig, clean: CleanPass | None) -> sensitivity.Loss:
     """What the training attack maximises, (B, C, H, W) -> (B,).
 
     KL and transport have zero gradient at the clean image, so they always start from a random point.
     """
-    if objective == "cross_entropy":
+    if config.sensitivity_objective == "cross_entropy":
+        if clean is not None:
+            return linearised(clean, batch.labels)
         return sensitivity.cross_entropy_loss(lambda images: model(images).logits, batch.labels)
     with torch.no_grad():
-        clean: Prediction = model(batch.images)
-    if objective == "kl":
-        return sensitivity.kl_loss(lambda images: model(images).logits, clean.logits)
-    return losses.transport_attack_loss(lambda images: model(images).logits, clean.logits)
+        answers: Prediction = model(batch.images) if clean is None else clean.prediction
+    attacks = {"kl": sensitivity.kl_loss, "transport": losses.transport_attack_loss}
+    return attacks[config.sensitivity_objective](lambda images: model(images).logits, answers.logits.detach())
+
+
+def linearised(clean: CleanPass, labels: Tensor) -> sensitivity.Loss:
+    """The cross-entropy's slope at the clean images, which is all that FGSM sees of it."""
+    cross_entropy = F.cross_entropy(clean.prediction.logits, labels, reduction="sum")
+    (gradient,) = torch.autograd.grad(cross_entropy, clean.images, retain_graph=True)
+    return lambda images: (gradient * images).flatten(1).sum(1)
 
 
 class Step(NamedTuple):
@@ -140,16 +190,10 @@ class Step(NamedTuple):
 
 
 def forward(model: nn.Module, batch: Batch, config: TrialConfig, knobs: Knobs, generator: torch.Generator) -> Step:
-    """Perturb what the objective needs, one pass of the model over all of it, then the loss term by term.
-
-    Batch normalisation (`resnet18`) takes its statistics over the joint pass: clean and perturbed images of a step are
-    normalised alike, by the mixture that the running statistics also learn and the model is judged with. The attacks
-    themselves see the running statistics.
-    """
-    seen = views(model, batch, config, knobs, generator)
-    joint: Prediction = model(torch.cat(list(seen.values())))
-    parts = zip(joint.logits.chunk(len(seen)), joint.embedding.chunk(len(seen)), strict=True)
-    predictions = {name: Prediction(*part) for name, part in zip(seen, parts, strict=True)}
+    """Perturb what the objective needs, pass all of it through the model, then the loss term by term."""
+    clean = clean_pass(model, batch, config)
+    seen = views(model, batch, config, knobs, generator, clean)
+    predictions = predict(model, seen, clean)
     terms = losses.loss_terms(
         config,
         knobs,
@@ -161,10 +205,26 @@ def forward(model: nn.Module, batch: Batch, config: TrialConfig, knobs: Knobs, g
     return Step(terms, predictions[config.cross_entropy_on].embedding)
 
 
+def predict(model: nn.Module, seen: dict[str, Tensor], clean: CleanPass | None) -> dict[str, Prediction]:
+    """What the model says of every view, the clean pass where there was one.
+
+    Batch normalisation (`resnet18`) takes its statistics over a joint pass: clean and perturbed images of a step are
+    normalised alike, by the mixture that the running statistics also learn and the model is judged with. The attacks
+    themselves see the running statistics. Other models answer alike in one pass or several.
+    """
+    known = {} if clean is None else {"clean": clean.prediction}
+    rest = {name: images for name, images in seen.items() if name not in known}
+    if not normalises_batches(model) and all(images.is_cpu for images in rest.values()):
+        return known | {name: model(images) for name, images in rest.items()}  # a joint pass outgrows the caches
+    joint: Prediction = model(torch.cat(list(rest.values())))
+    parts = zip(joint.logits.chunk(len(rest)), joint.embedding.chunk(len(rest)), strict=True)
+    return known | {name: Prediction(*part) for name, part in zip(rest, parts, strict=True)}
+
+
 def update(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    """One step of the optimiser down the gradient of `loss`."""
+    """One step of the optimiser down the gradient of `loss`; nothing but the parameters' gradients is computed."""
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    loss.backward(inputs=[p for group in optimizer.param_groups for p in group["params"] if p.requires_grad])
     optimizer.step()
 
 

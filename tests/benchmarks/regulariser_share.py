@@ -47,7 +47,7 @@ def stepper(config: TrialConfig) -> tuple[Callable[[], object], Callable[[], obj
     """(one whole step, the regularisers' arithmetic alone), on a model that has learnt a little."""
     train = digits_of_mnist_shape(config.batch_size * 4)
     perturbed = towards_others(train, epsilon=config.invariance_epsilon)
-    model = fresh_model(config, train.images)
+    model = training.placed(fresh_model(config, train.images), CPU)
     optimizer, knobs = training.make_optimizer(model, config), Knobs.of(config, CPU)
     generator = torch.Generator().manual_seed(0)
 

@@ -118,7 +118,7 @@ def published_triplet(clean: Tensor, perturbed: Tensor, labels: Tensor) -> Tenso
 
 
 def our_steps(split: Split, perturbed: TrainingPerturbation) -> Callable[[], object]:
-    model = fresh_model(CONFIG, split.images)
+    model = training.placed(fresh_model(CONFIG, split.images), CPU)
     optimizer, knobs = training.make_optimizer(model, CONFIG), Knobs.of(CONFIG, CPU)
     generator = torch.Generator().manual_seed(0)
 
