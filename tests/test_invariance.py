@@ -12,6 +12,7 @@ from sklearn.cluster import DBSCAN
 from torch import Tensor
 from torchvision.datasets import MNIST
 
+from trainer.alignments import alignments_for
 from trainer.invariance import (
     ATTACKS,
     MOST_CLUSTERS,
@@ -24,7 +25,7 @@ from trainer.invariance import (
     largest_subset,
     number_by_size,
 )
-from trainer.neighbours import AlignmentGrid, ClassIndex, Neighbours, bring_back, find_neighbours
+from trainer.neighbours import ClassIndex, Neighbours, bring_back, find_neighbours
 
 LINF, L0 = ATTACKS["linf"], ATTACKS["l0"]
 
@@ -193,9 +194,9 @@ def test_the_published_images_are_reproduced(data_dir: Path) -> None:
     published = np.load(folder / "linf" / "automated_eps03.npy", allow_pickle=False)
     images, labels = test.data[chosen, None] / 255, test.targets[chosen]
     training = train.data[:, None] / 255
-    grid = AlignmentGrid.for_dataset("mnist")
+    grid = alignments_for("mnist", "linf")
     index = ClassIndex(training, train.targets, classes=10)
-    found = find_neighbours(images, labels, index, grid=grid, allowed=allowed_targets(10, PAPER_TARGETS))
+    found = find_neighbours(images, labels, index, alignments=grid, allowed=allowed_targets(10, PAPER_TARGETS))
     sources, plan = images[found.source], bring_back(training, found, grid)
     perturbed = LINF.perturb(sources, plan, epsilon=0.3)
     best = cheapest(found, LINF.cost(sources, perturbed, plan), len(images))

@@ -5,70 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from scipy import ndimage
 from torch import Tensor
 
+from tests.test_alignments import SMALL, grid_alignments, scipy_align
+from trainer.alignments import AffineAligner, AffineDraws, AlignmentGrid, alignments_for
 from trainer.config import EvaluationConfig, InputError
 from trainer.data import Data, load_data
 from trainer.invariance import PAPER_TARGETS, allowed_targets
-from trainer.neighbours import Aligner, AlignmentGrid, ClassIndex, Neighbours, bring_back, find_neighbours
+from trainer.neighbours import ClassIndex, Neighbours, bring_back, find_neighbours
 from trainer.parallel import threads
-
-SMALL = AlignmentGrid(shift_limit=1.5, shift_count=3, rotation_limit=20, rotation_count=3)
-
-
-def scipy_align(levels: np.ndarray, degrees: float, down: float, right: float) -> np.ndarray:
-    """The published procedure on one 8-bit image."""
-    return ndimage.shift(ndimage.rotate(levels, degrees, reshape=False), (down, right))
-
-
-def grid_alignments(grid: AlignmentGrid) -> list[tuple[float, float, float]]:
-    return [(r, down, right) for r in grid.rotations for down in grid.shifts for right in grid.shifts]
-
-
-@pytest.mark.parametrize("shape", [(8, 8), (9, 12), (28, 28)], ids=str)
-@pytest.mark.parametrize("grid", [SMALL, AlignmentGrid(3, 5, 0, 1)], ids=["rotated", "shifted"])
-def test_alignments_equal_scipy(shape: tuple[int, int], grid: AlignmentGrid) -> None:
-    levels = np.random.default_rng(0).integers(0, 256, size=(2, 3, *shape), dtype=np.uint8)
-    levels[:, :, :, 0] = 0
-    versions = Aligner(grid, *shape).all(torch.from_numpy(levels))
-    for a, alignment in enumerate(grid_alignments(grid)):
-        for n, c in np.ndindex(2, 3):
-            np.testing.assert_array_equal(versions[n, a, c], scipy_align(levels[n, c], *alignment))
-
-
-def test_each_image_moves_by_its_own_alignment() -> None:
-    levels = torch.from_numpy(np.random.default_rng(1).integers(0, 256, size=(SMALL.size, 1, 8, 8), dtype=np.uint8))
-    aligner = Aligner(SMALL, 8, 8)
-    moved = aligner.each(levels, torch.arange(SMALL.size))
-    assert torch.equal(moved, torch.stack([aligner.all(levels[a : a + 1])[0, a] for a in range(SMALL.size)]))
-
-
-def test_negated_alignment_turns_and_shifts_the_other_way() -> None:
-    aligner = Aligner(SMALL, 8, 8)
-    for a, (degrees, down, right) in enumerate(grid_alignments(SMALL)):
-        opposite = grid_alignments(SMALL)[int(aligner.negated(torch.tensor(a)))]
-        assert opposite == (-degrees, -down, -right)
-
-
-@pytest.mark.parametrize("name", ["digits", "mnist", "fashion_mnist", "cifar10"])
-def test_grid_is_symmetric_and_holds_no_movement(name: str) -> None:
-    alignments = grid_alignments(AlignmentGrid.for_dataset(name))
-    assert (0, 0, 0) in alignments
-    assert {tuple(-x for x in a) for a in alignments} == set(alignments)
-    assert len(alignments) == len(set(alignments)) == AlignmentGrid.for_dataset(name).size
-
-
-def test_paper_grid() -> None:
-    grid = AlignmentGrid.for_dataset("mnist")
-    assert grid.size == 775
-    assert grid.shifts.tolist() == [-3, -1.5, 0, 1.5, 3]
-    assert grid.rotations[[0, 1, -1]].tolist() == [-30, -28, 30]
-
-
-def test_unknown_grid() -> None:
-    with pytest.raises(InputError, match="'mnsit': did you mean 'mnist'"):
-        AlignmentGrid.for_dataset("mnsit")
 
 
 def brute_force(
@@ -103,6 +48,29 @@ def assert_same(found: Neighbours, expected: dict[tuple[int, int], list[tuple[fl
     assert found.neighbour.tolist() == list(columns[4])
 
 
+def test_neighbours_over_affine_draws_equal_brute_force(digits: Data) -> None:
+    """Black and white, and only by draws that keep the ink, which one of the sources rules out in part."""
+    images = torch.nn.functional.interpolate(digits.train.images[:200], size=24, mode="bilinear").clamp(0, 1)
+    images[0] = images[0].roll(-9, 2)
+    sources, training = (images[:6], digits.train.labels[:6]), (images[6:], digits.train.labels[6:200])
+    draws = AffineDraws(rotation_limit=0.25, scale_limit=0.2, shear_limit=0.2, shift_limit=6, size=40)
+    index = ClassIndex(draws.sought(training[0]), training[1], classes=10)
+    found = find_neighbours(*sources, index, alignments=draws, allowed=allowed_targets(10))
+    aligner, levels = AffineAligner(draws, 24, 24, torch.device("cpu")), draws.sought(sources[0]) * 255
+    versions, usable = aligner.all(levels).flatten(2).long(), aligner.usable(levels)
+    assert not usable[0].all()
+    rows = iter(zip(*(column.tolist() for column in found[:4]), strict=True))
+    for n, label in enumerate(sources[1].tolist()):
+        for target in sorted(set(range(10)) - {label}):
+            members = (training[1] == target).nonzero().squeeze(1)
+            store = (draws.sought(training[0])[members] * 255).long().flatten(1)
+            squared = (versions[n][:, None] - store).square().sum(2)
+            squared[~usable[n]] = squared.max() + 1
+            best = int(squared.argmin())
+            expected = (n, target, int(members[best % len(members)]), best // len(members))
+            assert next(rows) == expected
+
+
 def test_bright_images_are_told_apart_by_one_level() -> None:
     """Their squared lengths are no whole numbers in float32."""
     generator = torch.Generator().manual_seed(0)
@@ -113,18 +81,9 @@ def test_bright_images_are_told_apart_by_one_level() -> None:
     shifts = AlignmentGrid(0, 1, 0, 1)
     labels = torch.tensor([1, 1, 1, 1, 1, 1, 1, 1, 1])
     found = find_neighbours(
-        image, torch.tensor([0]), ClassIndex(training, labels, classes=2), grid=shifts, allowed=allowed_targets(2)
+        image, torch.tensor([0]), ClassIndex(training, labels, classes=2), alignments=shifts, allowed=allowed_targets(2)
     )
     assert_same(found, brute_force(image, torch.tensor([0]), training, labels, shifts, allowed_targets(2)), 1)
-
-
-@pytest.mark.parametrize("grid", [SMALL, AlignmentGrid(3, 5, 0, 1), AlignmentGrid(1, 3, 30, 31)], ids=str)
-def test_every_alignment_is_stood_for_by_one_of_the_same_shifts(grid: AlignmentGrid) -> None:
-    alignments, coarse = np.array(grid_alignments(grid)), grid.coarse.numpy()
-    np.testing.assert_array_equal(alignments[:, 1:], alignments[coarse, 1:])
-    step = grid.rotations[1] - grid.rotations[0] if grid.rotation_count > 1 else 0
-    assert np.abs(alignments[:, 0] - alignments[coarse, 0]).max() <= step * (1 + 1e-9)
-    np.testing.assert_array_equal(coarse[coarse], coarse)
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=["single", "half"])
@@ -139,14 +98,14 @@ def test_neighbours_equal_brute_force(
     allowed = allowed_targets(10, table)
     index = ClassIndex(*training, classes=10, precision=precision)
     assert len(index._stages) > 1
-    found = find_neighbours(*sources, index, grid=SMALL, allowed=allowed, nearest=nearest)
+    found = find_neighbours(*sources, index, alignments=SMALL, allowed=allowed, nearest=nearest)
     assert_same(found, brute_force(*sources, *training, SMALL, allowed), nearest)
 
 
 def test_neighbours_of_digits_equal_brute_force(digits: Data) -> None:
     sources, training = [t[:10] for t in digits.validation], [t[:300] for t in digits.train]
     found = find_neighbours(
-        *sources, ClassIndex(*training, classes=10), grid=SMALL, allowed=allowed_targets(10), nearest=2
+        *sources, ClassIndex(*training, classes=10), alignments=SMALL, allowed=allowed_targets(10), nearest=2
     )
     assert_same(found, brute_force(*sources, *training, SMALL, allowed_targets(10)), 2)
 
@@ -157,7 +116,7 @@ def test_number_of_threads_changes_nothing(digits: Data) -> None:
     results = []
     for count in (1, 3):
         with threads(count):
-            results.append(find_neighbours(*sources, index, grid=SMALL, allowed=allowed_targets(10)))
+            results.append(find_neighbours(*sources, index, alignments=SMALL, allowed=allowed_targets(10)))
             assert torch.get_num_threads() == count
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
@@ -167,7 +126,9 @@ def test_of_equally_near_ones_the_first_is_taken() -> None:
     training = torch.zeros(12, 1, 8, 8)
     labels = torch.arange(12) % 3
     index = ClassIndex(training, labels, classes=3)
-    found = find_neighbours(training[:1], torch.tensor([0]), index, grid=SMALL, allowed=allowed_targets(3), nearest=2)
+    found = find_neighbours(
+        training[:1], torch.tensor([0]), index, alignments=SMALL, allowed=allowed_targets(3), nearest=2
+    )
     assert found.target.tolist() == [1, 1, 2, 2]
     assert found.neighbour.tolist() == [1, 4, 2, 5]
     assert found.alignment.tolist() == [0, 0, 0, 0]
@@ -178,7 +139,7 @@ def test_a_class_of_few_images_gives_all_it_has_and_a_missing_one_none(digits: D
     few = torch.tensor([int((digits.train.labels == c).nonzero()[i]) for c, i in ((0, 0), (1, 0), (1, 1))])
     index = ClassIndex(digits.train.images[few], digits.train.labels[few], classes=10)
     found = find_neighbours(
-        digits.validation.images[:1], torch.tensor([9]), index, grid=SMALL, allowed=allowed_targets(10), nearest=2
+        digits.validation.images[:1], torch.tensor([9]), index, alignments=SMALL, allowed=allowed_targets(10), nearest=2
     )
     assert found.target.tolist() == [0, 1, 1]
     assert found.distance[1] <= found.distance[2]
@@ -187,7 +148,7 @@ def test_a_class_of_few_images_gives_all_it_has_and_a_missing_one_none(digits: D
 def test_no_sources_give_no_pairs(digits: Data) -> None:
     index = ClassIndex(*digits.train, classes=10)
     found = find_neighbours(
-        digits.train.images[:0], digits.train.labels[:0], index, grid=SMALL, allowed=allowed_targets(10)
+        digits.train.images[:0], digits.train.labels[:0], index, alignments=SMALL, allowed=allowed_targets(10)
     )
     assert all(len(column) == 0 for column in found)
 
@@ -199,7 +160,7 @@ def test_a_moved_training_image_is_found_and_brought_back(digits: Data) -> None:
     original = int((labels == 3).nonzero()[0])
     source = images[original : original + 1].roll((1, -1), (2, 3))
     index = ClassIndex(images, labels, classes=10)
-    found = find_neighbours(source, torch.tensor([8]), index, grid=whole, allowed=allowed_targets(10))
+    found = find_neighbours(source, torch.tensor([8]), index, alignments=whole, allowed=allowed_targets(10))
     pair = int((found.target == 3).nonzero())
     assert found.neighbour[pair] == original
     assert found.distance[pair] == 0
@@ -220,7 +181,7 @@ def test_a_moved_training_image_is_found_and_brought_back(digits: Data) -> None:
 def test_wrong_sources_are_refused(images: Tensor, labels: Tensor, message: str) -> None:
     index = ClassIndex(torch.zeros(4, 1, 8, 8), torch.arange(4), classes=10)
     with pytest.raises(InputError, match=message):
-        find_neighbours(images, labels, index, grid=SMALL, allowed=allowed_targets(10))
+        find_neighbours(images, labels, index, alignments=SMALL, allowed=allowed_targets(10))
 
 
 def test_wrong_training_images_are_refused() -> None:
@@ -232,9 +193,9 @@ def test_wrong_training_images_are_refused() -> None:
 def test_mnist_neighbours_equal_brute_force(data_dir: Path, cache_dir: Path) -> None:
     """The whole grid; fewer training images, so that brute force ends."""
     data = load_data(EvaluationConfig(dataset="mnist", train_size=3000), data_dir=data_dir, cache_dir=cache_dir)
-    grid = AlignmentGrid.for_dataset("mnist")
+    grid = alignments_for("mnist", "linf")
     sources = [t[:3] for t in data.validation]
-    found = find_neighbours(*sources, ClassIndex(*data.train, classes=10), grid=grid, allowed=allowed_targets(10))
+    found = find_neighbours(*sources, ClassIndex(*data.train, classes=10), alignments=grid, allowed=allowed_targets(10))
     store = (data.train.images * 255).flatten(1).numpy().astype(np.float64)
     for n, image in enumerate(sources[0][:, 0].numpy()):
         levels = (image * 255 + 0.5).astype(np.uint8)

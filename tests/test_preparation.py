@@ -57,7 +57,7 @@ def test_progress_of_every_stage_ends_at_its_total(tmp_path: Path) -> None:
     heard: dict[str, list[tuple[int, int]]] = {}
     small = EvaluationConfig(train_size=60, validation_size=40)
     prepare(small, cache_dir=tmp_path, progress=lambda stage, *rest: heard.setdefault(stage, []).append(rest))
-    assert {"judge oracle", "teacher oracle", "validation neighbours", "train neighbours"} <= set(heard)
+    assert {"judge oracle", "teacher oracle", "validation neighbours (linf)", "train neighbours (linf)"} <= set(heard)
     assert all(steps[-1][0] == steps[-1][1] for steps in heard.values())
 
 

@@ -15,29 +15,24 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from trainer import sensitivity
+from trainer.apgd import apgd_attack, embedding_attack, targeted_apgd_attack
 from trainer.config import EvaluationConfig, InputError, TrialFailed
 from trainer.data import Split, load_data
+from trainer.evaluation import ensemble
 from trainer.sensitivity import (
     NORMS,
-    SQUARES,
     Attack,
     WorstCase,
-    apgd_attack,
     cross_entropy_loss,
-    dlr,
-    embedding_attack,
-    ensemble,
     fgsm,
     fgsm_attack,
     frozen,
     kl_loss,
     pgd,
     pgd_attack,
-    square_attack,
-    targeted_apgd_attack,
-    targeted_dlr,
     worst_case,
 )
+from trainer.square import square_attack
 
 CLASSES = 5
 SHAPE = (2, 6, 6)
@@ -184,26 +179,6 @@ def test_a_budget_per_image_is_that_image_s_budget(norm: str):
 
 
 # Losses
-
-
-@given(seed=st.integers(0, 1000), shift=st.floats(-5, 5), scale=st.floats(0.1, 10))
-def test_dlr_is_blind_to_shift_and_scale_and_positive_where_wrong(seed: int, shift: float, scale: float):
-    logits = torch.randn((20, CLASSES), generator=seeded(seed), dtype=torch.float64)
-    labels = torch.randint(CLASSES, (20,), generator=seeded(seed))
-    targets = (labels + 1 + torch.randint(CLASSES - 1, (20,), generator=seeded(seed + 1))) % CLASSES
-    assert ((dlr(logits, labels) > 0) == (logits.argmax(1) != labels)).all()
-    torch.testing.assert_close(dlr(scale * logits + shift, labels), dlr(logits, labels))
-    torch.testing.assert_close(
-        targeted_dlr(scale * logits + shift, labels, targets), targeted_dlr(logits, labels, targets)
-    )
-
-
-def test_dlr_of_known_logits():
-    logits = torch.tensor([[1.0, 5.0, 3.0, 2.0]])
-    torch.testing.assert_close(dlr(logits, torch.tensor([1])), torch.tensor([-(5 - 3) / (5 - 2)]))
-    torch.testing.assert_close(dlr(logits, torch.tensor([0])), torch.tensor([-(1 - 5) / (5 - 2)]))
-    targeted = targeted_dlr(logits, torch.tensor([1]), torch.tensor([3]))
-    torch.testing.assert_close(targeted, torch.tensor([-(5 - 2) / (5 - (2 + 1) / 2)]))
 
 
 def test_kl_is_that_of_torch_distributions():
@@ -453,126 +428,7 @@ def test_a_linear_model_is_broken_exactly_where_the_closed_form_says(
 # APGD
 
 
-def test_checkpoints_of_a_hundred_steps_are_those_of_the_paper():
-    assert sensitivity._checkpoints(100) == [0, 22, 41, 57, 70, 80, 87, 93, 99, 100]
-
-
-@given(steps=st.integers(1, 300))
-def test_checkpoints_rise_from_0_to_the_last_step(steps: int):
-    points = sensitivity._checkpoints(steps)
-    assert points[0] == 0
-    assert points[-1] == steps
-    assert points == sorted(set(points))
-
-
-def test_saturated_logits_blind_the_cross_entropy_but_neither_dlr_nor_the_embedding():
-    images = some_images(40)
-    model, saturated = Linear(), Linear(scale=1e4)
-    labels = answers(images)
-    budget = {"norm": "linf", "epsilon": 0.2, "steps": 20}
-
-    def pair(batch: Tensor) -> tuple[Tensor, Tensor]:
-        return saturated(batch), model(batch)
-
-    def survivors(attack: Attack) -> int:
-        return int(worst_case(saturated, images, labels, [attack], generator=seeded()).survived.sum())
-
-    blind = survivors(pgd_attack(**budget))
-    assert survivors(targeted_apgd_attack(**budget)) == 0
-    assert survivors(embedding_attack(pair, **budget, towards_other=True)) == 0
-    assert survivors(embedding_attack(pair, **budget)) < blind / 2
-
-
-def test_the_embedding_attacks_go_where_they_say():
-    images, model = some_images(30), Linear()
-    labels = answers(images)
-    clean = model(images).detach()
-    goal = torch.cdist(clean, clean).masked_fill(labels[:, None] == labels, math.inf).argmin(1)
-    away, other = (
-        run(
-            [embedding_attack(with_embedding(model), norm="l2", epsilon=0.1, steps=20, towards_other=towards_other)],
-            images,
-            labels,
-        )
-        for towards_other in (False, True)
-    )
-    unbroken = away.survived & other.survived
-    assert unbroken.sum() > 10
-    moved = (model(other.images) - clean[goal]).norm(dim=1)
-    assert (moved < (clean - clean[goal]).norm(dim=1))[unbroken].all()
-    assert ((model(away.images) - clean).norm(dim=1) > (model(other.images) - clean).norm(dim=1) - 1e-4)[unbroken].all()
-
-
 # Square
-
-
-@norms
-@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 7, 9), (1, 28, 28), (2, 1, 4)], ids=str)
-@pytest.mark.parametrize("share", [0.8, 0.1, 0.001])
-def test_square_proposes_a_changed_square_inside_the_ball(norm: str, shape: tuple[int, int, int], share: float):
-    images = torch.rand((50, *shape), generator=seeded())
-    random = torch.rand((50, 1000 + 4 * math.prod(shape)), generator=seeded(1))
-    squares = SQUARES[norm]
-    side = squares.side(share, images)
-    assert 1 <= side <= min(shape[1:])
-    start = squares.start(images, 0.3, random[:, : (shape[0] + 1) * shape[1] * shape[2]])
-    moved = squares.propose(images, start, side, 0.3, random[:, : 5 + shape[0]])
-    for points in (start, moved):
-        assert points.min() >= 0
-        assert points.max() <= 1
-        assert (sizes(norm, points - images) <= 0.3 * (1 + 1e-5)).all()
-    changed = ((moved - start).abs() > 1e-6).any(1)
-    most = {"linf": side**2, "l2": 2 * side**2}[norm]
-    assert (changed.flatten(1).sum(1) <= most).all()
-    assert changed.any()
-
-
-def test_square_in_l2_spends_the_whole_budget_where_nothing_is_clipped():
-    images = torch.full((30, 2, 9, 9), 0.5)
-    random = torch.rand((30, 300), generator=seeded())
-    squares = SQUARES["l2"]
-    points = squares.start(images, 0.3, random)
-    for query in range(5):
-        torch.testing.assert_close(sizes("l2", points - images), torch.full((30,), 0.3))
-        points = squares.propose(images, points, 3, 0.3, random[:, 10 * query : 10 * query + 7])
-
-
-def test_square_s_places_cover_the_image():
-    random = torch.rand((2000, 2), generator=seeded())
-    inside = sensitivity._window(random, 3, torch.zeros(2000, 1, 7, 9)).inside
-    assert (inside.sum((1, 2, 3)) == 9).all()
-    assert inside.any(0).all()
-
-
-@pytest.mark.parametrize("side", [1, 3, 5, 9])
-def test_bumps_have_norm_1_opposite_halves_and_a_transpose(side: int):
-    bumps = sensitivity._bumps(side, torch.zeros(1))
-    torch.testing.assert_close(bumps.flatten(1).norm(dim=1), torch.ones(2))
-    assert torch.equal(bumps[0], bumps[1].T)
-    assert (bumps[0][: side // 2] > 0).all()
-    assert (bumps[0][side // 2 :] < 0).all()
-
-
-def test_square_s_share_of_the_image_halves_on_schedule():
-    shares = [sensitivity._share(query / 10_000) for query in (0, 10, 11, 50, 51, 200, 201, 8001)]
-    assert shares == [0.8, 0.8, 0.4, 0.4, 0.2, 0.2, 0.1, 0.8 / 512]
-
-
-def test_square_breaks_a_model_without_gradients():
-    images = some_images(40)
-    model = Linear()
-
-    def coarse(batch: Tensor) -> Tensor:
-        return model((batch * 8).round() / 8)
-
-    with torch.no_grad():
-        labels = coarse(images).argmax(1)
-
-    def survivors(attack: Attack) -> int:
-        return int(worst_case(coarse, images, labels, [attack], generator=seeded()).survived.sum())
-
-    assert survivors(square_attack(norm="linf", epsilon=0.1, queries=300)) < 5
-    assert survivors(fgsm_attack(norm="linf", epsilon=0.1)) == 40
 
 
 # Bad input
@@ -642,11 +498,6 @@ def test_logits_that_are_not_finite_fail_the_trial():
 def test_attacks_refuse_options_out_of_range(build: Callable[..., object], options: dict, message: str):
     with pytest.raises(InputError, match=message):
         build(**options)
-
-
-def test_dlr_needs_three_classes():
-    with pytest.raises(InputError, match="DLR loss needs at least 3 classes: the model has 2"):
-        dlr(torch.zeros(1, 2), torch.zeros(1, dtype=torch.long))
 
 
 # References: other libraries' attacks on the same trained models, with the same steps, restarts and budgets

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from trainer import sensitivity
+from trainer.apgd import apgd_attack, embedding_attack, targeted_apgd_attack
 from trainer.config import EvaluationConfig
 from trainer.data import Split
 from trainer.preparation import JudgingSet
+from trainer.square import square_attack
 
 BATCH = {"cpu": 256, "cuda": 2048}
 """Images per pass of the model: what a CPU's caches hold, what fills a GPU."""
@@ -93,3 +95,32 @@ def judging_attacks(evaluation: EvaluationConfig) -> list[sensitivity.Attack]:
             restarts=evaluation.eval_sensitivity_restarts,
         )
     ]
+
+
+def ensemble(
+    *,
+    norm: str,
+    epsilon: float,
+    steps: int = 100,
+    queries: int = 5000,
+    model: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
+) -> list[sensitivity.Attack]:
+    """The full evaluation set: APGD-CE, APGD-T, Square and, where the model is given, attacks of its embedding.
+
+    Args:
+        norm: a name in `NORMS`.
+        epsilon: budget in pixel units.
+        steps: gradient steps of a round.
+        queries: calls of the model by Square.
+        model: images (B, C, H, W) to (logits (B, K), embedding (B, D)).
+    """
+    attacks = [
+        apgd_attack(norm=norm, epsilon=epsilon, steps=steps),
+        targeted_apgd_attack(norm=norm, epsilon=epsilon, steps=steps),
+    ]
+    if model is not None:
+        attacks += [
+            embedding_attack(model, norm=norm, epsilon=epsilon, steps=steps, towards_other=towards_other)
+            for towards_other in (False, True)
+        ]
+    return [*attacks, square_attack(norm=norm, epsilon=epsilon, queries=queries)]

@@ -17,22 +17,21 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from trainer.apgd import apgd_attack, targeted_apgd_attack
 from trainer.config import InputError
 from trainer.sensitivity import (
     Attack,
     Logits,
     Victim,
-    apgd_attack,
     check_images,
     cross_entropy_loss,
     input_gradient,
     norm_named,
     pgd,
     predict,
-    square_attack,
-    targeted_apgd_attack,
     worst_case,
 )
+from trainer.square import square_attack
 
 MASKING = "gradient masking suspected"
 

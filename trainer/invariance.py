@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainer.neighbours import WHITE, Neighbours
+from trainer.alignments import PAPER_SIZE, WHITE
+from trainer.neighbours import Neighbours
 
 TIE = 1e-6
 """Slack of comparisons in [0, 1] pixel units: far under one level, far over float32's rounding."""
@@ -34,7 +35,6 @@ PAPER_TARGETS = {
 }
 """Digits that a digit may be turned into, as chosen by the paper's authors."""
 
-PAPER_SIZE = 28
 CLUSTER_RADIUS, CLUSTER_SAMPLES = 2.0, 5
 """Of DBSCAN, in pixels of images of `PAPER_SIZE`."""
 MOST_CLUSTERS = 8

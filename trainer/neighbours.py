@@ -1,7 +1,6 @@
-"""The training image of every other class that lies nearest to an image, over shifts and rotations of it.
+"""The training image of every other class that lies nearest to an image, over many alignments of it.
 
-Tramèr et al. 2020, section 4 and its appendix. Images are 8-bit in the published procedure and rounded after every
-resampling, so all of this is done in levels, whole numbers from 0 to 255.
+Tramèr et al. 2020, section 4 and its appendix. Distances are exact: in levels, whole numbers from 0 to 255.
 
 Shapes: N sources, M training images, C channels, H rows, W columns, D = C H W, A alignments, Q pairs found, T target
 classes of one source, S training images of any classes, K classes.
@@ -11,27 +10,21 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy import linalg, ndimage
+from scipy import linalg
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from trainer.config import InputError, did_you_mean
+from trainer.alignments import WHITE, Alignments, aligner_of, to_levels
+from trainer.config import InputError
 from trainer.parallel import map_on_threads
-
-WHITE = 255.0
-SPLINE_ORDER = 3
 
 AXES = {torch.float32: (64, 160), torch.bfloat16: (160,)}
 """Sizes of the subspaces that rule training images out; 64 leave about 10% of MNIST's, 160 leave 2%."""
-COARSE_STEP = 3
-"""Neighbouring rotations that the middle one stands for at first."""
 ROUNDING = {torch.float32: 2.0**-16, torch.bfloat16: 4.5 * 2.0**-9}
 """Error of a squared distance, relative to the squared lengths that it is the difference of. bfloat16 rounds by at most
 u = 2^-9: two factors and the sum of each product, 3u times 2 |q| |x|, at most 3u (|q|^2 + |x|^2), and u |q|^2."""
@@ -43,63 +36,6 @@ BLOCK = {torch.float32: 256, torch.bfloat16: 512}
 """Rows per matrix product on a CPU, so that the products are reduced while they are in its cache."""
 
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class AlignmentGrid:
-    """Shifts along both axes and rotations about the centre, symmetric about 0 and evenly spaced."""
-
-    shift_limit: float
-    """In pixels."""
-    shift_count: int
-    rotation_limit: float
-    """In degrees."""
-    rotation_count: int
-
-    @classmethod
-    def for_dataset(cls, name: str) -> AlignmentGrid:
-        """The paper's grid for 28x28 images, its shifts scaled for other sizes; CIFAR-10 is not rotated.
-
-        Raises:
-            InputError: for a data set that no grid is known for.
-        """
-        if name not in GRIDS:
-            raise InputError(f"no alignment grid for data set {name!r}: {did_you_mean(name, GRIDS)}")
-        return GRIDS[name]
-
-    @property
-    def shifts(self) -> np.ndarray:
-        return symmetric(self.shift_limit, self.shift_count)
-
-    @property
-    def rotations(self) -> np.ndarray:
-        return symmetric(self.rotation_limit, self.rotation_count)
-
-    @property
-    def size(self) -> int:
-        """A. Alignment a is (rotation, down, right) in row-major order, so its negation is A - 1 - a."""
-        return self.rotation_count * self.shift_count**2
-
-    @property
-    def coarse(self) -> Tensor:
-        """(A,) int64: for every alignment one of the same shifts, turned at most a step further, that stands for it."""
-        rotation = torch.arange(self.rotation_count)
-        middle = (rotation // COARSE_STEP * COARSE_STEP + COARSE_STEP // 2).clamp_max(self.rotation_count - 1)
-        return (middle[:, None] * self.shift_count**2 + torch.arange(self.shift_count**2)).flatten()
-
-
-def symmetric(limit: float, count: int) -> np.ndarray:
-    """`count` evenly spaced numbers in [-limit, limit], exactly symmetric about 0."""
-    numbers = np.linspace(-limit, limit, count) if count > 1 else np.zeros(1)
-    return (numbers - numbers[::-1]) / 2
-
-
-GRIDS = {
-    "mnist": AlignmentGrid(shift_limit=3, shift_count=5, rotation_limit=30, rotation_count=31),
-    "fashion_mnist": AlignmentGrid(shift_limit=3, shift_count=5, rotation_limit=30, rotation_count=31),
-    "digits": AlignmentGrid(shift_limit=3 * 8 / 28, shift_count=5, rotation_limit=30, rotation_count=31),
-    "cifar10": AlignmentGrid(shift_limit=3 * 32 / 28, shift_count=5, rotation_limit=0, rotation_count=1),
-}
 
 
 class Neighbours(NamedTuple):
@@ -115,76 +51,6 @@ class Neighbours(NamedTuple):
     """(Q,) int64 in [0, A): how the source was moved to lie nearest."""
     distance: Tensor
     """(Q,) float32, L2 in pixel units of [0, 1] images."""
-
-
-class Aligner:
-    """Rotate, then shift, as `scipy.ndimage` does it to 8-bit images: order-3 splines, rounded after each of the two.
-
-    Both are linear maps of the image before the rounding, so they are applied as matrices, in float64: rounding to
-    levels then hides the order of summation.
-    """
-
-    def __init__(self, grid: AlignmentGrid, height: int, width: int, device: torch.device | str = "cpu") -> None:
-        self.grid = grid
-        self._rotate = torch.stack([rotation_matrix(r, height, width) for r in grid.rotations]).to(device)
-        self._down = torch.stack([shift_matrix(s, height) for s in grid.shifts]).to(device)
-        self._right = torch.stack([shift_matrix(s, width) for s in grid.shifts]).to(device)
-        self._rotate_all = self._rotate.transpose(0, 1).flatten(1).contiguous()
-        self._right_all = self._right.transpose(0, 1).flatten(1).contiguous()
-
-    def all(self, levels: Tensor) -> Tensor:
-        """Every alignment of `levels` (N, C, H, W): (N, A, C, H, W) uint8."""
-        rotated = to_levels(levels.double().flatten(2) @ self._rotate_all)
-        rotated = rotated.view(*levels.shape[:2], self.grid.rotation_count, *levels.shape[2:])
-        return torch.stack([self._shift(image) for image in rotated])
-
-    def _shift(self, rotated: Tensor) -> Tensor:
-        """Every shift of one image's rotations (C, R, H, W): (A, C, H, W) uint8."""
-        channels, _, height, width = rotated.shape
-        shifted = self._down.mT[:, None, None] @ (rotated @ self._right_all)
-        shifted = (shifted + 0.5).clamp_(0, WHITE).to(torch.uint8)  # cuts off what `to_levels` rounds down
-        shifts = self.grid.shift_count
-        shifted = shifted.view(shifts, channels, -1, height, shifts, width).permute(2, 0, 4, 1, 3, 5)
-        return shifted.reshape(-1, channels, height, width)
-
-    def each(self, levels: Tensor, alignment: Tensor) -> Tensor:
-        """`levels` (N, C, H, W), each moved by its own `alignment` (N,), as levels: uint8."""
-        count = self.grid.shift_count
-        rotation, down, right = alignment // count**2, alignment // count % count, alignment % count
-        rotated = torch.empty_like(levels, dtype=torch.float64)
-        for r in rotation.unique().tolist():
-            own = levels[rotation == r].double()
-            rotated[rotation == r] = (own.flatten(2) @ self._rotate[r]).view_as(own)
-        return to_levels(self._down[down].mT[:, None] @ (to_levels(rotated) @ self._right[right][:, None])).to(
-            torch.uint8
-        )
-
-    def negated(self, alignment: Tensor) -> Tensor:
-        """The alignment by the opposite angle and shifts. Not the inverse: it too rotates before it shifts."""
-        return self.grid.size - 1 - alignment
-
-
-@cache
-def aligner_of(grid: AlignmentGrid, height: int, width: int, device: torch.device) -> Aligner:
-    """Made once: its matrices take seconds."""
-    return Aligner(grid, height, width, device)
-
-
-def rotation_matrix(degrees: float, height: int, width: int) -> Tensor:
-    """(H W, H W) float64: row p is what the rotation makes of an image that is 1 in pixel p and 0 elsewhere."""
-    basis = np.eye(height * width).reshape(-1, height, width)
-    moved = ndimage.rotate(basis, degrees, axes=(2, 1), reshape=False, order=SPLINE_ORDER)
-    return torch.from_numpy(moved.reshape(height * width, -1))
-
-
-def shift_matrix(pixels: float, size: int) -> Tensor:
-    """(size, size) float64: the shift along one axis; splines of two axes are the product of the splines of each."""
-    return torch.from_numpy(np.stack([ndimage.shift(row, pixels, order=SPLINE_ORDER) for row in np.eye(size)]))
-
-
-def to_levels(values: Tensor) -> Tensor:
-    """Rounded half up and clipped to 0..255, as SciPy writes a result into 8-bit pixels."""
-    return (values + 0.5).floor_().clamp_(0, WHITE)
 
 
 def check_images(images: Tensor, labels: Tensor, classes: int) -> None:
@@ -208,7 +74,7 @@ def find_neighbours(
     labels: Tensor,
     index: ClassIndex,
     *,
-    grid: AlignmentGrid,
+    alignments: Alignments,
     allowed: Tensor,
     nearest: int = 1,
     progress: Progress = lambda done, total: None,
@@ -218,8 +84,8 @@ def find_neighbours(
     Args:
         images: sources, (N, C, H, W) in [0, 1].
         labels: (N,) int64.
-        index: of the training images; a class that it has none of gives no pair.
-        grid: the alignments of the source that are tried.
+        index: of what `alignments` compare of the training images; a class that it has none of gives no pair.
+        alignments: those of the source that are tried.
         allowed: (K, K) bool, which class may be turned into which.
         nearest: how many training images of each class, at most `LIKELY`.
         progress: told sources done and sources in all.
@@ -232,16 +98,21 @@ def find_neighbours(
         raise InputError(f"sources {tuple(images.shape[1:])}, training images {tuple(index.shape)}: differ")
     if not len(images):
         return NONE_FOUND
-    aligner, coarse = aligner_of(grid, *images.shape[2:], images.device), grid.coarse.to(images.device)
+    aligner, coarse = aligner_of(alignments, *images.shape[2:], images.device), alignments.coarse.to(images.device)
+    numbers = torch.arange(alignments.size, device=images.device)
     allowed = allowed.to(images.device) & index.present
     done = itertools.count(1)
 
     def search(part: Tensor) -> list[Neighbours]:
         found = []
-        versions = aligner.all(to_levels(images[part] * WHITE)).flatten(2)
-        for n, queries in zip(part.tolist(), versions, strict=True):
+        levels = to_levels(alignments.sought(images[part]) * WHITE)
+        versions, usable = aligner.all(levels).flatten(2), aligner.usable(levels)
+        # The first usable alignment stands in for those that are not, so that all sources have as many queries.
+        stands = torch.where(usable, numbers, usable.int().argmax(1, keepdim=True))
+        for n, queries, used in zip(part.tolist(), versions, stands, strict=True):
             targets = allowed[labels[n]].nonzero().squeeze(1)
-            found.append(index.nearest(queries, coarse, targets, n, nearest=nearest))
+            near = index.nearest(queries[used], coarse, targets, n, nearest=nearest)
+            found.append(near._replace(alignment=used[near.alignment]))
             progress(next(done), len(images))
         return found
 
@@ -454,9 +325,9 @@ def with_one(rows: Tensor) -> Tensor:
     return torch.cat([rows, rows.new_ones(len(rows), 1)], 1)
 
 
-def bring_back(images: Tensor, neighbours: Neighbours, grid: AlignmentGrid) -> Tensor:
-    """Each pair's neighbour among the training `images` (M, C, H, W), moved by the negated alignment to lie over the
+def bring_back(images: Tensor, neighbours: Neighbours, alignments: Alignments) -> Tensor:
+    """Each pair's neighbour among the training `images` (M, C, H, W), moved against the alignment to lie over the
     source: (Q, C, H, W) uint8."""
-    aligner = aligner_of(grid, *images.shape[2:], images.device)
+    aligner = aligner_of(alignments, *images.shape[2:], images.device)
     levels = to_levels(images[neighbours.neighbour] * WHITE)
-    return aligner.each(levels, aligner.negated(neighbours.alignment))
+    return aligner.back(levels, neighbours.alignment)

@@ -18,11 +18,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from trainer.alignments import alignments_for
 from trainer.cache import Cache
 from trainer.config import EvaluationConfig, InputError, did_you_mean
 from trainer.data import Data, Split, load_data
 from trainer.invariance import ATTACKS, PAPER_TARGETS, allowed_targets, cheapest
-from trainer.neighbours import AlignmentGrid, ClassIndex, Neighbours, bring_back, find_neighbours
+from trainer.neighbours import ClassIndex, Neighbours, bring_back, find_neighbours
 from trainer.oracle import ABSTAINS, ROLES, Oracle, Quality, build_oracle, recipe_for, train_oracle
 from trainer.parallel import map_on_threads
 
@@ -239,6 +240,11 @@ class Prepared:
         return self._workshop.bank(norm)
 
     @cached_property
+    def judge(self) -> Oracle:
+        """Who says what a judged image shows."""
+        return self._workshop.oracle("judge")
+
+    @cached_property
     def oracle_agreement(self) -> dict[str, Quality]:
         """By role: the oracle's accuracy and coverage on clean validation images, on which it was not trained."""
         return {role: self._workshop.oracle(role).quality(*self.data.validation) for role in ROLES}
@@ -278,11 +284,10 @@ class Workshop:
 
     def __init__(self, data: Data, evaluation: EvaluationConfig, cache: Cache, progress: Progress) -> None:
         self._data, self._evaluation, self._cache, self._progress = data, evaluation, cache, progress
-        self._grid = AlignmentGrid.for_dataset(data.name)
+        self._indices: dict[str, ClassIndex] = {}
         self._table = PAPER_TARGETS if data.name in ("digits", "mnist") else None
         self._common = {
             "data": data.fingerprint,
-            "grid": dataclasses.asdict(self._grid),
             "table": self._table,
             "oracle": dataclasses.asdict(recipe_for(data.name)),
             "seed": evaluation.split_seed,
@@ -394,31 +399,41 @@ class Workshop:
         return torch.cat(map_on_threads(label, parts)) if count else torch.empty(0, dtype=torch.int64)
 
     def _pairs(self, split: str, norm: str, *, nearest: int) -> Pairs:
-        """The sources of a split with their aligned nearest training images; the search serves every norm."""
+        """The sources of a split with their aligned nearest training images."""
         if split not in SPLITS:
             raise InputError(f"no split {split!r}: {did_you_mean(split, SPLITS)}")
         size = None if split == "train" else self._evaluation.eval_invariance_size or None
         sources = Split(*(field[:size] for field in getattr(self._data, split)))
-        stage = f"{split} neighbours"
+        alignments, stage = alignments_for(self._data.name, norm), f"{split} neighbours ({norm})"
 
         def make() -> dict[str, Tensor]:
             found = find_neighbours(
                 *sources,
-                self._index,
-                grid=self._grid,
+                self._index(norm),
+                alignments=alignments,
                 allowed=allowed_targets(self._data.classes, self._table),
                 nearest=nearest,
                 progress=lambda done, total: self._progress(stage, done, total),
             )
-            return {**found._asdict(), "aligned": bring_back(self._data.train.images, found, self._grid)}
+            return {**found._asdict(), "aligned": bring_back(self._data.train.images, found, alignments)}
 
-        key = {**self._common, "split": split, "size": size, "nearest": nearest}
+        key = {
+            **self._common,
+            "alignments": dataclasses.asdict(alignments),
+            "split": split,
+            "size": size,
+            "nearest": nearest,
+        }
         stored = dict(self._cache.get(stage, key, make))
         aligned = stored.pop("aligned")
         neighbours = Neighbours(**stored)
         plan = ATTACKS[norm].plan(sources.images[neighbours.source], aligned)
         return Pairs(sources, neighbours, plan)
 
-    @cached_property
-    def _index(self) -> ClassIndex:
-        return ClassIndex(*self._data.train, classes=self._data.classes)
+    def _index(self, norm: str) -> ClassIndex:
+        """Of the training images, kept: several splits are searched in it."""
+        if norm not in self._indices:
+            images, labels = self._data.train
+            sought = alignments_for(self._data.name, norm).sought(images)
+            self._indices[norm] = ClassIndex(sought, labels, classes=self._data.classes)
+        return self._indices[norm]
