@@ -6,7 +6,7 @@ the epoch of its best invariance accuracy.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rich.table import Table
 
@@ -42,16 +42,24 @@ PUBLISHED = {
 """By name of the configuration; `nll-ml-sens-invar` was described and never logged."""
 
 
+RELATED = ("pgd-at", "trades", "tla", "sat", "feature-scattering")
+"""Methods that stand beside the published configurations, trained at the budget that all are judged by."""
+
+
 def published_trials(plan: SweepPlan, results: Results) -> dict[str, TrialRecord]:
-    """The finished trials of a sweep that ran a published configuration, by its name."""
+    """The finished trials of a sweep that ran a published configuration, or beside one a related method, by name."""
     shared = {**TrialConfig().to_dict(), **plan.space.fixed, "epochs": plan.epochs_per_trial, "seed": plan.seed}
-    found = {}
-    for name in PRESETS:
-        wanted = {**shared, **PRESETS[name]}
-        record = next((record for record in results.finished.values() if record.config == wanted), None)
-        if name.startswith(PREFIX) and record is not None:
-            found[name.removeprefix(PREFIX)] = record
-    return found
+    budget = {"sensitivity_epsilon": plan.space.evaluation.eval_sensitivity_epsilon}
+
+    def trials(wanted: dict[str, dict[str, Any]]) -> dict[str, TrialRecord]:
+        by_name = {
+            name: next((record for record in results.finished.values() if record.config == shared | config), None)
+            for name, config in wanted.items()
+        }
+        return {name: record for name, record in by_name.items() if record is not None}
+
+    published = trials({name.removeprefix(PREFIX): dict(PRESETS[name]) for name in PRESETS if name.startswith(PREFIX)})
+    return published and published | trials({name: {**PRESETS[name], **budget} for name in RELATED})
 
 
 def paper_table(plan: SweepPlan, trials: dict[str, TrialRecord]) -> Table:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
 
 import hypothesis.strategies as st
+import numpy as np
 import ot
 import pytest
 import scipy.stats
@@ -19,7 +21,7 @@ from torch import Tensor, nn
 
 from trainer import losses, transport
 from trainer.config import TrialConfig
-from trainer.losses import Embedded, Knobs, LossTerms, Penalty, regularizer
+from trainer.losses import Embedded, Knobs, LossTerms, Penalty, loss_terms, regularizer, solver
 from trainer.models import Prediction
 
 REGULARIZERS = ("triplet", "sinkhorn", "ot_triplet")
@@ -42,8 +44,10 @@ def batch(seed: int, images: int = 14, dimensions: int = 5) -> tuple[Embedded, E
     return Embedded(anchors, anchor_labels, keep), Embedded(clean, labels)
 
 
-def penalty(name: str, anchors: Embedded, clean: Embedded, **options: Any) -> Penalty:
-    return regularizer(name, anchors, clean, classes=CLASSES, **options)
+def penalty(name: str, anchors: Embedded, clean: Embedded, *, entropy: float | None = 0.05, **options: Any) -> Penalty:
+    """With transport of this entropy, exact for None."""
+    solve = solver("exact" if entropy is None else "entropic", entropy or 0.0)
+    return regularizer(name, anchors, clean, classes=CLASSES, solve=solve, **options)
 
 
 def moving(side: Embedded) -> Embedded:
@@ -267,6 +271,39 @@ def test_cosine_is_blind_to_the_length_of_embeddings(name: str, seed: int, scale
     )
 
 
+@given(seed=seeds, metric=st.sampled_from(METRICS), name=st.sampled_from(["sinkhorn", "ot_triplet"]))
+@settings(max_examples=30)
+def test_entropic_penalties_tend_to_the_exact(seed: int, metric: str, name: str) -> None:
+    anchors, clean = batch(seed)
+    exact = penalty(name, anchors, clean, ground_metric=metric, entropy=None, margin=50.0).value.item()
+    gaps = [
+        abs(penalty(name, anchors, clean, ground_metric=metric, entropy=entropy, margin=50.0).value.item() - exact)
+        for entropy in (0.3, 0.01)
+    ]
+    assert gaps[1] <= 0.01 * np.log(len(clean.labels)) * 4 * CLASSES
+    assert exact > 0
+
+
+def test_the_configuration_says_how_transport_is_solved() -> None:
+    """Exact transport is what the entropic tends to, and takes no notice of the entropy."""
+    config = TrialConfig(regularizer="sinkhorn", sensitivity_weight=1.0, entropy=1.0)
+    anchors, clean = batch(0)
+    predictions = {
+        "clean": Prediction(clean.points, clean.points),
+        "sensitivity": Prediction(anchors.points, anchors.points),
+    }
+
+    def term(**changes: Any) -> float:
+        changed = dataclasses.replace(config, **changes)
+        value = loss_terms(changed, Knobs.of(changed, torch.device("cpu")), predictions, clean.labels).sensitivity
+        assert value is not None
+        return value.item()
+
+    exact = term(transport="exact")
+    assert term(transport="exact", entropy=0.01) == exact
+    assert abs(term(entropy=0.01) - exact) < 0.1 * abs(term() - exact)
+
+
 @pytest.mark.parametrize("name", REGULARIZERS)
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("seed", range(2))
@@ -311,8 +348,10 @@ def degenerate() -> dict[str, tuple[Embedded, Embedded]]:
 @pytest.mark.parametrize("case", degenerate())
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("name", REGULARIZERS)
-@pytest.mark.parametrize("entropy", [1.0, 0.01])
-def test_degenerate_batches_give_finite_values_and_gradients(name: str, metric: str, case: str, entropy: float) -> None:
+@pytest.mark.parametrize("entropy", [1.0, 0.01, None], ids=["much", "little", "exact"])
+def test_degenerate_batches_give_finite_values_and_gradients(
+    name: str, metric: str, case: str, entropy: float | None
+) -> None:
     for part in gradients(name, *degenerate()[case], ground_metric=metric, entropy=entropy):
         assert torch.isfinite(part).all()
 

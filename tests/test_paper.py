@@ -10,7 +10,7 @@ from rich.console import Console
 
 from search_spaces import load_space
 from sweep.ledger import TrialRecord
-from sweep.paper import PREFIX, PUBLISHED, paper_table, published_trials
+from sweep.paper import PREFIX, PUBLISHED, RELATED, paper_table, published_trials
 from sweep.plan import SweepPlan, make_plan
 from sweep.results import Results
 from sweep.search import ParetoSearch
@@ -44,7 +44,10 @@ def finished(plan: SweepPlan, count: int) -> Results:
 
 def test_every_published_configuration_is_a_given_point(plan: SweepPlan) -> None:
     found = published_trials(plan, finished(plan, len(plan.space.points)))
-    assert found.keys() == {name.removeprefix(PREFIX) for name in PRESETS if name.startswith(PREFIX)}
+    published = {name.removeprefix(PREFIX) for name in PRESETS if name.startswith(PREFIX)}
+    assert found.keys() == {*published, *RELATED}
+    assert {*published, *RELATED, "baseline"} == {name.removeprefix(PREFIX) for name in PRESETS}
+    assert {found[name].config["sensitivity_epsilon"] for name in RELATED} == {0.3}
     assert PUBLISHED.keys() < found.keys()
     assert found["clean-nll"].number == 0
 

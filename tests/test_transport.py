@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from functools import partial
+
 import hypothesis.strategies as st
 import numpy as np
 import ot
@@ -100,19 +102,49 @@ def test_gaussians_have_their_closed_form(entropy: float) -> None:
 @given(seed=seeds, n=st.integers(1, 20), metric=metrics)
 def test_exact_transport_of_even_clouds_is_the_best_assignment(seed: int, n: int, metric: str) -> None:
     cost = COSTS[metric](cloud(seed, n), cloud(seed + 1, n)).requires_grad_()
-    even = torch.ones(n, dtype=torch.float64)
-    value = transport.exact_transport(cost, even, even)
+    even = torch.ones(1, n, dtype=torch.float64)
+    solved = transport.exact_transport(cost[None], even, even)
     rows, columns = linear_sum_assignment(cost.detach().numpy())
-    assert value.item() == pytest.approx(cost.detach()[rows, columns].mean().item(), rel=1e-9, abs=1e-12)
-    (plan,) = torch.autograd.grad(value, cost)
-    assert (plan * cost).sum().item() == pytest.approx(value.item(), rel=1e-9, abs=1e-12)
+    assert solved.value.item() == pytest.approx(cost.detach()[rows, columns].mean().item(), rel=1e-9, abs=1e-12)
+    (gradient,) = torch.autograd.grad(solved.value.sum(), cost)
+    assert torch.equal(gradient, solved.plan[0])
+    assert solved.marginal_error.item() < 1e-12
+
+
+@given(seed=seeds, n=sizes, m=sizes, metric=metrics)
+@settings(max_examples=40)
+def test_exact_transport_is_pots_value_problem_by_problem(seed: int, n: int, m: int, metric: str) -> None:
+    """`ot.emd2`, with its own gradient; a batch is solved as each alone, and an empty side gives 0."""
+    cost, a, b = problem(seed, n, m, metric)
+    cost = torch.cat([cost, 2 * cost, cost]).requires_grad_()
+    a, b = a.repeat(3, 1), torch.cat([b, b.flip(1), torch.zeros_like(b)])
+    solved = transport.exact_transport(cost, a, b)
+    expected = [ot.emd2(a[p], b[p] / b[p].sum(), cost[p]) for p in range(2)]
+    torch.testing.assert_close(solved.value[:2], torch.stack(expected), rtol=1e-9, atol=1e-12)
+    assert solved.value[2] == 0
+    assert solved.solvable.tolist() == [True, True, False]
+
+
+@given(seed=seeds, n=st.integers(2, 12))
+@settings(max_examples=40)
+def test_exact_transport_keeps_pairs_apart(seed: int, n: int) -> None:
+    cost = cosine_cost_of(seed, n)
+    even, apart = torch.ones(1, n, dtype=torch.float64), torch.eye(n, dtype=torch.bool)[None]
+    solved = transport.exact_transport(cost[None], even, even, apart=apart)
+    rows, columns = linear_sum_assignment(cost.masked_fill(apart[0], 1e6).numpy())
+    assert solved.value.item() == pytest.approx(cost[rows, columns].mean().item(), rel=1e-9)
+    assert (solved.plan[apart] == 0).all()
+
+
+def cosine_cost_of(seed: int, n: int) -> Tensor:
+    return COSTS["cosine"](cloud(seed, n), cloud(seed + 1, n))
 
 
 @given(seed=seeds, n=sizes, m=sizes, metric=metrics)
 @settings(max_examples=40)
 def test_entropic_transport_tends_to_the_exact(seed: int, n: int, m: int, metric: str) -> None:
     cost, a, b = problem(seed, n, m, metric)
-    exact = transport.exact_transport(cost[0], a[0], b[0]).item()
+    exact = transport.exact_transport(cost, a, b).value.item()
     for entropy in (0.1, 0.01):
         gap = entropic_transport(cost, a, b, entropy=entropy).value.item() - exact
         # KL(T | a b') lies between 0 and log n of the smaller cloud's.
@@ -317,7 +349,7 @@ def test_stopping_early_is_no_less_exact() -> None:
 def test_cost_ten_thousand_entropies_wide_is_solved_in_float32() -> None:
     cost, a, b = (part.float() for part in problem(4, 26, 230, "squared_euclidean"))
     solved = entropic_transport(cost * 100 / cost.max(), a, b, entropy=0.01)
-    exact = transport.exact_transport(cost[0].double() * 100 / cost.max(), a[0].double(), b[0].double())
+    exact = transport.exact_transport(cost.double() * 100 / cost.max(), a.double(), b.double()).value
     assert 0 < float(solved.value) - float(exact) < 0.01 * np.log(230)
 
 
@@ -412,7 +444,8 @@ def test_short_vectors_have_no_direction() -> None:
 
 def divergence_of(x: Tensor, y: Tensor, a: Tensor, b: Tensor, entropy: float) -> transport.Divergence:
     cost = transport.squared_euclidean_cost
-    return sinkhorn_divergence(cost(x, y)[None], cost(x, x)[None], cost(y, y)[None], a[None], b[None], entropy=entropy)
+    solve = partial(entropic_transport, entropy=entropy)
+    return sinkhorn_divergence(cost(x, y)[None], cost(x, x)[None], cost(y, y)[None], a[None], b[None], solve=solve)
 
 
 @given(seed=seeds, n=sizes, entropy=entropies)

@@ -259,6 +259,10 @@ class TrialConfig(_Checked):
     mining: str = knob("hard", choices=("hard", "semihard"))
     """Which negatives `triplet` takes: the nearest, or the nearest beyond the positive (avoids collapse)."""
 
+    transport: str = knob("entropic", choices=("entropic", "exact"))
+    """How `sinkhorn` and `ot_triplet` solve their transport: with the entropy below, batched; or exactly, by POT on the
+    CPU, one problem after the other: for small batches."""
+
     entropy: float = knob(0.05, low=0.01, high=10)
     """Entropic regularisation of `sinkhorn` and `ot_triplet`, in units of the ground cost."""
 

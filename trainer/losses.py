@@ -13,6 +13,7 @@ perturbation changed the label: telling those two apart is what an invariance at
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -99,7 +100,7 @@ def loss_terms(
     """Every term that the configuration asks for.
 
     Args:
-        predictions: of the batch as `clean`, `sensitivity` and `invariance`, the last two where they are used.
+        predictions: of the batch as `clean`, `sensitivity` and `invariance`, each where the objective looks at it.
         labels: (B,) of the clean and the sensitivity-perturbed images.
         invariance_labels: (B,) y_v.
         invariance_keep: (B,) bool, False where nobody knows y_v.
@@ -136,7 +137,7 @@ def _penalty(config: TrialConfig, knobs: Knobs, anchors: Embedded, clean: Embedd
         ground_metric=config.ground_metric,
         mining=config.mining,
         margin=knobs.margin,
-        entropy=knobs.entropy,
+        solve=solver(config.transport, knobs.entropy),
         label_cost=knobs.label_cost,
     )
 
@@ -173,17 +174,25 @@ def regularizer(
     ground_metric: str = "cosine",
     mining: str = "hard",
     margin: Tensor | float = 0.05,
-    entropy: Tensor | float = 0.05,
+    solve: transport.Solver | None = None,
     label_cost: Tensor | float = 1.0,
 ) -> Penalty:
     """R(anchors ; clean) by its name in the configuration: `triplet`, `sinkhorn` or `ot_triplet`."""
+    solve = solve or solver("entropic", 0.05)
     if name == "triplet":
         distance = DISTANCES[ground_metric](anchors.points, clean.points)
         return Penalty(triplet(distance, anchors, clean, margin=margin, mining=mining), None)
     if name == "sinkhorn":
-        return sinkhorn(COSTS[ground_metric], anchors, clean, label_cost=label_cost, entropy=entropy)
+        return sinkhorn(COSTS[ground_metric], anchors, clean, label_cost=label_cost, solve=solve)
     cost = COSTS[ground_metric](anchors.points, clean.points)
-    return ot_triplet(cost, anchors, clean, classes=classes, margin=margin, entropy=entropy)
+    return ot_triplet(cost, anchors, clean, classes=classes, margin=margin, solve=solve)
+
+
+def solver(name: str, entropy: Tensor | float) -> transport.Solver:
+    """Of transport problems, by its name in the configuration: `entropic`, or `exact` by POT."""
+    return {"entropic": partial(transport.entropic_transport, entropy=entropy), "exact": transport.exact_transport}[
+        name
+    ]
 
 
 Cost = Callable[[Tensor, Tensor], Tensor]
@@ -222,7 +231,7 @@ def triplet(
 
 
 def sinkhorn(
-    ground_cost: Cost, anchors: Embedded, clean: Embedded, *, label_cost: Tensor | float, entropy: Tensor | float
+    ground_cost: Cost, anchors: Embedded, clean: Embedded, *, label_cost: Tensor | float, solve: transport.Solver
 ) -> Penalty:
     """Debiased divergence between the two clouds, with `label_cost` added between different labels.
 
@@ -238,13 +247,13 @@ def sinkhorn(
         cost(clean, clean)[None],
         _kept(anchors).to(anchors.points.dtype)[None],
         _kept(clean).to(clean.points.dtype)[None],
-        entropy=entropy,
+        solve=solve,
     )
     return Penalty(solved.value[0], solved.marginal_error[0])
 
 
 def ot_triplet(
-    cost: Tensor, anchors: Embedded, clean: Embedded, *, classes: int, margin: Tensor | float, entropy: Tensor | float
+    cost: Tensor, anchors: Embedded, clean: Embedded, *, classes: int, margin: Tensor | float, solve: transport.Solver
 ) -> Penalty:
     """sum_c [ OT(anchors of c, clean of c) - OT(anchors of c, clean of other classes) + m ]_+
 
@@ -260,14 +269,9 @@ def ot_triplet(
     to_own = to_all.gather(2, clean_index[:, None, :].expand(-1, anchor_index.shape[1], -1))
     others = (clean.labels != torch.arange(classes, device=cost.device)[:, None]) & _kept(clean)
     weights = anchor_there.to(cost.dtype)
-    within = transport.entropic_transport(
-        to_own,
-        weights,
-        clean_there.to(cost.dtype),
-        entropy=entropy,
-        apart=anchor_index[:, :, None] == clean_index[:, None, :],
-    )
-    between = transport.entropic_transport(to_all, weights, others.to(cost.dtype), entropy=entropy)
+    itself = anchor_index[:, :, None] == clean_index[:, None, :]
+    within = solve(to_own, weights, clean_there.to(cost.dtype), apart=itself)
+    between = solve(to_all, weights, others.to(cost.dtype))
     usable = within.solvable & between.solvable
     value = torch.where(usable, within.value - between.value + margin, 0).relu().sum()
     return Penalty(value, torch.maximum(within.marginal_error, between.marginal_error).amax())

@@ -23,7 +23,7 @@ steps for batches of embeddings, so that their number can be fixed and a GPU is 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -72,6 +72,12 @@ class Transport(NamedTuple):
 
     solvable: Tensor
     """(P,) bool, whether there is a plan: both sides have weight, and room for what is kept apart."""
+
+
+class Solver(Protocol):
+    """What solves problems (P,): `exact_transport`, or `entropic_transport` with its entropy."""
+
+    def __call__(self, cost: Tensor, a: Tensor, b: Tensor, *, apart: Tensor | None = None) -> Transport: ...
 
 
 class Divergence(NamedTuple):
@@ -156,35 +162,44 @@ def entropic_transport(
 
 
 def sinkhorn_divergence(
-    cost_ab: Tensor, cost_aa: Tensor, cost_bb: Tensor, a: Tensor, b: Tensor, *, entropy: Tensor | float
+    cost_ab: Tensor, cost_aa: Tensor, cost_bb: Tensor, a: Tensor, b: Tensor, *, solve: Solver
 ) -> Divergence:
-    """Debiased entropic transport (Feydy et al. 2019, eq. 3) from the costs between and within two clouds.
+    """Debiased transport (Feydy et al. 2019, eq. 3) from the costs between and within two clouds.
 
     Args:
         cost_ab, cost_aa, cost_bb: (P, n, n), finite; points of weight 0 fill up the smaller cloud.
         a, b: (P, n) weights, as in `entropic_transport`.
-        entropy: e, in units of the cost, above 0.
+        solve: `exact_transport`, or `entropic_transport` with its entropy.
     """
-    solved = entropic_transport(
-        torch.cat([cost_ab, cost_aa, cost_bb]), torch.cat([a, a, b]), torch.cat([b, a, b]), entropy=entropy
-    )
+    solved = solve(torch.cat([cost_ab, cost_aa, cost_bb]), torch.cat([a, a, b]), torch.cat([b, a, b]))
     ab, aa, bb = solved.value.chunk(3)
     value = torch.where(solved.solvable.chunk(3)[0], ab - (aa + bb) / 2, 0)
     return Divergence(value, torch.stack(solved.marginal_error.chunk(3)).amax(0), solved.iterations)
 
 
-def exact_transport(cost: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """Transport without entropy, by POT's network simplex: the value (), with its gradient. For small problems.
+def exact_transport(cost: Tensor, a: Tensor, b: Tensor, *, apart: Tensor | None = None) -> Transport:
+    """Transport without entropy, by POT's network simplex (`ot.emd`): the reference, and an option for small batches.
+
+    Problems are solved one after the other on the CPU, in O(n^3 log n), wherever the cost lies.
 
     Args:
-        cost: (n, m).
-        a, b: (n,), (m,) weights, scaled here to sum to one.
+        cost, a, b, apart: as in `entropic_transport`.
     """
     import ot
 
-    value = ot.emd2(a / a.sum(), b / b.sum(), cost)
-    assert isinstance(value, Tensor)
-    return value
+    a, b = _shares(a), _shares(b)
+    solvable = _solvable(a, b, apart)
+    plan = torch.zeros_like(cost)
+    # More than any way around the closed pairs could cost, and near enough to the rest for the simplex to count with.
+    closed = 2 * (cost.shape[1] + cost.shape[2]) * cost.detach().abs().amax() + 1
+    open_cost = cost.detach() if apart is None else cost.detach().masked_fill(apart, closed)
+    for p in solvable.nonzero().flatten().tolist():
+        rows, columns, costs = (side[p].double().cpu().numpy() for side in (a, b, open_cost))
+        solved = ot.emd(rows, columns, costs)
+        plan[p] = torch.as_tensor(solved).to(plan)
+    # The envelope theorem, as there: where the optimum is unique, the plan is the value's gradient.
+    value = (plan * cost).sum((-2, -1))
+    return Transport(value, (plan.sum(-1) - a).abs().sum(-1) * solvable, 0, plan, solvable)
 
 
 class _Problem(NamedTuple):

@@ -91,7 +91,7 @@ def arithmetic(
                 clean,
                 classes=10,
                 margin=knobs.margin,
-                entropy=knobs.entropy,
+                solve=losses.solver(config.transport, knobs.entropy),
                 label_cost=knobs.label_cost,
             ).value
             for side in anchors
