@@ -20,6 +20,7 @@ from rich.console import Console
 
 from trainer.__main__ import Parser
 from trainer.config import InputError, OtsweepError, did_you_mean
+from trainer.people import OPTION, find_examples
 
 if TYPE_CHECKING:
     from sweep.plan import SweepPlan
@@ -245,6 +246,32 @@ def front(arguments: argparse.Namespace) -> int:
     return DONE
 
 
+def add_replay(parser: argparse.ArgumentParser) -> None:
+    add_resume(parser)
+    parser.add_argument(
+    )
+
+
+def replay(arguments: argparse.Namespace) -> int:
+    from sweep.ledger import read_ledger
+    from sweep.plan import check_option
+    from sweep.replay import ETAS, replay_table, unknown
+    from sweep.replay import replay as run_replay
+    from sweep.results import Results
+
+    plan = find_plan(arguments)
+    etas = ETAS if arguments.eta is None else (check_option("eta", arguments.eta),)
+    grace = (
+        plan.grace_epochs if arguments.grace_epochs is None else check_option("grace_epochs", arguments.grace_epochs)
+    )
+    results = Results(plan.objectives, read_ledger(plan.folder).trials, total=plan.trials)
+    replays = [run_replay(plan, results, eta=eta, grace_epochs=grace) for eta in etas]
+    console.print(replay_table(replays, results))
+    if cut := unknown(replays, results):
+        console.print(f"\n{len(cut)} trials were stopped by the sweep itself: how they would have ended is not known.")
+    return DONE
+
+
 def add_audit(parser: argparse.ArgumentParser) -> None:
     add_resume(parser)
     parser.add_argument("--seeds", metavar="N", help="fresh seeds that every finalist is trained on (3)")
@@ -252,17 +279,24 @@ def add_audit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--test-size", metavar="N", help="test images that are attacked; 0 takes all (1000)")
     parser.add_argument("--steps", metavar="N", help="gradient steps of every round of the attacks (100)")
     parser.add_argument("--queries", metavar="N", help="calls of the model by the Square attack (5000)")
+    parser.add_argument(
+        OPTION, metavar="DIR", help="images that people labelled; the models and the oracle are compared with them"
+    )
 
 
 def audit(arguments: argparse.Namespace) -> int:
-    from sweep.audit import Audit, command, read_options, run_audit, show_audit
+    from sweep.audit import Audit, read_options, run_audit
+    from sweep.audit_tables import command, show_audit
     from sweep.ledger import read_ledger
     from sweep.results import Results, read_facts
 
     plan = find_plan(arguments)
+    examples = find_examples(
+        arguments.invariance_examples, dataset=plan.space.evaluation.dataset, data_dir=plan.data_dir
+    )
     results = Results(plan.objectives, read_ledger(plan.folder).trials, total=plan.trials)
     results.facts = read_facts(plan.folder)
-    begun = Audit(plan, results, read_options(vars(arguments)))
+    begun = Audit(plan, results, read_options(vars(arguments)), examples)
     if not run_audit(begun, console):
         console.print(f"Stopped. Nothing that is done is lost; to go on:\n  {command(begun)}")
         return INTERRUPTED
@@ -313,6 +347,7 @@ COMMANDS: dict[str, tuple[Add, Run, str]] = {
     "run": (add_run, run, "Run a sweep on this machine, or on the Ray cluster that this runs in."),
     "resume": (add_resume, resume, "Go on with a sweep after any crash or Ctrl-C."),
     "front": (add_front, front, "Show the front of a sweep, also of one that still runs."),
+    "replay": (add_replay, replay, "Tell what another way of stopping trials early would have saved and lost."),
     "audit": (add_audit, audit, "Train the finalists again and judge them on the test split by every attack."),
     "trial": (add_trial, trial, "Train and judge one configuration, here, without Ray."),
     "ui": (add_ui, ui, "Open MLflow on this machine's store, at the front."),

@@ -21,10 +21,11 @@ PACKAGES = ("search_spaces", "trainer", "sweep")
 
 TRAINER_LAYERS = [
     ["config"],
-    ["report", "presets", "parallel", "cache"],
+    ["report", "presets", "people", "parallel", "cache", "alignments"],
     ["data", "models", "checkpoint", "neighbours"],
     ["sensitivity", "invariance", "oracle", "transport"],
-    ["losses", "preparation", "evidence"],
+    ["apgd", "square", "losses", "preparation"],
+    ["evidence"],
     ["examples"],
     ["training", "evaluation"],
     ["trial"],
@@ -32,7 +33,15 @@ TRAINER_LAYERS = [
 ]
 """A trainer module imports from layers above its own here; a new one is given its place in this list."""
 
-TENSORS_ONLY = ["trainer.sensitivity", "trainer.neighbours", "trainer.invariance", "trainer.transport"]
+TENSORS_ONLY = [
+    "trainer.sensitivity",
+    "trainer.apgd",
+    "trainer.square",
+    "trainer.alignments",
+    "trainer.neighbours",
+    "trainer.invariance",
+    "trainer.transport",
+]
 """Take tensors and numbers, never a configuration."""
 
 TRAINER_NEEDS = {"torch", "torchvision", "numpy", "scipy", "sklearn"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 import re
@@ -11,39 +12,33 @@ import signal
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from search_spaces import load_space
 from sweep import audit as module
-from sweep.audit import (
+from sweep.audit import Audit, read_options, run_audit
+from sweep.audit_figures import audit_figure, curves_figure
+from sweep.audit_tables import ROWS, command, doubles, front_line, judge_finalists, report, show_people
+from sweep.cli import main
+from sweep.finalists import (
     COUNTS,
     MEASURED,
-    ROWS,
-    Audit,
-    Audited,
-    AuditOptions,
     Finalist,
-    audit_figure,
     choose_finalists,
     cloud,
-    command,
-    curves_figure,
     dominated_beyond,
-    draw,
-    front_line,
-    judge_finalists,
-    read_options,
-    report,
-    run_audit,
+    effective,
     share_interval,
     verdicts,
 )
-from sweep.cli import main
+from sweep.judging import Audited, AuditOptions, draw, sealed
 from sweep.ledger import LedgerWriter, TrialRecord, read_ledger
 from sweep.pareto import Objectives, front_mask
 from sweep.plan import OBJECTIVES, SweepPlan, make_plan, read_plan, write_plan
@@ -53,6 +48,9 @@ from tests.test_sweep import command as shell_words
 from trainer.config import InputError, TrialConfig
 from trainer.data import Split
 from trainer.evidence import wilson_interval
+from trainer.people import MODEL, ORACLE, ORIGINAL, Agreement, Comparison, ExamplesFolder, People, Share
+from trainer.preparation import Prepared
+from trainer.trial import run_trial
 
 CHANGED = 100
 IMAGES = 300
@@ -105,6 +103,36 @@ def audited(number: int, seed: int, numbers: Mapping[str, float]) -> Audited:
         evidence={},
         warnings=[],
     )
+
+
+def people(digest: str, *, hits: int = 10) -> People:
+    """One set of 100 images, of which people see 40 changed; the oracle answers 60, the model all."""
+    whole, none = Share(100, 100), Share(0, 0)
+    return People(
+        "there",
+        digest,
+        (
+            Comparison(
+                name="linf/some",
+                images=100,
+                changed=40,
+                unchanged=60,
+                white=255,
+                agreements=(
+                    Agreement(ORIGINAL, whole, Share(0, 40), Share(40, 40), Share(60, 60), none),
+                    Agreement(ORACLE, Share(60, 100), Share(15, 20), Share(3, 20), Share(35, 40), Share(15, 18)),
+                    Agreement(MODEL, whole, Share(hits, 40), Share(20, 38), Share(50, 60), Share(hits, 30)),
+                ),
+            ),
+        ),
+    )
+
+
+def shown_people(audit: Audit, finalists: Sequence[Finalist]) -> str:
+    console = Console(file=io.StringIO(), width=80)
+    show_people(audit, finalists, console)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
 
 
 def audit_of(plan: SweepPlan, trials: Sequence[TrialRecord], **options: int) -> Audit:
@@ -215,7 +243,7 @@ class TestPlanning:
         assert few[1] not in audit_of(plan, [trial(0, 0.5, 0.5), taken], seeds=5).fresh_seeds()
 
     def test_every_finalist_is_trained_on_every_seed_seed_by_seed(self, plan: SweepPlan) -> None:
-        records = [trial(number, 0.5, 0.5, margin=0.1 * number) for number in range(3)]
+        records = [trial(number, 0.5, 0.5, learning_rate=0.1 + number) for number in range(3)]
         audit = audit_of(plan, records, seeds=2, finalists=2)
         _, first, second = audit.fresh_seeds()
         assert [(job.number, job.config["seed"]) for job in audit.jobs()] == [
@@ -225,6 +253,34 @@ class TestPlanning:
             (1, second),
         ]
         assert all(job.config == {**records[job.number].config, "seed": job.config["seed"]} for job in audit.jobs())
+
+    def test_trials_that_differ_only_in_unused_knobs_are_one_finalist(self, plan: SweepPlan) -> None:
+        settings = [{"margin": 0.1}, {"margin": 0.2}, {"learning_rate": 0.5}, {"invariance_epsilon": 0.4}]
+        records = [trial(number, 0.5, 0.5, **each) for number, each in enumerate(settings)]
+        audit = audit_of(plan, records, seeds=1, finalists=2)
+        assert [[record.number for record in group] for group in audit.candidates()] == [[0, 1, 3], [2]]
+        assert [job.number for job in audit.jobs()] == [0, 2]
+        assert doubles(audit) == [
+            f"trial {number} is trial 000 again: they differ in knobs that neither uses" for number in ("001", "003")
+        ]
+
+    def test_a_finalist_that_was_not_compared_with_these_people_is_not_done(self, plan: SweepPlan) -> None:
+        write_plan(plan)
+        audit = audit_of(plan, [trial(0, 0.5, 0.5)], seeds=1)
+        [job] = audit.jobs()
+        audit.folder.mkdir()
+        bare = dataclasses.replace(audited(0, 1, shares(0.4, 0.4)), config=job.config)
+        asked = dataclasses.replace(bare, people=dataclasses.asdict(people("first")))
+        for stored, digest, done in [
+            (bare, None, True),
+            (bare, "first", False),
+            (asked, "first", True),
+            (asked, "second", False),
+            (asked, None, True),
+        ]:
+            (audit.folder / f"{job.name}.json").write_bytes(sealed(stored))
+            examples = ExamplesFolder("there", digest) if digest else None
+            assert (dataclasses.replace(audit, examples=examples).missing() == []) is done, (stored.people, digest)
 
     def test_a_twin_is_undefended_and_shared(self, plan: SweepPlan) -> None:
         first = trial(0, 0.5, 0.5, architecture="mlp", regularizer="triplet", sensitivity_weight=1.0)
@@ -248,15 +304,20 @@ class TestPlanning:
         [job] = audit.jobs()
         audit.folder.mkdir()
         path = audit.folder / f"{job.name}.json"
-        right = dataclasses.asdict(dataclasses.replace(audited(0, 1, shares(0.4, 0.4)), config=job.config))
+        right = dataclasses.replace(audited(0, 1, shares(0.4, 0.4)), config=job.config)
+        whole = sealed(right)
         for content, counts in [
-            (json.dumps(right), True),
-            (json.dumps(right)[:-20], False),
-            ("[]", False),
-            (json.dumps({**right, "config": {**job.config, "margin": 9.0}}), False),
-            (json.dumps({**right, "judged_by": {**right["judged_by"], "steps": 3}}), False),
+            (whole, True),
+            (whole[:-20], False),
+            (whole.replace(b"0.9", b"0.8", 1), False),
+            (json.dumps(dataclasses.asdict(right)).encode(), False),
+            (b"[]", False),
+            (b"{}", False),
+            (b"null", False),
+            (sealed(dataclasses.replace(right, config={**job.config, "margin": 9.0})), False),
+            (sealed(dataclasses.replace(right, judged_by={**right.judged_by, "steps": 3})), False),
         ]:
-            path.write_text(content)
+            path.write_bytes(content)
             assert (audit.missing() == []) is counts, content
         path.unlink()
         assert audit.missing() == [job]
@@ -328,6 +389,97 @@ class TestReport:
         audit = audit_of(plan, [trial(0, 0.5, 0.5)], seeds=2, test_size=0)
         assert command(audit) == f"otsweep audit hand-made --seeds 2 --test-size 0 --storage {plan.storage}"
 
+    def test_agreement_with_people_is_shown_set_by_set(self, plan: SweepPlan, finalists: list[Finalist]) -> None:
+        asked = [
+            dataclasses.replace(
+                one,
+                runs=tuple(
+                    dataclasses.replace(run, people=dataclasses.asdict(people("first", hits=10 + 2 * run.seed)))
+                    for run in one.runs
+                ),
+            )
+            for one in finalists
+        ]
+        audit = audit_of(plan, [one.record for one in finalists], seeds=2)
+        said = shown_people(audit, asked)
+        assert max(map(len, said.splitlines())) <= 80
+        assert "linf/some: people see 40 of 100 images changed" in said
+        assert re.search(r"the original +0\.0% of 40 +\d+ to \d+% +100\.0% +100\.0% of 60 +- +100\.0%", said)
+        assert re.search(r"the oracle +75\.0% of 20 .* 60\.0%\n", said)
+        # 12 and 14 of 40 on the two seeds.
+        assert len(re.findall(r"trial 00[01] +32\.5% of 40 ", said)) == 2
+        other = dataclasses.replace(audit, examples=ExamplesFolder("elsewhere", "second"))
+        assert "linf/some" not in shown_people(other, asked)
+
+    def test_without_examples_it_says_that_nothing_is_known_of_people(
+        self, plan: SweepPlan, finalists: list[Finalist]
+    ) -> None:
+        said = shown_people(audit_of(plan, [one.record for one in finalists], seeds=2), finalists)
+        assert "How far the oracle agrees with people on perturbed images of digits is not known." in " ".join(
+            said.split()
+        )
+
+    def test_the_command_names_the_examples(self, plan: SweepPlan) -> None:
+        audit = dataclasses.replace(
+            audit_of(plan, [trial(0, 0.5, 0.5)]), examples=ExamplesFolder("/with a space", "first")
+        )
+        assert "--invariance-examples '/with a space'" in command(audit)
+
+
+class TestEffective:
+    """Of a configuration only that is left out which changes nothing."""
+
+    BASE: ClassVar[dict[str, Any]] = {"architecture": "mlp", "batch_size": 50, "epochs": 1, "sensitivity_steps": 2}
+    CASES: ClassVar[dict[str, dict[str, Any]]] = {
+        "baseline": {},
+        "regulariser without a weight": {"regularizer": "triplet"},
+        "weight without a regulariser": {"sensitivity_weight": 1.0, "invariance_weight": 1.0},
+        "adversarial": {"cross_entropy_on": "sensitivity"},
+        "invariance": {"cross_entropy_on": "invariance"},
+        "trades": {"trades_weight": 2.0, "sensitivity_objective": "kl"},
+        "triplet": {"regularizer": "triplet", "sensitivity_weight": 0.5},
+        "sinkhorn": {"regularizer": "sinkhorn", "sensitivity_weight": 0.5, "invariance_weight": 0.5},
+        "ot_triplet": {"regularizer": "ot_triplet", "invariance_weight": 0.5},
+    }
+    OTHER: ClassVar[dict[str, Any]] = {
+        "regularizer_on": "logits",
+        "ground_metric": "euclidean",
+        "margin": 0.7,
+        "mining": "semihard",
+        "entropy": 0.4,
+        "label_cost": 3.0,
+        "sensitivity_norm": "l2",
+        "sensitivity_epsilon": 0.3,
+        "sensitivity_steps": 3,
+        "sensitivity_objective": "kl",
+        "invariance_epsilon": 0.45,
+    }
+
+    @pytest.mark.parametrize("settings", CASES.values(), ids=CASES.keys())
+    def test_what_is_left_out_changes_not_a_bit(self, settings: dict[str, Any], prepared: Prepared) -> None:
+        config = TrialConfig.from_mapping({**self.BASE, **settings})
+        unused = {name: value for name, value in self.OTHER.items() if name not in effective(config.to_dict())}
+        assert unused
+        other = config.replace(**unused)
+        assert effective(other.to_dict()) == effective(config.to_dict())
+        first, second = (
+            [report.to_dict() for report in run_trial(each, prepared.evaluation, prepared)] for each in (config, other)
+        )
+        for one, another in zip(first, second, strict=True):
+            assert {k: v for k, v in one.items() if "seconds" not in k} == {
+                k: v for k, v in another.items() if "seconds" not in k
+            }
+
+    def test_what_decides_the_training_is_kept(self) -> None:
+        config = {"regularizer": "ot_triplet", "sensitivity_weight": 0.5, "cross_entropy_on": "invariance"}
+        for change in ({"margin": 0.3}, {"entropy": 0.3}, {"sensitivity_epsilon": 0.3}, {"invariance_epsilon": 0.5}):
+            assert effective({**config, **change}) != effective(config), change
+        assert effective({**config, "seed": 5}) == effective(config)
+
+    def test_a_regulariser_takes_a_name_and_a_weight(self) -> None:
+        neither, named, weighted = {}, {"regularizer": "triplet"}, {"sensitivity_weight": 1.0}
+        assert effective(neither) == effective(named) == effective(weighted) != effective({**named, **weighted})
+
 
 class TestBadInput:
     @pytest.mark.parametrize(
@@ -356,6 +508,13 @@ class TestBadInput:
         LedgerWriter(plan.folder).close()
         assert main(["audit", plan.name, "--storage", plan.storage]) == 2
         assert "no trial of 'hand-made' has finished" in capsys.readouterr().err
+
+    def test_examples_for_a_data_set_of_another_shape(
+        self, plan: SweepPlan, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        write_plan(plan)
+        assert main(["audit", plan.name, "--storage", plan.storage, "--invariance-examples", plan.storage]) == 2
+        assert "the data set here is 'digits'" in capsys.readouterr().err
 
     def test_a_plan_that_judges_at_no_budget(self, plan: SweepPlan) -> None:
         space = dataclasses.replace(plan.space, evaluation=plan.space.evaluation.replace(eval_sensitivity_epsilon=0.0))
@@ -465,7 +624,7 @@ def test_what_is_lost_is_made_again_bit_for_bit_and_the_rest_is_left_alone(
 
 @pytest.mark.slow
 def test_ctrl_c_stops_cleanly_and_the_audit_goes_on(storage: Path, results: dict[Path, bytes]) -> None:
-    words = shell_words(storage, "audit", "swept", "--seeds", "4", *OPTIONS)
+    words = shell_words(storage, "audit", "swept", "--seeds", "8", *OPTIONS)
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     folder = storage / "swept" / "audit"
     wait_for(lambda: len(list(folder.glob("*.json"))) > len(results), process)
@@ -473,9 +632,9 @@ def test_ctrl_c_stops_cleanly_and_the_audit_goes_on(storage: Path, results: dict
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 130, said
     assert "Traceback" not in said
-    assert "otsweep audit swept --seeds 4" in said
+    assert "otsweep audit swept --seeds 8" in said
     before = {path: path.read_bytes() for path in folder.glob("*.json")}
-    assert len(results) < len(before) < 2 * len(results)
-    assert otsweep(storage, "audit", "swept", "--seeds", "4", *OPTIONS).returncode == 0
-    assert len(list(folder.glob("*.json"))) == 2 * len(results)
+    assert len(results) < len(before) < 4 * len(results)
+    assert otsweep(storage, "audit", "swept", "--seeds", "8", *OPTIONS).returncode == 0
+    assert len(list(folder.glob("*.json"))) == 4 * len(results)
     assert {path: path.read_bytes() for path in before} == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from sweep.cli import BAD_INPUT, COMMANDS, main
+from trainer.__main__ import REPORT_FILE, earlier_reports
+from trainer.checkpoint import FolderStore
 
 SPACES = {
     "low above high": ("space:\n  margin: {low: 1, high: 0.5}\n", "line 2: margin: low = 1.0 must be below high = 0.5"),
@@ -60,6 +63,15 @@ WORDS = {
         ["trial", "--set", "sensitivity_epsilon=2"],
         "sensitivity_epsilon = 2.0: must be at least",
     ),
+    "examples for other data": (
+        ["trial", "--invariance-examples", "/tmp"],
+        "28x28 grey images in 10 classes (mnist, fashion_mnist); the data set here is 'digits'",
+    ),
+    "missing examples": (
+        ["trial", "--dataset", "mnist", "--invariance-examples", "/nowhere"],
+        "--invariance-examples '/nowhere': no such folder",
+    ),
+    "audit of nothing": (["audit", "nothing", "--invariance-examples", "/nowhere"], "no sweep 'nothing'"),
     "no value": (["trial", "--set", "epochs"], "--set 'epochs': write it as key=value"),
 }
 
@@ -110,6 +122,33 @@ def test_a_damaged_idx_file(damage: str, storage: Path, capfd: pytest.CaptureFix
         (raw / f"{part}-ubyte").write_bytes(header[:6] if damage == "truncated" else b"\x7fELF" + header)
     said = refused(capfd, ["run", "mnist", "--data-dir", str(storage / "data")])
     assert "train-images-idx3-ubyte" in said
+
+
+OURS = {"config": {"seed": 1}, "evaluation": {"dataset": "digits"}, "data_fingerprint": "abc"}
+REPORTS = [{"epoch": 1, "final": False}, {"epoch": 1, "final": True}]
+
+
+@pytest.mark.parametrize(
+    ("content", "known"),
+    [
+        ({**OURS, "reports": REPORTS}, [(False, 1), (True, 1)]),
+        ({**OURS, "reports": REPORTS, "people": None}, [(False, 1), (True, 1)]),
+        ({**OURS, "config": {"seed": 2}, "reports": REPORTS}, []),
+        ({**OURS, "data_fingerprint": "of other data", "reports": REPORTS}, []),
+        ({"reports": REPORTS}, []),
+        (OURS, []),
+        ({**OURS, "reports": "none"}, []),
+        ({**OURS, "reports": [{"epoch": 1}]}, []),
+        (["a", "list"], []),
+        (None, []),
+        ("", []),
+    ],
+)
+def test_a_foreign_report_is_passed_over(content: object, known: list[tuple[bool, int]], tmp_path: Path) -> None:
+    store = FolderStore(tmp_path)
+    assert earlier_reports(store, OURS) == {}
+    store.write(REPORT_FILE, json.dumps(content).encode() if content != "" else b"{half a fi")
+    assert list(earlier_reports(store, OURS)) == known
 
 
 def test_no_words_show_the_commands(capfd: pytest.CaptureFixture[str]) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import os
 import sys
 import tempfile
+import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
@@ -22,10 +24,23 @@ from trainer.config import (
     did_you_mean,
     parse_settings,
 )
+from trainer.people import (
+    HEADINGS,
+    LEGEND,
+    MODEL,
+    OPTION,
+    ORACLE,
+    ExamplesFolder,
+    People,
+    cells,
+    find_examples,
+    unknown_agreement,
+)
 from trainer.presets import PRESETS, preset
 
 if TYPE_CHECKING:
     from trainer.checkpoint import Store
+    from trainer.examples import LabelledSet
     from trainer.preparation import Prepared
     from trainer.report import EpochReport
 
@@ -34,6 +49,7 @@ DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 REPORT_FILE = "report.json"
 REDRAW_SECONDS = 0.1
 BAR_WIDTH = 12
+COLUMNS = 80
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,6 +69,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
     parser.add_argument(
         "--cpus-per-trial", type=int, default=1, metavar="N", help="threads; the numbers depend on it (1)"
+    )
+    parser.add_argument(
+        OPTION, metavar="DIR", help="images that people labelled; the model and the oracle are compared with them"
     )
     parser.add_argument("--json", action="store_true", help="print each report as one line of JSON, and nothing else")
     knobs = {**TrialConfig().to_dict(), **EvaluationConfig().to_dict()}
@@ -80,12 +99,14 @@ def run(arguments: argparse.Namespace) -> int:
     config, evaluation = configs(arguments)
     check_threads(arguments.cpus_per_trial)
     storage = absolute("--storage", arguments.storage or os.environ.get("OTSWEEP_STORAGE") or "~/otsweep")
+    examples = find_examples(arguments.invariance_examples, dataset=evaluation.dataset, data_dir=arguments.data_dir)
     with StatusLine(sys.stderr, shown=not arguments.json) as line:
         line.draw("loading torch")
         import torch
 
         from trainer.data import SIZES
         from trainer.training import check_batch_size
+        from trainer.trial import MODEL_FILE
 
         # What can be refused is refused before anything is prepared, which may take minutes.
         device = pick_device(arguments.device)
@@ -93,6 +114,7 @@ def run(arguments: argparse.Namespace) -> int:
         torch.set_num_threads(arguments.cpus_per_trial)
         with trial_folder(arguments.out, storage) as folder:
             prepared = prepare_all(config, evaluation, arguments.data_dir, storage, line)
+            sets = read_sets(examples, prepared)
             line.begin(f"training: {config.epochs} epochs, results in {folder}")
             tell = print_json if arguments.json else line.tell
             try:
@@ -104,8 +126,10 @@ def run(arguments: argparse.Namespace) -> int:
             except BrokenPipeError:  # who read the reports has gone, as in `... --json | head -1`
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at its end
                 return FAILED
+            people = compare_with_people(examples, sets, prepared, folder) if examples else None
     if not arguments.json:
-        print(summary(chosen, config, prepared, folder))
+        print(summary(chosen, config, prepared), *people_lines(people, evaluation.dataset), "", sep="\n")
+        print(f"model   {folder / MODEL_FILE}\nreport  {folder / REPORT_FILE}")
     return DONE
 
 
@@ -237,6 +261,28 @@ def earlier_reports(store: Store, head: dict[str, Any]) -> dict[tuple[bool, int]
         return {}
 
 
+def read_sets(examples: ExamplesFolder | None, prepared: Prepared) -> list[LabelledSet]:
+    """The examples that people labelled, read before the training, so that damaged ones cost none."""
+    from trainer.examples import read_examples
+
+    data = prepared.data
+    return read_examples(Path(examples.path), data.test, classes=data.classes) if examples else []
+
+
+def compare_with_people(examples: ExamplesFolder, sets: list[LabelledSet], prepared: Prepared, folder: Path) -> People:
+    """How far the oracle and the chosen model agree with people; kept in the folder's `report.json` too."""
+    from trainer.checkpoint import FolderStore
+    from trainer.examples import answers_of, ask_people
+    from trainer.trial import MODEL_FILE, load_model
+
+    model = load_model(folder / MODEL_FILE)
+    people = ask_people(examples, sets, {ORACLE: prepared.judge.label, MODEL: answers_of(model)})
+    store = FolderStore(folder)
+    content = {**json.loads(store.read(REPORT_FILE)), "people": dataclasses.asdict(people)}
+    store.write(REPORT_FILE, (json.dumps(content, indent=2) + "\n").encode())
+    return people
+
+
 def print_json(report: EpochReport) -> None:
     print(json.dumps(report.to_dict()), flush=True)
 
@@ -249,10 +295,8 @@ def brief(report: EpochReport | None) -> str:
     return f"clean {clean:.1%}  sens {sensitivity:.1%}  inv {invariance:.1%}"
 
 
-def summary(report: EpochReport, config: TrialConfig, prepared: Prepared, folder: Path) -> str:
-    """What a person wants to know at the end: what was measured, how surely, and where everything is."""
-    from trainer.trial import MODEL_FILE
-
+def summary(report: EpochReport, config: TrialConfig, prepared: Prepared) -> str:
+    """What a person wants to know at the end: what was measured, and how surely."""
     images, changed = len(prepared.data.validation.labels), report.invariance_changed_size
     evaluation, oracle = prepared.evaluation, prepared.oracle_agreement["judge"]
     unchanged = int(prepared.judging.unchanged.sum())
@@ -284,11 +328,28 @@ def summary(report: EpochReport, config: TrialConfig, prepared: Prepared, folder
             ),
             "What is changed, and to which label, says an oracle, a proxy for people. It",
             f"answers {oracle.coverage:.1%} of the images as they are, and {oracle.accuracy:.1%} of these right.",
-            "",
-            f"model   {folder / MODEL_FILE}",
-            f"report  {folder / REPORT_FILE}",
         ]
     )
+
+
+def people_lines(people: People | None, dataset: str) -> list[str]:
+    """A table per set of examples, as wide as a terminal."""
+    if people is None:
+        return textwrap.wrap(unknown_agreement(dataset), COLUMNS)
+    lines = ["", f"Agreement with people, on the examples in {people.folder}", ""]
+    for each in people.sets:
+        lines += [each.title, *columns([HEADINGS, *(cells([agreement]) for agreement in each.agreements)]), ""]
+    return [*lines, *textwrap.wrap(LEGEND, COLUMNS)]
+
+
+def columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of cells one below the other; the first row holds headings of two lines."""
+    lines = [*zip(*(heading.split("\n") for heading in rows[0]), strict=True), *rows[1:]]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return [
+        "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]).rstrip()
+        for line in lines
+    ]
 
 
 def row(name: str, share: float, meaning: str, *, size: int | None = None) -> str:
