@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -24,7 +24,18 @@ from trainer.config import InputError, did_you_mean
 WHITE = 255.0
 SPLINE_ORDER = 3
 COARSE_STEP = 3
-"""Neighbouring rotations that the middle one stands for at first."""
+"""Every so many-th rotation of a grid is searched with at first."""
+
+
+class Between(NamedTuple):
+    """For every alignment two others, perhaps itself, between which its image of anything nearly lies."""
+
+    first: Tensor
+    """(A,) int64."""
+    second: Tensor
+    """(A,) int64."""
+    share: Tensor
+    """(A,) float32 in [0, 1]: of the second."""
 
 
 class Alignments(Protocol):
@@ -38,8 +49,8 @@ class Alignments(Protocol):
         ...
 
     @property
-    def coarse(self) -> Tensor:
-        """(A,) int64: for every alignment one much like it that stands for it in a first search."""
+    def between(self) -> Between:
+        """What stands for them in a first search: the fewer there are, the faster."""
         ...
 
     def sought(self, images: Tensor) -> Tensor:
@@ -112,11 +123,15 @@ class AlignmentGrid:
         return self.rotation_count * self.shift_count**2
 
     @property
-    def coarse(self) -> Tensor:
-        """(A,) int64: for every alignment one of the same shifts, turned at most a step further, that stands for it."""
-        rotation = torch.arange(self.rotation_count)
-        middle = (rotation // COARSE_STEP * COARSE_STEP + COARSE_STEP // 2).clamp_max(self.rotation_count - 1)
-        return (middle[:, None] * self.shift_count**2 + torch.arange(self.shift_count**2)).flatten()
+    def between(self) -> Between:
+        """Those of the same shifts, and of the nearest rotations among every `COARSE_STEP`-th and the last."""
+        rotation, last = torch.arange(self.rotation_count), self.rotation_count - 1
+        below = torch.where(rotation == last, last, rotation // COARSE_STEP * COARSE_STEP)
+        above = torch.where(rotation == below, below, (below + COARSE_STEP).clamp_max(last))
+        share = (rotation - below) / (above - below).clamp_min(1)
+        shift = torch.arange(self.shift_count**2)
+        first, second = ((side[:, None] * len(shift) + shift).flatten() for side in (below, above))
+        return Between(first, second, share.repeat_interleave(len(shift)))
 
     def sought(self, images: Tensor) -> Tensor:
         """All of them: every level counts."""
@@ -224,9 +239,10 @@ class AffineDraws:
     seed: int = 0
 
     @property
-    def coarse(self) -> Tensor:
-        """None is like another: each stands for itself."""
-        return torch.arange(self.size)
+    def between(self) -> Between:
+        """None lies between others: each stands for itself."""
+        itself = torch.arange(self.size)
+        return Between(itself, itself, torch.zeros(self.size))
 
     def sought(self, images: Tensor) -> Tensor:
         """Black and white."""

@@ -19,12 +19,15 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from trainer.alignments import WHITE, Alignments, aligner_of, to_levels
+from trainer.alignments import WHITE, Alignments, Between, aligner_of, to_levels
 from trainer.config import InputError
 from trainer.parallel import map_on_threads
 
-AXES = {torch.float32: (64, 160), torch.bfloat16: (160,)}
-"""Sizes of the subspaces that rule training images out; 64 leave about 10% of MNIST's, 160 leave 2%."""
+AXES = {torch.float32: (64, 160), torch.bfloat16: (158,)}
+"""Sizes of the subspaces that rule training images out; 64 leave about 10% of MNIST's, 160 leave 2%.
+With the two numbers that are added to them, 158 fill whole vectors."""
+VECTOR = 32
+"""Products of so many columns are fastest."""
 ROUNDING = {torch.float32: 2.0**-16, torch.bfloat16: 4.5 * 2.0**-9}
 """Error of a squared distance, relative to the squared lengths that it is the difference of. bfloat16 rounds by at most
 u = 2^-9: two factors and the sum of each product, 3u times 2 |q| |x|, at most 3u (|q|^2 + |x|^2), and u |q|^2."""
@@ -98,7 +101,8 @@ def find_neighbours(
         raise InputError(f"sources {tuple(images.shape[1:])}, training images {tuple(index.shape)}: differ")
     if not len(images):
         return NONE_FOUND
-    aligner, coarse = aligner_of(alignments, *images.shape[2:], images.device), alignments.coarse.to(images.device)
+    aligner = aligner_of(alignments, *images.shape[2:], images.device)
+    between = Between(*(part.to(images.device) for part in alignments.between))
     numbers = torch.arange(alignments.size, device=images.device)
     allowed = allowed.to(images.device) & index.present
     done = itertools.count(1)
@@ -111,7 +115,7 @@ def find_neighbours(
         stands = torch.where(usable, numbers, usable.int().argmax(1, keepdim=True))
         for n, queries, used in zip(part.tolist(), versions, stands, strict=True):
             targets = allowed[labels[n]].nonzero().squeeze(1)
-            near = index.nearest(queries[used], coarse, targets, n, nearest=nearest)
+            near = index.nearest(queries[used], between, targets, n, nearest=nearest)
             found.append(near._replace(alignment=used[near.alignment]))
             progress(next(done), len(images))
         return found
@@ -209,14 +213,14 @@ class ClassIndex:
         bases = principal_bases(levels, AXES[self._precision])
         self._stages = [*(stage(basis, self._precision) for basis in bases), stage(None, torch.uint8)]
 
-    def nearest(self, queries: Tensor, coarse: Tensor, targets: Tensor, source: int, *, nearest: int) -> Neighbours:
+    def nearest(self, queries: Tensor, between: Between, targets: Tensor, source: int, *, nearest: int) -> Neighbours:
         """The training images of each target class that lie nearest to any query.
 
         Of equally near ones the first query, then the first training image.
 
         Args:
             queries: (A, D) uint8, the alignments of one source.
-            coarse: (A,) int64, for each query one like it that stands for it at first.
+            between: which queries each lies near a line of; those are searched with first.
             targets: (T,) int64, classes that are present.
             source: what the pairs shall say.
             nearest: how many of each class.
@@ -224,8 +228,9 @@ class ClassIndex:
         if not len(targets):
             return NONE_FOUND
         points, exact = queries.float(), Exact(queries.double(), queries.double().square().sum(1))
-        first, few = self._stages[0], coarse.unique()
-        probe = self._probe(points[few], first)
+        first, few = self._stages[0], torch.cat([between.first, between.second]).unique()
+        inside = [stage.place(points) for stage in self._stages]
+        probe = self._probe(inside[0][few])
         counts = [self._whole_blocks(n) for n in self._counts[targets].tolist()]
         bounds = [
             self._bound(first.rows[t, :n], first.lengths[t, :n], probe)
@@ -237,25 +242,35 @@ class ClassIndex:
         distances = self._squared(targets[:, None].expand_as(likely), likely, exact).amin(2)
         # Finite, so that padding never passes, not even in a class of fewer images than are asked for.
         limit = distances.topk(nearest, largest=False).values[:, -1].clamp_max(torch.finfo(torch.float32).max)
-        # The triangle inequality: no query is nearer than the one that stands for it by more than they lie apart.
-        apart = (points - points[coarse]).norm(dim=1).max()
-        slot, column = (bound <= (limit.sqrt() + apart)[:, None].square()).nonzero(as_tuple=True)
-        for stage in self._stages:
-            cell = targets[slot], column
-            near = self._bound(stage.rows[cell], stage.lengths[cell], self._probe(points, stage)) <= limit[slot]
+        slot, column = (bound <= self._reach(points, between, limit)[:, None]).nonzero(as_tuple=True)
+        for stage, placed in zip(self._stages, inside, strict=True):
+            cell = targets[slot] * self._members.shape[1] + column
+            rows, lengths = stage.rows.flatten(0, 1).index_select(0, cell), stage.lengths.flatten()[cell]
+            near = self._bound(rows, lengths, self._probe(placed)) <= limit[slot]
             slot, column = slot[near], column[near]
         return self._decide(slot, column, exact, targets, source, nearest)
+
+    def _reach(self, points: Tensor, between: Between, limit: Tensor) -> Tensor:
+        """(T,) squared: what is further from all points that stand for others is beyond `limit` (T,) from every one.
+
+        A point q lies e from p = (1 - s) a + s b. So |q - x| >= |p - x| - e, and |p - x|^2 =
+        (1 - s) |a - x|^2 + s |b - x|^2 - s (1 - s) |a - b|^2 >= min(|a - x|^2, |b - x|^2) - s (1 - s) |a - b|^2.
+        """
+        a, b, s = points[between.first], points[between.second], between.share[:, None]
+        e = (points - torch.lerp(a, b, s)).norm(dim=1).double()
+        sag = (s * (1 - s)).squeeze(1) * (a - b).square().sum(1)
+        return ((limit.sqrt()[:, None] + e).square() + sag).amax(1)
 
     def _whole_blocks(self, count: int) -> int:
         """`count` rounded up. All blocks have one shape: oneDNN makes a new kernel for every other, which takes longer
         than to use it."""
         return count if self._block is None else -(-count // self._block) * self._block
 
-    def _probe(self, points: Tensor, stage: Stage) -> Probe:
-        """`points` (A, D) in the coordinates of a stage, ready to be multiplied with its rows."""
-        inside = stage.place(points)
-        lengths = inside.square().sum(1, keepdim=True)
-        return Probe(torch.cat([-2 * inside, lengths], 1).to(self._precision).T.contiguous(), lengths.max())
+    def _probe(self, placed: Tensor) -> Probe:
+        """Points in the coordinates of a stage (A, k), ready to be multiplied with its rows."""
+        placed = torch.cat([placed, placed[:1].expand(-len(placed) % VECTOR, -1)])  # the first again, to fill vectors
+        lengths = placed.square().sum(1, keepdim=True)
+        return Probe(torch.cat([-2 * placed, lengths], 1).to(self._precision).T.contiguous(), lengths.max())
 
     def _bound(self, rows: Tensor, lengths: Tensor, probe: Probe) -> Tensor:
         """(S,) float64: at most the least squared distance of every row to any point of the probe.
@@ -317,6 +332,8 @@ def principal_bases(levels: Tensor, sizes: tuple[int, ...]) -> list[Tensor]:
     covariance = levels[:COVARIANCE_IMAGES].double().T.cov().cpu().numpy()
     _, axes = linalg.eigh(covariance, subset_by_index=[len(covariance) - max(sizes), len(covariance) - 1])
     axes = torch.from_numpy(axes[:, ::-1].astype(np.float32)).to(levels.device)
+    # Pixels that are always blank leave entries below the normal range of float32, which processors are slow with.
+    axes[axes.abs() < 1e-20] = 0
     return [axes[:, :k].contiguous() for k in sizes]
 
 
