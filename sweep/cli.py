@@ -86,6 +86,12 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", metavar="N", help="epochs of every trial")
     parser.add_argument("--seed", metavar="N", help="decides the search and, with it, every trial (0)")
     parser.add_argument("--sampler", metavar="NAME", help="who proposes configurations: tpe or random (tpe)")
+    parser.add_argument("--stop-when-flat", metavar="N", help="end once the hypervolume has not grown over N trials")
+    parser.add_argument("--flat-growth", metavar="X", help="share up to which it has not grown (0.01)")
+    parser.add_argument("--max-hours", metavar="H", help="begin no trial after H hours")
+    parser.add_argument("--stopper", metavar="NAME", help="who stops trials early: asha or none (none)")
+    parser.add_argument("--eta", metavar="N", help="of the trials that reach a rung the best 1/eta go on (2)")
+    parser.add_argument("--grace-epochs", metavar="N", help="epochs before anything is stopped (1)")
     parser.add_argument("--cpus-per-trial", metavar="N", help="cores, and threads, of a trial (1)")
     parser.add_argument("--gpus-per-trial", metavar="N", help="GPUs of a trial; 0.25 shares one among four (0)")
     parser.add_argument("--max-concurrent", metavar="N", help="most trials at once; default: as many as fit")
@@ -176,18 +182,11 @@ def save_front(plan: SweepPlan, results: Results) -> None:
 
 def show_end(plan: SweepPlan, results: Results, *, complete: bool) -> None:
     """The front, where everything is, and the one command that comes next."""
-    from sweep.paper import paper_table, published_trials
     from sweep.places import storage_folder
-    from sweep.tables import front_table, verdict
 
     console.print()
     if results.finished:
-        console.print(verdict(plan, results), "\n", sep="")
-        console.print(front_table(plan, results))
-        console.print()
-    published = published_trials(plan, results)
-    if published:
-        console.print(paper_table(plan, published), "\n", sep="")
+        show_front(plan, results)
     for number, record in results.failed.items():
         console.print(f"trial {number:03d} failed: {record.reason}", markup=False)
     where = "" if Path(plan.storage) == storage_folder() else f" --storage {shlex.quote(plan.storage)}"
@@ -197,6 +196,10 @@ def show_end(plan: SweepPlan, results: Results, *, complete: bool) -> None:
             f"Stopped with {left} trials to go. Nothing is lost; to go on:\n  {program()} resume {plan.name}{where}"
         )
         return
+    if len(results.ended) < plan.trials:
+        grown = f"; hypervolume +{results.growth(plan.stop_when_flat):.1%} over the last {plan.stop_when_flat}"
+        why = grown if plan.stop_when_flat else ""
+        console.print(f"Ended after {len(results.ended)} of {plan.trials} trials, as the plan has it{why}.\n")
     if results.finished:
         console.print(f"picture  {plan.folder / 'front.png'}")
     console.print(f"ledger   {plan.folder / 'ledger.parquet'}")
@@ -222,7 +225,7 @@ def front(arguments: argparse.Namespace) -> int:
     from sweep.figures import save_figure
     from sweep.ledger import read_ledger
     from sweep.results import Results, read_facts
-    from sweep.tables import front_csv, front_json, front_picture, front_table, verdict
+    from sweep.tables import front_csv, front_json, front_picture
 
     if arguments.format not in ("table", "json", "csv"):
         raise InputError(f"--format {arguments.format}: {did_you_mean(arguments.format, ('table', 'json', 'csv'))}")
@@ -239,17 +242,31 @@ def front(arguments: argparse.Namespace) -> int:
     elif arguments.format == "csv":
         print(front_csv(plan, results), end="")
     elif results.finished:
-        console.print(verdict(plan, results), "\n", sep="")
-        console.print(front_table(plan, results))
+        show_front(plan, results)
     else:
         console.print(f"No trial of {plan.name} has finished yet.")
     return DONE
 
 
+def show_front(plan: SweepPlan, results: Results) -> None:
+    """The verdict, the front, and published configurations beside what was published, where any ran."""
+    from sweep.paper import paper_table, published_trials
+    from sweep.tables import front_table, verdict
+
+    console.print(verdict(plan, results), "\n", sep="")
+    console.print(front_table(plan, results))
+    console.print()
+    published = published_trials(plan, results)
+    if published:
+        console.print(paper_table(plan, published), "\n", sep="")
+
+
 def add_replay(parser: argparse.ArgumentParser) -> None:
     add_resume(parser)
     parser.add_argument(
+        "--eta", metavar="N", help="of the trials that reach a rung the best 1/eta go on; default: some"
     )
+    parser.add_argument("--grace-epochs", metavar="N", help="epochs before anything is stopped; default: the sweep's")
 
 
 def replay(arguments: argparse.Namespace) -> int:

@@ -24,6 +24,7 @@ from search_spaces import Space
 from sweep.ledger import LedgerWriter, TrialRecord
 from sweep.plan import SweepPlan
 from sweep.results import FACTS, Facts, Results, read_facts
+from sweep.scheduler import MultiObjectiveASHA, Rungs, rung_levels
 from sweep.search import ParetoSearch
 from sweep.trainable import FAILURE, Task, TrialTrainable
 from trainer.config import InputError, TrialConfig
@@ -77,13 +78,29 @@ class Asked(tune.Stopper):
         return Asked, (Interruption(),)
 
 
+class Enough:
+    """Whether a sweep is over before its last trial: no new one begins, and those that run end as they would have.
+
+    What earlier runs of the sweep took is told from their trials' own seconds: the clock may have been set meanwhile.
+    """
+
+    def __init__(self, plan: SweepPlan, results: Results, concurrent: int) -> None:
+        self.plan, self.results = plan, results
+        self.hours_before = results.trained_seconds / concurrent / 3600
+        self.begun = time.monotonic()
+
+    def __call__(self) -> bool:
+        plan, hours = self.plan, self.hours_before + (time.monotonic() - self.begun) / 3600
+        if plan.stop_when_flat and self.results.growth(plan.stop_when_flat) <= plan.flat_growth:
+            return True
+        return bool(plan.max_hours) and hours >= plan.max_hours
+
+
 class Scribe(tune.Callback):
     """Writes every event into the ledger before anyone acts on it, then tells `listen` which trial it was."""
 
-    def __init__(
-        self, ledger: LedgerWriter, results: Results, interruption: Interruption, listen: Callable[[int], None]
-    ) -> None:
-        self.ledger, self.results, self.interruption, self.listen = ledger, results, interruption, listen
+    def __init__(self, ledger: LedgerWriter, results: Results, rungs: Rungs, listen: Callable[[int], None]) -> None:
+        self.ledger, self.results, self.rungs, self.listen = ledger, results, rungs, listen
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Ray Tune pickles its callbacks for a restore of its own, which is never asked for.
@@ -108,15 +125,21 @@ class Scribe(tune.Callback):
         report = {**result["report"], "time": time.time()}
         self.ledger.reported(number, report, time=report["time"])
         self.results.trials[number].say(report)
+        self.explain_decisions(number)
         if report["final"]:
             self.end(number, "finished", "")
+        elif self.rungs.stopped(number):
+            self.end(number, "stopped", self.rungs.decisions[number][-1].reason)
         else:
             self.listen(number)
 
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        number = trial.config["number"]
-        if self.results.trials[number].state == "running" and not self.interruption.asked:
-            self.end(number, "stopped", "stopped early by the scheduler")
+    def explain_decisions(self, number: int) -> None:
+        """Write down what the scheduler decided on the report that the ledger holds now."""
+        record = self.results.trials[number]
+        for decision in self.rungs.decisions.get(number, [])[len(record.decisions) :]:
+            plain = decision.to_dict(self.results.objectives)
+            self.ledger.decided(number, plain, time=time.time())
+            record.decisions.append(plain)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         number = trial.config["number"]
@@ -156,6 +179,9 @@ def run_plan(
     # In this order: Ray installs a handler of its own for SIGTERM.
     with ray_session(), Interruption() as interruption:
         concurrent = concurrency(plan)
+        enough = Enough(plan, results, concurrent)
+        if enough() and not results.running:
+            return True
         task = make_task(plan)
         facts = prepare(task, plan, progress, interruption)
         if facts is None:
@@ -163,9 +189,18 @@ def run_plan(
         record_facts(plan.folder, facts)
         results.facts = facts
         with begin(), tempfile.TemporaryDirectory(prefix="otsweep-tune-") as scratch:
-            scribe = Scribe(ledger, results, interruption, listen)
-            make_tuner(plan, task, results, scribe, Asked(interruption), concurrent, scratch).fit()
+            rungs = make_rungs(plan, results)
+            scribe = Scribe(ledger, results, rungs, listen)
+            make_tuner(plan, task, results, scribe, Asked(interruption), enough, concurrent, scratch).fit()
     return not interruption.asked
+
+
+def make_rungs(plan: SweepPlan, results: Results) -> Rungs:
+    """Where trials are compared, standing as the ledger says."""
+    levels = rung_levels(grace_epochs=plan.grace_epochs, eta=plan.eta, epochs=plan.epochs_per_trial)
+    rungs = Rungs(plan.objectives, levels=levels if plan.stopper == "asha" else [], eta=plan.eta)
+    rungs.restore(results.trials.values())
+    return rungs
 
 
 def make_tuner(
@@ -174,6 +209,7 @@ def make_tuner(
     results: Results,
     scribe: Scribe,
     asked: Asked,
+    enough: Enough,
     concurrent: int,
     scratch: str,
 ) -> tune.Tuner:
@@ -191,7 +227,9 @@ def make_tuner(
                 seed=plan.seed,
                 epochs=plan.epochs,
                 history=results.trials.values(),
+                enough=enough,
             ),
+            scheduler=MultiObjectiveASHA(scribe.rungs),
             num_samples=plan.trials - len(results.ended),
             max_concurrent_trials=concurrent,
             reuse_actors=True,
@@ -279,7 +317,7 @@ def prepare_remotely(task: Task) -> Iterator[tuple[str, int, int] | Facts]:
 
     def work() -> None:
         try:
-            said.put(facts_of(prepare_shared(task, lambda *stage: said.put(stage))))
+            said.put(facts_of(prepare_shared(task, lambda *stage: said.put(stage)), task))
         except Exception as error:  # noqa: BLE001 - raised again below, on the thread that Ray listens to
             said.put(error)
 

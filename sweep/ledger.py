@@ -91,6 +91,9 @@ class TrialRecord:
     reports: list[dict[str, Any]] = field(default_factory=list)
     """One flat dict per epoch, in order, then the final one; what a retry says again counts once, as said last."""
 
+    decisions: list[dict[str, Any]] = field(default_factory=list)
+    """What was decided about it at each rung and why, in order: see `scheduler.Decision`."""
+
     @property
     def result(self) -> dict[str, Any] | None:
         """The final report: the chosen checkpoint's numbers; None before it was made."""
@@ -132,9 +135,12 @@ class Ledger:
         """One row per report and one, with nulls, for a trial without any; `metadata` goes into the schema.
 
         Columns: `trial`, `seed`, `state`, `reason`, `host`, `attempts`, `started` and `ended` (unix seconds), then
-        `config.<field>` for every setting, then `epoch`, `final` and every metric.
+        `config.<field>` for every setting, then `epoch`, `final` and every metric, and where a scheduler compared
+        trials `decision.<field>` in the row of the report that it looked at.
         """
-        rows = [(trial, report) for trial in self.trials.values() for report in trial.reports or [{}]]
+        rows = [
+            (trial, _with_decision(trial, report)) for trial in self.trials.values() for report in trial.reports or [{}]
+        ]
         settings = _keys(trial.config for trial in self.trials.values())
         metrics = _keys(report for _, report in rows)
         attributes = {name: "number" if name == "trial" else name for name in TRIAL_TYPES}
@@ -208,6 +214,10 @@ class LedgerWriter:
         if taken := report.keys() & TRIAL_TYPES.keys():
             raise ValueError(f"metric {min(taken)!r}: a column of the ledger has this name")
         self._append("reported", number, time, {"report": _plain(report)})
+
+    def decided(self, number: int, decision: Mapping[str, Any], *, time: float) -> None:
+        """At a rung it was decided whether trial `number` goes on; as made by `Decision.to_dict`."""
+        self._append("decided", number, time, {"decision": _plain(decision)})
 
     def ended(self, number: int, *, state: EndState, reason: str = "", time: float) -> None:
         """Trial `number` ended; a later `started` makes it running again."""
@@ -391,6 +401,8 @@ def _replay(events: Iterable[dict[str, Any]], warnings: list[str]) -> dict[int, 
         trial = trials.setdefault(event["trial"], TrialRecord(event["trial"]))
         if event["event"] == "reported":
             trial.say(event["report"])
+        elif event["event"] == "decided":
+            trial.decisions.append(event["decision"])
         elif event["event"] == "started":
             attempt = {key: event[key] for key in ("seed", "attempt", "host", "time")}
             trial.begin(event["config"], **attempt)
@@ -400,6 +412,12 @@ def _replay(events: Iterable[dict[str, Any]], warnings: list[str]) -> dict[int, 
         if trial.started is None:
             warnings.append(f"trial {number}: the event of its start is lost, and with it its configuration")
     return dict(sorted(trials.items()))
+
+
+def _with_decision(trial: TrialRecord, report: dict[str, Any]) -> dict[str, Any]:
+    """A report with what was decided on it; what both say stands once."""
+    made = [each for each in trial.decisions if each["epoch"] == report.get("epoch") and not report["final"]]
+    return report | {f"decision.{key}": made[0][key] for key in made[0] if key not in report} if made else report
 
 
 def _gaps(numbers: set[int]) -> list[str]:

@@ -73,8 +73,8 @@ def paper_table(plan: SweepPlan, trials: dict[str, TrialRecord]) -> Table:
             "invariance by the label before the attack.\n"
             f"here ({plan.epochs_per_trial} epochs, validation split): sensitivity under "
             f"PGD-{evaluation.eval_sensitivity_steps}, {evaluation.eval_sensitivity_norm} "
-            f"{evaluation.eval_sensitivity_epsilon:g} of the pixel range; invariance by label: agreement with the label before "
-            "the attack, what theirs measured; by oracle: the new label, on images whose label changed."
+            f"{evaluation.eval_sensitivity_epsilon:g} of the pixel range; invariance by label: agreement with the "
+            "label before the attack, what theirs measured; by oracle: the new label, on images whose label changed."
         ),
         caption_justify="left",
         box=None,

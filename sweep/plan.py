@@ -39,10 +39,22 @@ from trainer.config import InputError, TrialConfig, check_value, did_you_mean, f
 from trainer.report import EpochReport
 
 SAMPLERS = ("tpe", "random")
+STOPPERS = ("none", "asha")
 OBJECTIVES = Objectives(
     names=("sensitivity_accuracy", "invariance_accuracy"), maximise=(True, True), reference=(0.0, 0.0)
 )
-DECIDING = ("objectives", "sampler", "trials", "epochs", "seed")
+DECIDING = (
+    "objectives",
+    "sampler",
+    "stopper",
+    "eta",
+    "grace_epochs",
+    "trials",
+    "stop_when_flat",
+    "flat_growth",
+    "epochs",
+    "seed",
+)
 DECIDING_SPACE = ("evaluation", "space", "points")
 VERSIONS_OF = ("torch", "ray", "optuna", "mlflow")
 REPORTED = tuple(field.name for field in dataclasses.fields(EpochReport) if field.type in ("float", "int"))
@@ -79,8 +91,27 @@ class SweepPlan:
     sampler: str = knob("tpe", choices=SAMPLERS)
     """Who proposes configurations."""
 
+    stopper: str = knob("none", choices=STOPPERS)
+    """Who stops trials early: `asha` those that are behind at a rung, `none` nobody."""
+
+    eta: int = knob(2, low=2, high=100)
+    """Of the trials that reach a rung the best 1/eta go on, and all on the rung's front."""
+
+    grace_epochs: int = knob(1, low=1, high=100_000)
+    """Epochs of the first rung; each next has eta times as many."""
+
     trials: int = knob(24, low=1, high=100_000)
-    """How many trials run in all."""
+    """How many trials run in all, if nothing below ends the sweep before."""
+
+    stop_when_flat: int = knob(0, low=0, high=100_000)
+    """No new trial begins once the hypervolume has not grown over so many; 0 for never."""
+
+    flat_growth: float = knob(0.01, low=0.0, high=1.0)
+    """Growth of the hypervolume, as a share of it, up to which it has not grown."""
+
+    max_hours: float = knob(0.0, low=0.0, high=100_000)
+    """No new trial begins after so many hours of running, resumptions counted together; 0 for no limit. Trials that
+    run by then end as they would have: the limit is passed by one trial's time at most."""
 
     epochs: int | None = None
     """Epochs of every trial where they are not the space's."""
@@ -169,7 +200,13 @@ class SweepPlan:
 
 OPTIONS: dict[str, dataclasses.Field] = {
     "sampler": SweepPlan.__dataclass_fields__["sampler"],
+    "stopper": SweepPlan.__dataclass_fields__["stopper"],
+    "eta": SweepPlan.__dataclass_fields__["eta"],
+    "grace_epochs": SweepPlan.__dataclass_fields__["grace_epochs"],
     "trials": SweepPlan.__dataclass_fields__["trials"],
+    "stop_when_flat": SweepPlan.__dataclass_fields__["stop_when_flat"],
+    "flat_growth": SweepPlan.__dataclass_fields__["flat_growth"],
+    "max_hours": SweepPlan.__dataclass_fields__["max_hours"],
     "epochs": TrialConfig.fields()["epochs"],
     "seed": SweepPlan.__dataclass_fields__["seed"],
     "cpus_per_trial": SweepPlan.__dataclass_fields__["cpus_per_trial"],

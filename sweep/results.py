@@ -12,17 +12,40 @@ import numpy as np
 from sweep import pareto
 from sweep.ledger import TrialRecord
 from sweep.pareto import Objectives
+from trainer.config import InputError
 
 FACTS = "prepared.json"
 """In a sweep's folder: what it stands on (the data's fingerprint) and what is known of the oracle that judges."""
+
+REQUIRED_FACTS = {
+    "data_fingerprint",
+    "validation_images",
+    "judged_images",
+    "changed_images",
+    "oracle_accuracy",
+    "oracle_coverage",
+}
 
 Facts = dict[str, Any]
 
 
 def read_facts(folder: Path) -> Facts:
-    """The facts of a sweep, empty before they are known."""
+    """The facts of a sweep, empty before they are known.
+
+    Raises:
+        InputError: for a file that is damaged.
+    """
     path = folder / FACTS
-    return json.loads(path.read_text()) if path.exists() else {}
+    if not path.exists():
+        return {}
+    try:
+        facts = json.loads(path.read_text())
+        missing = REQUIRED_FACTS - facts.keys()
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"{path}: is damaged ({error}); without it `otsweep resume` makes it anew") from None
+    if missing:
+        raise InputError(f"{path}: lacks {', '.join(sorted(missing))}; without the file `otsweep resume` makes it anew")
+    return facts
 
 
 class Results:
@@ -33,20 +56,41 @@ class Results:
         self.facts: Facts = {}
         self.trials: dict[int, TrialRecord] = {}
         self.front = pareto.Front(objectives)
+        self.volumes: list[float] = []
+        """The hypervolume after each trial that finished or was stopped, in the order in which they ended."""
         self.load(trials)
 
     def load(self, trials: Mapping[int, TrialRecord]) -> None:
         """Take in what a ledger holds."""
         self.trials.update(trials)
-        for record in self.finished.values():
-            self.front.add(self.point(record))
+        for record in sorted(self.ended.values(), key=lambda record: (record.ended or 0.0, record.number)):
+            self.count(record)
 
     def end(self, number: int, state: str, *, reason: str, time: float) -> None:
         """A trial is over; one that finished joins the points of the front."""
         record = self.trials[number]
         record.end(state, reason=reason, time=time)
-        if state == "finished":
+        self.count(record)
+
+    def count(self, record: TrialRecord) -> None:
+        """Enter a trial that ended into the front, if it finished, and into the course of the hypervolume."""
+        if record.state == "finished" and record.result is not None:
             self.front.add(self.point(record))
+        if record.state != "failed":
+            self.volumes.append(self.hypervolume)
+
+    def growth(self, trials: int) -> float:
+        """Of the hypervolume over the last so many trials that ended, as a share of it; 1 while there is none, or
+        while there are fewer trials."""
+        if len(self.volumes) <= trials or self.hypervolume == 0:
+            return 1.0
+        return 1 - self.volumes[-1 - trials] / self.hypervolume
+
+    @property
+    def trained_seconds(self) -> float:
+        """What all epochs took, in all slots together."""
+        reports = (report for record in self.trials.values() for report in record.reports if not report["final"])
+        return sum(report["train_seconds"] + report["evaluation_seconds"] for report in reports)
 
     @property
     def running(self) -> dict[int, TrialRecord]:
@@ -56,6 +100,11 @@ class Results:
     def finished(self) -> dict[int, TrialRecord]:
         """Those with a result; a damaged ledger can have lost it."""
         return {number: record for number, record in self.in_state("finished").items() if record.result is not None}
+
+    @property
+    def stopped(self) -> dict[int, TrialRecord]:
+        """Stopped early: what they said last is of an unfinished trial, and never compared with a result."""
+        return self.in_state("stopped")
 
     @property
     def failed(self) -> dict[int, TrialRecord]:

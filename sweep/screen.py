@@ -80,7 +80,8 @@ class Screen:
         if record.state == "failed":
             self.say(f"trial {number:03d} failed: {record.reason}")
         elif record.state != "running" and not self.console.is_terminal:
-            self.say(f"{self.counts()}; trial {number:03d}: {accuracies(record.reports[-1])}; {self.outlook()}")
+            how = f" {record.reason}" if record.state == "stopped" else ""
+            self.say(f"{self.counts()}; trial {number:03d}{how}: {accuracies(record.reports[-1])}; {self.outlook()}")
 
     def render(self) -> Group:
         done, total = (
@@ -98,6 +99,7 @@ class Screen:
         results = self.results
         states = [f"{len(results.ended)}/{results.total} done"]
         states += [f"{len(results.running)} running"] if results.running else []
+        states += [f"{len(results.stopped)} stopped early"] if results.stopped else []
         states += [f"{len(results.failed)} failed"] if results.failed else []
         return ", ".join(states)
 

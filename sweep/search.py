@@ -21,7 +21,7 @@ from ray.tune.search import Searcher
 from search_spaces import Space
 from sweep.ledger import TrialRecord
 from sweep.pareto import Objectives
-from sweep.trainable import FAILURE
+from sweep.trainable import FAILURE, report_of
 
 SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
     # Multivariate in groups: the spaces have conditions, and the knobs of one regulariser act together.
@@ -37,10 +37,10 @@ def make_sampler(name: str, seed: int) -> BaseSampler:
 
 
 class ParetoSearch(Searcher):
-    """Proposes interrupted trials first, then the given points, then what the sampler draws.
+    """Proposes interrupted trials first, then the given points, then what the sampler draws, until it is `enough`.
 
     A trial that finished is told with its objectives, one that failed or was stopped early as such: its numbers never
-    enter the sampler as if they were final.
+    enter the sampler as if they were final. Benchmark `early_stopping` compares that with leaving the stopped out.
     """
 
     def __init__(
@@ -52,10 +52,12 @@ class ParetoSearch(Searcher):
         seed: int,
         epochs: int | None = None,
         history: Iterable[TrialRecord] = (),
+        enough: Callable[[], bool] = lambda: False,
     ) -> None:
         super().__init__()
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.space, self.objectives, self.sampler, self.seed = space, objectives, sampler, seed
+        self.enough = enough
         self.fixed = {} if epochs is None else {"epochs": epochs}
         directions = [StudyDirection.MAXIMIZE if high else StudyDirection.MINIMIZE for high in objectives.maximise]
         self.study = optuna.create_study(directions=directions, sampler=make_sampler(sampler, seed))
@@ -84,7 +86,10 @@ class ParetoSearch(Searcher):
                 record.number, record.result if record.state == "finished" else None, failed=record.state == "failed"
             )
 
-    def suggest(self, trial_id: str) -> dict[str, Any]:
+    def suggest(self, trial_id: str) -> Any:
+        """What the next trial is given, or Ray Tune's word for the end."""
+        if not self.interrupted and self.enough():
+            return Searcher.FINISHED
         number, config = self.interrupted.pop(0) if self.interrupted else self.propose()
         self.running[trial_id] = number
         return {"number": number, "config": config}
@@ -116,9 +121,8 @@ class ParetoSearch(Searcher):
         self.study_numbers[number] = len(self.study.get_trials(deepcopy=False)) - 1
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        report = (result or {}).get("report")
-        failed = error or FAILURE in (result or {})
-        self.tell(self.running.pop(trial_id), report, failed=failed)
+        result = result or {}
+        self.tell(self.running.pop(trial_id), report_of(result) or None, failed=error or FAILURE in result)
 
     def tell(self, number: int, report: Mapping[str, Any] | None, *, failed: bool) -> None:
         """The end of a trial: its objectives if it finished, else only that it failed or was stopped."""

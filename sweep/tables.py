@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -14,6 +14,7 @@ from search_spaces import Space
 from sweep.plan import SweepPlan
 from sweep.results import Facts, Results
 from trainer.config import SHORT_NAMES
+from trainer.people import ORACLE, People, Share
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -88,8 +89,10 @@ def front_markdown(plan: SweepPlan, results: Results, run_ids: Mapping[int, str]
 def verdict(plan: SweepPlan, results: Results) -> str:
     """One line: how far the sweep is and what its front holds."""
     evaluation = plan.space.evaluation
+    stopped = f" ({len(results.stopped)} more stopped early)" if results.stopped else ""
     return (
-        f"{evaluation.dataset}: front of {len(results.front_records)} among {len(results.finished)} finished trials, "
+        f"{evaluation.dataset}: front of {len(results.front_records)} among {len(results.finished)} finished trials"
+        f"{stopped}, "
         f"hypervolume {results.hypervolume:.4f} of 1. Sensitivity under {evaluation.eval_sensitivity_norm} "
         f"{evaluation.eval_sensitivity_epsilon:.3g} (PGD-{evaluation.eval_sensitivity_steps}); invariance under "
         f"{evaluation.eval_invariance_norm} {evaluation.eval_invariance_epsilon:.3g}, a proxy: {judge(results.facts)}"
@@ -103,8 +106,23 @@ def judge(facts: Facts) -> str:
     return (
         f"judged by the oracle, not by people (it labels {percent(facts['oracle_coverage'])} of the clean images, "
         f"{percent(facts['oracle_accuracy'])} of those rightly; it sees {facts['changed_images']} of "
-        f"{facts['judged_images']} perturbed ones as changed)."
+        f"{facts['judged_images']} perturbed ones as changed).{''.join(people_agree(facts))}"
     )
+
+
+def people_agree(facts: Facts) -> Iterator[str]:
+    """How far people agree with the oracle, a sentence for every set of images that they labelled."""
+    for each in People.from_plain(facts["people"]).sets if facts.get("people") else ():
+        oracle = each.by(ORACLE)
+        yield (
+            f" On {each.name} it answers {oracle.covered.hits} of {each.images} images, and people agree with it on "
+            f"{of(oracle.changed)} that changed for them, {of(oracle.unchanged)} that did not, and "
+            f"{of(oracle.called_changed)} that it calls changed."
+        )
+
+
+def of(share: Share) -> str:
+    return f"{share.hits} of {share.size}"
 
 
 def front_csv(plan: SweepPlan, results: Results) -> str:
@@ -126,6 +144,7 @@ def front_json(plan: SweepPlan, results: Results) -> str:
         "hypervolume": results.hypervolume,
         "reference": list(plan.objectives.reference),
         "finished": len(results.finished),
+        "stopped": len(results.stopped),
         "front": front_rows(plan, results),
     }
     return json.dumps(content, indent=2)

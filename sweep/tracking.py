@@ -38,7 +38,7 @@ PASS_SECONDS = 5.0
 BATCH = 900
 """Metrics in one call; MLflow takes 1,000."""
 
-STATUS = {"finished": "FINISHED", "stopped": "FINISHED", "failed": "FAILED"}
+STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 CHOSEN = {
     "sensitivity_accuracy": "sel_sens",
     "invariance_accuracy": "sel_inv",

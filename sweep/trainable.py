@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 FAILURE = "failure"
 """Key of a result that says why its trial failed. Such a trial ends as done, so that Ray never tries it again: the same
 configuration would fail in the same way. Only a lost worker is tried again."""
+
+REPORT = "report/"
+"""How the keys of a report begin in the flat results that Ray Tune hands to schedulers and searchers."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +63,14 @@ def prepare_shared(task: Task, progress: Callable[[str, int, int], None]) -> Pre
     )
 
 
-def facts_of(prepared: Prepared) -> dict[str, Any]:
+def facts_of(prepared: Prepared, task: Task) -> dict[str, Any]:
     """What a sweep stands on, in plain values: its data, its judging set, and what is known of the judge."""
-    judge, judging = prepared.oracle_agreement["judge"], prepared.judging
+    from trainer.examples import ask_people, read_examples
+    from trainer.people import ORACLE, find_examples
+
+    judge, judging, data = prepared.judge_quality, prepared.judging, prepared.data
+    examples = find_examples(None, dataset=data.name, data_dir=task.data_dir)
+    sets = read_examples(Path(examples.path), data.test, classes=data.classes) if examples else []
     return {
         "data_fingerprint": prepared.data.fingerprint,
         "validation_images": len(prepared.data.validation.labels),
@@ -70,6 +79,7 @@ def facts_of(prepared: Prepared) -> dict[str, Any]:
         "unchanged_images": int(judging.unchanged.sum()),
         "oracle_accuracy": judge.accuracy,
         "oracle_coverage": judge.coverage,
+        "people": dataclasses.asdict(ask_people(examples, sets, {ORACLE: prepared.judge.label})) if examples else None,
     }
 
 
@@ -115,6 +125,11 @@ class TrialTrainable(tune.Trainable):
         except Exception as error:  # noqa: BLE001 - a trial may fail in any way, and the sweep goes on
             return {FAILURE: explain(error), "done": True}
         return {"report": report.to_dict(), "done": report.final}
+
+
+def report_of(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The report in a flat result of Ray Tune; empty where there is none."""
+    return {key.removeprefix(REPORT): value for key, value in result.items() if key.startswith(REPORT)}
 
 
 def explain(error: Exception) -> str:

@@ -18,7 +18,7 @@ from tests.test_audit import OPTIONS, TINY
 from tests.test_sweep import otsweep, run_words
 from trainer.people import MODEL, ORACLE, ORIGINAL, People
 
-MNIST = TINY.replace("dataset: digits, train_size: 300", "dataset: mnist, train_size: 3000").replace(
+MNIST = TINY.replace("dataset: digits, train_size: 300", "dataset: mnist, train_size: 1000").replace(
     "eval_sensitivity_steps: 3", "eval_sensitivity_steps: 3, eval_invariance_epsilon: 1.0"
 )
 

@@ -268,6 +268,12 @@ CHANGES: dict[str, tuple[dict[str, Any], bool]] = {
     "trials": ({"trials": 5}, True),
     "epochs": ({"epochs": 2}, True),
     "sampler": ({"sampler": "random"}, True),
+    "stopper": ({"stopper": "asha"}, True),
+    "eta": ({"eta": 5}, True),
+    "grace epochs": ({"grace_epochs": 5}, True),
+    "flat front": ({"stop_when_flat": 5}, True),
+    "flat growth": ({"flat_growth": 0.5}, True),
+    "hours": ({"max_hours": 0.5}, False),
     "objectives": (
         {"objectives": Objectives(("sensitivity_accuracy", "clean_accuracy"), (True, True), (0.0, 0.0))},
         True,
@@ -328,6 +334,10 @@ def test_numbers_may_be_given_as_text(storage: str) -> None:
     ("option", "value", "message"),
     [
         ("trials", "0", "--trials = 0: must be at least 1"),
+        ("stopper", "ahsa", "--stopper = 'ahsa': did you mean 'asha'"),
+        ("eta", "1", "--eta = 1: must be at least 2"),
+        ("grace_epochs", "0", "--grace-epochs = 0: must be at least 1"),
+        ("max_hours", "-1", "--max-hours = -1.0: must be at least 0"),
         ("trials", -3, "--trials = -3: must be at least 1"),
         ("trials", "many", "--trials = 'many': must be a whole number"),
         ("trials", "1.5", "--trials = 1.5: must be a whole number"),

@@ -11,7 +11,7 @@ from trainer.config import EvaluationConfig, InputError
 from trainer.data import Split
 from trainer.invariance import ATTACKS
 from trainer.neighbours import Neighbours
-from trainer.oracle import ABSTAINS, ROLES
+from trainer.oracle import ABSTAINS
 from trainer.preparation import Adversary, Bank, Pairs, Prepared, prepare
 
 LIMIT = EvaluationConfig().eval_invariance_epsilon
@@ -138,9 +138,9 @@ def test_a_budget_that_changes_nothing_is_refused(prepared: Prepared, cache_dir:
         prepare(nothing, cache_dir=cache_dir)
 
 
-def test_oracle_agreement_tells_of_clean_images(prepared: Prepared) -> None:
-    assert set(prepared.oracle_agreement) == set(ROLES)
-    assert all(quality.size == 60 and quality.accuracy > 0.7 for quality in prepared.oracle_agreement.values())
+def test_the_judge_s_quality_tells_of_clean_images(prepared: Prepared) -> None:
+    assert prepared.judge_quality.size == 60
+    assert prepared.judge_quality.accuracy > 0.7
 
 
 def brightness_model(threshold: float) -> Callable[[Tensor], Tensor]:

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 from optuna.trial import TrialState
+from ray.tune.search import Searcher
+from ray.tune.utils import flatten_dict
 
 from search_spaces import Space, load_space
 from sweep.ledger import TrialRecord
@@ -31,14 +33,15 @@ def outcome(config: dict[str, Any], number: int) -> dict[str, Any]:
 
 
 def run(found: ParetoSearch, count: int) -> list[TrialRecord]:
-    """What a sweep with one slot would leave in its ledger; every fifth trial fails."""
+    """What a sweep with one slot would leave in its ledger; every fifth trial fails. Results come as Ray Tune gives
+    them: flat."""
     records = []
     for _ in range(count):
         proposal = found.suggest("slot")
         number, config = proposal["number"], proposal["config"]
         failed = number % 5 == 4
-        result = {FAILURE: "on purpose"} if failed else outcome(config, number)
-        found.on_trial_complete("slot", result)
+        result: dict[str, Any] = {FAILURE: "on purpose"} if failed else outcome(config, number)
+        found.on_trial_complete("slot", flatten_dict(result))
         record = TrialRecord(number, config, config["seed"], "failed" if failed else "finished")
         if not failed:
             record.reports = [result["report"]]
@@ -85,10 +88,27 @@ def test_the_sampler_knows_what_failed_and_what_was_stopped(space: Space) -> Non
     for slot in "abc":
         found.suggest(slot)
     found.on_trial_complete("a", {FAILURE: "on purpose"})
-    found.on_trial_complete("b", {"report": {"final": False, "sensitivity_accuracy": 0.9, "invariance_accuracy": 0.9}})
+    unfinished = {"report": {"final": False, "sensitivity_accuracy": 0.9, "invariance_accuracy": 0.9}}
+    found.on_trial_complete("b", flatten_dict(unfinished))
     found.on_trial_complete("c", error=True)
     assert [trial.state for trial in found.study.trials] == [TrialState.FAIL, TrialState.PRUNED, TrialState.FAIL]
     assert all(trial.values is None for trial in found.study.trials)
+
+
+def test_the_sampler_is_told_the_objectives_of_what_finished(space: Space) -> None:
+    found = search(space)
+    records = run(found, 4)
+    told = [(trial.state, trial.values) for trial in found.study.trials]
+    values = [[record.result[name] for name in OBJECTIVES.names] for record in records if record.result]
+    assert told == [(TrialState.COMPLETE, each) for each in values]
+
+
+def test_once_it_is_enough_only_what_was_begun_goes_on(space: Space) -> None:
+    history = run(search(space), 6)
+    history[4].state, history[4].reports = "running", []
+    found = ParetoSearch(space, OBJECTIVES, sampler="tpe", seed=7, epochs=3, history=history, enough=lambda: True)
+    assert found.suggest("a") == {"number": 4, "config": history[4].config}
+    assert found.suggest("b") == Searcher.FINISHED
 
 
 def test_seeds_and_numbers_decide_the_draw(space: Space) -> None:
@@ -117,7 +137,7 @@ def test_tpe_learns(space: Space) -> None:
             hits += number >= 30 and distance < 0.03
             score = max(0.0, 1 - 5 * distance)
             report = {"final": True, "sensitivity_accuracy": score, "invariance_accuracy": score}
-            found.on_trial_complete("slot", {"report": report})
+            found.on_trial_complete("slot", flatten_dict({"report": report}))
         return hits / 30
 
     assert near("tpe") > near("random") + 0.15

@@ -80,7 +80,7 @@ def test_report_and_model_are_written(prepared: Prepared, tmp_path: Path, capsys
     assert TrialConfig(**written["config"]) == TrialConfig(**SHORT, sensitivity_weight=0.5, regularizer="triplet")
     assert EvaluationConfig(**written["evaluation"]) == prepared.evaluation
     assert written["data_fingerprint"] == prepared.data.fingerprint
-    assert written["oracle"] == prepared.oracle_agreement["judge"]._asdict()
+    assert written["oracle"] == prepared.judge_quality._asdict()
     assert [(report["epoch"], report["final"]) for report in written["reports"][:-1]] == [(1, False), (2, False)]
     assert written["reports"][-1]["final"] is True
     images = prepared.data.validation.images

@@ -202,7 +202,7 @@ def prepare_all(
         cache_dir=storage / "cache",
         progress=line.prepare,
     )
-    _ = prepared.oracle_agreement
+    _ = prepared.judge_quality
     return prepared
 
 
@@ -219,7 +219,7 @@ def train(
     from trainer.checkpoint import FolderStore
     from trainer.trial import run_trial
 
-    store, oracle = FolderStore(folder), prepared.oracle_agreement["judge"]
+    store, oracle = FolderStore(folder), prepared.judge_quality
     head = {
         "config": config.to_dict(),
         "evaluation": prepared.evaluation.to_dict(),
@@ -298,7 +298,7 @@ def brief(report: EpochReport | None) -> str:
 def summary(report: EpochReport, config: TrialConfig, prepared: Prepared) -> str:
     """What a person wants to know at the end: what was measured, and how surely."""
     images, changed = len(prepared.data.validation.labels), report.invariance_changed_size
-    evaluation, oracle = prepared.evaluation, prepared.oracle_agreement["judge"]
+    evaluation, oracle = prepared.evaluation, prepared.judge_quality
     unchanged = int(prepared.judging.unchanged.sum())
     attack = f"PGD-{evaluation.eval_sensitivity_steps}, {evaluation.eval_sensitivity_norm}"
     perturbed = f"{evaluation.eval_invariance_norm} {evaluation.eval_invariance_epsilon:.3g}"

@@ -24,7 +24,7 @@ from trainer.config import EvaluationConfig, InputError, did_you_mean
 from trainer.data import Data, Split, load_data
 from trainer.invariance import ATTACKS, PAPER_TARGETS, allowed_targets, cheapest
 from trainer.neighbours import ClassIndex, Neighbours, bring_back, find_neighbours
-from trainer.oracle import ABSTAINS, ROLES, Oracle, Quality, build_oracle, recipe_for, train_oracle
+from trainer.oracle import ABSTAINS, Oracle, Quality, build_oracle, recipe_for, train_oracle
 from trainer.parallel import map_on_threads
 
 NEAREST = 3
@@ -245,9 +245,9 @@ class Prepared:
         return self._workshop.oracle("judge")
 
     @cached_property
-    def oracle_agreement(self) -> dict[str, Quality]:
-        """By role: the oracle's accuracy and coverage on clean validation images, on which it was not trained."""
-        return {role: self._workshop.oracle(role).quality(*self.data.validation) for role in ROLES}
+    def judge_quality(self) -> Quality:
+        """The judge's accuracy and coverage on clean validation images, on which it was not trained."""
+        return self.judge.quality(*self.data.validation)
 
 
 def prepare(

@@ -1,0 +1,104 @@
+"""What another way of stopping trials would have done to a sweep, told from the curves that its ledger holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from rich.table import Table
+
+from sweep import pareto
+from sweep.plan import SweepPlan
+from sweep.results import Results
+from sweep.scheduler import Rungs, group_key, rung_levels
+from sweep.tables import percent
+
+ETAS = (2, 3, 4, 8)
+"""Shown where none is asked for."""
+
+
+class Replay(NamedTuple):
+    """A sweep as it would have gone, had trials reported in the order in which they did."""
+
+    eta: int
+    grace_epochs: int
+
+    rungs: Rungs
+    """With every decision in it."""
+
+    spent: int
+    """Epochs trained."""
+
+    logged: int
+    """Epochs trained in the sweep as it was."""
+
+    stopped: tuple[int, ...]
+    """Trials that would have been stopped, ascending."""
+
+    lost: tuple[int, ...]
+    """Those of them that stand on the sweep's front."""
+
+    hypervolume: float
+    """Of the front without the stopped."""
+
+    @property
+    def saved(self) -> float:
+        """Share of the epochs."""
+        return 1 - self.spent / self.logged if self.logged else 0.0
+
+
+def replay(plan: SweepPlan, results: Results, *, eta: int, grace_epochs: int) -> Replay:
+    """Put every report of a ledger, as it came, to rungs of other settings."""
+    levels = rung_levels(grace_epochs=grace_epochs, eta=eta, epochs=plan.epochs_per_trial)
+    rungs = Rungs(plan.objectives, levels=levels, eta=eta)
+    spent = logged = 0
+    for number, report in reports_in_order(results):
+        logged += 1
+        if rungs.stopped(number):
+            continue
+        spent += 1
+        values = [report[name] for name in plan.objectives.names]
+        rungs.decide(number, group_key(results.trials[number].config), report["epoch"], values)
+    stopped = tuple(number for number in results.trials if rungs.stopped(number))
+    kept = [record for number, record in results.finished.items() if number not in stopped]
+    lost = tuple(sorted({record.number for record in results.front_records} & set(stopped)))
+    hypervolume = pareto.hypervolume(results.points(kept), plan.objectives)
+    return Replay(eta, grace_epochs, rungs, spent, logged, stopped, lost, hypervolume)
+
+
+def reports_in_order(results: Results) -> Iterator[tuple[int, dict[str, Any]]]:
+    """What trials said after their epochs, with their numbers, by the time at which they said it."""
+    said = [
+        (report["time"], number, report)
+        for number, record in results.trials.items()
+        for report in record.reports
+        if not report["final"]
+    ]
+    for _, number, report in sorted(said, key=lambda each: each[:2]):
+        yield number, report
+
+
+def replay_table(replays: list[Replay], results: Results) -> Table:
+    """For a terminal: one row per setting."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("eta", "rungs at epoch", "epochs", "saved", "stopped", "hypervolume kept"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("front lost", overflow="fold")
+    front = len(results.front_records)
+    for each in replays:
+        lost = " ".join(f"{number:03d}" for number in each.lost)
+        table.add_row(
+            str(each.eta),
+            " ".join(map(str, each.rungs.levels)) or "none",
+            f"{each.spent}/{each.logged}",
+            percent(each.saved),
+            f"{len(each.stopped)}/{len(results.trials)}",
+            percent(each.hypervolume / results.hypervolume) if results.hypervolume else "",
+            f"{len(each.lost)}/{front} {lost}",
+        )
+    return table
+
+
+def unknown(replays: list[Replay], results: Results) -> list[int]:
+    """Trials that the sweep itself stopped and one of the replays would not have: how they end is not logged."""
+    return [number for number in results.stopped if any(number not in each.stopped for each in replays)]

@@ -1,0 +1,114 @@
+"""When a sweep ends before its last trial: by a hypervolume that no longer grows, and by its time."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from search_spaces import load_space
+from sweep.driver import Enough
+from sweep.ledger import TrialRecord, read_ledger
+from sweep.plan import OBJECTIVES, make_plan
+from sweep.results import Results
+
+SPACE = """
+trials: 30
+evaluation: {dataset: digits, train_size: 300, validation_size: 100, eval_sensitivity_steps: 1}
+space:
+  architecture: mlp
+  batch_size: 50
+  epochs: 1
+  cross_entropy_on: clean
+  regularizer: none
+  learning_rate: {low: 0.0001, high: 0.0002}
+points:
+  - {preset: baseline, learning_rate: 0.01}
+"""
+
+
+def ended(number: int, value: float, *, state: str = "finished", at: float | None = None) -> TrialRecord:
+    report = {"epoch": 1, "final": True, "sensitivity_accuracy": value, "invariance_accuracy": value}
+    return TrialRecord(number, {}, 0, state, ended=number if at is None else at, reports=[report])
+
+
+def results_of(*records: TrialRecord) -> Results:
+    return Results(OBJECTIVES, {record.number: record for record in records}, total=50)
+
+
+def test_growth_is_that_of_the_last_trials_as_they_ended() -> None:
+    found = results_of(ended(0, 0.5), ended(1, 0.4), ended(2, 0.5, at=-1.0), ended(3, 0.8))
+    assert found.volumes == [0.25, 0.25, 0.25, pytest.approx(0.64)]
+    assert found.growth(1) == pytest.approx(1 - 0.25 / 0.64)
+    assert found.growth(3) == pytest.approx(1 - 0.25 / 0.64)
+    assert found.growth(4) == 1.0, "fewer trials than asked for"
+
+
+def test_what_was_stopped_counts_and_what_failed_does_not() -> None:
+    found = results_of(ended(0, 0.5), ended(1, 0.9, state="stopped"), ended(2, 0.9, state="failed"))
+    assert found.volumes == [0.25, 0.25]
+    assert found.growth(1) == 0.0
+
+
+def test_nothing_is_no_front_that_has_converged() -> None:
+    found = results_of(*[ended(number, 0.0) for number in range(9)])
+    assert found.growth(3) == 1.0
+
+
+def test_results_that_came_one_by_one_grow_as_those_that_were_loaded() -> None:
+    records = [ended(number, value) for number, value in enumerate([0.2, 0.5, 0.4, 0.6])]
+    live = results_of()
+    for record in records:
+        live.trials[record.number] = TrialRecord(record.number, reports=record.reports)
+        live.end(record.number, "finished", reason="", time=float(record.number))
+    assert live.volumes == results_of(*records).volumes
+
+
+def test_enough_is_a_flat_front_or_a_spent_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flat = results_of(*[ended(number, 0.5) for number in range(6)])
+    space = load_space("digits")
+    assert not Enough(make_plan(space, name="a", storage=str(tmp_path)), flat, 1)()
+    assert Enough(make_plan(space, name="b", storage=str(tmp_path), stop_when_flat=5), flat, 1)()
+    assert not Enough(make_plan(space, name="c", storage=str(tmp_path), stop_when_flat=6), flat, 1)()
+
+    epoch = {"epoch": 1, "final": False, "train_seconds": 1000.0, "evaluation_seconds": 800.0}
+    flat.trials[0].reports.insert(0, epoch)
+    timed = Enough(make_plan(space, name="d", storage=str(tmp_path), max_hours=0.5), flat, 2)
+    assert not timed(), "half an hour in two slots is a quarter"
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + 901)
+    assert timed()
+    assert Enough(make_plan(space, name="e", storage=str(tmp_path), max_hours=0.5), flat, 1)()
+
+
+def test_a_sweep_ends_when_its_front_is_flat_also_after_a_kill(tmp_path: Path) -> None:
+    (tmp_path / "flat.yaml").write_text(SPACE)
+
+    def words(name: str) -> list[str]:
+        options = ["--max-concurrent", "1", "--stop-when-flat", "4", "--storage", str(tmp_path)]
+        return [sys.executable, "-m", "sweep.cli", "run", str(tmp_path / "flat.yaml"), "--name", name, *options]
+
+    def configs(name: str) -> list[tuple]:
+        trials = read_ledger(tmp_path / name).trials.values()
+        return [(record.state, record.config, record.result and record.result["clean_accuracy"]) for record in trials]
+
+    done = subprocess.run(words("whole"), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    ran = len(configs("whole"))
+    assert 5 <= ran < 30
+    assert f"Ended after {ran} of 30 trials, as the plan has it; hypervolume +0.0% over the last 4." in done.stdout
+
+    killed, log = subprocess.Popen(words("killed"), stdout=subprocess.DEVNULL), tmp_path / "killed/ledger/log.jsonl"
+    while not log.exists() or log.read_bytes().count(b'"ended"') < 3:
+        assert killed.poll() is None
+        time.sleep(0.01)
+    killed.kill()
+    killed.wait()
+    resume = [sys.executable, "-m", "sweep.cli", "resume", "killed", "--storage", str(tmp_path)]
+    for _ in range(2):
+        assert subprocess.run(resume, capture_output=True, timeout=300).returncode == 0
+        assert json.dumps(configs("killed")) == json.dumps(configs("whole"))

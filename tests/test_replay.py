@@ -1,0 +1,91 @@
+"""Replays: what another way of stopping would have saved and lost, on curves where the answer is plain."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from search_spaces import load_space
+from sweep.cli import main
+from sweep.ledger import LedgerWriter, TrialRecord
+from sweep.plan import SweepPlan, make_plan, write_plan
+from sweep.replay import replay, unknown
+from sweep.results import Results
+
+EPOCHS = 9
+
+# (sensitivity at epochs 1 to 9), invariance equal: 2 begins worst and ends best, 1 is never good.
+CURVES = {0: [0.5] * 9, 1: [0.2] * 9, 2: [0.1, 0.4, 0.8, 0.8, 0.8, 0.8, 0.8, 0.8, 0.9]}
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> SweepPlan:
+    return make_plan(load_space("digits"), name="curves", storage=str(tmp_path), trials=3, epochs=EPOCHS)
+
+
+def report(epoch: int, value: float, *, time: float, final: bool = False) -> dict:
+    accuracies = {"sensitivity_accuracy": value, "invariance_accuracy": value}
+    return {"epoch": epoch, "final": final, "time": time, **accuracies}
+
+
+def finished(number: int, curve: list[float]) -> TrialRecord:
+    """One trial after the other, an epoch a second."""
+    reports = [report(epoch, value, time=100 * number + epoch) for epoch, value in enumerate(curve, start=1)]
+    reports.append(report(EPOCHS, curve[-1], time=100 * number + 10, final=True))
+    return TrialRecord(number, {"knob": number, "seed": 0}, 0, "finished", reports=reports)
+
+
+@pytest.fixture
+def results(plan: SweepPlan) -> Results:
+    records = {number: finished(number, curve) for number, curve in CURVES.items()}
+    return Results(plan.objectives, records, total=3)
+
+
+def test_it_tells_what_is_saved_and_what_is_lost(plan: SweepPlan, results: Results) -> None:
+    early = replay(plan, results, eta=2, grace_epochs=1)
+    assert early.stopped == (1, 2)
+    assert (early.spent, early.logged) == (9 + 1 + 1, 27)
+    assert early.lost == (2,)
+    assert early.hypervolume == pytest.approx(0.25)
+    late = replay(plan, results, eta=2, grace_epochs=3)
+    assert late.stopped == (1,)
+    assert (late.spent, late.lost) == (9 + 3 + 9, ())
+    assert late.hypervolume == results.hypervolume == pytest.approx(0.81)
+
+
+def test_reports_are_heard_in_the_order_of_their_times(plan: SweepPlan, results: Results) -> None:
+    """Had the worst come first, nobody could have told yet that it is."""
+    for record in results.trials.values():
+        for said in record.reports:
+            said["time"] = -said["time"]
+    assert replay(plan, results, eta=2, grace_epochs=9 - 1).stopped == (1,)
+    for said in results.trials[1].reports:
+        said["time"] -= 1000
+    assert replay(plan, results, eta=2, grace_epochs=9 - 1).stopped == ()
+
+
+def test_what_the_sweep_stopped_itself_is_said_to_be_unknown(plan: SweepPlan, results: Results) -> None:
+    results.trials[1].state = "stopped"
+    assert unknown([replay(plan, results, eta=2, grace_epochs=1)], results) == []
+    assert unknown([replay(plan, results, eta=5, grace_epochs=1)], results) == [1]
+
+
+def test_the_command_shows_one_row_per_setting(
+    plan: SweepPlan, results: Results, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_plan(plan)
+    with LedgerWriter(plan.folder) as ledger:
+        for number, record in results.trials.items():
+            ledger.started(number, config=record.config, seed=0, attempt=1, host="", time=0.0)
+            for said in record.reports:
+                ledger.reported(number, said, time=said["time"])
+            ledger.ended(number, state="finished", time=0.0)
+    storage = ["--storage", plan.storage]
+    assert main(["replay", "curves", "--eta", "2", *storage]) == 0
+    row = capsys.readouterr().out.splitlines()[-1].split()
+    assert row == ["2", "1", "2", "4", "8", "11/27", "59.3%", "2/3", "30.9%", "1/1", "002"]
+    assert main(["replay", "curves", *storage]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 5
+    assert main(["replay", "curves", "--eta", "1", *storage]) == 2
+    assert "--eta = 1: must be at least 2" in capsys.readouterr().err
