@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -35,6 +34,7 @@ from sweep.scheduler import (
     rung_levels,
 )
 from sweep.search import ParetoSearch
+from tests.test_sweep import command, otsweep, run_words
 
 MINIMISE = Objectives(("a", "b"), (False, False), (9.0, 9.0))
 MIXED = Objectives(("a", "b"), (True, False), (0.0, 9.0))
@@ -363,23 +363,13 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def command(storage: Path, *words: str) -> list[str]:
-    return [sys.executable, "-m", "sweep.cli", *words, "--storage", str(storage)]
-
-
-def otsweep(storage: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(storage, *words), capture_output=True, text=True, timeout=300)
-
-
-def run_words(storage: Path, name: str) -> tuple[str, ...]:
-    """One slot, so that the order of results can't matter."""
-    words = ("run", str(storage / "tiny.yaml"), "--name", name, "--max-concurrent", "1", "--seed", "3")
-    return (*words, "--stopper", "asha", "--eta", "2")
+def stopping_words(storage: Path, name: str) -> tuple[str, ...]:
+    return (*run_words(storage, name), "--stopper", "asha", "--eta", "2")
 
 
 @pytest.fixture(scope="module")
 def undisturbed(storage: Path) -> subprocess.CompletedProcess[str]:
-    done = otsweep(storage, *run_words(storage, "undisturbed"))
+    done = otsweep(storage, *stopping_words(storage, "undisturbed"))
     assert done.returncode == 0, done.stdout + done.stderr
     return done
 
@@ -490,7 +480,7 @@ def test_a_killed_sweep_decides_as_the_undisturbed_one(
 ) -> None:
     name = f"killed-{reports}"
     log = storage / name / "ledger" / "log.jsonl"
-    driver = subprocess.Popen(command(storage, *run_words(storage, name)), stdout=subprocess.DEVNULL)
+    driver = subprocess.Popen(command(storage, *stopping_words(storage, name)), stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 200
     while not log.exists() or log.read_bytes().count(b'"reported"') < reports:
         assert driver.poll() is None, "the sweep ended before it was disturbed"
