@@ -104,7 +104,8 @@ def test_a_trial_is_compared_with_people_too(mnist_storage: Path, data_dir: Path
     words += ["--set", "architecture=mlp", "--epochs", "1", "--data-dir", str(data_dir), "--out", str(tmp_path)]
     done = otsweep(mnist_storage, "trial", *words)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert max(len(line) for line in done.stdout.splitlines() if str(tmp_path) not in line) <= 80
+    paths = (str(tmp_path), str(data_dir))  # as long as whoever owns them likes
+    assert max(len(line) for line in done.stdout.splitlines() if not any(path in line for path in paths)) <= 80
     compared = People.from_plain(json.loads((tmp_path / "report.json").read_text())["people"])
     for each in compared.sets:
         assert each.title in done.stdout
