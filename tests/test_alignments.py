@@ -90,14 +90,14 @@ def test_unknown_alignments() -> None:
 @pytest.mark.parametrize(
     "grid", [SMALL, AlignmentGrid(3, 5, 0, 1), AlignmentGrid(1, 3, 30, 31), AlignmentGrid(1, 1, 9, 6)]
 )
-def test_every_alignment_lies_between_two_of_the_same_shifts(grid: AlignmentGrid) -> None:
-    first, second, share = (part.numpy() for part in grid.between)
-    alignments = np.array(grid_alignments(grid))
-    line = (1 - share)[:, None] * alignments[first] + share[:, None] * alignments[second]
-    np.testing.assert_allclose(line, alignments, atol=1e-5)
-    for knots in (first, second):
-        np.testing.assert_array_equal(first[knots], knots)
-    assert len(np.unique([first, second])) <= (-(-grid.rotation_count // COARSE_STEP) + 1) * grid.shift_count**2
+def test_every_rotation_lies_between_two_knots_of_the_same_shifts(grid: AlignmentGrid) -> None:
+    tracks = grid.tracks
+    alignments = np.array(grid_alignments(grid)).reshape(-1, tracks.number, 3)
+    knots, (position, below, above, share) = list(tracks.knots), (part.numpy() for part in tracks.inner)
+    line = (1 - share)[:, None, None] * alignments[knots][below] + share[:, None, None] * alignments[knots][above]
+    np.testing.assert_allclose(line, alignments[position], atol=1e-5)
+    assert sorted([*knots, *position]) == list(range(grid.rotation_count))
+    assert len(knots) <= -(-grid.rotation_count // COARSE_STEP) + 1
 
 
 def draws(**changes: float) -> AffineDraws:

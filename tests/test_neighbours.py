@@ -12,7 +12,17 @@ from trainer.alignments import AffineAligner, AffineDraws, AlignmentGrid, alignm
 from trainer.config import EvaluationConfig, InputError
 from trainer.data import Data, load_data
 from trainer.invariance import PAPER_TARGETS, allowed_targets
-from trainer.neighbours import ClassIndex, Neighbours, bring_back, find_neighbours
+from trainer.neighbours import (
+    COVARIANCE_IMAGES,
+    SINGLE,
+    ClassIndex,
+    Neighbours,
+    bring_back,
+    find_neighbours,
+    principal_bases,
+    probe_of,
+    widened,
+)
 from trainer.parallel import threads
 
 
@@ -97,9 +107,39 @@ def test_neighbours_equal_brute_force(
     sources, training = (images[:8], digits.train.labels[:8]), (images[60:], digits.train.labels[60:260])
     allowed = allowed_targets(10, table)
     index = ClassIndex(*training, classes=10, precision=precision)
-    assert len(index._stages) > 1
+    assert index._coarse.basis is not None
     found = find_neighbours(*sources, index, alignments=SMALL, allowed=allowed, nearest=nearest)
     assert_same(found, brute_force(*sources, *training, SMALL, allowed), nearest)
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=["single", "half"])
+def test_bounds_are_never_above_the_distances(precision: torch.dtype) -> None:
+    """Two heaps of images, each far from the mean: the errors of rounding are large, the distances within small."""
+    generator = torch.Generator().manual_seed(0)
+    heaps = torch.rand(2, 1, 28, 28, generator=generator)[torch.arange(601) % 2]
+    images = (heaps + 0.02 * torch.rand(601, 1, 28, 28, generator=generator)).clamp_max(1)
+    index = ClassIndex(images[1:], torch.zeros(600, dtype=torch.int64), classes=1, precision=precision)
+    points = images[:1].mul(255).add(0.5).floor().flatten(2)[:, :, None]
+    squared = (index._pixels[0, :600].float() - points.flatten()).square().sum(1)
+
+    knots = probe_of(index._coarse.place(points).transpose(0, 1), precision)
+    bounds = index._bounds_of_knots(knots, 0, index._pixels.shape[1])
+    reach = widened(squared, index._coarse.moved + knots.moved) * (1 + bounds.rounding)
+    assert (bounds.least[0, :600] <= reach).all()
+
+    fine, lengths = probe_of(index._fine.place(points), torch.float32), index._fine.lengths[0, :600]
+    found = index._fine.rows[0, :600].float() @ fine.weights.flatten() + lengths
+    assert (found <= widened(squared, index._fine.moved) + SINGLE * (lengths + fine.longest)).all()
+
+
+def test_axes_are_those_of_all_images() -> None:
+    """Not of the first ones, which may all be of one class."""
+    levels = torch.zeros(2 * COVARIANCE_IMAGES + 1, 12)
+    generator = torch.Generator().manual_seed(0)
+    levels[:-COVARIANCE_IMAGES, :2] = torch.randn(COVARIANCE_IMAGES + 1, 2, generator=generator)
+    levels[-COVARIANCE_IMAGES:, 2:4] = torch.randn(COVARIANCE_IMAGES, 2, generator=generator)
+    [basis] = principal_bases(levels, (4,))
+    np.testing.assert_allclose(basis.square().sum(1), [1, 1, 1, 1] + [0] * 8, atol=1e-5)
 
 
 def test_neighbours_of_digits_equal_brute_force(digits: Data) -> None:

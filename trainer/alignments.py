@@ -9,6 +9,7 @@ Shapes: N images, C channels, H rows, W columns, D = C H W, A alignments.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar, NamedTuple, Protocol
@@ -27,15 +28,25 @@ COARSE_STEP = 3
 """Every so many-th rotation of a grid is searched with at first."""
 
 
-class Between(NamedTuple):
-    """For every alignment two others, perhaps itself, between which its image of anything nearly lies."""
+class Tracks(NamedTuple):
+    """Alignments ordered into tracks: a is at position a // number of track a % number.
 
-    first: Tensor
-    """(A,) int64."""
-    second: Tensor
-    """(A,) int64."""
-    share: Tensor
-    """(A,) float32 in [0, 1]: of the second."""
+    Along a track every image changes slowly: between two neighbouring knots it nearly moves on a straight line.
+    """
+
+    number: int
+    knots: tuple[int, ...]
+    """Ascending positions, the first and the last among them."""
+
+    @property
+    def inner(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Of the I positions that are no knots: (I,) position, number of the knot below and above, and how much of the
+        way to the latter (float32)."""
+        knots = torch.tensor(self.knots)
+        position = torch.tensor([p for p in range(self.knots[-1]) if p not in self.knots], dtype=torch.int64)
+        above = torch.searchsorted(knots, position)
+        below = above - 1
+        return position, below, above, (position - knots[below]) / (knots[above] - knots[below])
 
 
 class Alignments(Protocol):
@@ -49,8 +60,8 @@ class Alignments(Protocol):
         ...
 
     @property
-    def between(self) -> Between:
-        """What stands for them in a first search: the fewer there are, the faster."""
+    def tracks(self) -> Tracks:
+        """Their knots stand for all in a first search: the fewer there are, the faster."""
         ...
 
     def sought(self, images: Tensor) -> Tensor:
@@ -123,15 +134,10 @@ class AlignmentGrid:
         return self.rotation_count * self.shift_count**2
 
     @property
-    def between(self) -> Between:
-        """Those of the same shifts, and of the nearest rotations among every `COARSE_STEP`-th and the last."""
-        rotation, last = torch.arange(self.rotation_count), self.rotation_count - 1
-        below = torch.where(rotation == last, last, rotation // COARSE_STEP * COARSE_STEP)
-        above = torch.where(rotation == below, below, (below + COARSE_STEP).clamp_max(last))
-        share = (rotation - below) / (above - below).clamp_min(1)
-        shift = torch.arange(self.shift_count**2)
-        first, second = ((side[:, None] * len(shift) + shift).flatten() for side in (below, above))
-        return Between(first, second, share.repeat_interleave(len(shift)))
+    def tracks(self) -> Tracks:
+        """Of every shift the rotations, with every `COARSE_STEP`-th and the last as knots."""
+        knots = sorted({*range(0, self.rotation_count, COARSE_STEP), self.rotation_count - 1})
+        return Tracks(self.shift_count**2, tuple(knots))
 
     def sought(self, images: Tensor) -> Tensor:
         """All of them: every level counts."""
@@ -160,21 +166,22 @@ class GridAligner:
         self._down = torch.stack([shift_matrix(s, height) for s in grid.shifts]).to(device)
         self._right = torch.stack([shift_matrix(s, width) for s in grid.shifts]).to(device)
         self._rotate_all = self._rotate.transpose(0, 1).flatten(1).contiguous()
+        self._down_all = self._down.mT.flatten(0, 1).contiguous()
         self._right_all = self._right.transpose(0, 1).flatten(1).contiguous()
 
     def all(self, levels: Tensor) -> Tensor:
         """Every alignment of `levels` (N, C, H, W): (N, A, C, H, W) uint8."""
         rotated = to_levels(levels.double().flatten(2) @ self._rotate_all)
         rotated = rotated.view(*levels.shape[:2], self.grid.rotation_count, *levels.shape[2:])
-        return torch.stack([self._shift(image) for image in rotated])
+        return torch.stack([self._shift(image) for image in rotated.transpose(2, 3)])
 
     def _shift(self, rotated: Tensor) -> Tensor:
-        """Every shift of one image's rotations (C, R, H, W): (A, C, H, W) uint8."""
-        channels, _, height, width = rotated.shape
-        shifted = self._down.mT[:, None, None] @ (rotated @ self._right_all)
-        shifted = (shifted + 0.5).clamp_(0, WHITE).to(torch.uint8)  # cuts off what `to_levels` rounds down
+        """Every shift of one image's rotations (C, H, R, W): (A, C, H, W) uint8."""
+        channels, height, _, width = rotated.shape
+        shifted = self._down_all @ (rotated @ self._right_all).flatten(2)
+        shifted = shifted.add_(0.5).clamp_(0, WHITE).to(torch.uint8)  # cuts off what `to_levels` rounds down
         shifts = self.grid.shift_count
-        shifted = shifted.view(shifts, channels, -1, height, shifts, width).permute(2, 0, 4, 1, 3, 5)
+        shifted = shifted.view(channels, shifts, height, -1, shifts, width).permute(3, 1, 4, 0, 2, 5)
         return shifted.reshape(-1, channels, height, width)
 
     def usable(self, levels: Tensor) -> Tensor:
@@ -239,10 +246,10 @@ class AffineDraws:
     seed: int = 0
 
     @property
-    def between(self) -> Between:
-        """None lies between others: each stands for itself."""
-        itself = torch.arange(self.size)
-        return Between(itself, itself, torch.zeros(self.size))
+    def tracks(self) -> Tracks:
+        """None lies between others: all are knots."""
+        number = math.gcd(self.size, DRAWN_TRACKS)
+        return Tracks(number, tuple(range(self.size // number)))
 
     def sought(self, images: Tensor) -> Tensor:
         """Black and white."""
@@ -253,6 +260,8 @@ class AffineDraws:
 
 
 LEAST_INK = 0.85
+DRAWN_TRACKS = 25
+"""As many as the published grid has; nothing but speed depends on it."""
 
 
 class AffineAligner:
