@@ -85,7 +85,9 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trials", metavar="N", help="how many trials in all")
     parser.add_argument("--epochs", metavar="N", help="epochs of every trial")
     parser.add_argument("--seed", metavar="N", help="decides the search and, with it, every trial (0)")
-    parser.add_argument("--sampler", metavar="NAME", help="who proposes configurations: tpe or random (tpe)")
+    parser.add_argument(
+        "--sampler", metavar="NAME", help="who proposes configurations: tpe, nsga2, nsga3, gp, random, qmc (tpe)"
+    )
     parser.add_argument("--stop-when-flat", metavar="N", help="end once the hypervolume has not grown over N trials")
     parser.add_argument("--flat-growth", metavar="X", help="share up to which it has not grown (0.01)")
     parser.add_argument("--max-hours", metavar="H", help="begin no trial after H hours")
@@ -133,6 +135,7 @@ def drive(plan: SweepPlan, *, announce: Callable[[], None]) -> int:
     from sweep.ledger import LedgerWriter, read_ledger
     from sweep.results import Results, read_facts
     from sweep.screen import Screen
+    from sweep.search import remarks
     from sweep.tracking import Tracker
 
     results = Results(plan.objectives, {}, total=plan.trials)
@@ -148,6 +151,8 @@ def drive(plan: SweepPlan, *, announce: Callable[[], None]) -> int:
         results.load(recorded.trials)
         results.facts = read_facts(plan.folder)
         screen.open(resumed=bool(recorded.trials))
+        for remark in remarks(plan):
+            screen.say(remark)
         try:
             complete = run_plan(
                 plan, ledger, results, progress=screen.prepare, begin=lambda: screen, listen=screen.trial_changed

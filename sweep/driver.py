@@ -109,10 +109,11 @@ class Scribe(tune.Callback):
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         number, config, now = trial.config["number"], trial.config["config"], time.time()
         known = self.results.trials.get(number)
-        attempt = 1 + (known.attempts if known else 0)
-        self.ledger.started(number, config=config, seed=config["seed"], attempt=attempt, host="", time=now)
+        begun: dict[str, Any] = {"seed": config["seed"], "attempt": 1 + (known.attempts if known else 0), "host": ""}
+        begun |= {"time": now, "noted": trial.config["noted"]}
+        self.ledger.started(number, config=config, **begun)
         record = self.results.trials.setdefault(number, TrialRecord(number))
-        record.begin(config, seed=config["seed"], attempt=attempt, host="", time=now)
+        record.begin(config, **begun)
         self.listen(number)
 
     def on_trial_result(
@@ -225,6 +226,7 @@ def make_tuner(
                 plan.objectives,
                 sampler=plan.sampler,
                 seed=plan.seed,
+                configurations=plan.trials,
                 epochs=plan.epochs,
                 history=results.trials.values(),
                 enough=enough,

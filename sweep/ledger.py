@@ -88,6 +88,9 @@ class TrialRecord:
 
     attempts: int = 0
 
+    noted: str = ""
+    """What the search noted of it when it was drawn, for itself: see `search`."""
+
     reports: list[dict[str, Any]] = field(default_factory=list)
     """One flat dict per epoch, in order, then the final one; what a retry says again counts once, as said last."""
 
@@ -99,9 +102,11 @@ class TrialRecord:
         """The final report: the chosen checkpoint's numbers; None before it was made."""
         return self.reports[-1] if self.reports and self.reports[-1]["final"] else None
 
-    def begin(self, config: Mapping[str, Any], *, seed: int, attempt: int, host: str, time: float) -> None:
+    def begin(
+        self, config: Mapping[str, Any], *, seed: int, attempt: int, host: str, time: float, noted: str = ""
+    ) -> None:
         """An attempt, counted from 1, starts at `time` in unix seconds."""
-        self.config, self.seed, self.host = dict(config), seed, host
+        self.config, self.seed, self.host, self.noted = dict(config), seed, host, noted
         self.attempts = max(self.attempts, attempt)
         self.started = time if self.started is None else self.started
         self.state, self.reason, self.ended = "running", "", None
@@ -201,10 +206,19 @@ class LedgerWriter:
             raise InputError(f"can't write the ledger in {str(sweep)!r}: {error.strerror}") from error
 
     def started(
-        self, number: int, *, config: Mapping[str, Any], seed: int, attempt: int, host: str, time: float
+        self,
+        number: int,
+        *,
+        config: Mapping[str, Any],
+        seed: int,
+        attempt: int,
+        host: str,
+        time: float,
+        noted: str = "",
     ) -> None:
         """Trial `number` begins its `attempt`, counted from 1, at `time` in unix seconds."""
         facts = {"config": _plain(config), "seed": seed, "attempt": attempt, "host": host}
+        facts |= {"noted": noted} if noted else {}
         self._append("started", number, time, facts)
 
     def reported(self, number: int, report: Mapping[str, Any], *, time: float) -> None:
@@ -405,7 +419,7 @@ def _replay(events: Iterable[dict[str, Any]], warnings: list[str]) -> dict[int, 
             trial.decisions.append(event["decision"])
         elif event["event"] == "started":
             attempt = {key: event[key] for key in ("seed", "attempt", "host", "time")}
-            trial.begin(event["config"], **attempt)
+            trial.begin(event["config"], **attempt, noted=event.get("noted", ""))
         else:
             trial.end(event["state"], reason=event["reason"], time=event["time"])
     for number, trial in trials.items():

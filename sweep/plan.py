@@ -38,7 +38,7 @@ from sweep.places import (
 from trainer.config import InputError, TrialConfig, check_value, did_you_mean, field_type, knob
 from trainer.report import EpochReport
 
-SAMPLERS = ("tpe", "random")
+SAMPLERS = ("tpe", "nsga2", "nsga3", "gp", "random", "qmc")
 STOPPERS = ("none", "asha")
 OBJECTIVES = Objectives(
     names=("sensitivity_accuracy", "invariance_accuracy"), maximise=(True, True), reference=(0.0, 0.0)

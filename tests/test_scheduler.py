@@ -456,7 +456,11 @@ def test_what_a_sweep_proposed_is_what_a_search_rebuilt_from_its_ledger_proposes
             epochs=plan.epochs,
             history=[trials[earlier] for earlier in range(number)],
         )
-        assert rebuilt.suggest("slot") == {"number": number, "config": trials[number].config}
+        assert rebuilt.suggest("slot") == {
+            "number": number,
+            "config": trials[number].config,
+            "noted": trials[number].noted,
+        }
 
 
 def test_a_replay_with_a_sweeps_own_settings_decides_as_it_did(

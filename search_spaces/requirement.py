@@ -1,0 +1,64 @@
+"""What a configuration must reach to count: `clean_accuracy >= 0.9`."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple, Self
+
+from trainer.config import InputError, did_you_mean
+from trainer.report import EpochReport
+
+MEASURES = tuple(
+    field.name for field in dataclasses.fields(EpochReport) if field.type in ("float", "int") and field.name != "epoch"
+)
+"""Numbers that every report carries."""
+
+FORM = re.compile(r"\s*(\w+)\s*(>=|<=)\s*(\S+)\s*")
+
+
+class Requirement(NamedTuple):
+    """A bound on a number of the final report."""
+
+    name: str
+    """One of `MEASURES`."""
+
+    at_least: bool
+    """Whether the bound is the least or the most that is allowed; itself it is."""
+
+    bound: float
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """As it is written.
+
+        Raises:
+            InputError: quoting the text, and naming what would be right.
+        """
+        match = FORM.fullmatch(text)
+        if match is None:
+            raise InputError(f"require {text!r}: must read NAME >= NUMBER or NAME <= NUMBER")
+        name, sign, number = match.groups()
+        if name not in MEASURES:
+            raise InputError(f"require {text!r}: no report carries {name!r}: {did_you_mean(name, MEASURES)}")
+        try:
+            bound = float(number)
+        except ValueError:
+            bound = math.nan
+        if not math.isfinite(bound):
+            raise InputError(f"require {text!r}: {number!r} is not a finite number")
+        return cls(name, sign == ">=", bound)
+
+    def excess(self, value: float) -> float:
+        """How far a value breaks it, as a share of the bound (of 1 where that is 0); at most 0 where it holds."""
+        return (self.bound - value if self.at_least else value - self.bound) / (abs(self.bound) or 1.0)
+
+    def __str__(self) -> str:
+        return f"{self.name} {'>=' if self.at_least else '<='} {self.bound!r}"
+
+
+def violation(requirements: Iterable[Requirement], numbers: Mapping[str, float]) -> float:
+    """How far numbers break requirements in all; 0 where all hold (the sum of Deb 2002, section VI)."""
+    return math.fsum(max(0.0, each.excess(numbers[each.name])) for each in requirements)
