@@ -21,7 +21,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
@@ -158,6 +158,24 @@ class Space:
     def distributions(self, config: Mapping[str, Any]) -> dict[str, BaseDistribution]:
         """Optuna's distributions of the knobs in `active(config)`."""
         return {name: self.swept[name].domain.distribution() for name in self.active(config)}
+
+    def point(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """A configuration as a point of this space: the knobs of `active`, and what differs from the fixed values."""
+        base = self._complete(self.fixed)
+        different = {name: config[name] for name in base if name not in NOT_SWEPT and config[name] != base[name]}
+        return {**self.active(config), **different}
+
+    def beginning_with(self, given: Sequence[Located]) -> Self:
+        """The same space with points before its own; of equal ones the first stays.
+
+        Raises:
+            InputError: for a point that is wrong, at its place.
+        """
+        points: list[dict[str, Any]] = []
+        for point in (*(_read_point(node, self.fixed) for node in given), *self.points):
+            if point not in points:
+                points.append(point)
+        return dataclasses.replace(self, points=tuple(points), trials=self.trials if self.swept else len(points))
 
     def values_of(self, name: str) -> tuple[Any, ...]:
         """Every value that a field of words takes in this space, points included."""

@@ -88,6 +88,8 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sampler", metavar="NAME", help="who proposes configurations: tpe, nsga2, nsga3, gp, random, qmc (tpe)"
     )
+    parser.add_argument("--points", metavar="FILE", type=Path, help="configurations to run first: YAML, JSON or CSV")
+    parser.add_argument("--from", metavar="NAME", dest="front_of", help="run the front of an earlier sweep first")
     parser.add_argument("--stop-when-flat", metavar="N", help="end once the hypervolume has not grown over N trials")
     parser.add_argument("--flat-growth", metavar="X", help="share up to which it has not grown (0.01)")
     parser.add_argument("--max-hours", metavar="H", help="begin no trial after H hours")
@@ -102,9 +104,11 @@ def add_run(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from search_spaces import load_space
     from sweep.plan import OPTIONS, make_plan, write_plan
+    from sweep.points import with_given_points
 
+    space = load_space(arguments.space)
     plan = make_plan(
-        load_space(arguments.space),
+        with_given_points(space, file=arguments.points, sweep=arguments.front_of, storage=arguments.storage),
         name=arguments.name,
         storage=arguments.storage,
         mlflow_uri=arguments.mlflow_uri,

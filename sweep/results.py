@@ -12,6 +12,7 @@ import numpy as np
 from sweep import pareto
 from sweep.ledger import TrialRecord
 from sweep.pareto import Objectives
+from sweep.plan import SweepPlan
 from trainer.config import InputError
 
 FACTS = "prepared.json"
@@ -46,6 +47,11 @@ def read_facts(folder: Path) -> Facts:
     if missing:
         raise InputError(f"{path}: lacks {', '.join(sorted(missing))}; without the file `otsweep resume` makes it anew")
     return facts
+
+
+def results_of(plan: SweepPlan, trials: Mapping[int, TrialRecord]) -> Results:
+    """What the trials of a sweep come to by its plan."""
+    return Results(plan.objectives, trials, total=plan.trials)
 
 
 class Results:

@@ -351,6 +351,9 @@ class Begun(NamedTuple):
 
 def remarks(plan: SweepPlan) -> Iterator[str]:
     """What the user should know of the plan's sampler, before it costs anything."""
+    points = len(plan.space.points)
+    if points > plan.trials:
+        yield f"of {points} given points the first {plan.trials} are run; --trials {points} would run all"
     conditional = [name for name, swept in plan.space.swept.items() if swept.when]
     if not plan.space.swept or plan.sampler not in ("gp", "nsga2", "nsga3"):
         return

@@ -53,7 +53,7 @@ def front_rows(plan: SweepPlan, results: Results) -> list[dict[str, Any]]:
                 **{name: record.result[name] for name in ACCURACIES},
                 "epoch": record.result["epoch"],
                 "knee": record.number == knee,
-                **plan.space.active(record.config),
+                **plan.space.point(record.config),
             }
         )
     return rows

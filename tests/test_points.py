@@ -1,0 +1,154 @@
+"""Given points: from a file, from the front of an earlier sweep, and back again."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from search_spaces import NOT_SWEPT, Space, load_space
+from sweep.cli import main
+from sweep.ledger import LedgerWriter
+from sweep.plan import SweepPlan, make_plan, parse_plan, plan_text, write_plan
+from sweep.points import with_given_points
+from trainer.config import InputError
+from trainer.presets import preset
+
+DRAWN = {"regularizer": "sinkhorn", "entropy": 0.1, "sensitivity_weight": 1e-05, "cross_entropy_on": "invariance"}
+
+
+@pytest.fixture(scope="module")
+def space() -> Space:
+    return load_space("digits")
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("points")
+
+
+@pytest.fixture(scope="module")
+def earlier(storage: Path, space: Space) -> tuple[SweepPlan, list[dict[str, Any]]]:
+    """A sweep whose front has a drawn trial, one of its given points, and one that no other space would draw; with the
+    configurations on its front, the best in sensitivity first."""
+    plan = make_plan(space, name="earlier", storage=str(storage), trials=4, epochs=3)
+    write_plan(plan)
+    base = space.points[0]
+    configs = [{**base, **DRAWN}, space.points[1], {**base, **preset("trades"), "learning_rate": 0.003}, base]
+    with LedgerWriter(plan.folder) as ledger:
+        for number, (config, robust) in enumerate(zip(configs, (0.3, 0.6, 0.4, 0.2), strict=True)):
+            ledger.started(number, config={**config, "epochs": 3, "seed": 5}, seed=5, attempt=1, host="", time=1.0)
+            numbers = {"sensitivity_accuracy": robust, "invariance_accuracy": min(0.7, 1 - robust)}
+            numbers |= {"clean_accuracy": 0.9, "invariance_stuck": 0.1, "time": 1.0}
+            ledger.reported(number, {"epoch": 2, "final": True, **numbers}, time=1.0)
+            ledger.ended(number, state="finished", time=1.0)
+    return plan, [configs[1], configs[2], configs[0]]
+
+
+def given(space: Space, file: Path | None = None, sweep: str | None = None, storage: Path | None = None) -> Space:
+    return with_given_points(space, file=file, sweep=sweep, storage=str(storage))
+
+
+def without(config: dict[str, Any], names: Any = NOT_SWEPT) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in names}
+
+
+def test_the_front_of_a_sweep_comes_first_in_its_order_and_nothing_twice(
+    space: Space, storage: Path, earlier: tuple[SweepPlan, list[dict[str, Any]]]
+) -> None:
+    points = given(space, sweep="earlier", storage=storage).points
+    assert [without(point) for point in points[:3]] == [without(config) for config in earlier[1]]
+    assert [point for point in points[3:]] == [point for point in space.points if point != space.points[1]]
+
+
+@pytest.mark.parametrize("form", ["json", "csv"])
+def test_what_front_writes_is_what_points_reads(
+    space: Space,
+    storage: Path,
+    earlier: tuple[SweepPlan, list[dict[str, Any]]],
+    form: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["front", "earlier", "--format", form, "--storage", str(storage)]) == 0
+    (storage / f"front.{form}").write_text(capsys.readouterr().out)
+    points = given(space, storage / f"front.{form}").points
+    assert [without(point) for point in points[:3]] == [without(config) for config in earlier[1]]
+
+
+def test_points_of_a_file_come_before_those_of_a_sweep(
+    space: Space, storage: Path, earlier: tuple[SweepPlan, list[dict[str, Any]]]
+) -> None:
+    file = storage / "two.yaml"
+    file.write_text("- {preset: pgd-at, sensitivity_epsilon: 0.11}\n- {regularizer: triplet, margin: 0.5}\n")
+    points = given(space, file, "earlier", storage).points
+    assert [points[0]["sensitivity_epsilon"], points[1]["margin"]] == [0.11, 0.5]
+    assert without(points[2]) == without(earlier[1][0])
+
+
+def test_a_plan_holds_its_points_and_needs_the_other_sweep_no_more(
+    space: Space, storage: Path, earlier: tuple[SweepPlan, list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    from search_spaces.yaml_file import parse_yaml
+
+    shutil.copytree(earlier[0].folder, tmp_path / "earlier")
+    found = given(space, sweep="earlier", storage=tmp_path)
+    plan = make_plan(found, name="later", storage=str(tmp_path))
+    text = plan_text(plan)
+    shutil.rmtree(tmp_path / "earlier")
+    assert parse_plan(parse_yaml(text.encode(), "plan.yaml")).space.points == found.points
+    assert plan.hash != make_plan(space, name="other", storage=str(tmp_path)).hash
+
+
+def test_a_space_that_draws_nothing_runs_what_it_is_given(space: Space, tmp_path: Path) -> None:
+    (tmp_path / "more.yaml").write_text("- {sensitivity_epsilon: 0.123}\n")
+    fixed = dataclasses.replace(space, swept={}, trials=len(space.points))
+    found = given(fixed, tmp_path / "more.yaml")
+    assert len(found.points) == found.trials == len(space.points) + 1
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.yaml", "- {margin: 0.1}\n- {sensitivity_epsilon: 7}\n", "a.yaml, line 2: sensitivity_epsilon = 7.0: must be"),
+        ("a.yaml", "- {margn: 0.1}\n", "a.yaml, line 1: unknown setting 'margn': did you mean 'margin'"),
+        ("a.yaml", "- {epochs: 3}\n", "line 1: 'epochs' can't differ between points"),
+        ("a.yaml", "- {preset: pgd}\n", "a.yaml, line 1: .*pgd-at"),
+        ("a.yaml", "{}", "must be a list of points, or hold one under 'points' or 'front'"),
+        ("a.json", '{"front": [{"trial": 3,\n "margin": -1}]}', "a.json, line 2: margin = -1.0: must be"),
+        ("a.json", '{"front": []}', "holds no point"),
+        ("a.csv", "trial,margin\n0,0.1\n1,x\n", "a.csv, line 3: margin = 'x': must be a number"),
+        ("a.csv", "trial,margin\n0\n", "a.csv, line 2: has 1 cells, and the header has 2"),
+        ("a.csv", "", "holds no point"),
+        ("gone.csv", None, "gone.csv: can't be read: No such file"),
+        ("gone.yaml", None, "gone.yaml: no such file"),
+    ],
+)
+def test_what_is_wrong_is_named_where_it_stands(
+    space: Space, tmp_path: Path, name: str, text: str | None, message: str
+) -> None:
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=message):
+        given(space, tmp_path / name)
+
+
+def test_a_sweep_without_a_front_and_no_sweep_are_refused(space: Space, tmp_path: Path) -> None:
+    plan = make_plan(space, name="empty", storage=str(tmp_path))
+    write_plan(plan)
+    LedgerWriter(plan.folder).close()
+    with pytest.raises(InputError, match="--from empty: has no front yet"):
+        given(space, sweep="empty", storage=tmp_path)
+    with pytest.raises(InputError, match="no sweep 'emtpy' in .*: did you mean 'empty'"):
+        given(space, sweep="emtpy", storage=tmp_path)
+
+
+def test_the_command_refuses_a_wrong_point_before_anything_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.yaml").write_text("- {margin: -1}\n")
+    assert main(["run", "--points", str(tmp_path / "a.yaml"), "--storage", str(tmp_path / "s")]) == 2
+    assert "a.yaml, line 1: margin = -1" in capsys.readouterr().err
+    assert not (tmp_path / "s").exists()
