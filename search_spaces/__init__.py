@@ -9,6 +9,7 @@
       learning_rate: {low: 1e-4, high: 1e-2, log: true}
       sensitivity_steps: {low: 1, high: 9, step: 2}
       margin: {low: 0.01, high: 1.0, when: {regularizer: triplet}}
+    require: [clean_accuracy >= 0.9]              # who breaks it is on no front, and the search is told
     points:                                       # run first: presets, values, or a preset with some values changed
       - {preset: pgd-at, sensitivity_epsilon: 0.2}
 
@@ -28,6 +29,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from search_spaces.requirement import Requirement
 from search_spaces.yaml_file import Located, locate, read_yaml
 from trainer.config import EvaluationConfig, InputError, TrialConfig, check_value, did_you_mean, field_type, knob
 from trainer.presets import preset
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
     from optuna.trial import BaseTrial
 
 FOLDER = Path(__file__).parent
-SECTIONS = ["name", "description", "trials", "evaluation", "space", "points"]
+SECTIONS = ["name", "description", "trials", "evaluation", "space", "require", "points"]
 RANGE_KEYS = ["low", "high", "log", "step"]
 MOST_STEPS = 1_000_000
 
@@ -145,6 +147,9 @@ class Space:
     trials: int = knob(24, low=1, high=100_000)
     """Trials of a sweep unless the command line says otherwise."""
 
+    require: tuple[Requirement, ...] = ()
+    """What a trial must reach to count."""
+
     def sample(self, trial: BaseTrial) -> dict[str, Any]:
         """A configuration drawn define-by-run: `trial` is asked for the knobs that are on, in a fixed order."""
         return self._complete(self._walk(lambda name, swept: swept.domain.suggest(trial, name)))
@@ -177,6 +182,15 @@ class Space:
                 points.append(point)
         return dataclasses.replace(self, points=tuple(points), trials=self.trials if self.swept else len(points))
 
+    def requiring(self, texts: Sequence[str]) -> Self:
+        """The same space with more requirements.
+
+        Raises:
+            InputError: quoting the one that is wrong.
+        """
+        given = (Requirement.parse(text, said="--require") for text in texts)
+        return dataclasses.replace(self, require=tuple(dict.fromkeys((*self.require, *given))))
+
     def values_of(self, name: str) -> tuple[Any, ...]:
         """Every value that a field of words takes in this space, points included."""
         values = [point[name] for point in self.points]
@@ -208,6 +222,8 @@ class Space:
             "evaluation": self.evaluation.to_dict(),
             "space": {**self.fixed, **{name: swept.to_dict() for name, swept in self.swept.items()}},
             "points": [{key: v for key, v in point.items() if v != base[key]} for point in self.points],
+            # Left out where there is none: plans that were written before there were any keep their digest.
+            **({"require": [str(each) for each in self.require]} if self.require else {}),
         }
 
     @classmethod
@@ -238,6 +254,7 @@ class Space:
             fixed=fixed,
             swept=swept,
             points=points,
+            require=_read_require(sections.get("require")),
             trials=_read_trials(sections.get("trials"), sections["space"], drawn=bool(swept), points=len(points)),
         )
 
@@ -488,6 +505,16 @@ def _check_corners(
 def _compatible(swept: Swept, values: Mapping[str, Any]) -> bool:
     """Whether the values break no condition; those on other keys may hold."""
     return all(values[parent] in options for parent, options in swept.when.items() if parent in values)
+
+
+def _read_require(node: Located | None) -> tuple[Requirement, ...]:
+    """One requirement, or a list of them."""
+    given: list[Requirement] = []
+    for item in [] if node is None else node.value if isinstance(node.value, list) else [node]:
+        text = item.word("require")
+        with item.blamed():
+            given.append(Requirement.parse(text, said="require"))
+    return tuple(dict.fromkeys(given))
 
 
 def _read_points(node: Located | None, fixed: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:

@@ -31,24 +31,24 @@ class Requirement(NamedTuple):
     bound: float
 
     @classmethod
-    def parse(cls, text: str) -> Self:
-        """As it is written.
+    def parse(cls, text: str, *, said: str) -> Self:
+        """As it is written; `said` is where, for messages.
 
         Raises:
             InputError: quoting the text, and naming what would be right.
         """
         match = FORM.fullmatch(text)
         if match is None:
-            raise InputError(f"require {text!r}: must read NAME >= NUMBER or NAME <= NUMBER")
+            raise InputError(f"{said} {text!r}: must read NAME >= NUMBER or NAME <= NUMBER")
         name, sign, number = match.groups()
         if name not in MEASURES:
-            raise InputError(f"require {text!r}: no report carries {name!r}: {did_you_mean(name, MEASURES)}")
+            raise InputError(f"{said} {text!r}: no report carries {name!r}: {did_you_mean(name, MEASURES)}")
         try:
             bound = float(number)
         except ValueError:
             bound = math.nan
         if not math.isfinite(bound):
-            raise InputError(f"require {text!r}: {number!r} is not a finite number")
+            raise InputError(f"{said} {text!r}: {number!r} is not a finite number")
         return cls(name, sign == ">=", bound)
 
     def excess(self, value: float) -> float:

@@ -42,6 +42,7 @@ from sweep.ledger import TrialRecord
 from sweep.plan import SweepPlan
 from sweep.results import Results
 from sweep.screen import duration
+from sweep.tables import required
 from trainer.config import InputError, TrialConfig, check_value, did_you_mean
 from trainer.people import ExamplesFolder
 
@@ -89,7 +90,9 @@ class Audit:
 
     def __post_init__(self) -> None:
         """Refuse what would give no numbers, before anything is spent."""
-        if not self.results.finished:
+        if self.results.configurations and not self.results.contenders:
+            raise InputError(f"no trial of {self.plan.name!r} fulfils {required(self.plan)}: there is nothing to audit")
+        if not self.results.contenders:
             raise InputError(f"no trial of {self.plan.name!r} has finished: there is nothing to audit yet")
         if self.plan.space.evaluation.eval_sensitivity_epsilon == 0:
             raise InputError("eval_sensitivity_epsilon = 0: an audit needs an attack, and so a budget above 0")

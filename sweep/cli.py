@@ -82,7 +82,15 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--mlflow-uri", metavar="URI", help="MLflow server or store; default: SQLite in the storage folder"
     )
-    parser.add_argument("--trials", metavar="N", help="how many trials in all")
+    parser.add_argument("--trials", metavar="N", help="how many trials in all; each seed of a configuration is one")
+    parser.add_argument("--seeds", metavar="N", help="on how many seeds each configuration runs, ranked together (1)")
+    parser.add_argument(
+        "--require",
+        metavar="BOUND",
+        action="append",
+        default=[],
+        help="what a trial must reach to be on the front: 'clean_accuracy >= 0.9'; may be given again",
+    )
     parser.add_argument("--epochs", metavar="N", help="epochs of every trial")
     parser.add_argument("--seed", metavar="N", help="decides the search and, with it, every trial (0)")
     parser.add_argument(
@@ -106,7 +114,7 @@ def run(arguments: argparse.Namespace) -> int:
     from sweep.plan import OPTIONS, make_plan, write_plan
     from sweep.points import with_given_points
 
-    space = load_space(arguments.space)
+    space = load_space(arguments.space).requiring(arguments.require)
     plan = make_plan(
         with_given_points(space, file=arguments.points, sweep=arguments.front_of, storage=arguments.storage),
         name=arguments.name,
@@ -137,12 +145,12 @@ def drive(plan: SweepPlan, *, announce: Callable[[], None]) -> int:
     """Run what is left of a sweep and show what it found."""
     from sweep.driver import run_plan
     from sweep.ledger import LedgerWriter, read_ledger
-    from sweep.results import Results, read_facts
+    from sweep.results import read_facts, results_of
     from sweep.screen import Screen
     from sweep.search import remarks
     from sweep.tracking import Tracker
 
-    results = Results(plan.objectives, {}, total=plan.trials)
+    results = results_of(plan, {})
     tracker = Tracker(plan, results, say=lambda message: screen.say(message))
     screen = Screen(console, plan, results)
     tracker.start()
@@ -233,7 +241,7 @@ def add_front(parser: argparse.ArgumentParser) -> None:
 def front(arguments: argparse.Namespace) -> int:
     from sweep.figures import save_figure
     from sweep.ledger import read_ledger
-    from sweep.results import Results, read_facts
+    from sweep.results import read_facts, results_of
     from sweep.tables import front_csv, front_json, front_picture
 
     if arguments.format not in ("table", "json", "csv"):
@@ -242,7 +250,7 @@ def front(arguments: argparse.Namespace) -> int:
     recorded = read_ledger(plan.folder)
     for warning in recorded.warnings:
         errors.print(f"ledger: {warning}", markup=False)
-    results = Results(plan.objectives, recorded.trials, total=plan.trials)
+    results = results_of(plan, recorded.trials)
     results.facts = read_facts(plan.folder)
     if arguments.plot:
         save_figure(front_picture(plan, results), arguments.plot)
@@ -283,14 +291,14 @@ def replay(arguments: argparse.Namespace) -> int:
     from sweep.plan import check_option
     from sweep.replay import ETAS, replay_table, unknown
     from sweep.replay import replay as run_replay
-    from sweep.results import Results
+    from sweep.results import results_of
 
     plan = find_plan(arguments)
     etas = ETAS if arguments.eta is None else (check_option("eta", arguments.eta),)
     grace = (
         plan.grace_epochs if arguments.grace_epochs is None else check_option("grace_epochs", arguments.grace_epochs)
     )
-    results = Results(plan.objectives, read_ledger(plan.folder).trials, total=plan.trials)
+    results = results_of(plan, read_ledger(plan.folder).trials)
     replays = [run_replay(plan, results, eta=eta, grace_epochs=grace) for eta in etas]
     console.print(replay_table(replays, results))
     if cut := unknown(replays, results):
@@ -314,13 +322,13 @@ def audit(arguments: argparse.Namespace) -> int:
     from sweep.audit import Audit, read_options, run_audit
     from sweep.audit_tables import command, show_audit
     from sweep.ledger import read_ledger
-    from sweep.results import Results, read_facts
+    from sweep.results import read_facts, results_of
 
     plan = find_plan(arguments)
     examples = find_examples(
         arguments.invariance_examples, dataset=plan.space.evaluation.dataset, data_dir=plan.data_dir
     )
-    results = Results(plan.objectives, read_ledger(plan.folder).trials, total=plan.trials)
+    results = results_of(plan, read_ledger(plan.folder).trials)
     results.facts = read_facts(plan.folder)
     begun = Audit(plan, results, read_options(vars(arguments)), examples)
     if not run_audit(begun, console):

@@ -199,7 +199,8 @@ def run_plan(
 def make_rungs(plan: SweepPlan, results: Results) -> Rungs:
     """Where trials are compared, standing as the ledger says."""
     levels = rung_levels(grace_epochs=plan.grace_epochs, eta=plan.eta, epochs=plan.epochs_per_trial)
-    rungs = Rungs(plan.objectives, levels=levels if plan.stopper == "asha" else [], eta=plan.eta)
+    levels = levels if plan.stopper == "asha" else []
+    rungs = Rungs(plan.objectives, levels=levels, eta=plan.eta, require=plan.space.require)
     rungs.restore(results.trials.values())
     return rungs
 
@@ -226,8 +227,10 @@ def make_tuner(
                 plan.objectives,
                 sampler=plan.sampler,
                 seed=plan.seed,
-                configurations=plan.trials,
+                configurations=plan.configurations,
                 epochs=plan.epochs,
+                seeds=plan.seeds,
+                require=plan.space.require,
                 history=results.trials.values(),
                 enough=enough,
             ),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ from matplotlib.transforms import Bbox
 from scipy.stats import binomtest
 
 from sweep.ledger import TrialRecord
-from sweep.pareto import Objectives, front_mask, hypervolume, knee
+from sweep.pareto import Interval, Objectives, front_mask, hypervolume, knee
 from trainer.config import REGULARIZERS, EvaluationConfig, InputError
 
 SUFFIXES = (".png", ".svg", ".pdf")
@@ -92,6 +92,8 @@ def front_figure(
     objectives: Objectives,
     evaluation: EvaluationConfig,
     validation_images: int | None = None,
+    infeasible: Container[int] = (),
+    intervals: Mapping[int, Sequence[Interval]] | None = None,
 ) -> Figure:
     """The front between the first two objectives: all finished trials, staircase, knee and dominated area.
 
@@ -100,26 +102,38 @@ def front_figure(
         name: the sweep's.
         validation_images: what clean and sensitivity accuracy were measured on; where given, the front has error bars
             (95% Wilson intervals; the number of images of invariance accuracy is in the reports).
+        infeasible: numbers of those that break what is required: drawn as crosses, and on no front.
+        intervals: of the objectives, by number, where several seeds tell them: the front's error bars then.
     """
     drawn = [trial for trial in trials if trial.result is not None]
     plane = Objectives(objectives.names[:2], objectives.maximise[:2], objectives.reference[:2])
     values = np.array([[_value(trial, axis) for axis in plane.names] for trial in drawn]).reshape(-1, 2)
-    on_front, knee_index = front_mask(values, plane), knee(values, plane)
-    count = f"{len(drawn)} finished trial{'' if len(drawn) == 1 else 's'}"
-    summary = f"hypervolume {hypervolume(values, plane):.4f}; {count}, {on_front.sum()} on the front"
+    feasible = np.array([trial.number not in infeasible for trial in drawn], dtype=bool)
+    on_front, knee_index = np.zeros(len(drawn), dtype=bool), knee(values[feasible], plane)
+    on_front[feasible] = front_mask(values[feasible], plane)
+    knee_index = None if knee_index is None else int(np.flatnonzero(feasible)[knee_index])
+    noun = "configuration" if intervals else "trial"
+    count = f"{len(drawn)} finished {noun}{'' if len(drawn) == 1 else 's'}"
+    broken = "" if feasible.all() else f", {(~feasible).sum()} not as required"
+    volume = hypervolume(values[feasible], plane)
+    summary = f"hypervolume {volume:.4f}; {count}, {on_front.sum()} on the front{broken}"
     units = np.array([100.0 if axis in AXES else 1.0 for axis in plane.names])
     points, plane = values * units, dataclasses.replace(plane, reference=tuple(units * plane.reference))
     spots = front_spots(drawn, points, on_front, knee_index)
-    intervals = wilson_segments(spots if validation_images else [], plane, validation_images or 0)
+    if intervals:
+        segments = interval_segments(spots, units, intervals)
+    else:
+        segments = wilson_segments(spots if validation_images else [], plane, validation_images or 0)
     with house_style():
         figure = Figure(figsize=(7.2, 5.8), dpi=DPI, layout="constrained")
         axes = figure.add_subplot()
-        draw_axes(axes, np.vstack([points, *intervals]), plane)
-        draw_trials(axes, drawn, points, on_front)
-        draw_intervals(axes, intervals)
+        draw_axes(axes, np.vstack([points, *segments]), plane)
+        draw_infeasible(axes, points[~feasible])
+        draw_trials(axes, [drawn[i] for i in np.flatnonzero(feasible)], points[feasible], on_front[feasible])
+        draw_intervals(axes, segments)
         draw_staircase(axes, spots, plane)
         draw_title(axes, name, f"{budgets(evaluation)}\n{summary}")
-        draw_legend(figure, axes, with_dominated=not on_front.all())
+        draw_legend(figure, axes, with_dominated=not on_front[feasible].all())
         draw_labels(figure, axes, spots, points, plane)
     return figure
 
@@ -220,6 +234,26 @@ def draw_trials(axes: Axes, trials: Sequence[TrialRecord], points: np.ndarray, o
             gid="front",
             label=regularizer,
         )
+
+
+def draw_infeasible(axes: Axes, points: np.ndarray) -> None:
+    """What breaks the requirements."""
+    if len(points):
+        label = "not as required"
+        axes.scatter(*points.T, s=16, c=MUTED, marker="x", linewidths=0.8, zorder=1, gid="infeasible", label=label)
+
+
+def interval_segments(
+    spots: Sequence[Spot], units: np.ndarray, intervals: Mapping[int, Sequence[Interval]]
+) -> np.ndarray:
+    """Intervals (k, 2, 2) of the front's means over seeds: one end, the other end."""
+    segments = []
+    for spot in spots:
+        across, up = (
+            np.multiply(unit, each) for unit, each in zip(units, intervals[spot.trials[0].number], strict=False)
+        )
+        segments += [[(x, spot.y) for x in across], [(spot.x, y) for y in up]]
+    return np.array(segments).reshape(-1, 2, 2)
 
 
 def wilson_segments(spots: Sequence[Spot], plane: Objectives, validation_images: int) -> np.ndarray:

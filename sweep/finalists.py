@@ -95,12 +95,13 @@ def dominated_beyond(points: Cloud, by: Cloud) -> np.ndarray:
 
 
 def choose_finalists(results: Results, *, images: int) -> list[TrialRecord]:
-    """The front and its near neighbours: the finished trials that none dominates beyond the intervals.
+    """The front and its near neighbours: the finished trials that none dominates beyond the intervals, of those that
+    fulfil what the sweep requires. Of several seeds of a configuration the first stands for all, with their means.
 
     Those on the front come first, by what each alone adds to the hypervolume; then the others, by the least amount
     that, added to every objective, would bring each onto the front.
     """
-    finished = sorted(results.finished.values(), key=lambda record: record.number)
+    finished = sorted(results.contenders.values(), key=lambda record: record.number)
     points, objectives = results.points(finished), results.objectives
     measured = cloud([record.reports[-1] for record in finished], objectives, images=images)
     on_front = pareto.front_mask(points, objectives)

@@ -53,7 +53,7 @@ def published_trials(plan: SweepPlan, results: Results) -> dict[str, TrialRecord
 
     def trials(wanted: dict[str, dict[str, Any]]) -> dict[str, TrialRecord]:
         by_name = {
-            name: next((record for record in results.finished.values() if record.config == shared | config), None)
+            name: next((record for record in results.configurations.values() if record.config == shared | config), None)
             for name, config in wanted.items()
         }
         return {name: record for name, record in by_name.items() if record is not None}

@@ -69,6 +69,18 @@ def ranks(points: ArrayLike, objectives: Objectives) -> np.ndarray:
     return layers[inverse.ravel()]
 
 
+def constrained_ranks(points: ArrayLike, violations: ArrayLike, objectives: Objectives) -> np.ndarray:
+    """Ranks (n,) where some points break a constraint, by `violations` (n,), at least 0 and 0 where all hold: feasible
+    before infeasible, those by `ranks`, these by their violation, the least first (Deb 2002, definition 1)."""
+    points, violations = np.asarray(points, dtype=float), np.asarray(violations, dtype=float)
+    feasible = violations <= 0
+    layers = np.zeros(len(violations), dtype=int)
+    layers[feasible] = ranks(points[feasible], objectives)
+    behind = np.unique(violations[~feasible], return_inverse=True)[1]
+    layers[~feasible] = layers[feasible].max(initial=-1) + 1 + behind
+    return layers
+
+
 def hypervolume(points: ArrayLike, objectives: Objectives) -> float:
     """The volume between the reference and the front; what is worse than the reference anywhere adds nothing."""
     return _hypervolume(objectives.turn(points), objectives.turned_reference)
@@ -157,6 +169,53 @@ def binomial_resampling(shares: ArrayLike, sizes: ArrayLike) -> Callable[[np.ran
     shares = np.asarray(shares, dtype=float)
     sizes = np.broadcast_to(sizes, shares.shape)
     return lambda generator: generator.binomial(sizes, shares) / sizes
+
+
+def mean_intervals(samples: ArrayLike, *, level: float = 0.95) -> np.ndarray:
+    """Student's intervals (n, d, 2) of the means of n groups, `samples` (n, k, d) with k at least 2 members each: low,
+    high."""
+    from scipy.special import stdtrit
+
+    samples = np.asarray(samples, dtype=float)
+    k = samples.shape[1]
+    half = stdtrit(k - 1, (1 + level) / 2) * samples.std(axis=1, ddof=1) / math.sqrt(k)
+    means = samples.mean(axis=1)
+    return np.stack([means - half, means + half], axis=-1)
+
+
+def front_probability(
+    samples: ArrayLike,
+    objectives: Objectives,
+    *,
+    excesses: ArrayLike | None = None,
+    seed: int,
+    draws: int = 1000,
+) -> np.ndarray:
+    """How likely each of n groups (n,) is on the front of the groups' means, were the members others: by bootstrap.
+
+    In every draw each group's k members are drawn from its own with replacement. The variance of such a mean is too
+    small by (k - 1) / k: members are moved away from the group's mean, by the root of k / (k - 1).
+
+    Args:
+        samples: objectives (n, k, d) of the groups' members.
+        excesses: (n, k, c), by how much each member breaks each of c constraints; a group whose mean breaks one is on
+            no front.
+        seed: of the draws.
+    """
+    samples = np.asarray(samples, dtype=float)
+    n, k, d = samples.shape
+    bounds = np.zeros((n, k, 0)) if excesses is None else np.asarray(excesses, dtype=float)
+    both = np.concatenate([samples, bounds], axis=2)
+    means = both.mean(axis=1)
+    # Of equal members the mean is theirs, exactly: rounding must not part groups that tie.
+    means = np.where((both == both[:, :1]).all(axis=1), both[:, 0], means)
+    wide = (both - means[:, None]) * math.sqrt(k / (k - 1) if k > 1 else 0.0)
+    generator, hits = np.random.default_rng(seed), np.zeros(n)
+    for _ in range(draws):
+        drawn = means + wide[np.arange(n)[:, None], generator.integers(k, size=(n, k))].mean(axis=1)
+        feasible = np.flatnonzero((drawn[:, d:] <= 0).all(axis=1))
+        hits[feasible] += front_mask(drawn[feasible, :d], objectives)
+    return hits / draws
 
 
 class Front:

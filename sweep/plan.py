@@ -50,12 +50,13 @@ DECIDING = (
     "eta",
     "grace_epochs",
     "trials",
+    "seeds",
     "stop_when_flat",
     "flat_growth",
     "epochs",
     "seed",
 )
-DECIDING_SPACE = ("evaluation", "space", "points")
+DECIDING_SPACE = ("evaluation", "space", "points", "require")
 VERSIONS_OF = ("torch", "ray", "optuna", "mlflow")
 REPORTED = tuple(field.name for field in dataclasses.fields(EpochReport) if field.type in ("float", "int"))
 
@@ -101,7 +102,11 @@ class SweepPlan:
     """Epochs of the first rung; each next has eta times as many."""
 
     trials: int = knob(24, low=1, high=100_000)
-    """How many trials run in all, if nothing below ends the sweep before."""
+    """How many trials run in all, if nothing below ends the sweep before; every seed of a configuration is a trial."""
+
+    seeds: int = knob(1, low=1, high=1000)
+    """On how many seeds each configuration runs, in trials of its own: `seed`, `seed` + 1 and so on. They are ranked
+    and shown together."""
 
     stop_when_flat: int = knob(0, low=0, high=100_000)
     """No new trial begins once the hypervolume has not grown over so many; 0 for never."""
@@ -138,13 +143,24 @@ class SweepPlan:
         for option in OPTIONS:
             if getattr(self, option) is not None:
                 object.__setattr__(self, option, check_option(option, getattr(self, option)))
-        if not self.space.swept and self.trials > len(self.space.points):
-            raise InputError(f"--trials {self.trials}: the space has {len(self.space.points)} points and draws nothing")
+        if self.trials % self.seeds:
+            below = self.trials // self.seeds * self.seeds
+            right = " or ".join(f"--trials {each}" for each in (below, below + self.seeds) if each)
+            raise InputError(f"--trials {self.trials}: every trial has one of --seeds {self.seeds}, so give {right}")
+        if not self.space.swept and self.configurations > len(self.space.points):
+            seeds = f", each on {self.seeds} seeds" if self.seeds > 1 else ""
+            points = len(self.space.points)
+            raise InputError(f"--trials {self.trials}: the space has {points} points{seeds} and draws nothing")
 
     @property
     def folder(self) -> Path:
         """The sweep's own folder."""
         return Path(self.storage) / self.name
+
+    @property
+    def configurations(self) -> int:
+        """How many different ones the trials are."""
+        return self.trials // self.seeds
 
     @property
     def epochs_per_trial(self) -> int:
@@ -204,6 +220,7 @@ OPTIONS: dict[str, dataclasses.Field] = {
     "eta": SweepPlan.__dataclass_fields__["eta"],
     "grace_epochs": SweepPlan.__dataclass_fields__["grace_epochs"],
     "trials": SweepPlan.__dataclass_fields__["trials"],
+    "seeds": SweepPlan.__dataclass_fields__["seeds"],
     "stop_when_flat": SweepPlan.__dataclass_fields__["stop_when_flat"],
     "flat_growth": SweepPlan.__dataclass_fields__["flat_growth"],
     "max_hours": SweepPlan.__dataclass_fields__["max_hours"],
@@ -245,7 +262,7 @@ def make_plan(
         created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         code_version=code_version(),
         versions={"python": platform.python_version(), **{each: installed_version(each) for each in VERSIONS_OF}},
-        **{"trials": space.trials, **given},
+        **{"trials": space.trials if space.swept else space.trials * given.get("seeds", 1), **given},
     )
 
 

@@ -14,7 +14,7 @@ from sweep.plan import read_plan
 from sweep.results import results_of
 from trainer.config import InputError
 
-FOUND = ("trial", "trials", "epoch", "knee", "p_front", *MEASURES)
+FOUND = ("trial", "seeds", "epoch", "knee", "p_front", *MEASURES)
 """How the keys begin that `otsweep front` writes beside a configuration: what it came to."""
 
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from sweep import pareto
 from sweep.plan import SweepPlan
 from sweep.results import Results
-from sweep.scheduler import Rungs, group_key, rung_levels
+from sweep.scheduler import Rungs, rung_levels
 from sweep.tables import percent
 
 ETAS = (2, 3, 4, 8)
@@ -36,7 +36,7 @@ class Replay(NamedTuple):
     """Trials that would have been stopped, ascending."""
 
     lost: tuple[int, ...]
-    """Those of them that stand on the sweep's front."""
+    """Those of them that stand on the sweep's front; of a configuration on several seeds the first."""
 
     hypervolume: float
     """Of the front without the stopped."""
@@ -50,18 +50,18 @@ class Replay(NamedTuple):
 def replay(plan: SweepPlan, results: Results, *, eta: int, grace_epochs: int) -> Replay:
     """Put every report of a ledger, as it came, to rungs of other settings."""
     levels = rung_levels(grace_epochs=grace_epochs, eta=eta, epochs=plan.epochs_per_trial)
-    rungs = Rungs(plan.objectives, levels=levels, eta=eta)
+    rungs = Rungs(plan.objectives, levels=levels, eta=eta, require=plan.space.require)
     spent = logged = 0
     for number, report in reports_in_order(results):
         logged += 1
         if rungs.stopped(number):
             continue
         spent += 1
-        values = [report[name] for name in plan.objectives.names]
-        rungs.decide(number, group_key(results.trials[number].config), report["epoch"], values)
+        rungs.hear(number, results.trials[number].config, report)
     stopped = tuple(number for number in results.trials if rungs.stopped(number))
-    kept = [record for number, record in results.finished.items() if number not in stopped]
-    lost = tuple(sorted({record.number for record in results.front_records} & set(stopped)))
+    cut = {results.members(number)[0].number for number in stopped}
+    kept = [record for number, record in results.contenders.items() if number not in cut]
+    lost = tuple(sorted({record.number for record in results.front_records} & cut))
     hypervolume = pareto.hypervolume(results.points(kept), plan.objectives)
     return Replay(eta, grace_epochs, rungs, spent, logged, stopped, lost, hypervolume)
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from search_spaces.requirement import Requirement, violation
 from sweep import pareto
 from sweep.ledger import TrialRecord
-from sweep.pareto import Objectives
+from sweep.pareto import Interval, Objectives
 from sweep.plan import SweepPlan
 from trainer.config import InputError
 
@@ -28,6 +31,16 @@ REQUIRED_FACTS = {
 }
 
 Facts = dict[str, Any]
+
+
+class Replicates(NamedTuple):
+    """What the seeds of a configuration tell beyond their means."""
+
+    intervals: tuple[Interval, ...]
+    """Student's 95% interval of each objective's mean."""
+
+    chance: float
+    """That it is on the front, were all configurations run on fresh seeds: by bootstrap."""
 
 
 def read_facts(folder: Path) -> Facts:
@@ -51,16 +64,36 @@ def read_facts(folder: Path) -> Facts:
 
 def results_of(plan: SweepPlan, trials: Mapping[int, TrialRecord]) -> Results:
     """What the trials of a sweep come to by its plan."""
-    return Results(plan.objectives, trials, total=plan.trials)
+    return Results(plan.objectives, trials, total=plan.trials, seeds=plan.seeds, require=plan.space.require)
 
 
 class Results:
-    """Trials by number, and the front of those that finished. The driver changes it; the screen and MLflow read it."""
+    """Trials by number, and the front of those that finished. The driver changes it; the screen and MLflow read it.
 
-    def __init__(self, objectives: Objectives, trials: Mapping[int, TrialRecord], *, total: int) -> None:
-        self.objectives, self.total = objectives, total
+    What is ranked are configurations: one per trial or, with several seeds, one for as many trials in a row. It has
+    finished once all of them have. Then it stands as one record, with the number of its first trial and the means over
+    its seeds as its result.
+
+    Args:
+        total: trials of the sweep.
+        seeds: trials of a configuration.
+        require: who breaks it is on no front.
+    """
+
+    def __init__(
+        self,
+        objectives: Objectives,
+        trials: Mapping[int, TrialRecord],
+        *,
+        total: int,
+        seeds: int = 1,
+        require: Sequence[Requirement] = (),
+    ) -> None:
+        self.objectives, self.total, self.seeds, self.require = objectives, total, seeds, require
         self.facts: Facts = {}
         self.trials: dict[int, TrialRecord] = {}
+        self.configurations: dict[int, TrialRecord] = {}
+        """Those that finished, by the number of their first trial."""
         self.front = pareto.Front(objectives)
         self.volumes: list[float] = []
         """The hypervolume after each trial that finished or was stopped, in the order in which they ended."""
@@ -69,21 +102,53 @@ class Results:
     def load(self, trials: Mapping[int, TrialRecord]) -> None:
         """Take in what a ledger holds."""
         self.trials.update(trials)
+        waiting = {number: record for number, record in self.finished.items() if self.seeds > 1}
         for record in sorted(self.ended.values(), key=lambda record: (record.ended or 0.0, record.number)):
-            self.count(record)
+            waiting.pop(record.number, None)
+            self.count(record, unless=waiting.keys())
 
     def end(self, number: int, state: str, *, reason: str, time: float) -> None:
-        """A trial is over; one that finished joins the points of the front."""
+        """A trial is over; one that finished joins the points of the front, with all seeds of its configuration."""
         record = self.trials[number]
         record.end(state, reason=reason, time=time)
         self.count(record)
 
-    def count(self, record: TrialRecord) -> None:
-        """Enter a trial that ended into the front, if it finished, and into the course of the hypervolume."""
-        if record.state == "finished" and record.result is not None:
-            self.front.add(self.point(record))
+    def count(self, record: TrialRecord, unless: Container[int] = ()) -> None:
+        """Enter a trial that ended into the front, if with it its configuration has finished, and into the course of
+        the hypervolume.
+
+        Args:
+            unless: trials that ended later, though it is known by now.
+        """
+        members = self.members(record.number)
+        if len(members) == self.seeds and all(
+            each.state == "finished" and each.result is not None and each.number not in unless for each in members
+        ):
+            whole = self.configurations[members[0].number] = as_one(members)
+            if self.violation(whole) == 0:
+                self.front.add(self.point(whole))
         if record.state != "failed":
             self.volumes.append(self.hypervolume)
+
+    def members(self, number: int) -> list[TrialRecord]:
+        """The trials of a trial's configuration that have begun, its own among them, by number."""
+        first = number - number % self.seeds
+        return [self.trials[each] for each in range(first, first + self.seeds) if each in self.trials]
+
+    def violation(self, record: TrialRecord) -> float:
+        """How far a configuration breaks what is required; 0 where it does not."""
+        assert record.result is not None
+        return violation(self.require, record.result)
+
+    @property
+    def contenders(self) -> dict[int, TrialRecord]:
+        """The configurations that finished and fulfil what is required."""
+        return {number: each for number, each in list(self.configurations.items()) if self.violation(each) == 0}
+
+    @property
+    def infeasible(self) -> dict[int, TrialRecord]:
+        """The configurations that finished and break what is required."""
+        return {number: each for number, each in list(self.configurations.items()) if self.violation(each) > 0}
 
     def growth(self, trials: int) -> float:
         """Of the hypervolume over the last so many trials that ended, as a share of it; 1 while there is none, or
@@ -124,7 +189,7 @@ class Results:
         return {number: record for number, record in list(self.trials.items()) if record.state in states}
 
     def point(self, record: TrialRecord) -> np.ndarray:
-        """A finished trial's objectives, (d,)."""
+        """The objectives of a trial or configuration that finished, (d,)."""
         assert record.result is not None
         return np.array([record.result[name] for name in self.objectives.names])
 
@@ -138,25 +203,63 @@ class Results:
 
     @property
     def front_records(self) -> list[TrialRecord]:
-        """The trials on the front, the best in the first objective first."""
-        finished = list(self.finished.values())
-        mask = pareto.front_mask(self.points(finished), self.objectives)
-        members = [record for record, on_front in zip(finished, mask, strict=True) if on_front]
+        """The configurations on the front, the best in the first objective first."""
+        contenders = list(self.contenders.values())
+        mask = pareto.front_mask(self.points(contenders), self.objectives)
+        members = [record for record, on_front in zip(contenders, mask, strict=True) if on_front]
         best_first = self.objectives.turn(self.points(members))[:, 0].argsort(kind="stable")[::-1]
         return [members[place] for place in best_first]
 
     @property
     def knee(self) -> int | None:
-        """The number of the trial at the front's knee, where the front has one."""
-        finished = list(self.finished.values())
-        place = pareto.knee(self.points(finished), self.objectives) if finished else None
-        return None if place is None else finished[place].number
+        """The number of the configuration at the front's knee, where the front has one."""
+        contenders = list(self.contenders.values())
+        place = pareto.knee(self.points(contenders), self.objectives) if contenders else None
+        return None if place is None else contenders[place].number
 
     def ranks(self) -> dict[int, int]:
-        """Non-dominated rank of every finished trial: 0 on the front."""
-        finished = list(self.finished.values())
-        ranks = pareto.ranks(self.points(finished), self.objectives)
-        return {record.number: int(rank) for record, rank in zip(finished, ranks, strict=True)}
+        """Non-dominated rank of every trial whose configuration finished: 0 on the front, and who breaks what is
+        required behind all who fulfil it."""
+        whole = list(self.configurations.values())
+        violations = np.array([self.violation(record) for record in whole])
+        ranks = pareto.constrained_ranks(self.points(whole), violations, self.objectives)
+        if len(whole) and violations.min() > 0:
+            ranks = ranks + 1
+        of_each = dict(zip((record.number for record in whole), ranks.tolist(), strict=True))
+        return {each.number: rank for number, rank in of_each.items() for each in self.members(number)}
+
+    def replicates(self) -> dict[int, Replicates]:
+        """What several seeds tell of every configuration that finished, by the number of its first trial; empty for
+        one seed, which tells nothing of another."""
+        if self.seeds == 1 or not self.configurations:
+            return {}
+        groups = [self.members(number) for number in self.configurations]
+        measured = np.stack([self.points(members) for members in groups])
+        excesses = np.array(
+            [
+                [[r.excess(each.result[r.name]) for r in self.require] for each in group if each.result]
+                for group in groups
+            ]
+        ).reshape(*measured.shape[:2], -1)
+        chances = pareto.front_probability(measured, self.objectives, excesses=excesses, seed=0)
+        intervals = pareto.mean_intervals(measured)
+        return {
+            number: Replicates(tuple(Interval(*row) for row in interval.tolist()), float(chance))
+            for number, interval, chance in zip(self.configurations, intervals, chances, strict=True)
+        }
+
+    def told_together(self, number: int, replicates: Mapping[int, Replicates]) -> dict[str, float]:
+        """What is known of a trial by its configuration, for MLflow: `violation` where something is required; with
+        several seeds, given what `replicates` told, `mean_<objective>` with `_low` and `_high`, and `p_front`."""
+        whole = self.configurations[number - number % self.seeds]
+        told = {"violation": self.violation(whole)} if self.require else {}
+        if whole.number in replicates:
+            each = replicates[whole.number]
+            told["p_front"] = each.chance
+            for name, value, interval in zip(self.objectives.names, self.point(whole), each.intervals, strict=True):
+                told |= {f"mean_{name}": float(value)}
+                told |= {f"mean_{name}_low": interval.low, f"mean_{name}_high": interval.high}
+        return told
 
     def epochs_done(self, epochs_per_trial: int) -> int:
         """Epochs that need not be waited for any more; those that an ended trial left out count as done."""
@@ -165,3 +268,19 @@ class Results:
 
     def share_done(self, epochs_per_trial: int) -> float:
         return self.epochs_done(epochs_per_trial) / (self.total * epochs_per_trial)
+
+
+def as_one(members: Sequence[TrialRecord]) -> TrialRecord:
+    """Finished trials that differ in the seed alone as one record, whose result are their means; one alone as it is."""
+    first = members[0]
+    if len(members) == 1:
+        return first
+    results = [each.result for each in members if each.result is not None]
+    means = {name: mean([result[name] for result in results]) for name in results[0]}
+    ended = max(each.ended or 0.0 for each in members)
+    return dataclasses.replace(first, ended=ended, attempts=sum(each.attempts for each in members), reports=[means])
+
+
+def mean(values: Sequence[Any]) -> Any:
+    """Of numbers, the same in any order; what all have in common stays as it is."""
+    return values[0] if all(value == values[0] for value in values) else fmean(values)

@@ -15,6 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from sweep.ledger import TrialRecord
 from sweep.plan import SweepPlan
 from sweep.results import Results
 from sweep.tables import label, percent
@@ -42,6 +43,8 @@ class Screen:
             if resumed
             else f"{plan.name}: {plan.trials} trials"
         )
+        if plan.seeds > 1:
+            verb += f" ({plan.configurations} configurations on {plan.seeds} seeds each)"
         self.say(f"{verb} of {plan.epochs_per_trial} epochs on {plan.space.evaluation.dataset}, seed {plan.seed}")
         if self.console.is_terminal:
             self.spinner.start()
@@ -91,8 +94,8 @@ class Screen:
         return Group(
             Text(f"{self.counts()}; {self.outlook()}"),
             Columns([ProgressBar(total=total, completed=done, width=BAR_WIDTH)]),
-            self.trials_table("running", sorted(self.results.running)),
-            self.trials_table("front", [record.number for record in self.results.front_records][:FRONT_SHOWN]),
+            self.trials_table("running", sorted(self.results.running.values(), key=lambda record: record.number)),
+            self.trials_table("front", self.results.front_records[:FRONT_SHOWN]),
         )
 
     def counts(self) -> str:
@@ -111,15 +114,14 @@ class Screen:
         left = f", about {duration((1 - share) / pace)} left" if pace > 0 and share < 1 else ""
         return f"{front}; {duration(gone)} gone{left}"
 
-    def trials_table(self, heading: str, numbers: list[int]) -> Table:
+    def trials_table(self, heading: str, records: list[TrialRecord]) -> Table:
         table = Table.grid(padding=(0, 2))
-        for position, number in enumerate(numbers):
-            record = self.results.trials[number]
+        for position, record in enumerate(records):
             last = record.reports[-1] if record.reports else None
-            epoch = f"{last['epoch'] if last else 0:3d}/{self.plan.epochs_per_trial}"
+            epoch = f"{last['epoch'] if last else 0:3g}/{self.plan.epochs_per_trial}"
             table.add_row(
                 heading if position == 0 else "",
-                f"{number:03d}",
+                f"{record.number:03d}",
                 epoch,
                 accuracies(last) if last else "",
                 Text(label(self.plan.space, record.config), overflow="ellipsis", no_wrap=True),

@@ -352,17 +352,18 @@ class Begun(NamedTuple):
 def remarks(plan: SweepPlan) -> Iterator[str]:
     """What the user should know of the plan's sampler, before it costs anything."""
     points = len(plan.space.points)
-    if points > plan.trials:
-        yield f"of {points} given points the first {plan.trials} are run; --trials {points} would run all"
+    if points > plan.configurations:
+        whole = f"--trials {points * plan.seeds} runs all"
+        yield f"the first {plan.configurations} of {points} given points are run; {whole}"
     conditional = [name for name, swept in plan.space.swept.items() if swept.when]
     if not plan.space.swept or plan.sampler not in ("gp", "nsga2", "nsga3"):
         return
     if plan.sampler == "gp":
-        yield "sampler gp: a draw takes a second or more, in which no other trial is begun; it learns from 10 trials on"
+        yield "gp: a draw takes seconds, in which no trial begins; it learns from 10 trials on"
     else:
-        yield f"sampler {plan.sampler}: generations of {population(plan.trials)}, the first of them drawn at random"
+        yield f"{plan.sampler}: generations of {population(plan.configurations)}, the first of them drawn at random"
     if conditional:
-        yield f"sampler {plan.sampler}: draws knobs with a condition at random ({', '.join(conditional)}); tpe does not"
+        yield f"{plan.sampler}: draws knobs with a condition at random: {', '.join(conditional)}"
 
 
 def contains(distribution: BaseDistribution, value: Any) -> bool:

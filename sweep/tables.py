@@ -12,7 +12,7 @@ from rich.table import Table
 
 from search_spaces import Space
 from sweep.plan import SweepPlan
-from sweep.results import Facts, Results
+from sweep.results import Facts, Replicates, Results
 from trainer.config import SHORT_NAMES
 from trainer.people import ORACLE, People, Share
 
@@ -42,8 +42,9 @@ def percent(share: float) -> str:
 
 
 def front_rows(plan: SweepPlan, results: Results) -> list[dict[str, Any]]:
-    """The front from its most sensitivity-robust point on; plain values, one dict per trial."""
-    knee = results.knee
+    """The front from its most sensitivity-robust point on; plain values, one dict per trial. With several seeds one per
+    configuration: the number of its first trial, means, intervals, and its chance of being on the front."""
+    knee, replicates = results.knee, results.replicates()
     rows = []
     for record in results.front_records:
         assert record.result is not None
@@ -51,6 +52,7 @@ def front_rows(plan: SweepPlan, results: Results) -> list[dict[str, Any]]:
             {
                 "trial": record.number,
                 **{name: record.result[name] for name in ACCURACIES},
+                **(replicate_columns(plan, replicates[record.number]) if replicates else {}),
                 "epoch": record.result["epoch"],
                 "knee": record.number == knee,
                 **plan.space.point(record.config),
@@ -59,28 +61,55 @@ def front_rows(plan: SweepPlan, results: Results) -> list[dict[str, Any]]:
     return rows
 
 
+def replicate_columns(plan: SweepPlan, replicates: Replicates) -> dict[str, float]:
+    """What a front's row has only with several seeds."""
+    columns: dict[str, float] = {"seeds": plan.seeds, "p_front": replicates.chance}
+    for name, interval in zip(plan.objectives.names, replicates.intervals, strict=True):
+        columns |= {f"{name}_low": interval.low, f"{name}_high": interval.high}
+    return columns
+
+
+def headings(plan: SweepPlan) -> list[str]:
+    """Of what `cells` tells."""
+    return [*ACCURACIES.values(), *(["P(front)"] if plan.seeds > 1 else [])]
+
+
+def cells(row: Mapping[str, Any]) -> list[str]:
+    """The accuracies of a front's row, and what several seeds tell: `40.7±3.1%`, half of the 95% interval."""
+    shares = []
+    for name in ACCURACIES:
+        half = (row[f"{name}_high"] - row[f"{name}_low"]) / 2 if f"{name}_low" in row else None
+        shares.append(percent(row[name]) if half is None else f"{percent(row[name])[:-1]}±{percent(half)}")
+    return [*shares, *([percent(row["p_front"])] if "p_front" in row else [])]
+
+
+def name_of(row: Mapping[str, Any]) -> str:
+    """A front's row by its trials: `003`, or `003-005`."""
+    last = row["trial"] + row.get("seeds", 1) - 1
+    return f"{row['trial']:03d}" if last == row["trial"] else f"{row['trial']:03d}-{last:03d}"
+
+
 def front_table(plan: SweepPlan, results: Results) -> Table:
     """For a terminal."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("trial", justify="right")
-    for heading in ACCURACIES.values():
-        table.add_column(heading, justify="right")
+    table.add_column("trial" if plan.seeds == 1 else "trials", justify="right", no_wrap=True)
+    for heading in headings(plan):
+        table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("configuration", overflow="fold")
     for row in front_rows(plan, results):
         mark = "  <- knee" if row["knee"] else ""
-        shares = [percent(row[name]) for name in ACCURACIES]
-        table.add_row(f"{row['trial']:03d}", *shares, label(plan.space, results.trials[row["trial"]].config) + mark)
+        table.add_row(name_of(row), *cells(row), label(plan.space, results.trials[row["trial"]].config) + mark)
     return table
 
 
 def front_markdown(plan: SweepPlan, results: Results, run_ids: Mapping[int, str]) -> str:
     """For the description of an MLflow run, trials linked where their runs are known."""
-    lines = [verdict(plan, results), "", "| trial | sensitivity | invariance | stuck | clean | configuration |"]
-    lines.append("|---:|---:|---:|---:|---:|:---|")
+    columns = ["trial", *headings(plan), "configuration"]
+    lines = [verdict(plan, results), "", f"| {' | '.join(columns)} |", f"|{'---:|' * (len(columns) - 1)}:---|"]
     for row in front_rows(plan, results):
         number = row["trial"]
-        name = f"[{number:03d}](#/runs/{run_ids[number]})" if number in run_ids else f"{number:03d}"
-        shares = " | ".join(percent(row[key]) for key in ACCURACIES)
+        name = f"[{name_of(row)}](#/runs/{run_ids[number]})" if number in run_ids else name_of(row)
+        shares = " | ".join(cells(row))
         mark = " **knee**" if row["knee"] else ""
         lines.append(f"| {name} | {shares} | `{label(plan.space, results.trials[number].config)}`{mark} |")
     return "\n".join(lines)
@@ -89,14 +118,21 @@ def front_markdown(plan: SweepPlan, results: Results, run_ids: Mapping[int, str]
 def verdict(plan: SweepPlan, results: Results) -> str:
     """One line: how far the sweep is and what its front holds."""
     evaluation = plan.space.evaluation
+    units = "trials" if plan.seeds == 1 else f"configurations of {plan.seeds} seeds"
     stopped = f" ({len(results.stopped)} more stopped early)" if results.stopped else ""
+    broken = f", {len(results.infeasible)} of them not {required(plan)}" if plan.space.require else ""
     return (
-        f"{evaluation.dataset}: front of {len(results.front_records)} among {len(results.finished)} finished trials"
-        f"{stopped}, "
+        f"{evaluation.dataset}: front of {len(results.front_records)} among {len(results.configurations)} finished "
+        f"{units}{stopped}{broken}, "
         f"hypervolume {results.hypervolume:.4f} of 1. Sensitivity under {evaluation.eval_sensitivity_norm} "
         f"{evaluation.eval_sensitivity_epsilon:.3g} (PGD-{evaluation.eval_sensitivity_steps}); invariance under "
         f"{evaluation.eval_invariance_norm} {evaluation.eval_invariance_epsilon:.3g}, a proxy: {judge(results.facts)}"
     )
+
+
+def required(plan: SweepPlan) -> str:
+    """What the sweep requires, in a line."""
+    return " and ".join(map(str, plan.space.require))
 
 
 def judge(facts: Facts) -> str:
@@ -143,7 +179,10 @@ def front_json(plan: SweepPlan, results: Results) -> str:
         "evaluation": plan.space.evaluation.to_dict(),
         "hypervolume": results.hypervolume,
         "reference": list(plan.objectives.reference),
+        "seeds": plan.seeds,
+        "require": [str(each) for each in plan.space.require],
         "finished": len(results.finished),
+        "infeasible": len(results.infeasible),
         "stopped": len(results.stopped),
         "front": front_rows(plan, results),
     }
@@ -151,11 +190,13 @@ def front_json(plan: SweepPlan, results: Results) -> str:
 
 
 def front_picture(plan: SweepPlan, results: Results) -> Figure:
-    """The picture of all finished trials and their front."""
+    """The picture of all finished trials, or configurations, and their front."""
     from sweep.figures import front_figure
 
     return front_figure(
-        results.finished.values(),
+        results.configurations.values(),
+        infeasible=results.infeasible.keys(),
+        intervals={number: each.intervals for number, each in results.replicates().items()},
         name=plan.name,
         objectives=plan.objectives,
         evaluation=plan.space.evaluation,

@@ -188,7 +188,10 @@ class Tracker:
         }
         assert self.experiment is not None
         run_id = self.client.create_run(self.experiment, run_name=plan.name, tags=tags).info.run_id
-        self.write_params(run_id, plan.space.evaluation.to_dict() | {"trials": plan.trials, "sampler": plan.sampler})
+        self.write_params(
+            run_id,
+            plan.space.evaluation.to_dict() | {"trials": plan.trials, "seeds": plan.seeds, "sampler": plan.sampler},
+        )
         return run_id
 
     def write_params(self, run_id: str, values: Mapping[str, Any]) -> None:
@@ -216,6 +219,7 @@ class Tracker:
             "otsweep.kind": "trial",
             "otsweep.trial": str(record.number),
             "otsweep.seed": str(record.seed),
+            "otsweep.configuration": str(record.number - record.number % self.plan.seeds),
         }
         started = int((record.started or 0) * 1000)
         run = self.client.create_run(self.experiment, start_time=started, run_name=name, tags=tags)
@@ -254,11 +258,11 @@ class Tracker:
         self.write_pass()
         if self.parent is None:
             return
+        replicates = self.results.replicates()
         for number, rank in self.results.ranks().items():
-            run_id = self.runs[number]
-            self.write_metrics(
-                run_id, [("pareto_rank", float(rank), int((self.results.trials[number].ended or 0) * 1000), 0)]
-            )
+            run_id, ended = self.runs[number], int((self.results.trials[number].ended or 0) * 1000)
+            told = {"pareto_rank": float(rank), **self.results.told_together(number, replicates)}
+            self.write_metrics(run_id, [(key, value, ended, 0) for key, value in told.items()])
             self.client.set_tag(run_id, "pareto.rank", str(rank))
             self.client.set_tag(run_id, "pareto.front", str(rank == 0).lower())
         self.write_artifacts()

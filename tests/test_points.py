@@ -112,7 +112,11 @@ def test_a_space_that_draws_nothing_runs_what_it_is_given(space: Space, tmp_path
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.yaml", "- {margin: 0.1}\n- {sensitivity_epsilon: 7}\n", "a.yaml, line 2: sensitivity_epsilon = 7.0: must be"),
+        (
+            "a.yaml",
+            "- {margin: 0.1}\n- {sensitivity_epsilon: 7}\n",
+            "a.yaml, line 2: sensitivity_epsilon = 7.0: must be",
+        ),
         ("a.yaml", "- {margn: 0.1}\n", "a.yaml, line 1: unknown setting 'margn': did you mean 'margin'"),
         ("a.yaml", "- {epochs: 3}\n", "line 1: 'epochs' can't differ between points"),
         ("a.yaml", "- {preset: pgd}\n", "a.yaml, line 1: .*pgd-at"),

@@ -47,7 +47,7 @@ def test_a_sweep_runs_to_its_front_and_could_be_rebuilt_at_any_trial(storage: Pa
     assert "13 finished trials" in done.stdout
     assert "trial 000 failed: batch_size = 5000" in done.stdout
     assert not {"Warning", "WARNING", "[W "} & set(done.stderr.split())
-    at_random = f"sampler {sampler}: draws knobs with a condition at random (sensitivity_epsilon)"
+    at_random = f"{sampler}: draws knobs with a condition at random: sensitivity_epsilon"
     assert (at_random in done.stdout) == (sampler in ("gp", "nsga2", "nsga3"))
     plan, trials = read_plan(sampler, storage=str(storage)), read_ledger(storage / sampler).trials
     # A draw by gp takes a second.
@@ -57,7 +57,7 @@ def test_a_sweep_runs_to_its_front_and_could_be_rebuilt_at_any_trial(storage: Pa
             plan.objectives,
             sampler=plan.sampler,
             seed=plan.seed,
-            configurations=plan.trials,
+            configurations=plan.configurations,
             history=[trials[earlier] for earlier in range(number)],
         )
         assert rebuilt.window.get_trial(0).state == TrialState.FAIL
