@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import bisect
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
@@ -294,6 +295,92 @@ class Front:
         self._counts.insert(place, 1)
         self.size += 1
         return True
+
+
+class Layers:
+    """The points added so far by non-dominated sorting, kept up to date: layer 0 is the front, 1 that of the rest.
+
+    With two objectives a point costs O(log n) for every layer that it moves points out of (Buzdalov, Yakupov and
+    Stankevich 2015); with more, and where a point is removed, all are sorted anew.
+    """
+
+    def __init__(self, objectives: Objectives) -> None:
+        self._objectives = objectives
+        self._layers: list[list[tuple[float, ...]]] = []
+        """Different points, turned, in ascending order."""
+        self._counts: Counter[tuple[float, ...]] = Counter()
+        self._sizes: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    def size(self, layers: int) -> int:
+        """Points of the first so many layers, equal ones counted each."""
+        return sum(self._sizes[:layers])
+
+    def layer(self, point: ArrayLike) -> int:
+        """That of a point (d,) that was added."""
+        gain = self._turn(point)
+        if len(gain) == 2:
+            return self._first_beaten_by(gain)
+        return next(k for k, layer in enumerate(self._layers) if gain in layer)
+
+    def members(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
+        """Different points (m, d) of a layer in ascending order of gain, and how often each was added (m,)."""
+        gains = self._layers[layer]
+        return self._objectives.turn(gains), np.array([self._counts[gain] for gain in gains])
+
+    def add(self, point: ArrayLike) -> None:
+        """One more point (d,), finite."""
+        gain = self._turn(point)
+        self._counts[gain] += 1
+        if self._counts[gain] > 1:
+            self._sizes[self.layer(point)] += 1
+        elif len(gain) == 2:
+            self._insert(gain)
+        else:
+            self._sort()
+
+    def remove(self, point: ArrayLike) -> None:
+        """Undo the adding of a point (d,)."""
+        gain = self._turn(point)
+        self._counts -= Counter([gain])
+        self._sort()
+
+    def _turn(self, point: ArrayLike) -> tuple[float, ...]:
+        return tuple(self._objectives.turn(np.asarray(point)[None])[0].tolist())
+
+    def _sort(self) -> None:
+        gains = sorted(self._counts)
+        layers = ranks(self._objectives.turn(gains), self._objectives) if gains else np.array([], dtype=int)
+        self._layers = [[gains[i] for i in np.flatnonzero(layers == k)] for k in range(layers.max(initial=-1) + 1)]
+        self._sizes = [sum(map(self._counts.__getitem__, layer)) for layer in self._layers]
+
+    def _first_beaten_by(self, gain: tuple[float, ...]) -> int:
+        """The first layer without a point that dominates `gain`; what a layer dominates all layers before it do."""
+
+        def dominates(layer: list[tuple[float, ...]]) -> bool:
+            # Of those at least as good in the first gain, the one that comes first is the best in the second.
+            place = bisect.bisect_left(layer, (gain[0],))
+            return place < len(layer) and layer[place] != gain and layer[place][1] >= gain[1]
+
+        return bisect.bisect_left(self._layers, True, key=lambda layer: not dominates(layer))
+
+    def _insert(self, gain: tuple[float, ...]) -> None:
+        """What the new point dominates in its layer moves to the next one, and there does the same."""
+        moved = [gain]
+        for k in range(self._first_beaten_by(gain), len(self._layers)):
+            layer = self._layers[k]
+            # Where the first gain is no better than the last one's, and the second no better than the first one's.
+            stop = bisect.bisect_right(layer, moved[-1][0], key=lambda each: each[0])
+            start = bisect.bisect_left(layer, -moved[0][1], hi=stop, key=lambda each: -each[1])
+            beaten, layer[start:stop] = layer[start:stop], moved
+            self._sizes[k] += sum(map(self._counts.__getitem__, moved)) - sum(map(self._counts.__getitem__, beaten))
+            moved = beaten
+            if not moved:
+                return
+        self._layers.append(moved)
+        self._sizes.append(sum(map(self._counts.__getitem__, moved)))
 
 
 def _front_mask(gains: np.ndarray) -> np.ndarray:

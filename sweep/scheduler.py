@@ -20,7 +20,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -121,32 +120,78 @@ class Decision(NamedTuple):
         return cls(**fields, values=tuple(plain[name] for name in objectives.names))
 
 
-@dataclass
 class Rung:
-    """Who has reached a number of epochs: the numbers (d + c,) of every trial by group and number, objectives first,
-    then what the requirements name."""
+    """Who has reached a number of epochs: groups by key, ranked by the means of their trials."""
 
-    groups: dict[str, dict[int, tuple[float, ...]]] = field(default_factory=dict)
-
-    means: dict[str, list[float]] = field(default_factory=dict)
-    """Of every group over its trials, exactly the same in whatever order they came."""
+    def __init__(self, objectives: Objectives, require: Sequence[Requirement]) -> None:
+        self.objectives, self.require = objectives, require
+        self.trials: dict[str, dict[int, tuple[float, ...]]] = {}
+        """Of every group the numbers (d + c,) of its trials: objectives, then what the requirements name."""
+        self.rows: dict[str, int] = {}
+        """Of every group its place in the three that follow, which have room for more."""
+        self.points = np.empty((len(objectives.names), 0))
+        self.violations, self.leads = np.empty(0), np.empty(0, dtype=int)
+        self.layers = pareto.Layers(objectives)
+        """Of the groups that fulfil what is required."""
 
     def enter(self, group: str, trial: int, numbers: Sequence[float]) -> None:
-        members = self.groups.setdefault(group, {})
+        members = self.trials.setdefault(group, {})
+        row = self.rows.setdefault(group, len(self.rows))
+        if row == self.points.shape[1]:
+            self.points, self.violations, self.leads = map(with_room, (self.points, self.violations, self.leads))
+        elif members and self.violations[row] == 0:
+            self.layers.remove(self.points[:, row])
         members[trial] = tuple(map(float, numbers))
-        self.means[group] = [math.fsum(column) / len(members) for column in zip(*members.values(), strict=True)]
+        # Exactly the same in whatever order the trials came.
+        means = [math.fsum(column) / len(members) for column in zip(*members.values(), strict=True)]
+        self.points[:, row], required = means[: len(self.points)], self.required(means)
+        self.violations[row] = violation(self.require, required) if np.isfinite(means).all() else np.inf
+        self.leads[row] = min(members)
+        if self.violations[row] == 0:
+            self.layers.add(self.points[:, row])
 
-    def standing(self, group: str, objectives: Objectives, require: Sequence[Requirement]) -> Standing:
-        means, names = np.array(list(self.means.values())), list(self.means)
-        index, d = names.index(group), len(objectives.names)
-        points, required = means[:, :d], [dict(zip(required_names(require), row, strict=True)) for row in means[:, d:]]
-        violations = np.array([violation(require, numbers) for numbers in required])
-        violations[~np.isfinite(means).all(axis=1)] = np.inf
-        layers = layers_of(points, objectives, violations)
-        beaten = sorted(min(self.groups[names[i]]) for i in dominators(index, points, objectives, violations))
-        place = place_of(index, points, layers, objectives, violations)
-        broken = " and ".join(str(each) for each in require if each.excess(required[index][each.name]) > 0)
-        return Standing(int(layers[index]), place, len(means), tuple(beaten[:NAMED]), broken)
+    def required(self, means: Sequence[float]) -> dict[str, float]:
+        """What a group's numbers are by the names that requirements know them by."""
+        return dict(zip(required_names(self.require), means[len(self.objectives.names) :], strict=True))
+
+    def standing(self, group: str) -> Standing:
+        row, count = self.rows[group], len(self.rows)
+        layer, place = self.place(row)
+        members = self.trials[group]
+        required = self.required([math.fsum(column) / len(members) for column in zip(*members.values(), strict=True)])
+        broken = " and ".join(str(each) for each in self.require if each.excess(required[each.name]) > 0)
+        return Standing(layer, place, count, tuple(np.sort(self.leads[self.dominators(row)])[:NAMED].tolist()), broken)
+
+    def place(self, row: int) -> tuple[int, int]:
+        """Its layer, and how many stand before it: all of better layers, and of its own those that the epsilon-net
+        takes before it. Equal points tie, and so do those that break the requirements equally."""
+        violations, own = self.violations[: len(self.rows)], self.violations[row]
+        if own > 0:
+            better = violations[violations < own]
+            return len(self.layers) + len(np.unique(better[better > 0])), len(better)
+        layer = self.layers.layer(self.points[:, row])
+        different, counts = self.layers.members(layer)
+        feasible = self.points[:, : len(self.rows)][:, violations == 0]
+        low, high = feasible.min(axis=1), feasible.max(axis=1)
+        # In units of the extent of all who fulfil what is required: from 0, the worst, to 1, the best.
+        shares = self.objectives.turn(different) - np.minimum(*self.objectives.turn(np.stack([low, high])))
+        order = farthest_first(shares / np.where(high > low, high - low, 1.0))
+        me = int(np.flatnonzero((different[order] == self.points[:, row]).all(axis=1))[0])
+        return layer, self.layers.size(layer) + int(counts[order[:me]].sum())
+
+    def dominators(self, row: int) -> np.ndarray:
+        """The rows that dominate one; none for what is not finite."""
+        violations, own = self.violations[: len(self.rows)], self.violations[row]
+        if own > 0:
+            return np.flatnonzero(violations < own) if np.isfinite(own) else np.array([], dtype=int)
+        gains = self.points[:, : len(self.rows)] * np.where(self.objectives.maximise, 1.0, -1.0)[:, None]
+        mine = gains[:, row, None]
+        return np.flatnonzero((gains >= mine).all(axis=0) & (gains > mine).any(axis=0) & (violations == 0))
+
+
+def with_room(rows: np.ndarray) -> np.ndarray:
+    """The same (..., n) with as many again to come."""
+    return np.concatenate([rows, np.zeros((*rows.shape[:-1], max(rows.shape[-1], 64)), rows.dtype)], axis=-1)
 
 
 def required_names(require: Iterable[Requirement]) -> list[str]:
@@ -209,9 +254,9 @@ class Rungs:
         level = max((level for level in self.levels if level <= epoch), default=None)
         if level is None or any(decision.rung == level for decision in self.decisions.get(trial, ())):
             return None
-        rung = self.rungs.setdefault((level, strength), Rung())
+        rung = self.rung(level, strength)
         rung.enter(group, trial, [*values, *dict(brought).values()])
-        standing = rung.standing(group, self.objectives, self.require)
+        standing = rung.standing(group)
         decision = Decision(
             rung=level,
             epoch=epoch,
@@ -237,6 +282,10 @@ class Rungs:
             strength=report.get(STRENGTH, ""),
         )
 
+    def rung(self, level: int, strength: str) -> Rung:
+        """The one of a level, for what was measured with one strength."""
+        return self.rungs.setdefault((level, strength), Rung(self.objectives, self.require))
+
     def stopped(self, trial: int) -> bool:
         return any(decision.stop for decision in self.decisions.get(trial, ()))
 
@@ -248,7 +297,7 @@ class Rungs:
             for each in decisions:
                 if each.followed >= 0:
                     continue
-                rung = self.rungs.setdefault((each.rung, each.strength), Rung())
+                rung = self.rung(each.rung, each.strength)
                 rung.enter(group_key(record.config), record.number, [*each.values, *dict(each.required).values()])
                 if each.stop:
                     self.leaders[group_key(record.config)] = record.number
@@ -268,70 +317,20 @@ def group_key(config: Mapping[str, Any]) -> str:
     return json.dumps({name: value for name, value in config.items() if name != "seed"}, sort_keys=True)
 
 
-def layers_of(points: np.ndarray, objectives: Objectives, violations: np.ndarray | None = None) -> np.ndarray:
-    """Ranks (n,) of points (n, d) by constrained domination: 0 on the front; what is not finite comes after all the
-    rest."""
-    violations = np.zeros(len(points)) if violations is None else violations
-    finite = np.isfinite(points).all(axis=1) & np.isfinite(violations)
-    layers = np.zeros(len(points), dtype=int)
-    layers[finite] = pareto.constrained_ranks(points[finite], violations[finite], objectives)
-    layers[~finite] = layers[finite].max(initial=-1) + 1
-    return layers
-
-
-def place_of(
-    index: int,
-    points: np.ndarray,
-    layers: np.ndarray,
-    objectives: Objectives,
-    violations: np.ndarray | None = None,
-) -> int:
-    """How many of the points (n, d) stand before one: all of better layers, and of its own layer those that the
-    epsilon-net takes before it. Equal points tie, and so do those that break the requirements equally."""
-    before, own = int((layers < layers[index]).sum()), np.flatnonzero(layers == layers[index])
-    feasible = np.ones(len(points), dtype=bool) if violations is None else violations <= 0
-    if not np.isfinite(points[index]).all() or not feasible[index]:
-        return before
-    # Among the feasible, and in their extent alone.
-    gains = extents(np.where(feasible[:, None], points, np.nan), objectives)
-    different, counts = np.unique(gains[own], axis=0, return_counts=True)
-    order = farthest_first(different)
-    me = int(np.flatnonzero((different[order] == gains[index]).all(axis=1))[0])
-    return before + int(counts[order[:me]].sum())
-
-
-def extents(points: np.ndarray, objectives: Objectives) -> np.ndarray:
-    """Gains (n, d) in units of the extent of all finite points: from 0, the worst, to 1, the best."""
-    finite = np.isfinite(points).all(axis=1)
-    gains = np.full(points.shape, np.nan)
-    gains[finite] = objectives.turn(points[finite])
-    low, high = gains[finite].min(axis=0), gains[finite].max(axis=0)
-    return (gains - low) / np.where(high > low, high - low, 1.0)
-
-
 def farthest_first(shares: np.ndarray) -> np.ndarray:
     """An order (m,) of different points (m, d) in [0, 1], ascending, of which every beginning covers them well.
 
     The first is the one with the largest sum, each next the one farthest from all before it (algorithm 2 of Schmucker
     et al.; Gonzalez 1985). Where two are as far, the one that comes first by value: nothing depends on who came first.
     """
-    order = [int(shares.sum(axis=1).argmax())]
+    order, columns = [int(shares.sum(axis=1).argmax())], shares.T.copy()
     gaps = np.full(len(shares), np.inf)
     while len(order) < len(shares):
-        gaps = np.minimum(gaps, ((shares - shares[order[-1]]) ** 2).sum(axis=1))
-        gaps[order] = -1.0
+        last = order[-1]
+        gaps = np.minimum(gaps, ((columns - columns[:, last, None]) ** 2).sum(axis=0))
+        gaps[last] = -np.inf  # and so it stays
         order.append(int(gaps.argmax()))
     return np.array(order)
-
-
-def dominators(index: int, points: np.ndarray, objectives: Objectives, violations: np.ndarray) -> np.ndarray:
-    """Which of the points (n, d) dominate one, by violations (n,) and else by the objectives; none where it is not
-    finite."""
-    if not np.isfinite(points[index]).all() or not np.isfinite(violations[index]):
-        return np.array([], dtype=int)
-    gains = points * np.where(objectives.maximise, 1.0, -1.0)
-    better = (gains >= gains[index]).all(axis=1) & (gains > gains[index]).any(axis=1) & (violations[index] == 0)
-    return np.flatnonzero(np.where(violations == violations[index], better, violations < violations[index]))
 
 
 class MultiObjectiveASHA(FIFOScheduler):

@@ -13,6 +13,7 @@ from hypothesis.extra.numpy import arrays
 
 from sweep.pareto import (
     Front,
+    Layers,
     Objectives,
     binomial_resampling,
     contributions,
@@ -314,6 +315,33 @@ class TestGrowingFront:
             other.add(points[i])
         assert (one.hypervolume, one.size) == (other.hypervolume, other.size)
         np.testing.assert_array_equal(one.points, other.points)
+
+
+class TestGrowingLayers:
+    @given(clouds(high=40), st.randoms(use_true_random=False))
+    def test_equal_what_sorting_anew_finds(self, points, random):
+        """After every point that comes, and after every one that goes again."""
+        these = objectives(points.shape[1], maximise=False)
+        layers, held = Layers(these), []
+        for point in points:
+            layers.add(point)
+            held.append(point)
+            self.compare(layers, np.array(held), these)
+        random.shuffle(held)
+        while held:
+            layers.remove(held.pop())
+            self.compare(layers, np.array(held).reshape(-1, points.shape[1]), these)
+        assert len(layers) == 0
+
+    def compare(self, layers: Layers, points: np.ndarray, these: Objectives) -> None:
+        expected = ranks(points, these)
+        assert [layers.layer(point) for point in points] == expected.tolist()
+        assert len(layers) == expected.max(initial=-1) + 1
+        for k in range(len(layers)):
+            different, counts = layers.members(k)
+            found = sorted(map(tuple, np.repeat(different, counts, axis=0).tolist()))
+            assert found == sorted(map(tuple, points[expected == k].tolist()))
+            assert layers.size(k) == (expected < k).sum()
 
 
 class TestInterval:

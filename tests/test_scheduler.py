@@ -24,13 +24,12 @@ from sweep.scheduler import (
     STRENGTH,
     Decision,
     MultiObjectiveASHA,
+    Rung,
     Rungs,
     Standing,
     behind,
     farthest_first,
     group_key,
-    layers_of,
-    place_of,
     rung_levels,
 )
 from sweep.search import ParetoSearch
@@ -54,19 +53,25 @@ def rungs(draw: st.DrawFn, *, least: int = 1) -> tuple[np.ndarray, Objectives]:
     return draw(rung_of(len(objectives.names), least=least)), objectives
 
 
+def standings(points: np.ndarray, objectives: Objectives) -> list[Standing]:
+    """Of all, once all have come."""
+    rung = Rung(objectives, ())
+    for number, point in enumerate(points):
+        rung.enter(str(number), number, point)
+    return [rung.standing(str(number)) for number in range(len(points))]
+
+
+def layers_of(points: np.ndarray, objectives: Objectives) -> list[int]:
+    return [standing.layer for standing in standings(points, objectives)]
+
+
 def places(points: np.ndarray, objectives: Objectives) -> np.ndarray:
-    layers = layers_of(points, objectives)
-    return np.array([place_of(i, points, layers, objectives) for i in range(len(points))])
+    return np.array([standing.place for standing in standings(points, objectives)])
 
 
 def stops(points: np.ndarray, objectives: Objectives, eta: int) -> list[bool]:
     """Who would be stopped if all of a rung were seen at once."""
-    layers = layers_of(points, objectives)
-    standings = [
-        Standing(int(layer), int(place), len(points), ())
-        for layer, place in zip(layers, places(points, objectives), strict=True)
-    ]
-    return [behind(standing, eta=eta) for standing in standings]
+    return [behind(standing, eta=eta) for standing in standings(points, objectives)]
 
 
 def dominates(a: np.ndarray, b: np.ndarray, objectives: Objectives) -> bool:
@@ -88,7 +93,7 @@ def test_ranks_are_ranks_and_no_order_in_which_to_sort() -> None:
 def test_layers_are_those_of_the_reference(case: tuple[np.ndarray, Objectives]) -> None:
     points, objectives = case
     expected = moocore.pareto_rank(points, maximise=list(objectives.maximise))
-    assert layers_of(points, objectives).tolist() == expected.tolist()
+    assert layers_of(points, objectives) == expected.tolist()
 
 
 @given(rungs())
@@ -209,7 +214,7 @@ def test_a_trial_is_compared_once_in_each_rung() -> None:
     found = fresh()
     made = [found.decide(0, "a", epoch, (0.5, 0.5)) for epoch in (1, 1, 2, 3, 1, 2, 3, 4, 9, 10)]
     assert [decision and decision.rung for decision in made] == [1, None, None, 3, None, None, None, None, 9, None]
-    assert [len(members) for rung in found.rungs.values() for members in rung.groups.values()] == [1, 1, 1]
+    assert [len(members) for rung in found.rungs.values() for members in rung.trials.values()] == [1, 1, 1]
 
 
 def test_what_is_said_again_changes_nothing() -> None:
