@@ -1,0 +1,175 @@
+"""The driver at scale: its cost per report over the last thousand of 10,000 trials, over that of the first thousand.
+
+Trials only report: ten epochs each, on curves that are drawn. What stands between Ray Tune and them is the very code of
+a sweep (search, scheduler, ledger, results with their front), called as Ray Tune calls it, on as many slots; what each
+of them takes is shown by itself, with the memory of the process. Ray's own cost is not in it.
+
+    python -m tests.benchmarks.driver_scale [TRIALS]
+"""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import sys
+import tempfile
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from search_spaces import load_space
+from sweep.driver import Scribe
+from sweep.ledger import LedgerWriter
+from sweep.plan import OBJECTIVES
+from sweep.results import Results
+from sweep.scheduler import MultiObjectiveASHA, Rungs
+from sweep.search import ParetoSearch
+from sweep.trainable import REPORT
+from tests.benchmarks.common import print_machine, print_result
+
+TRIALS, EPOCHS, SLOTS, PART = 10_000, 10, 16, 1000
+LEVELS = (1, 4)
+NOBODY = 10**6
+"""An eta by which all are compared and none is stopped, as where too few stand in a rung: all report ten times."""
+SEED, NOISE = 0, 0.05
+
+
+class Clock:
+    """Seconds by layer, without what a layer calls of another."""
+
+    def __init__(self) -> None:
+        self.spent: Counter[str] = Counter()
+        self.open: list[str] = []
+        self.since = time.perf_counter()
+
+    def turn(self) -> None:
+        now = time.perf_counter()
+        self.spent[self.open[-1] if self.open else "simulation"] += now - self.since
+        self.since = now
+
+    @contextlib.contextmanager
+    def running(self, layer: str) -> Iterator[None]:
+        self.turn()
+        self.open.append(layer)
+        try:
+            yield
+        finally:
+            self.turn()
+            self.open.pop()
+
+    def watch(self, owner: object, layer: str, *names: str) -> None:
+        for name in names:
+            setattr(owner, name, self.watched(getattr(owner, name), layer))
+
+    def watched(self, call: Callable[..., Any], layer: str) -> Callable[..., Any]:
+        def timed(*words: Any, **options: Any) -> Any:
+            with self.running(layer):
+                return call(*words, **options)
+
+        return timed
+
+
+@dataclass
+class Trial:
+    """What of a Ray Tune trial is looked at, and the curve that it reports."""
+
+    trial_id: str
+    config: dict[str, Any]
+    curve: Iterator[dict[str, Any]]
+
+
+def curve(number: int) -> Iterator[dict[str, Any]]:
+    """The reports of a trial: two accuracies that grow towards ends drawn beside each other's way, with noise."""
+    generator = np.random.default_rng((SEED, number))
+    share, quality = generator.random(), generator.beta(2, 2)
+    ends = np.clip(quality * np.array([share, 1 - share]) ** 0.5, 0.01, 0.99)
+    for epoch in [*range(1, EPOCHS + 1), 0]:
+        grown = ends * (1 - 0.7 ** (epoch or EPOCHS)) + NOISE * generator.normal(size=2) / (epoch or EPOCHS)
+        sensitivity, invariance = np.clip(grown, 0.0, 1.0).tolist()
+        yield {
+            "epoch": epoch or EPOCHS,
+            "final": epoch == 0,
+            "clean_accuracy": float(np.clip(0.6 + 0.4 * quality, 0, 1)),
+            "sensitivity_accuracy": sensitivity,
+            "invariance_accuracy": invariance,
+            "invariance_stuck": 1 - invariance,
+            "invariance_unchanged": 0.9,
+            "invariance_changed_size": 300,
+            "invariance_original_label": 0.8,
+            "learning_rate": 1e-3,
+            "train_seconds": 1.0,
+            "evaluation_seconds": 0.5,
+            **{f"loss/{term}": float(generator.random()) for term in ("cross_entropy", "sensitivity", "invariance")},
+        }
+
+
+@dataclass
+class Part:
+    """What a thousand trials took."""
+
+    reports: int
+    spent: Counter[str]
+    megabytes: float
+
+
+def simulate(folder: Path, clock: Clock, trials: int) -> Iterator[Part]:
+    """A sweep, part by part."""
+    space = load_space("digits")
+    results = Results(OBJECTIVES, {}, total=trials)
+    rungs = Rungs(OBJECTIVES, levels=LEVELS, eta=NOBODY)
+    search = ParetoSearch(space, OBJECTIVES, sampler="tpe", seed=SEED, configurations=trials)
+    scheduler = MultiObjectiveASHA(rungs)
+    with LedgerWriter(folder) as ledger:
+        scribe = Scribe(ledger, results, rungs, lambda number: None)
+        clock.watch(search, "search", "suggest", "on_trial_complete")
+        clock.watch(scheduler, "scheduler", "on_trial_result")
+        clock.watch(ledger, "ledger", "started", "reported", "decided", "ended")
+        clock.watch(scribe, "front", "on_trial_start", "on_trial_result")
+        running: deque[Trial] = deque()
+        begun = ended = reports = 0
+        while ended < trials:
+            while begun < trials and len(running) < SLOTS:
+                suggested = search.suggest(str(begun))
+                running.append(Trial(str(begun), suggested, curve(suggested["number"])))
+                scribe.on_trial_start(0, [], running[-1])
+                begun += 1
+            trial = running.popleft()
+            report = next(trial.curve)
+            flat = {REPORT + name: value for name, value in report.items()}
+            stop = scheduler.on_trial_result(None, trial, flat) == "STOP"  # pyright: ignore[reportArgumentType]
+            scribe.on_trial_result(0, [], trial, {"report": report})
+            reports += 1
+            if not (stop or report["final"]):
+                running.append(trial)
+                continue
+            search.on_trial_complete(trial.trial_id, flat)
+            ended += 1
+            if ended % PART == 0:
+                clock.turn()
+                yield Part(reports, clock.spent, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+                clock.spent, reports = Counter(), 0
+
+
+def main() -> None:
+    trials = int(sys.argv[1]) if len(sys.argv) > 1 else TRIALS
+    layers = ("search", "scheduler", "ledger", "front")
+    print_machine("optuna", "pyarrow")
+    print(f"ms per report; {trials} trials of {EPOCHS} epochs on {SLOTS} slots, TPE, rungs at epochs {LEVELS}")
+    print(f"{'trials':>8}{'reports':>9}" + "".join(f"{layer:>11}" for layer in layers) + f"{'all':>9}{'MB':>8}")
+    sums = []
+    with tempfile.TemporaryDirectory() as folder:
+        for number, part in enumerate(simulate(Path(folder), Clock(), trials), 1):
+            each = [1000 * part.spent[layer] / part.reports for layer in layers]
+            sums.append(sum(each))
+            columns = "".join(f"{ms:11.3f}" for ms in each)
+            print(f"{number * PART:8}{part.reports:9}{columns}{sums[-1]:9.3f}{part.megabytes:8.0f}", flush=True)
+    print_result("driver_scale", sums[-1] / sums[0])
+
+
+if __name__ == "__main__":
+    main()
