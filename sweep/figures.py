@@ -26,7 +26,8 @@ from matplotlib.transforms import Bbox
 from scipy.stats import binomtest
 
 from sweep.ledger import TrialRecord
-from sweep.pareto import Interval, Objectives, front_mask, hypervolume, knee
+from sweep.pareto import Objectives, front_mask, hypervolume, knee
+from sweep.results import Replicates
 from trainer.config import REGULARIZERS, EvaluationConfig, InputError
 
 SUFFIXES = (".png", ".svg", ".pdf")
@@ -76,13 +77,16 @@ class Spot(NamedTuple):
     y: float
     trials: list[TrialRecord]
     is_knee: bool
+    chance: float | None = None
+    """Of being on the front, where several seeds tell it."""
 
     @property
     def label(self) -> str:
-        """Its trials' numbers, of many the first three."""
+        """Its trials' numbers, of many the first three, and its chance."""
         numbers = [f"{trial.number:03d}" for trial in self.trials]
         more = [f"+{len(numbers) - LABELLED_TRIALS}"] if len(numbers) > LABELLED_TRIALS else []
-        return ", ".join(numbers[:LABELLED_TRIALS] + more) + (" (knee)" if self.is_knee else "")
+        chance = "" if self.chance is None else f" {self.chance:.0%}"
+        return ", ".join(numbers[:LABELLED_TRIALS] + more) + chance + (" (knee)" if self.is_knee else "")
 
 
 def front_figure(
@@ -93,7 +97,7 @@ def front_figure(
     evaluation: EvaluationConfig,
     validation_images: int | None = None,
     infeasible: Container[int] = (),
-    intervals: Mapping[int, Sequence[Interval]] | None = None,
+    replicates: Mapping[int, Replicates] | None = None,
 ) -> Figure:
     """The front between the first two objectives: all finished trials, staircase, knee and dominated area.
 
@@ -103,7 +107,8 @@ def front_figure(
         validation_images: what clean and sensitivity accuracy were measured on; where given, the front has error bars
             (95% Wilson intervals; the number of images of invariance accuracy is in the reports).
         infeasible: numbers of those that break what is required: drawn as crosses, and on no front.
-        intervals: of the objectives, by number, where several seeds tell them: the front's error bars then.
+        replicates: what several seeds tell, by number: the front's error bars then, and in its labels the chance of
+            being on it.
     """
     drawn = [trial for trial in trials if trial.result is not None]
     plane = Objectives(objectives.names[:2], objectives.maximise[:2], objectives.reference[:2])
@@ -112,16 +117,18 @@ def front_figure(
     on_front, knee_index = np.zeros(len(drawn), dtype=bool), knee(values[feasible], plane)
     on_front[feasible] = front_mask(values[feasible], plane)
     knee_index = None if knee_index is None else int(np.flatnonzero(feasible)[knee_index])
-    noun = "configuration" if intervals else "trial"
+    noun = "configuration" if replicates else "trial"
     count = f"{len(drawn)} finished {noun}{'' if len(drawn) == 1 else 's'}"
     broken = "" if feasible.all() else f", {(~feasible).sum()} not as required"
     volume = hypervolume(values[feasible], plane)
-    summary = f"hypervolume {volume:.4f}; {count}, {on_front.sum()} on the front{broken}"
+    chances = "; in percent their chance of it" if replicates else ""
+    summary = f"hypervolume {volume:.4f}; {count}, {on_front.sum()} on the front{chances}{broken}"
     units = np.array([100.0 if axis in AXES else 1.0 for axis in plane.names])
     points, plane = values * units, dataclasses.replace(plane, reference=tuple(units * plane.reference))
     spots = front_spots(drawn, points, on_front, knee_index)
-    if intervals:
-        segments = interval_segments(spots, units, intervals)
+    if replicates:
+        spots = [spot._replace(chance=replicates[spot.trials[0].number].chance) for spot in spots]
+        segments = interval_segments(spots, units, replicates)
     else:
         segments = wilson_segments(spots if validation_images else [], plane, validation_images or 0)
     with house_style():
@@ -243,15 +250,11 @@ def draw_infeasible(axes: Axes, points: np.ndarray) -> None:
         axes.scatter(*points.T, s=16, c=MUTED, marker="x", linewidths=0.8, zorder=1, gid="infeasible", label=label)
 
 
-def interval_segments(
-    spots: Sequence[Spot], units: np.ndarray, intervals: Mapping[int, Sequence[Interval]]
-) -> np.ndarray:
+def interval_segments(spots: Sequence[Spot], units: np.ndarray, replicates: Mapping[int, Replicates]) -> np.ndarray:
     """Intervals (k, 2, 2) of the front's means over seeds: one end, the other end."""
     segments = []
     for spot in spots:
-        across, up = (
-            np.multiply(unit, each) for unit, each in zip(units, intervals[spot.trials[0].number], strict=False)
-        )
+        across, up = (units[i] * np.array(replicates[spot.trials[0].number].intervals[i]) for i in (0, 1))
         segments += [[(x, spot.y) for x in across], [(spot.x, y) for y in up]]
     return np.array(segments).reshape(-1, 2, 2)
 

@@ -148,7 +148,7 @@ class SweepPlan:
             right = " or ".join(f"--trials {each}" for each in (below, below + self.seeds) if each)
             raise InputError(f"--trials {self.trials}: every trial has one of --seeds {self.seeds}, so give {right}")
         if not self.space.swept and self.configurations > len(self.space.points):
-            seeds = f", each on {self.seeds} seeds" if self.seeds > 1 else ""
+            seeds = f", each on {self.seeds} seeds," if self.seeds > 1 else ""
             points = len(self.space.points)
             raise InputError(f"--trials {self.trials}: the space has {points} points{seeds} and draws nothing")
 

@@ -120,10 +120,10 @@ def verdict(plan: SweepPlan, results: Results) -> str:
     evaluation = plan.space.evaluation
     units = "trials" if plan.seeds == 1 else f"configurations of {plan.seeds} seeds"
     stopped = f" ({len(results.stopped)} more stopped early)" if results.stopped else ""
-    broken = f", {len(results.infeasible)} of them not {required(plan)}" if plan.space.require else ""
+    broken = f", {len(results.infeasible)} of which break {required(plan)}" if results.infeasible else ""
     return (
         f"{evaluation.dataset}: front of {len(results.front_records)} among {len(results.configurations)} finished "
-        f"{units}{stopped}{broken}, "
+        f"{units}{broken}{stopped}, "
         f"hypervolume {results.hypervolume:.4f} of 1. Sensitivity under {evaluation.eval_sensitivity_norm} "
         f"{evaluation.eval_sensitivity_epsilon:.3g} (PGD-{evaluation.eval_sensitivity_steps}); invariance under "
         f"{evaluation.eval_invariance_norm} {evaluation.eval_invariance_epsilon:.3g}, a proxy: {judge(results.facts)}"
@@ -196,7 +196,7 @@ def front_picture(plan: SweepPlan, results: Results) -> Figure:
     return front_figure(
         results.configurations.values(),
         infeasible=results.infeasible.keys(),
-        intervals={number: each.intervals for number, each in results.replicates().items()},
+        replicates=results.replicates(),
         name=plan.name,
         objectives=plan.objectives,
         evaluation=plan.space.evaluation,

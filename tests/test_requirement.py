@@ -126,11 +126,11 @@ def test_where_all_break_it_there_is_no_front(plan: SweepPlan) -> None:
     results = results_of(plan, {0: record(0, FOUND[1]), 1: record(1, FOUND[3])})
     assert (results.front_records, results.knee, results.hypervolume) == ([], None, 0.0)
     assert results.ranks() == {1: 1, 0: 2}
-    assert "front of 0 among 2 finished trials, 2 of them not clean_accuracy >= 0.9," in verdict(plan, results)
+    assert "front of 0 among 2 finished trials, 2 of which break clean_accuracy >= 0.9," in verdict(plan, results)
 
 
 def test_table_picture_and_json_say_how_many(plan: SweepPlan, results: Results) -> None:
-    assert "front of 2 among 5 finished trials, 2 of them not clean_accuracy >= 0.9," in verdict(plan, results)
+    assert "front of 2 among 5 finished trials, 2 of which break clean_accuracy >= 0.9," in verdict(plan, results)
     told = json.loads(front_json(plan, results))
     assert (told["infeasible"], told["require"]) == (2, ["clean_accuracy >= 0.9"])
     [axes] = front_picture(plan, results).axes
