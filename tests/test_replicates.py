@@ -73,7 +73,7 @@ def test_every_draw_has_a_front(samples: np.ndarray, random: Any) -> None:
 def test_chances_are_those_of_the_draws_counted_out() -> None:
     """Of the four draws from two members one is twice the lower, one twice the higher, and two are one of each: the
     means 1 - r, 1 + r and, twice, 1, with r the root of 2."""
-    samples = np.array([[[0.0, 0.0], [2.0, 2.0]], [[1.2, 1.2], [1.2, 1.2]]])
+    samples = np.array([[[0.0, 0.0], [2.0, 2.0]], [[2.3, 2.3], [2.3, 2.3]]])
     found = front_probability(samples, OBJECTIVES, seed=3, draws=20_000)
     assert found == pytest.approx([0.25, 0.75], abs=0.01)
     bounded = front_probability(samples, OBJECTIVES, excesses=np.array([[[0.0], [0.0]], [[-1.0], [0.9]]]), seed=3)
@@ -117,8 +117,8 @@ def ended(number: int, robust: float, invariant: float, state: str = "finished")
     return TrialRecord(number, config, number % 3, state, started=0.0, ended=float(-number), reports=reports)
 
 
-# The second trial alone dominates all, and its configuration none: so it is the seed that was lucky.
-MEASURED = [(0.5, 0.5), (0.9, 0.9), (0.1, 0.1), (0.6, 0.6), (0.6, 0.7), (0.6, 0.5), (0.2, 0.8), (0.2, 0.8), (0.2, 0.8)]
+# The first trial alone dominates all, and its configuration none: so it is the seed that was lucky.
+MEASURED = [(0.9, 0.9), (0.5, 0.5), (0.1, 0.1), (0.6, 0.7), (0.6, 0.6), (0.6, 0.5), (0.2, 0.8), (0.2, 0.8), (0.2, 0.8)]
 
 
 @pytest.fixture
