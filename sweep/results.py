@@ -94,6 +94,12 @@ class Results:
         self.trials: dict[int, TrialRecord] = {}
         self.configurations: dict[int, TrialRecord] = {}
         """Those that finished, by the number of their first trial."""
+        self.contenders: dict[int, TrialRecord] = {}
+        """Those of them that fulfil what is required."""
+        self.infeasible: dict[int, TrialRecord] = {}
+        """And those that break it."""
+        self.resampled: tuple[int, dict[int, Replicates]] = (0, {})
+        """What `replicates` found last, and among how many configurations."""
         self.front = pareto.Front(objectives)
         self.volumes: list[float] = []
         """The hypervolume after each trial that finished or was stopped, in the order in which they ended."""
@@ -124,8 +130,11 @@ class Results:
         if len(members) == self.seeds and all(
             each.state == "finished" and each.result is not None and each.number not in unless for each in members
         ):
-            whole = self.configurations[members[0].number] = as_one(members)
-            if self.violation(whole) == 0:
+            whole = as_one(members)
+            fulfils = self.violation(whole) == 0
+            self.configurations[whole.number] = whole
+            (self.contenders if fulfils else self.infeasible)[whole.number] = whole
+            if fulfils:
                 self.front.add(self.point(whole))
         if record.state != "failed":
             self.volumes.append(self.hypervolume)
@@ -139,16 +148,6 @@ class Results:
         """How far a configuration breaks what is required; 0 where it does not."""
         assert record.result is not None
         return violation(self.require, record.result)
-
-    @property
-    def contenders(self) -> dict[int, TrialRecord]:
-        """The configurations that finished and fulfil what is required."""
-        return {number: each for number, each in list(self.configurations.items()) if self.violation(each) == 0}
-
-    @property
-    def infeasible(self) -> dict[int, TrialRecord]:
-        """The configurations that finished and break what is required."""
-        return {number: each for number, each in list(self.configurations.items()) if self.violation(each) > 0}
 
     def growth(self, trials: int) -> float:
         """Of the hypervolume over the last so many trials that ended, as a share of it; 1 while there is none, or
@@ -231,9 +230,12 @@ class Results:
     def replicates(self) -> dict[int, Replicates]:
         """What several seeds tell of every configuration that finished, by the number of its first trial; empty for
         one seed, which tells nothing of another."""
-        if self.seeds == 1 or not self.configurations:
+        whole = list(self.configurations)
+        if self.seeds == 1 or not whole:
             return {}
-        groups = [self.members(number) for number in self.configurations]
+        if self.resampled[0] == len(whole):
+            return self.resampled[1]
+        groups = [self.members(number) for number in whole]
         measured = np.stack([self.points(members) for members in groups])
         excesses = np.array(
             [
@@ -243,10 +245,12 @@ class Results:
         ).reshape(*measured.shape[:2], -1)
         chances = pareto.front_probability(measured, self.objectives, excesses=excesses, seed=0)
         intervals = pareto.mean_intervals(measured)
-        return {
+        found = {
             number: Replicates(tuple(Interval(*row) for row in interval.tolist()), float(chance))
-            for number, interval, chance in zip(self.configurations, intervals, chances, strict=True)
+            for number, interval, chance in zip(whole, intervals, chances, strict=True)
         }
+        self.resampled = len(whole), found
+        return found
 
     def told_together(self, number: int, replicates: Mapping[int, Replicates]) -> dict[str, float]:
         """What is known of a trial by its configuration, for MLflow: `violation` where something is required; with

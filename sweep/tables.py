@@ -44,9 +44,10 @@ def percent(share: float) -> str:
 def front_rows(plan: SweepPlan, results: Results) -> list[dict[str, Any]]:
     """The front from its most sensitivity-robust point on; plain values, one dict per trial. With several seeds one per
     configuration: the number of its first trial, means, intervals, and its chance of being on the front."""
-    knee, replicates = results.knee, results.replicates()
+    # In this order: a trial that finishes meanwhile is in the later ones too.
+    records, knee, replicates = results.front_records, results.knee, results.replicates()
     rows = []
-    for record in results.front_records:
+    for record in records:
         assert record.result is not None
         rows.append(
             {
@@ -194,7 +195,7 @@ def front_picture(plan: SweepPlan, results: Results) -> Figure:
     from sweep.figures import front_figure
 
     return front_figure(
-        results.configurations.values(),
+        list(results.configurations.values()),
         infeasible=results.infeasible.keys(),
         replicates=results.replicates(),
         name=plan.name,

@@ -325,6 +325,7 @@ def facts(storage: Path, name: str) -> list[tuple]:
     ]
 
 
+@pytest.mark.slow
 def test_a_sweep_shows_configurations(storage: Path, undisturbed: subprocess.CompletedProcess[str]) -> None:
     assert "whole: 15 trials (5 configurations on 3 seeds each)" in undisturbed.stdout
     trials = read_ledger(storage / "whole").trials
@@ -348,6 +349,7 @@ def test_a_sweep_shows_configurations(storage: Path, undisturbed: subprocess.Com
         assert 3 * group not in results.configurations
 
 
+@pytest.mark.slow
 def test_mlflow_has_what_the_seeds_tell_together(storage: Path, undisturbed: subprocess.CompletedProcess[str]) -> None:
     from sweep.tracking import connect
 
