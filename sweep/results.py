@@ -61,9 +61,12 @@ class Results:
         self.load(trials)
 
     def load(self, trials: Mapping[int, TrialRecord]) -> None:
-        """Take in what a ledger holds."""
-        self.trials.update(trials)
-        for record in sorted(self.ended.values(), key=lambda record: (record.ended or 0.0, record.number)):
+        """Take in what a ledger holds. What damage took the start or the result of is run again by a resume."""
+        self.trials.update({number: record for number, record in trials.items() if record.started is not None})
+        for record in self.in_state("finished").values():
+            if record.result is None:
+                record.state = "running"
+        for record in sorted(self.ended.values(), key=lambda record: record.ended_as):
             self.count(record)
 
     def end(self, number: int, state: str, *, reason: str, time: float) -> None:
@@ -87,10 +90,9 @@ class Results:
         return 1 - self.volumes[-1 - trials] / self.hypervolume
 
     @property
-    def trained_seconds(self) -> float:
-        """What all epochs took, in all slots together."""
-        reports = (report for record in self.trials.values() for report in record.reports if not report["final"])
-        return sum(report["train_seconds"] + report["evaluation_seconds"] for report in reports)
+    def held_seconds(self) -> float:
+        """For how long trials have held their slots, all slots together."""
+        return sum(record.held for record in self.trials.values())
 
     @property
     def running(self) -> dict[int, TrialRecord]:
@@ -98,8 +100,7 @@ class Results:
 
     @property
     def finished(self) -> dict[int, TrialRecord]:
-        """Those with a result; a damaged ledger can have lost it."""
-        return {number: record for number, record in self.in_state("finished").items() if record.result is not None}
+        return self.in_state("finished")
 
     @property
     def stopped(self) -> dict[int, TrialRecord]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray import tune
 
-from trainer.config import EvaluationConfig, OtsweepError, TrialConfig
+from trainer.config import EvaluationConfig, OtsweepError, StorageFailed, TrialConfig
 
 if TYPE_CHECKING:
     from trainer.preparation import Prepared
@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 FAILURE = "failure"
 """Key of a result that says why its trial failed. Such a trial ends as done, so that Ray never tries it again: the same
 configuration would fail in the same way. Only a lost worker is tried again."""
+
+STORAGE = "storage"
+"""Key of a result that says why the storage refused a checkpoint: no fault of the trial; a resume goes on with it."""
+
+WARNINGS = "warnings"
+"""Key of what a person should know of the trial: messages, in a list."""
 
 REPORT = "report/"
 """How the keys of a report begin in the flat results that Ray Tune hands to schedulers and searchers."""
@@ -101,6 +107,7 @@ class TrialTrainable(tune.Trainable):
 
     def begin(self, config: dict[str, Any]) -> None:
         self.number: int = config["number"]
+        self.warnings: list[str] = []
         self.reports = self.run(config["config"])
 
     def run(self, values: dict[str, Any]) -> Iterator[EpochReport]:
@@ -115,16 +122,20 @@ class TrialTrainable(tune.Trainable):
             TrialConfig.from_mapping(values),
             evaluation_of(self.task),
             shared(self.task),
-            store=FolderStore(trial_folder(self.task.sweep_folder, self.number)),
+            store=FolderStore(trial_folder(self.task.sweep_folder, self.number), told=self.warnings.append),
             device="cuda" if self.task.use_gpu and torch.cuda.is_available() else "cpu",
+            warn=self.warnings.append,
         )
 
     def step(self) -> dict[str, Any]:
         try:
             report = next(self.reports)
+        except StorageFailed as error:
+            return {STORAGE: str(error), "done": True}
         except Exception as error:  # noqa: BLE001 - a trial may fail in any way, and the sweep goes on
             return {FAILURE: explain(error), "done": True}
-        return {"report": report.to_dict(), "done": report.final}
+        warnings, self.warnings[:] = list(self.warnings), []
+        return {"report": report.to_dict(), WARNINGS: warnings, "done": report.final}
 
 
 def report_of(result: Mapping[str, Any]) -> dict[str, Any]:

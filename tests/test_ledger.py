@@ -349,7 +349,7 @@ class TestInterruption:
         assert not [warning for warning in ledger.warnings if "torn" not in warning]
         numbers = [n for part in parts(tmp_path) for n in pq.read_table(part)["sequence"].to_pylist()]
         assert numbers == list(range(1, len(found) + 2))
-        assert not list((tmp_path / "ledger").glob("*.tmp"))
+        assert not list((tmp_path / "ledger").glob(".*.unfinished"))
 
     @pytest.mark.parametrize("failing", ["pwrite", "fsync"])
     def test_an_event_that_the_storage_refused_is_not_there_and_can_be_said_again(self, tmp_path, monkeypatch, failing):
