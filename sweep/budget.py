@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 
+from sweep.ledger import TrialRecord
 from sweep.plan import SweepPlan
 from sweep.results import Results
 
@@ -23,6 +24,8 @@ class Budget:
         self.begun = time.monotonic()
         self.holding: dict[int, float] = {}
         """Since when, less what it held before, each running trial has held its slot."""
+        self.promised = 0
+        """Trials that were proposed and have not ended, also those that have no slot yet."""
 
     def hold(self, number: int) -> None:
         """A trial begins, or goes on, in a slot."""
@@ -44,15 +47,29 @@ class Budget:
         return self.plan.gpus_per_trial * (ended + sum(map(self.held, self.holding))) / HOUR
 
     @property
+    def usual(self) -> float:
+        """Seconds that a whole trial holds its slot, by what the sweep has seen; 0 before the first report."""
+        return statistics.fmean(
+            [whole_seconds(record) for record in self.results.trials.values() if record.held] or [0.0]
+        )
+
+    @property
     def gpu_hours_ahead(self) -> float:
-        """That the running trials still need and one more would, if they are like those that finished."""
-        usual = statistics.fmean([record.held for record in self.results.finished.values()] or [0.0])
+        """That the trials under way still need, and one more would."""
+        usual = self.usual
         left = sum(max(0.0, usual - self.held(number)) for number in self.holding)
-        return self.plan.gpus_per_trial * (left + usual) / HOUR
+        begun = usual * (1 + max(0, self.promised - len(self.holding)))
+        return self.plan.gpus_per_trial * (left + begun) / HOUR
 
     def spent(self) -> bool:
         """Whether the hard cap is reached: running trials stop at their next epoch, where a resume goes on."""
         return bool(self.plan.max_gpu_hours) and self.gpu_hours >= self.plan.max_gpu_hours
+
+    def overrun(self) -> bool:
+        """Whether the hard cap is passed by a whole trial: nothing goes on, not even to its next epoch. Before the first
+        report a single trial runs, and is let come to it: else no resume could ever get further."""
+        usual_hours = self.plan.gpus_per_trial * self.usual / HOUR
+        return self.spent() and 0 < usual_hours <= self.gpu_hours - self.plan.max_gpu_hours
 
     def enough(self) -> bool:
         """Whether no new trial begins; those that run end as they would have."""
@@ -63,3 +80,11 @@ class Budget:
             return True
         hours = self.hours_before + (time.monotonic() - self.begun) / HOUR
         return bool(plan.max_hours) and hours >= plan.max_hours
+
+
+def whole_seconds(record: TrialRecord) -> float:
+    """For how long a trial that has reported holds its slot from its first epoch to its last."""
+    epochs = [report["epoch"] for report in record.reports if not report["final"]]
+    if record.state == "finished" or not epochs:
+        return record.held
+    return record.held * max(1.0, record.config["epochs"] / epochs[-1])

@@ -82,7 +82,11 @@ def add_circumstances(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--max-hours", metavar="H", help="begin no trial after H hours")
     parser.add_argument("--max-gpu-hours", metavar="H", help="spend no more than H hours of GPUs on trials")
-    parser.add_argument("--max-concurrent", metavar="N", help="most trials at once; default: as many as fit")
+    parser.add_argument(
+        "--max-concurrent",
+        metavar="N",
+        help="most trials at once, or auto: by measured memory; default: as many as fit",
+    )
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
@@ -219,6 +223,11 @@ def show_end(plan: SweepPlan, results: Results, *, complete: bool) -> None:
         console.print(f"Stopped with {left} trials to go. Nothing is lost; to go on:\n  {resumption(plan)}")
         return
     if len(results.ended) < plan.trials:
+        if results.running:
+            console.print(
+                f"{len(results.running)} were stopped by the budget; a larger one goes on with them:\n"
+                f"  {resumption(plan)} --max-gpu-hours {2 * plan.max_gpu_hours:g}\n"
+            )
         grown = f"; hypervolume +{results.growth(plan.stop_when_flat):.1%} over the last {plan.stop_when_flat}"
         why = grown if plan.stop_when_flat else ""
         console.print(f"Ended after {len(results.ended)} of {plan.trials} trials, as the plan has it{why}.\n")

@@ -27,7 +27,8 @@ from sweep.plan import SweepPlan
 from sweep.results import FACTS, Facts, Results, read_facts
 from sweep.scheduler import MultiObjectiveASHA, Rungs, rung_levels
 from sweep.search import ParetoSearch
-from sweep.trainable import FAILURE, STORAGE, WARNINGS, Task, TrialTrainable
+from sweep.slots import SlotLimiter, Slots, concurrency
+from sweep.trainable import FAILURE, FOOTPRINT, STORAGE, WARNINGS, Footprint, Task, TrialTrainable
 from trainer.config import InputError, StorageFailed, TrialConfig
 from trainer.durable import patiently, write_whole
 
@@ -98,11 +99,12 @@ class Scribe(tune.Callback):
         results: Results,
         rungs: Rungs,
         budget: Budget,
+        slots: Slots,
         *,
         listen: Callable[[int], None],
         say: Callable[[str], None],
     ) -> None:
-        self.ledger, self.results, self.rungs, self.budget = ledger, results, rungs, budget
+        self.ledger, self.results, self.rungs, self.budget, self.slots = ledger, results, rungs, budget, slots
         self.listen, self.say = listen, say
         self.trouble: StorageFailed | None = None
 
@@ -135,6 +137,8 @@ class Scribe(tune.Callback):
             self.end(number, "failed", result[FAILURE])
         else:
             self.take(number, result["report"])
+            if self.slots.heard(Footprint(*result[FOOTPRINT])) and self.slots.plan.measure_memory:
+                self.say(self.slots.describe())
 
     def take(self, number: int, said: dict[str, Any]) -> None:
         """A report, with what the scheduler decided on it."""
@@ -223,9 +227,12 @@ def run_plan(
         results.facts = facts
         with begin(), tempfile.TemporaryDirectory(prefix="otsweep-tune-") as scratch:
             rungs = make_rungs(plan, results)
-            scribe = Scribe(ledger, results, rungs, budget, listen=listen, say=say)
-            asked = Asked(asked=lambda: interruption.asked or scribe.trouble is not None, spent=budget.spent)
-            make_tuner(plan, task, results, scribe, asked, concurrent, scratch).fit()
+            slots = Slots(plan, concurrent, known=budget.usual > 0)
+            scribe = Scribe(ledger, results, rungs, budget, slots, listen=listen, say=say)
+            asked = Asked(
+                asked=lambda: interruption.asked or scribe.trouble is not None or budget.overrun(), spent=budget.spent
+            )
+            make_tuner(plan, task, results, scribe, asked, scratch).fit()
             if scribe.trouble is not None:
                 raise scribe.trouble
     return not interruption.asked
@@ -245,28 +252,27 @@ def make_tuner(
     results: Results,
     scribe: Scribe,
     asked: Asked,
-    concurrent: int,
     scratch: str,
 ) -> tune.Tuner:
     """Ray Tune over what is left of the plan. `scratch` takes Ray's own state, which nobody reads."""
+    search = ParetoSearch(
+        plan.space,
+        plan.objectives,
+        sampler=plan.sampler,
+        seed=plan.seed,
+        epochs=plan.epochs,
+        history=results.trials.values(),
+        enough=scribe.budget.enough,
+    )
     return tune.Tuner(
         tune.with_resources(
             tune.with_parameters(TrialTrainable, task=task),
             {"cpu": plan.cpus_per_trial, "gpu": plan.gpus_per_trial},
         ),
         tune_config=tune.TuneConfig(
-            search_alg=ParetoSearch(
-                plan.space,
-                plan.objectives,
-                sampler=plan.sampler,
-                seed=plan.seed,
-                epochs=plan.epochs,
-                history=results.trials.values(),
-                enough=scribe.budget.enough,
-            ),
+            search_alg=SlotLimiter(search, scribe.slots, scribe.budget),
             scheduler=MultiObjectiveASHA(scribe.rungs),
             num_samples=plan.trials - len(results.ended),
-            max_concurrent_trials=concurrent,
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(
@@ -300,22 +306,6 @@ def ray_session() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-def concurrency(plan: SweepPlan) -> int:
-    """How many trials run at once.
-
-    Raises:
-        InputError: if not even one fits: Ray itself would wait for ever.
-    """
-    have = ray.cluster_resources()
-    need = {"CPU": plan.cpus_per_trial, "GPU": plan.gpus_per_trial}
-    for kind, amount in need.items():
-        if amount > have.get(kind, 0):
-            option = f"--{kind.lower()}s-per-trial"
-            raise InputError(f"{option} {amount:g}: this machine or cluster has {have.get(kind, 0):g} {kind}")
-    fits = min(int(have[kind] / amount) for kind, amount in need.items() if amount > 0)
-    return min(fits, plan.max_concurrent or fits)
 
 
 def make_task(plan: SweepPlan) -> Task:

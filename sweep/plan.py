@@ -57,6 +57,7 @@ DECIDING = (
     "seed",
 )
 DECIDING_SPACE = ("evaluation", "space", "points")
+AUTO = "auto"
 VERSIONS_OF = ("torch", "ray", "optuna", "mlflow")
 REPORTED = tuple(field.name for field in dataclasses.fields(EpochReport) if field.type in ("float", "int"))
 
@@ -132,6 +133,9 @@ class SweepPlan:
 
     max_concurrent: int = knob(0, low=0, high=100_000)
     """Most trials at once; 0 for as many as fit."""
+
+    measure_memory: bool = False
+    """Begin with one trial, and then run as many at once as its memory allows (`--max-concurrent auto`)."""
 
     data_dir: str | None = None
     """Folder with datasets, looked into before anything is downloaded."""
@@ -241,7 +245,7 @@ def make_plan(
         InputError: naming the option that is wrong.
     """
     folder = open_storage(storage)
-    given = {option: check_option(option, value) for option, value in options.items() if value is not None}
+    given = check_options(options)
     return SweepPlan(
         name=free_name(name, folder) if name is not None else default_name(space.name, folder),
         space=space,
@@ -314,7 +318,7 @@ def under_circumstances(plan: SweepPlan, given: Mapping[str, Any]) -> SweepPlan:
         InputError: naming the option that is wrong.
     """
     options = ("max_hours", "max_gpu_hours", "max_concurrent")
-    changes = {option: check_option(option, given[option]) for option in options if given[option] is not None}
+    changes = check_options({option: given[option] for option in options})
     if given["data_dir"] is not None:
         changes["data_dir"] = existing_folder("--data-dir", given["data_dir"])
     if given["mlflow_uri"] is not None:
@@ -349,6 +353,19 @@ def _digest(plain: Mapping[str, Any]) -> str:
     deciding = {key: plain[key] for key in DECIDING if key in plain}
     deciding["space"] = {key: plain["space"][key] for key in DECIDING_SPACE if key in plain["space"]}
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a plan from options, without those that were not given.
+
+    Raises:
+        InputError: as `check_option`.
+    """
+    given = {option: value for option, value in options.items() if value is not None}
+    measured = {"measure_memory": given["max_concurrent"] == AUTO} if "max_concurrent" in given else {}
+    if given.get("max_concurrent") == AUTO:
+        given["max_concurrent"] = 0
+    return {option: check_option(option, value) for option, value in given.items()} | measured
 
 
 def check_option(option: str, value: Any) -> Any:

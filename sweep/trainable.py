@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import resource
+import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ray import tune
 
@@ -27,6 +29,9 @@ STORAGE = "storage"
 
 WARNINGS = "warnings"
 """Key of what a person should know of the trial: messages, in a list."""
+
+FOOTPRINT = "footprint"
+"""Key of the memory that the worker has taken: the fields of `Footprint`."""
 
 REPORT = "report/"
 """How the keys of a report begin in the flat results that Ray Tune hands to schedulers and searchers."""
@@ -93,6 +98,26 @@ def evaluation_of(task: Task) -> EvaluationConfig:
     return EvaluationConfig.from_mapping(dict(task.evaluation))
 
 
+class Footprint(NamedTuple):
+    """The memory that a worker has taken at most, in bytes."""
+
+    host: int
+    gpu: int
+    gpu_total: int
+    """Of the GPU that it was given; 0 without one."""
+
+
+def measure(*, gpu: bool) -> Footprint:
+    """The footprint of this process, so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    host = peak if sys.platform == "darwin" else peak * 1024
+    if not gpu:
+        return Footprint(host, 0, 0)
+    import torch
+
+    return Footprint(host, torch.cuda.max_memory_reserved(), torch.cuda.mem_get_info()[1])
+
+
 class TrialTrainable(tune.Trainable):
     """One `step` per epoch report. A class, since only class trainables let Ray reuse a worker for the next trial."""
 
@@ -107,6 +132,7 @@ class TrialTrainable(tune.Trainable):
 
     def begin(self, config: dict[str, Any]) -> None:
         self.number: int = config["number"]
+        self.on_gpu = False
         self.warnings: list[str] = []
         self.reports = self.run(config["config"])
 
@@ -118,12 +144,13 @@ class TrialTrainable(tune.Trainable):
         from trainer.trial import run_trial
 
         torch.set_num_threads(self.task.threads)
+        self.on_gpu = self.task.use_gpu and torch.cuda.is_available()
         yield from run_trial(
             TrialConfig.from_mapping(values),
             evaluation_of(self.task),
             shared(self.task),
             store=FolderStore(trial_folder(self.task.sweep_folder, self.number), told=self.warnings.append),
-            device="cuda" if self.task.use_gpu and torch.cuda.is_available() else "cpu",
+            device="cuda" if self.on_gpu else "cpu",
             warn=self.warnings.append,
         )
 
@@ -135,7 +162,8 @@ class TrialTrainable(tune.Trainable):
         except Exception as error:  # noqa: BLE001 - a trial may fail in any way, and the sweep goes on
             return {FAILURE: explain(error), "done": True}
         warnings, self.warnings[:] = list(self.warnings), []
-        return {"report": report.to_dict(), WARNINGS: warnings, "done": report.final}
+        footprint = tuple(measure(gpu=self.on_gpu))
+        return {"report": report.to_dict(), WARNINGS: warnings, FOOTPRINT: footprint, "done": report.final}
 
 
 def report_of(result: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from typing import NamedTuple
 import pytest
 
 from sweep.ledger import TrialRecord, read_ledger
+from trainer.config import InputError
 
 pytestmark = pytest.mark.slow
 
@@ -231,6 +232,18 @@ def test_another_machine_goes_on_with_the_same_storage(sweep: Sweep, half: Sweep
     assert moved.front(UNDISTURBED) == sweep.front(UNDISTURBED)
     assert "MLflow does not" not in done.stdout
     assert (tmp_path / "mlflow.db").exists()
+
+
+def test_other_data_on_the_other_machine_is_refused(tmp_path: Path) -> None:
+    from sweep.driver import record_facts
+    from sweep.results import REQUIRED_FACTS, read_facts
+
+    facts = dict.fromkeys(REQUIRED_FACTS, 1) | {"data_fingerprint": "d1g1t5"}
+    record_facts(tmp_path, facts)
+    record_facts(tmp_path, facts | {"oracle_accuracy": 2})
+    with pytest.raises(InputError, match="began with fingerprint d1g1t5, and finds 0th3r now; give it the same files"):
+        record_facts(tmp_path, facts | {"data_fingerprint": "0th3r"})
+    assert read_facts(tmp_path) == facts
 
 
 def test_a_damaged_checkpoint_and_a_damaged_ledger_are_said_and_passed_over(
