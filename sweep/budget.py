@@ -66,7 +66,7 @@ class Budget:
         return bool(self.plan.max_gpu_hours) and self.gpu_hours >= self.plan.max_gpu_hours
 
     def overrun(self) -> bool:
-        """Whether the hard cap is passed by a whole trial: nothing goes on, not even to the end of its epoch. Before the
+        """Whether the hard cap is passed by a whole trial: nothing goes on, not even to its epoch's end. Before the
         first report a single trial runs, and is let come to it: else no resume could ever get further."""
         usual_hours = self.plan.gpus_per_trial * self.usual / HOUR
         return self.spent() and 0 < usual_hours <= self.gpu_hours - self.plan.max_gpu_hours
