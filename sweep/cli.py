@@ -165,7 +165,7 @@ def drive(plan: SweepPlan, *, fresh: bool) -> int:
         # The writer's first: it cut a torn line off, and the reader sees none any more.
         for warning in dict.fromkeys([*ledger.warnings, *recorded.warnings]):
             screen.say(f"ledger: {warning}")
-        results.load(recorded.trials)
+        results.load(recorded.to_go_on_from())
         results.facts = read_facts(plan.folder)
         screen.open(resumed=bool(recorded.trials))
         try:

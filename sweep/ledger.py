@@ -143,6 +143,15 @@ class Ledger:
     warnings: list[str]
     """What was damaged or missing and so is not in `trials`, by file and line."""
 
+    def to_go_on_from(self) -> dict[int, TrialRecord]:
+        """The trials as a resume takes them up: one whose start was lost is to be begun anew, one whose result was lost
+        to be gone on with."""
+        known = {number: trial for number, trial in self.trials.items() if trial.started is not None}
+        for trial in known.values():
+            if trial.state == "finished" and trial.result is None:
+                trial.state = "running"
+        return known
+
     def to_table(self, metadata: Mapping[str, str] | None = None) -> pa.Table:
         """One row per report and one, with nulls, for a trial without any; `metadata` goes into the schema.
 

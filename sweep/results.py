@@ -61,11 +61,8 @@ class Results:
         self.load(trials)
 
     def load(self, trials: Mapping[int, TrialRecord]) -> None:
-        """Take in what a ledger holds. What damage took the start or the result of is run again by a resume."""
-        self.trials.update({number: record for number, record in trials.items() if record.started is not None})
-        for record in self.in_state("finished").values():
-            if record.result is None:
-                record.state = "running"
+        """Take in what a ledger holds."""
+        self.trials.update(trials)
         for record in sorted(self.ended.values(), key=lambda record: record.ended_as):
             self.count(record)
 
@@ -100,7 +97,8 @@ class Results:
 
     @property
     def finished(self) -> dict[int, TrialRecord]:
-        return self.in_state("finished")
+        """Those with a result; a damaged ledger can have lost it."""
+        return {number: record for number, record in self.in_state("finished").items() if record.result is not None}
 
     @property
     def stopped(self) -> dict[int, TrialRecord]:

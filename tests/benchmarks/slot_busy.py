@@ -27,7 +27,7 @@ from sweep.ledger import read_ledger
 from tests.benchmarks.common import print_machine, print_result
 from trainer.config import EvaluationConfig, TrialConfig
 
-SLOTS, SECONDS, TRIALS, SEED = 2, 20.0, 8, 0
+SLOTS, SECONDS, TRIALS, SEED = 2, 20.0, 16, 0
 SPACE = """
 description: trials of equal length
 trials: {trials}
