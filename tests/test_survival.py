@@ -111,7 +111,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 200
     while not condition():
         assert process.poll() is None, f"the sweep ended before it was disturbed: {process.communicate()[0]}"
         assert time.monotonic() < deadline
