@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from trainer.__main__ import Parser
-from trainer.config import InputError, OtsweepError, did_you_mean
+from trainer.config import InputError, OtsweepError, StorageFailed, did_you_mean
 from trainer.people import OPTION, find_examples
 
 if TYPE_CHECKING:
@@ -74,14 +74,26 @@ def add_storage(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--storage", metavar="DIR", help="folder of all sweeps (or OTSWEEP_STORAGE; default ~/otsweep)")
 
 
-def add_run(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("space", nargs="?", default="digits", help="a name in search_spaces/ or a YAML file (digits)")
-    parser.add_argument("--name", help="of the sweep; default: the space's name and the time")
-    add_storage(parser)
+def add_circumstances(parser: argparse.ArgumentParser) -> None:
+    """What does not decide a trial's numbers, and so may differ when a sweep is gone on with."""
     parser.add_argument("--data-dir", metavar="DIR", help="where data sets lie (or OTSWEEP_DATA_DIR)")
     parser.add_argument(
         "--mlflow-uri", metavar="URI", help="MLflow server or store; default: SQLite in the storage folder"
     )
+    parser.add_argument("--max-hours", metavar="H", help="begin no trial after H hours")
+    parser.add_argument("--max-gpu-hours", metavar="H", help="spend no more than H hours of GPUs on trials")
+    parser.add_argument(
+        "--max-concurrent",
+        metavar="N",
+        help="most trials at once, or auto: by measured memory; default: as many as fit",
+    )
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("space", nargs="?", default="digits", help="a name in search_spaces/ or a YAML file (digits)")
+    parser.add_argument("--name", help="of the sweep; default: the space's name and the time")
+    add_storage(parser)
+    add_circumstances(parser)
     parser.add_argument("--trials", metavar="N", help="how many trials in all; each seed of a configuration is one")
     parser.add_argument("--seeds", metavar="N", help="on how many seeds each configuration runs, ranked together (1)")
     parser.add_argument(
@@ -100,18 +112,16 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--from", metavar="NAME", dest="front_of", help="run the front of an earlier sweep first")
     parser.add_argument("--stop-when-flat", metavar="N", help="end once the hypervolume has not grown over N trials")
     parser.add_argument("--flat-growth", metavar="X", help="share up to which it has not grown (0.01)")
-    parser.add_argument("--max-hours", metavar="H", help="begin no trial after H hours")
     parser.add_argument("--stopper", metavar="NAME", help="who stops trials early: asha or none (none)")
     parser.add_argument("--eta", metavar="N", help="of the trials that reach a rung the best 1/eta go on (2)")
     parser.add_argument("--grace-epochs", metavar="N", help="epochs before anything is stopped (1)")
     parser.add_argument("--cpus-per-trial", metavar="N", help="cores, and threads, of a trial (1)")
     parser.add_argument("--gpus-per-trial", metavar="N", help="GPUs of a trial; 0.25 shares one among four (0)")
-    parser.add_argument("--max-concurrent", metavar="N", help="most trials at once; default: as many as fit")
 
 
 def run(arguments: argparse.Namespace) -> int:
     from search_spaces import load_space
-    from sweep.plan import OPTIONS, make_plan, write_plan
+    from sweep.plan import OPTIONS, make_plan
     from sweep.points import with_given_points
 
     space = load_space(arguments.space).requiring(arguments.require)
@@ -123,16 +133,23 @@ def run(arguments: argparse.Namespace) -> int:
         data_dir=arguments.data_dir,
         **{option: getattr(arguments, option) for option in OPTIONS},
     )
-    return drive(plan, announce=lambda: write_plan(plan))
+    return drive(plan, fresh=True)
 
 
-def add_resume(parser: argparse.ArgumentParser) -> None:
+def add_name(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", help="of a sweep in the storage folder")
     add_storage(parser)
 
 
+def add_resume(parser: argparse.ArgumentParser) -> None:
+    add_name(parser)
+    add_circumstances(parser)
+
+
 def resume(arguments: argparse.Namespace) -> int:
-    return drive(find_plan(arguments), announce=lambda: None)
+    from sweep.plan import under_circumstances
+
+    return drive(under_circumstances(find_plan(arguments), vars(arguments)), fresh=False)
 
 
 def find_plan(arguments: argparse.Namespace) -> SweepPlan:
@@ -141,10 +158,11 @@ def find_plan(arguments: argparse.Namespace) -> SweepPlan:
     return read_plan(arguments.name, storage=arguments.storage)
 
 
-def drive(plan: SweepPlan, *, announce: Callable[[], None]) -> int:
-    """Run what is left of a sweep and show what it found."""
+def drive(plan: SweepPlan, *, fresh: bool) -> int:
+    """Run a fresh sweep, or what is left of one, and show what it found."""
     from sweep.driver import run_plan
     from sweep.ledger import LedgerWriter, read_ledger
+    from sweep.plan import write_plan
     from sweep.results import read_facts, results_of
     from sweep.screen import Screen
     from sweep.search import remarks
@@ -154,30 +172,43 @@ def drive(plan: SweepPlan, *, announce: Callable[[], None]) -> int:
     tracker = Tracker(plan, results, say=lambda message: screen.say(message))
     screen = Screen(console, plan, results)
     tracker.start()
-    announce()
+    if fresh:
+        write_plan(plan)
     complete = False
     with LedgerWriter(plan.folder) as ledger:
         recorded = read_ledger(plan.folder)
-        for warning in recorded.warnings:
+        # The writer's first: it cut a torn line off, and the reader sees none any more.
+        for warning in dict.fromkeys([*ledger.warnings, *recorded.warnings]):
             screen.say(f"ledger: {warning}")
-        results.load(recorded.trials)
+        results.load(recorded.to_go_on_from())
         results.facts = read_facts(plan.folder)
         screen.open(resumed=bool(recorded.trials))
         for remark in remarks(plan):
             screen.say(remark)
         try:
             complete = run_plan(
-                plan, ledger, results, progress=screen.prepare, begin=lambda: screen, listen=screen.trial_changed
+                plan,
+                ledger,
+                results,
+                progress=screen.prepare,
+                begin=lambda: screen,
+                listen=screen.trial_changed,
+                say=screen.say,
             )
         except InputError:
-            if not results.trials:
+            if fresh and not results.trials:
                 shutil.rmtree(plan.folder, ignore_errors=True)
             raise
+        except StorageFailed as error:
+            raise StorageFailed(f"{error}. Nothing recorded is lost; to go on:\n  {resumption(plan)}") from None
         finally:
             screen.close()
             with console.status("Writing to MLflow ...") if console.is_terminal else contextlib.nullcontext():
                 tracker.close(complete=complete)
-    save_front(plan, results)
+    try:
+        save_front(plan, results)
+    except (OSError, InputError) as error:
+        screen.say(f"the front's table and picture are not written: {error}; `otsweep front` shows it")
     show_end(plan, results, complete=complete)
     if not complete:
         return INTERRUPTED
@@ -199,41 +230,54 @@ def save_front(plan: SweepPlan, results: Results) -> None:
 
 def show_end(plan: SweepPlan, results: Results, *, complete: bool) -> None:
     """The front, where everything is, and the one command that comes next."""
-    from sweep.places import storage_folder
-
     console.print()
     if results.finished:
         show_front(plan, results)
     for number, record in results.failed.items():
         console.print(f"trial {number:03d} failed: {record.reason}", markup=False)
-    where = "" if Path(plan.storage) == storage_folder() else f" --storage {shlex.quote(plan.storage)}"
     if not complete:
         left = plan.trials - len(results.ended)
-        console.print(
-            f"Stopped with {left} trials to go. Nothing is lost; to go on:\n  {program()} resume {plan.name}{where}"
-        )
+        console.print(f"Stopped with {left} trials to go. Nothing is lost; to go on:\n  {resumption(plan)}")
         return
     if len(results.ended) < plan.trials:
+        if results.running:
+            console.print(
+                f"{len(results.running)} were stopped by the budget; a larger one goes on with them:\n"
+                f"  {resumption(plan)} --max-gpu-hours {2 * plan.max_gpu_hours:g}\n"
+            )
         grown = f"; hypervolume +{results.growth(plan.stop_when_flat):.1%} over the last {plan.stop_when_flat}"
         why = grown if plan.stop_when_flat else ""
         console.print(f"Ended after {len(results.ended)} of {plan.trials} trials, as the plan has it{why}.\n")
     if results.finished:
         console.print(f"picture  {plan.folder / 'front.png'}")
     console.print(f"ledger   {plan.folder / 'ledger.parquet'}")
-    command = f"{program()} ui {plan.name}{where}" if plan.mlflow_uri.startswith("sqlite:") else plan.mlflow_uri
+    command = f"{program()} ui {called(plan)}" if plan.mlflow_uri.startswith("sqlite:") else plan.mlflow_uri
     console.print(f"MLflow   {command}")
+
+
+def resumption(plan: SweepPlan) -> str:
+    """The command that goes on with a sweep."""
+    return f"{program()} resume {called(plan)}"
+
+
+def called(plan: SweepPlan) -> str:
+    """A sweep's name, as commands take it, with its storage where that is another than they look in."""
+    from sweep.places import storage_folder
+
+    where = "" if Path(plan.storage) == storage_folder() else f" --storage {shlex.quote(plan.storage)}"
+    return plan.name + where
 
 
 def program() -> str:
     """How this command is called again: by its name where the shell finds it, else by the path it was called by."""
-    called = Path(sys.argv[0])
-    if called.name != "otsweep" or shutil.which("otsweep"):
+    typed = Path(sys.argv[0])
+    if typed.name != "otsweep" or shutil.which("otsweep"):
         return "otsweep"
-    return shlex.quote(os.path.relpath(called))
+    return shlex.quote(os.path.relpath(typed))
 
 
 def add_front(parser: argparse.ArgumentParser) -> None:
-    add_resume(parser)
+    add_name(parser)
     parser.add_argument("--format", metavar="FORMAT", default="table", help="table, json or csv (table)")
     parser.add_argument("--plot", metavar="FILE", type=Path, help="draw the picture: .png, .svg or .pdf")
 
@@ -279,7 +323,7 @@ def show_front(plan: SweepPlan, results: Results) -> None:
 
 
 def add_replay(parser: argparse.ArgumentParser) -> None:
-    add_resume(parser)
+    add_name(parser)
     parser.add_argument(
         "--eta", metavar="N", help="of the trials that reach a rung the best 1/eta go on; default: some"
     )
@@ -307,7 +351,7 @@ def replay(arguments: argparse.Namespace) -> int:
 
 
 def add_audit(parser: argparse.ArgumentParser) -> None:
-    add_resume(parser)
+    add_name(parser)
     parser.add_argument("--seeds", metavar="N", help="fresh seeds that every finalist is trained on (3)")
     parser.add_argument("--finalists", metavar="N", help="most trials that are audited, the front's first (8)")
     parser.add_argument("--test-size", metavar="N", help="test images that are attacked; 0 takes all (1000)")

@@ -21,13 +21,16 @@ from ray import tune
 from ray.exceptions import RayTaskError
 
 from search_spaces import Space
-from sweep.ledger import LedgerWriter, TrialRecord
+from sweep.budget import Budget
+from sweep.ledger import EndState, LedgerWriter, TrialRecord
 from sweep.plan import SweepPlan
 from sweep.results import FACTS, Facts, Results, read_facts
 from sweep.scheduler import MultiObjectiveASHA, Rungs, rung_levels
 from sweep.search import ParetoSearch
-from sweep.trainable import FAILURE, Task, TrialTrainable
-from trainer.config import InputError, TrialConfig
+from sweep.slots import SlotLimiter, Slots, concurrency
+from sweep.trainable import FAILURE, FOOTPRINT, STORAGE, WARNINGS, Footprint, Task, TrialTrainable
+from trainer.config import InputError, StorageFailed, TrialConfig
+from trainer.durable import patiently, write_whole
 
 LOST_WORKER_RETRIES = 3
 """How often a trial is brought back after its worker was lost (killed, out of memory, a node that left)."""
@@ -62,45 +65,48 @@ class Interruption:
         self.restore()
 
 
-class Asked(tune.Stopper):
-    """Tells Ray Tune to end the sweep once somebody asked for it."""
+def never() -> bool:
+    return False
 
-    def __init__(self, interruption: Interruption) -> None:
-        self.interruption = interruption
+
+class Asked(tune.Stopper):
+    """Tells Ray Tune to stop each trial at its next epoch once the budget is `spent`, and all at once if so `asked`."""
+
+    def __init__(self, *, asked: Callable[[], bool] = never, spent: Callable[[], bool] = never) -> None:
+        self.asked, self.spent = asked, spent
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        return False
+        return self.spent()
 
     def stop_all(self) -> bool:
-        return self.interruption.asked
+        return self.asked()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Asked, (Interruption(),)
-
-
-class Enough:
-    """Whether a sweep is over before its last trial: no new one begins, and those that run end as they would have.
-
-    What earlier runs of the sweep took is told from their trials' own seconds: the clock may have been set meanwhile.
-    """
-
-    def __init__(self, plan: SweepPlan, results: Results, concurrent: int) -> None:
-        self.plan, self.results = plan, results
-        self.hours_before = results.trained_seconds / concurrent / 3600
-        self.begun = time.monotonic()
-
-    def __call__(self) -> bool:
-        plan, hours = self.plan, self.hours_before + (time.monotonic() - self.begun) / 3600
-        if plan.stop_when_flat and self.results.growth(plan.stop_when_flat) <= plan.flat_growth:
-            return True
-        return bool(plan.max_hours) and hours >= plan.max_hours
+        # As the callbacks: pickled by Ray Tune for a restore of its own, which is never asked for.
+        return Asked, ()
 
 
 class Scribe(tune.Callback):
-    """Writes every event into the ledger before anyone acts on it, then tells `listen` which trial it was."""
+    """Writes every event into the ledger before anyone acts on it, then tells `listen` which trial it was.
 
-    def __init__(self, ledger: LedgerWriter, results: Results, rungs: Rungs, listen: Callable[[int], None]) -> None:
-        self.ledger, self.results, self.rungs, self.listen = ledger, results, rungs, listen
+    Where the storage refuses for long, nothing more is written, `trouble` says why, and the sweep is to end: what comes
+    after an event that could not be recorded must not be recorded either.
+    """
+
+    def __init__(
+        self,
+        ledger: LedgerWriter,
+        results: Results,
+        rungs: Rungs,
+        budget: Budget,
+        slots: Slots,
+        *,
+        listen: Callable[[int], None],
+        say: Callable[[str], None],
+    ) -> None:
+        self.ledger, self.results, self.rungs, self.budget, self.slots = ledger, results, rungs, budget, slots
+        self.listen, self.say = listen, say
+        self.trouble: StorageFailed | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Ray Tune pickles its callbacks for a restore of its own, which is never asked for.
@@ -109,23 +115,38 @@ class Scribe(tune.Callback):
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         number, config, now = trial.config["number"], trial.config["config"], time.time()
         known = self.results.trials.get(number)
-        begun: dict[str, Any] = {"seed": config["seed"], "attempt": 1 + (known.attempts if known else 0), "host": ""}
-        begun |= {"time": now, "noted": trial.config["noted"]}
-        self.ledger.started(number, config=config, **begun)
-        record = self.results.trials.setdefault(number, TrialRecord(number))
-        record.begin(config, **begun)
+        begun: dict[str, Any] = {"seed": config["seed"], "host": "", "time": now, "noted": trial.config["noted"]}
+        begun["attempt"] = 1 + (known.attempts if known else 0)
+        if not self.record(lambda: self.ledger.started(number, config=config, **begun)):
+            return
+        if number in self.budget.holding:
+            self.say(f"trial {number:03d}: its worker was lost; goes on from its last epoch")
+        self.budget.hold(number)
+        self.results.trials.setdefault(number, TrialRecord(number)).begin(config, **begun)
         self.listen(number)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         number = trial.config["number"]
-        if FAILURE in result:
+        for warning in result.get(WARNINGS, ()):
+            self.say(f"trial {number:03d}: {warning}")
+        if STORAGE in result:
+            self.trouble = self.trouble or StorageFailed(result[STORAGE])
+        elif FAILURE in result:
             self.end(number, "failed", result[FAILURE])
+        else:
+            self.take(number, result["report"])
+            if self.slots.heard(Footprint(*result[FOOTPRINT])) and self.slots.plan.measure_memory:
+                self.say(self.slots.describe())
+
+    def take(self, number: int, said: dict[str, Any]) -> None:
+        """A report, with what the scheduler decided on it."""
+        report, held = {**said, "time": time.time()}, self.budget.held(number)
+        if not self.record(lambda: self.ledger.reported(number, report, time=report["time"], held=held)):
             return
-        report = {**result["report"], "time": time.time()}
-        self.ledger.reported(number, report, time=report["time"])
         self.results.trials[number].say(report)
+        self.results.trials[number].hold(held)
         self.explain_decisions(number)
         if report["final"]:
             self.end(number, "finished", "")
@@ -139,20 +160,32 @@ class Scribe(tune.Callback):
         record = self.results.trials[number]
         for decision in self.rungs.decisions.get(number, [])[len(record.decisions) :]:
             plain = decision.to_dict(self.results.objectives)
-            self.ledger.decided(number, plain, time=time.time())
-            record.decisions.append(plain)
+            if self.record(lambda plain=plain: self.ledger.decided(number, plain, time=time.time())):
+                record.decisions.append(plain)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         number = trial.config["number"]
-        if self.results.trials[number].state == "running":
+        if number in self.results.running:
             attempts = self.results.trials[number].attempts
             self.end(number, "failed", f"its worker was lost {attempts} times (killed or out of memory)")
 
-    def end(self, number: int, state: str, reason: str) -> None:
-        now = time.time()
-        self.ledger.ended(number, state=state, reason=reason, time=now)  # type: ignore[arg-type]
+    def end(self, number: int, state: EndState, reason: str) -> None:
+        now, held = time.time(), self.budget.held(number)
+        if not self.record(lambda: self.ledger.ended(number, state=state, reason=reason, time=now, held=held)):
+            return
+        self.results.trials[number].hold(held)
+        self.budget.release(number)
         self.results.end(number, state, reason=reason, time=now)
         self.listen(number)
+
+    def record(self, write: Callable[[], None]) -> bool:
+        """Whether an event is in the ledger now; storage that refuses is waited for, until it is `trouble`."""
+        if self.trouble is None:
+            try:
+                patiently(write, what="the ledger", told=self.say)
+            except StorageFailed as error:
+                self.trouble = error
+        return self.trouble is None
 
 
 def run_plan(
@@ -163,6 +196,7 @@ def run_plan(
     progress: Progress,
     begin: Callable[[], contextlib.AbstractContextManager[Any]],
     listen: Callable[[int], None],
+    say: Callable[[str], None],
 ) -> bool:
     """Run what is left of a plan; False if it was interrupted, and so can be resumed.
 
@@ -171,17 +205,19 @@ def run_plan(
         progress: told about the preparation: stage, done, total.
         begin: makes a context that is open while trials run (the living screen).
         listen: told the number of each trial that started, reported or ended.
+        say: told what a person should know and nobody asked for: a damaged checkpoint, storage that refuses.
 
     Raises:
         InputError: if the cluster can't give what one trial needs, or the data can't be had.
+        StorageFailed: if the storage refused for long; what it took before can be resumed.
     """
     if len(results.ended) >= plan.trials:
         return True
     # In this order: Ray installs a handler of its own for SIGTERM.
     with ray_session(), Interruption() as interruption:
         concurrent = concurrency(plan)
-        enough = Enough(plan, results, concurrent)
-        if enough() and not results.running:
+        budget = Budget(plan, results, concurrent)
+        if budget.spent() or (budget.enough() and not results.running):
             return True
         task = make_task(plan)
         facts = prepare(task, plan, progress, interruption)
@@ -191,8 +227,14 @@ def run_plan(
         results.facts = facts
         with begin(), tempfile.TemporaryDirectory(prefix="otsweep-tune-") as scratch:
             rungs = make_rungs(plan, results)
-            scribe = Scribe(ledger, results, rungs, listen)
-            make_tuner(plan, task, results, scribe, Asked(interruption), enough, concurrent, scratch).fit()
+            slots = Slots(plan, concurrent, known=budget.usual > 0)
+            scribe = Scribe(ledger, results, rungs, budget, slots, listen=listen, say=say)
+            asked = Asked(
+                asked=lambda: interruption.asked or scribe.trouble is not None or budget.overrun(), spent=budget.spent
+            )
+            make_tuner(plan, task, results, scribe, asked, scratch).fit()
+            if scribe.trouble is not None:
+                raise scribe.trouble
     return not interruption.asked
 
 
@@ -211,32 +253,30 @@ def make_tuner(
     results: Results,
     scribe: Scribe,
     asked: Asked,
-    enough: Enough,
-    concurrent: int,
     scratch: str,
 ) -> tune.Tuner:
     """Ray Tune over what is left of the plan. `scratch` takes Ray's own state, which nobody reads."""
+    search = ParetoSearch(
+        plan.space,
+        plan.objectives,
+        sampler=plan.sampler,
+        seed=plan.seed,
+        configurations=plan.configurations,
+        epochs=plan.epochs,
+        seeds=plan.seeds,
+        require=plan.space.require,
+        history=results.trials.values(),
+        enough=scribe.budget.enough,
+    )
     return tune.Tuner(
         tune.with_resources(
             tune.with_parameters(TrialTrainable, task=task),
             {"cpu": plan.cpus_per_trial, "gpu": plan.gpus_per_trial},
         ),
         tune_config=tune.TuneConfig(
-            search_alg=ParetoSearch(
-                plan.space,
-                plan.objectives,
-                sampler=plan.sampler,
-                seed=plan.seed,
-                configurations=plan.configurations,
-                epochs=plan.epochs,
-                seeds=plan.seeds,
-                require=plan.space.require,
-                history=results.trials.values(),
-                enough=enough,
-            ),
+            search_alg=SlotLimiter(search, scribe.slots, scribe.budget),
             scheduler=MultiObjectiveASHA(scribe.rungs),
             num_samples=plan.trials - len(results.ended),
-            max_concurrent_trials=concurrent,
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(
@@ -270,22 +310,6 @@ def ray_session() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-def concurrency(plan: SweepPlan) -> int:
-    """How many trials run at once.
-
-    Raises:
-        InputError: if not even one fits: Ray itself would wait for ever.
-    """
-    have = ray.cluster_resources()
-    need = {"CPU": plan.cpus_per_trial, "GPU": plan.gpus_per_trial}
-    for kind, amount in need.items():
-        if amount > have.get(kind, 0):
-            option = f"--{kind.lower()}s-per-trial"
-            raise InputError(f"{option} {amount:g}: this machine or cluster has {have.get(kind, 0):g} {kind}")
-    fits = min(int(have[kind] / amount) for kind, amount in need.items() if amount > 0)
-    return min(fits, plan.max_concurrent or fits)
 
 
 def make_task(plan: SweepPlan) -> Task:
@@ -360,6 +384,7 @@ def record_facts(folder: Path, facts: Facts) -> None:
 
     Raises:
         InputError: if the data is not the same.
+        StorageFailed: if they can't be written.
     """
     path, known = folder / FACTS, read_facts(folder)
     if known:
@@ -370,6 +395,5 @@ def record_facts(folder: Path, facts: Facts) -> None:
                 f"{facts['data_fingerprint']} now; give it the same files again, or start a new sweep"
             )
         return
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(facts, indent=2) + "\n")
-    unfinished.replace(path)
+    text = json.dumps(facts, indent=2) + "\n"
+    patiently(lambda: write_whole(path, text.encode()), what=repr(str(path)))

@@ -34,12 +34,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trainer.config import InputError
+from trainer.durable import sync_folder, write_whole
 
 PART_EVENTS = 4096
 """Events after which the log is rolled into a part: about 3 MB of log, and 30 parts for 10,000 trials of 10 reports."""
 
 LOG_NAME = "log.jsonl"
-TEMPORARY = ".tmp"
 PART_NAME = re.compile(r"part-(\d{12})-(\d{12})-([0-9a-f]{8})\.parquet")
 LINE = re.compile(rb'\{"crc32":"([0-9a-f]{8})",(.*)\}', re.DOTALL)
 REREAD_SECONDS = 0.05
@@ -51,6 +51,7 @@ TRIAL_TYPES = {
     "reason": pa.string(),
     "host": pa.string(),
     "attempts": pa.int64(),
+    "held": pa.float64(),
     "started": pa.float64(),
     "ended": pa.float64(),
 }
@@ -90,6 +91,12 @@ class TrialRecord:
 
     noted: str = ""
     """What the search noted of it when it was drawn, for itself: see `search`."""
+    held: float = 0.0
+    """Seconds that it has held its slot, all attempts together, by a clock that never jumps; what an attempt did after
+    its last event is not in it."""
+
+    ended_as: int = field(default=0, compare=False, repr=False)
+    """The number of the event that ended it: orders trials by their ends, whatever the clock said."""
 
     reports: list[dict[str, Any]] = field(default_factory=list)
     """One flat dict per epoch, in order, then the final one; what a retry says again counts once, as said last."""
@@ -120,6 +127,10 @@ class TrialRecord:
     def end(self, state: str, *, reason: str, time: float) -> None:
         self.state, self.reason, self.ended = state, reason, time
 
+    def hold(self, seconds: float) -> None:
+        """It has held its slot for so long by now."""
+        self.held = max(self.held, seconds)
+
 
 def _order(report: Mapping[str, Any]) -> float:
     """Where a report stands among its trial's: by epoch, the final one last."""
@@ -136,10 +147,20 @@ class Ledger:
     warnings: list[str]
     """What was damaged or missing and so is not in `trials`, by file and line."""
 
+    def to_go_on_from(self) -> dict[int, TrialRecord]:
+        """The trials as a resume takes them up: one whose start was lost is to be begun anew, one whose result was lost
+        to be gone on with."""
+        known = {number: trial for number, trial in self.trials.items() if trial.started is not None}
+        for trial in known.values():
+            if trial.state == "finished" and trial.result is None:
+                trial.state = "running"
+        return known
+
     def to_table(self, metadata: Mapping[str, str] | None = None) -> pa.Table:
         """One row per report and one, with nulls, for a trial without any; `metadata` goes into the schema.
 
-        Columns: `trial`, `seed`, `state`, `reason`, `host`, `attempts`, `started` and `ended` (unix seconds), then
+        Columns: `trial`, `seed`, `state`, `reason`, `host`, `attempts`, `held` (seconds), `started` and `ended` (unix
+        seconds), then
         `config.<field>` for every setting, then `epoch`, `final` and every metric, and where a scheduler compared
         trials `decision.<field>` in the row of the report that it looked at.
         """
@@ -157,7 +178,7 @@ class Ledger:
 
     def write_parquet(self, path: Path, metadata: Mapping[str, str] | None = None) -> None:
         """Write `to_table` as one file, whole or not at all."""
-        _write_atomically(path, _parquet_bytes(self.to_table(metadata)))
+        write_whole(path, _parquet_bytes(self.to_table(metadata)))
 
 
 def read_ledger(sweep: Path) -> Ledger:
@@ -221,23 +242,23 @@ class LedgerWriter:
         facts |= {"noted": noted} if noted else {}
         self._append("started", number, time, facts)
 
-    def reported(self, number: int, report: Mapping[str, Any], *, time: float) -> None:
-        """Trial `number` said `report`, as made by `EpochReport.to_dict`."""
+    def reported(self, number: int, report: Mapping[str, Any], *, time: float, held: float = 0.0) -> None:
+        """Trial `number` said `report`, as made by `EpochReport.to_dict`, after `held` seconds in its slots."""
         if not {"epoch", "final"} <= report.keys():
             raise ValueError(f"report {dict(report)!r}: must name its epoch and whether it is final")
         if taken := report.keys() & TRIAL_TYPES.keys():
             raise ValueError(f"metric {min(taken)!r}: a column of the ledger has this name")
-        self._append("reported", number, time, {"report": _plain(report)})
+        self._append("reported", number, time, {"report": _plain(report), "held": float(held)})
 
     def decided(self, number: int, decision: Mapping[str, Any], *, time: float) -> None:
         """At a rung it was decided whether trial `number` goes on; as made by `Decision.to_dict`."""
         self._append("decided", number, time, {"decision": _plain(decision)})
 
-    def ended(self, number: int, *, state: EndState, reason: str = "", time: float) -> None:
-        """Trial `number` ended; a later `started` makes it running again."""
+    def ended(self, number: int, *, state: EndState, reason: str = "", time: float, held: float = 0.0) -> None:
+        """Trial `number` ended after `held` seconds in its slots; a later `started` makes it running again."""
         if state not in END_STATES:
             raise ValueError(f"state {state!r}: must be one of {', '.join(END_STATES)}")
-        self._append("ended", number, time, {"state": state, "reason": reason})
+        self._append("ended", number, time, {"state": state, "reason": reason, "held": float(held)})
 
     def close(self) -> None:
         """Roll the log into a part and let go of the lock; a second time does nothing."""
@@ -254,7 +275,7 @@ class LedgerWriter:
 
     def _recover(self) -> None:
         """Take up where the last writer stopped, be it at its close or in the middle of anything."""
-        for leftover in self.folder.glob(f"*{TEMPORARY}"):
+        for leftover in self.folder.glob(".*.unfinished"):
             leftover.unlink()
         rolled = max((part.last for part in _list_parts(self.folder)), default=0)
         log = _read_log(self.folder / LOG_NAME, after=rolled)
@@ -265,7 +286,7 @@ class LedgerWriter:
         self._end = log.size
         os.ftruncate(self._log.fileno(), self._end)
         os.fsync(self._log.fileno())
-        _sync_folder(self.folder)
+        sync_folder(self.folder)
 
     def _append(self, kind: str, number: int, time: float, facts: Mapping[str, Any]) -> None:
         event = {"sequence": self._next, "event": kind, "trial": number, "time": float(time), **facts}
@@ -295,14 +316,14 @@ class LedgerWriter:
         try:
             _write_part(self.folder, self._pending)
             # A new log takes the old one's place instead of being emptied: a reader in the middle keeps the old one.
-            temporary = self.folder / (LOG_NAME + TEMPORARY)
+            temporary = self.folder / f".{LOG_NAME}.unfinished"
             with contextlib.ExitStack() as undo:
                 log = undo.enter_context(_open_in_place(temporary))
                 os.replace(temporary, self.folder / LOG_NAME)
                 undo.pop_all()
             self._log.close()
             self._log, self._end, self._pending = log, 0, {}
-            _sync_folder(self.folder)
+            sync_folder(self.folder)
         except OSError as error:
             self.warnings.append(f"{LOG_NAME} could not be rolled into a part ({error.strerror}); nothing is lost")
 
@@ -379,7 +400,7 @@ def _list_parts(folder: Path) -> list[_Part]:
 def _write_part(folder: Path, events: Mapping[int, str]) -> None:
     data = _parquet_bytes(pa.table({"sequence": list(events), "event": list(events.values())}))
     name = f"part-{min(events):012d}-{max(events):012d}-{zlib.crc32(data):08x}.parquet"
-    _write_atomically(folder / name, data)
+    write_whole(folder / name, data)
 
 
 def _read_parts(parts: Iterable[_Part], warnings: list[str], accounted: set[int]) -> Iterator[dict[int, str]]:
@@ -422,6 +443,8 @@ def _replay(events: Iterable[dict[str, Any]], warnings: list[str]) -> dict[int, 
             trial.begin(event["config"], **attempt, noted=event.get("noted", ""))
         else:
             trial.end(event["state"], reason=event["reason"], time=event["time"])
+            trial.ended_as = event["sequence"]
+        trial.hold(event.get("held", 0.0))
     for number, trial in trials.items():
         if trial.started is None:
             warnings.append(f"trial {number}: the event of its start is lost, and with it its configuration")
@@ -485,26 +508,6 @@ def _parquet_bytes(table: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     return sink.getvalue().to_pybytes()
-
-
-def _write_atomically(path: Path, data: bytes) -> None:
-    """The file appears whole, under its name, and stays after a power cut; or not at all."""
-    temporary = path.with_name(path.name + TEMPORARY)
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """A new name is durable only once its folder is."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _open_in_place(path: Path) -> FileIO:

@@ -36,6 +36,7 @@ from sweep.places import (
     taken,
 )
 from trainer.config import InputError, TrialConfig, check_value, did_you_mean, field_type, knob
+from trainer.durable import sync_folder
 from trainer.report import EpochReport
 
 SAMPLERS = ("tpe", "nsga2", "nsga3", "gp", "random", "qmc")
@@ -57,6 +58,7 @@ DECIDING = (
     "seed",
 )
 DECIDING_SPACE = ("evaluation", "space", "points", "require")
+AUTO = "auto"
 VERSIONS_OF = ("torch", "ray", "optuna", "mlflow")
 REPORTED = tuple(field.name for field in dataclasses.fields(EpochReport) if field.type in ("float", "int"))
 
@@ -118,6 +120,10 @@ class SweepPlan:
     """No new trial begins after so many hours of running, resumptions counted together; 0 for no limit. Trials that
     run by then end as they would have: the limit is passed by one trial's time at most."""
 
+    max_gpu_hours: float = knob(0.0, low=0.0, high=100_000_000)
+    """The GPUs of a trial times the hours that it holds them, over all trials and resumptions; 0 for no limit. No trial
+    begins that would pass it, and where it is reached, running trials stop at their next epoch."""
+
     epochs: int | None = None
     """Epochs of every trial where they are not the space's."""
 
@@ -132,6 +138,9 @@ class SweepPlan:
 
     max_concurrent: int = knob(0, low=0, high=100_000)
     """Most trials at once; 0 for as many as fit."""
+
+    measure_memory: bool = False
+    """Begin with one trial, and then run as many at once as its memory allows (`--max-concurrent auto`)."""
 
     data_dir: str | None = None
     """Folder with datasets, looked into before anything is downloaded."""
@@ -224,6 +233,7 @@ OPTIONS: dict[str, dataclasses.Field] = {
     "stop_when_flat": SweepPlan.__dataclass_fields__["stop_when_flat"],
     "flat_growth": SweepPlan.__dataclass_fields__["flat_growth"],
     "max_hours": SweepPlan.__dataclass_fields__["max_hours"],
+    "max_gpu_hours": SweepPlan.__dataclass_fields__["max_gpu_hours"],
     "epochs": TrialConfig.fields()["epochs"],
     "seed": SweepPlan.__dataclass_fields__["seed"],
     "cpus_per_trial": SweepPlan.__dataclass_fields__["cpus_per_trial"],
@@ -252,7 +262,7 @@ def make_plan(
         InputError: naming the option that is wrong.
     """
     folder = open_storage(storage)
-    given = {option: check_option(option, value) for option, value in options.items() if value is not None}
+    given = check_options(options)
     return SweepPlan(
         name=free_name(name, folder) if name is not None else default_name(space.name, folder),
         space=space,
@@ -279,7 +289,9 @@ def write_plan(plan: SweepPlan) -> None:
             file.write(plan_text(plan))
             file.flush()
             os.fsync(file.fileno())
+        sync_folder(draft)
         draft.rename(plan.folder)
+        sync_folder(Path(plan.storage))
     except OSError as error:
         shutil.rmtree(draft, ignore_errors=True)
         if plan.folder.exists():
@@ -302,7 +314,33 @@ def read_plan(name: str, *, storage: str | None = None) -> SweepPlan:
         raise InputError(f"{folder / name} holds the plan of {plan.name!r}: give the folder its name back")
     if plan.mlflow_uri == default_mlflow_uri(Path(plan.storage)):
         plan = dataclasses.replace(plan, mlflow_uri=default_mlflow_uri(folder))
-    return dataclasses.replace(plan, storage=str(folder))
+    return dataclasses.replace(plan, storage=str(folder), data_dir=_followed(plan, folder))
+
+
+def _followed(plan: SweepPlan, folder: Path) -> str | None:
+    """Where a sweep's data lies now: in its storage, if it did, wherever that is; None where the folder is not here,
+    so that OTSWEEP_DATA_DIR says it on this machine."""
+    if plan.data_dir is None:
+        return None
+    here = Path(plan.data_dir)
+    if here.is_relative_to(plan.storage):
+        here = folder / here.relative_to(plan.storage)
+    return str(here) if here.is_dir() else None
+
+
+def under_circumstances(plan: SweepPlan, given: Mapping[str, Any]) -> SweepPlan:
+    """The plan, with what a resume may change of it: where data and results are, how much is spent.
+
+    Raises:
+        InputError: naming the option that is wrong.
+    """
+    options = ("max_hours", "max_gpu_hours", "max_concurrent")
+    changes = check_options({option: given[option] for option in options})
+    if given["data_dir"] is not None:
+        changes["data_dir"] = existing_folder("--data-dir", given["data_dir"])
+    if given["mlflow_uri"] is not None:
+        changes["mlflow_uri"] = absolute_uri(given["mlflow_uri"])
+    return dataclasses.replace(plan, **changes)
 
 
 def plan_text(plan: SweepPlan) -> str:
@@ -332,6 +370,19 @@ def _digest(plain: Mapping[str, Any]) -> str:
     deciding = {key: plain[key] for key in DECIDING if key in plain}
     deciding["space"] = {key: plain["space"][key] for key in DECIDING_SPACE if key in plain["space"]}
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a plan from options, without those that were not given.
+
+    Raises:
+        InputError: as `check_option`.
+    """
+    given = {option: value for option, value in options.items() if value is not None}
+    measured = {"measure_memory": given["max_concurrent"] == AUTO} if "max_concurrent" in given else {}
+    if given.get("max_concurrent") == AUTO:
+        given["max_concurrent"] = 0
+    return {option: check_option(option, value) for option, value in given.items()} | measured
 
 
 def check_option(option: str, value: Any) -> Any:

@@ -109,7 +109,7 @@ class Results:
         """Take in what a ledger holds."""
         self.trials.update(trials)
         waiting = {number: record for number, record in self.finished.items() if self.seeds > 1}
-        for record in sorted(self.ended.values(), key=lambda record: (record.ended or 0.0, record.number)):
+        for record in sorted(self.ended.values(), key=lambda record: record.ended_as):
             waiting.pop(record.number, None)
             self.count(record, unless=waiting.keys())
 
@@ -157,10 +157,9 @@ class Results:
         return 1 - self.volumes[-1 - trials] / self.hypervolume
 
     @property
-    def trained_seconds(self) -> float:
-        """What all epochs took, in all slots together."""
-        reports = (report for record in self.trials.values() for report in record.reports if not report["final"])
-        return sum(report["train_seconds"] + report["evaluation_seconds"] for report in reports)
+    def held_seconds(self) -> float:
+        """For how long trials have held their slots, all slots together."""
+        return sum(record.held for record in self.trials.values())
 
     @property
     def running(self) -> dict[int, TrialRecord]:

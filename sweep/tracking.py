@@ -68,6 +68,8 @@ def connect(uri: str) -> MlflowClient:
     from sqlalchemy.exc import SQLAlchemyError
 
     logging.getLogger("mlflow").setLevel(logging.ERROR)
+    # It writes the traceback of an error that it then raises: a store that is full is told in one line of ours.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     try:
         client = MlflowClient(tracking_uri=uri)
         client.search_experiments(max_results=1)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import resource
+import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ray import tune
 
-from trainer.config import EvaluationConfig, OtsweepError, TrialConfig
+from trainer.config import EvaluationConfig, OtsweepError, StorageFailed, TrialConfig
 
 if TYPE_CHECKING:
     from trainer.preparation import Prepared
@@ -21,6 +23,15 @@ if TYPE_CHECKING:
 FAILURE = "failure"
 """Key of a result that says why its trial failed. Such a trial ends as done, so that Ray never tries it again: the same
 configuration would fail in the same way. Only a lost worker is tried again."""
+
+STORAGE = "storage"
+"""Key of a result that says why the storage refused a checkpoint: no fault of the trial; a resume goes on with it."""
+
+WARNINGS = "warnings"
+"""Key of what a person should know of the trial: messages, in a list."""
+
+FOOTPRINT = "footprint"
+"""Key of the memory that the worker has taken: the fields of `Footprint`."""
 
 REPORT = "report/"
 """How the keys of a report begin in the flat results that Ray Tune hands to schedulers and searchers."""
@@ -87,6 +98,26 @@ def evaluation_of(task: Task) -> EvaluationConfig:
     return EvaluationConfig.from_mapping(dict(task.evaluation))
 
 
+class Footprint(NamedTuple):
+    """The memory that a worker has taken at most, in bytes."""
+
+    host: int
+    gpu: int
+    gpu_total: int
+    """Of the GPU that it was given; 0 without one."""
+
+
+def measure(*, gpu: bool) -> Footprint:
+    """The footprint of this process, so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    host = peak if sys.platform == "darwin" else peak * 1024
+    if not gpu:
+        return Footprint(host, 0, 0)
+    import torch
+
+    return Footprint(host, torch.cuda.max_memory_reserved(), torch.cuda.mem_get_info()[1])
+
+
 class TrialTrainable(tune.Trainable):
     """One `step` per epoch report. A class, since only class trainables let Ray reuse a worker for the next trial."""
 
@@ -101,6 +132,8 @@ class TrialTrainable(tune.Trainable):
 
     def begin(self, config: dict[str, Any]) -> None:
         self.number: int = config["number"]
+        self.on_gpu = False
+        self.warnings: list[str] = []
         self.reports = self.run(config["config"])
 
     def run(self, values: dict[str, Any]) -> Iterator[EpochReport]:
@@ -111,20 +144,26 @@ class TrialTrainable(tune.Trainable):
         from trainer.trial import run_trial
 
         torch.set_num_threads(self.task.threads)
+        self.on_gpu = self.task.use_gpu and torch.cuda.is_available()
         yield from run_trial(
             TrialConfig.from_mapping(values),
             evaluation_of(self.task),
             shared(self.task),
-            store=FolderStore(trial_folder(self.task.sweep_folder, self.number)),
-            device="cuda" if self.task.use_gpu and torch.cuda.is_available() else "cpu",
+            store=FolderStore(trial_folder(self.task.sweep_folder, self.number), told=self.warnings.append),
+            device="cuda" if self.on_gpu else "cpu",
+            warn=self.warnings.append,
         )
 
     def step(self) -> dict[str, Any]:
         try:
             report = next(self.reports)
+        except StorageFailed as error:
+            return {STORAGE: str(error), "done": True}
         except Exception as error:  # noqa: BLE001 - a trial may fail in any way, and the sweep goes on
             return {FAILURE: explain(error), "done": True}
-        return {"report": report.to_dict(), "done": report.final}
+        warnings, self.warnings[:] = list(self.warnings), []
+        footprint = tuple(measure(gpu=self.on_gpu))
+        return {"report": report.to_dict(), WARNINGS: warnings, FOOTPRINT: footprint, "done": report.final}
 
 
 def report_of(result: Mapping[str, Any]) -> dict[str, Any]:

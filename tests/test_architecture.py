@@ -21,7 +21,7 @@ PACKAGES = ("search_spaces", "trainer", "sweep")
 
 TRAINER_LAYERS = [
     ["config"],
-    ["report", "presets", "people", "parallel", "cache", "alignments"],
+    ["report", "durable", "presets", "people", "parallel", "cache", "alignments"],
     ["data", "models", "checkpoint", "neighbours"],
     ["sensitivity", "invariance", "oracle", "transport"],
     ["apgd", "square", "losses", "preparation"],

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from search_spaces import load_space
-from sweep.driver import Enough
+from sweep.budget import Budget
 from sweep.ledger import TrialRecord, read_ledger
 from sweep.plan import OBJECTIVES, make_plan
 from sweep.results import Results
@@ -31,9 +31,11 @@ points:
 """
 
 
-def ended(number: int, value: float, *, state: str = "finished", at: float | None = None) -> TrialRecord:
+def ended(number: int, value: float, *, state: str = "finished", at: int | None = None) -> TrialRecord:
     report = {"epoch": 1, "final": True, "sensitivity_accuracy": value, "invariance_accuracy": value}
-    return TrialRecord(number, {}, 0, state, ended=number if at is None else at, reports=[report])
+    return TrialRecord(
+        number, {}, 0, state, started=0.0, ended=at, ended_as=number if at is None else at, reports=[report]
+    )
 
 
 def results_of(*records: TrialRecord) -> Results:
@@ -41,7 +43,7 @@ def results_of(*records: TrialRecord) -> Results:
 
 
 def test_growth_is_that_of_the_last_trials_as_they_ended() -> None:
-    found = results_of(ended(0, 0.5), ended(1, 0.4), ended(2, 0.5, at=-1.0), ended(3, 0.8))
+    found = results_of(ended(0, 0.5), ended(1, 0.4), ended(2, 0.5, at=-1), ended(3, 0.8))
     assert found.volumes == [0.25, 0.25, 0.25, pytest.approx(0.64)]
     assert found.growth(1) == pytest.approx(1 - 0.25 / 0.64)
     assert found.growth(3) == pytest.approx(1 - 0.25 / 0.64)
@@ -63,7 +65,7 @@ def test_results_that_came_one_by_one_grow_as_those_that_were_loaded() -> None:
     records = [ended(number, value) for number, value in enumerate([0.2, 0.5, 0.4, 0.6])]
     live = results_of()
     for record in records:
-        live.trials[record.number] = TrialRecord(record.number, reports=record.reports)
+        live.trials[record.number] = TrialRecord(record.number, started=0.0, reports=record.reports)
         live.end(record.number, "finished", reason="", time=float(record.number))
     assert live.volumes == results_of(*records).volumes
 
@@ -71,18 +73,21 @@ def test_results_that_came_one_by_one_grow_as_those_that_were_loaded() -> None:
 def test_enough_is_a_flat_front_or_a_spent_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flat = results_of(*[ended(number, 0.5) for number in range(6)])
     space = load_space("digits")
-    assert not Enough(make_plan(space, name="a", storage=str(tmp_path)), flat, 1)()
-    assert Enough(make_plan(space, name="b", storage=str(tmp_path), stop_when_flat=5), flat, 1)()
-    assert not Enough(make_plan(space, name="c", storage=str(tmp_path), stop_when_flat=6), flat, 1)()
 
-    epoch = {"epoch": 1, "final": False, "train_seconds": 1000.0, "evaluation_seconds": 800.0}
-    flat.trials[0].reports.insert(0, epoch)
-    timed = Enough(make_plan(space, name="d", storage=str(tmp_path), max_hours=0.5), flat, 2)
-    assert not timed(), "half an hour in two slots is a quarter"
+    def budget(concurrent: int = 1, **options: float) -> Budget:
+        return Budget(make_plan(space, storage=str(tmp_path), **options), flat, concurrent)
+
+    assert not budget().enough()
+    assert budget(stop_when_flat=5).enough()
+    assert not budget(stop_when_flat=6).enough()
+
+    flat.trials[0].hold(1800.0)
+    timed = budget(2, max_hours=0.5)
+    assert not timed.enough(), "half an hour in two slots is a quarter"
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now + 901)
-    assert timed()
-    assert Enough(make_plan(space, name="e", storage=str(tmp_path), max_hours=0.5), flat, 1)()
+    assert timed.enough()
+    assert budget(max_hours=0.5).enough()
 
 
 def test_a_sweep_ends_when_its_front_is_flat_also_after_a_kill(tmp_path: Path) -> None:

@@ -286,6 +286,28 @@ class TestDamage:
             "events 1 to 1 are missing",
         ]
 
+    def test_what_lost_its_start_or_its_result_is_run_again(self, tmp_path):
+        with LedgerWriter(tmp_path) as writer:
+            writer.ended(0, state="finished", time=2.0)
+            for number in (1, 2):
+                writer.started(number, config={"margin": 0.1}, seed=0, attempt=1, host="", time=0.0)
+                writer.reported(number, report(1, final=number == 2), time=1.0)
+                writer.ended(number, state="finished", time=2.0)
+        ledger = read_ledger(tmp_path)
+        taken_up = {number: trial.state for number, trial in ledger.to_go_on_from().items()}
+        assert taken_up == {1: "running", 2: "finished"}
+
+    def test_the_time_in_a_slot_is_the_longest_that_was_told(self, tmp_path):
+        with LedgerWriter(tmp_path) as writer:
+            writer.started(0, config={}, seed=0, attempt=1, host="", time=0.0)
+            writer.reported(0, report(1), time=1.0, held=7.5)
+            writer.ended(0, state="failed", time=2.0, held=9.25)
+            writer.started(0, config={}, seed=0, attempt=2, host="", time=3.0)
+            writer.reported(0, report(1), time=4.0, held=9.0)
+        ledger = read_ledger(tmp_path)
+        assert ledger.trials[0].held == 9.25
+        assert ledger.to_table()["held"].to_pylist() == [9.25]
+
     def test_numbers_of_damaged_lines_are_not_given_again_even_if_no_other_is_left(self, tmp_path):
         fill(tmp_path, range(2), part_events=10)
         log = fill_log(tmp_path, range(2, 3))
@@ -349,7 +371,7 @@ class TestInterruption:
         assert not [warning for warning in ledger.warnings if "torn" not in warning]
         numbers = [n for part in parts(tmp_path) for n in pq.read_table(part)["sequence"].to_pylist()]
         assert numbers == list(range(1, len(found) + 2))
-        assert not list((tmp_path / "ledger").glob("*.tmp"))
+        assert not list((tmp_path / "ledger").glob(".*.unfinished"))
 
     @pytest.mark.parametrize("failing", ["pwrite", "fsync"])
     def test_an_event_that_the_storage_refused_is_not_there_and_can_be_said_again(self, tmp_path, monkeypatch, failing):

@@ -41,6 +41,7 @@ from sweep.plan import (
     parse_plan,
     plan_text,
     read_plan,
+    under_circumstances,
     write_plan,
 )
 from trainer.config import InputError
@@ -644,3 +645,33 @@ def test_a_secret_is_refused_and_never_shown(template: str, extra: str, storage:
 def test_a_refused_secret_is_told_where_to_go(template: str) -> None:
     with pytest.raises(InputError, match="MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"):
         check_mlflow_uri(template.format(SECRET))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Another machine, other circumstances
+
+
+def test_data_is_looked_for_where_the_storage_is_now(tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    (here / "data").mkdir(parents=True)
+    write_plan(make_plan(SPACE, name="within", storage=str(here), data_dir=str(here / "data")))
+    (tmp_path / "data").mkdir()
+    write_plan(make_plan(SPACE, name="beside", storage=str(here), data_dir=str(tmp_path / "data")))
+    here.rename(there)
+    assert read_plan("within", storage=str(there)).data_dir == str(there / "data")
+    assert read_plan("beside", storage=str(there)).data_dir == str(tmp_path / "data")
+    (tmp_path / "data").rmdir()
+    assert read_plan("beside", storage=str(there)).data_dir is None, "OTSWEEP_DATA_DIR says it now"
+
+
+def test_what_decides_nothing_may_change_on_resume(storage: str, tmp_path: Path) -> None:
+    plan = make_plan(SPACE, storage=storage, max_hours=1, max_concurrent=2)
+    nothing = dict.fromkeys(["max_hours", "max_gpu_hours", "max_concurrent", "data_dir", "mlflow_uri"])
+    assert under_circumstances(plan, nothing) == plan
+    given = nothing | {"max_gpu_hours": "2.5", "max_concurrent": "auto", "data_dir": str(tmp_path)}
+    changed = under_circumstances(plan, given)
+    assert (changed.max_gpu_hours, changed.measure_memory, changed.data_dir) == (2.5, True, str(tmp_path))
+    assert changed.hash == plan.hash
+    assert not under_circumstances(changed, nothing | {"max_concurrent": "3"}).measure_memory
+    with pytest.raises(InputError, match="--data-dir 'nowhere': no such folder"):
+        under_circumstances(plan, nothing | {"data_dir": "nowhere"})

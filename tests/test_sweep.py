@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -186,7 +187,7 @@ def test_ui_serves_the_front_on_the_loopback_address_and_ends(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("reports", [0, 2, 7, 16])
+@pytest.mark.parametrize("reports", [0, 7])
 def test_a_killed_sweep_resumes_to_the_undisturbed_front(
     storage: Path, undisturbed: subprocess.CompletedProcess[str], reports: int
 ) -> None:
@@ -260,6 +261,20 @@ def test_a_failing_trial_is_told_and_the_sweep_goes_on(storage: Path) -> None:
 def test_no_worker_is_left_behind(undisturbed: subprocess.CompletedProcess[str]) -> None:
     """Also not by the drivers that were killed above: their workers notice, and go within a minute or so."""
     deadline = time.monotonic() + 120
-    while "ray::TrialTrainable" in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout:
+    while workers():
         assert time.monotonic() < deadline
         time.sleep(1)
+
+
+def workers() -> list[int]:
+    """Processes in which trials of the sweeps of these tests run: others of this machine have another storage."""
+    rows = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True).stdout.splitlines()
+    pids = [row.split()[0] for row in rows if "ray::ResourceTrainable" in row]
+    return [int(pid) for pid in pids if os.environ["OTSWEEP_STORAGE"].encode() in environment_of(pid)]
+
+
+def environment_of(pid: str) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return b""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from trainer import trial
 from trainer.checkpoint import FolderStore, from_bytes
-from trainer.config import EvaluationConfig, InputError, TrialConfig, TrialFailed
+from trainer.config import EvaluationConfig, InputError, StorageFailed, TrialConfig, TrialFailed
 from trainer.evaluation import Evaluation, predict
 from trainer.losses import LossTerms
 from trainer.preparation import Prepared
@@ -412,5 +412,5 @@ def test_what_can_not_work_is_refused_at_once(prepared: Prepared, tmp_path: Path
     with pytest.raises(ValueError, match="what the data was prepared for"):
         next(run_trial(config_of("baseline"), EvaluationConfig(), prepared))
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(InputError, match="cannot write '.*/file/checkpoint-000001.pt': "):
+    with pytest.raises(StorageFailed, match="cannot write '.*/file/checkpoint-000001.pt': "):
         run(config_of("baseline"), prepared, store=FolderStore(tmp_path / "file"))

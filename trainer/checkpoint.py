@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
-import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
-from trainer.config import InputError
+from trainer.durable import patiently, write_whole
 
 KEPT = 2
 """Checkpoints kept per trial: the newest, and the one before in case the newest was written by half."""
@@ -27,10 +26,10 @@ class Store(Protocol):
 
 
 class FolderStore:
-    """A `Store` in a folder of this machine, made when it is first written to."""
+    """A `Store` in a folder of this machine, made when it is first written to; `told` hears where it must wait."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, *, told: Callable[[str], None] = lambda message: None) -> None:
+        self.folder, self.told = folder, told
 
     def names(self) -> list[str]:
         return sorted(path.name for path in self.folder.glob("*")) if self.folder.is_dir() else []
@@ -39,20 +38,9 @@ class FolderStore:
         return (self.folder / name).read_bytes()
 
     def write(self, name: str, content: bytes) -> None:
-        """Raises InputError where the folder can't be written or the disk is full; what was there stays."""
-        unfinished = self.folder / f".{name}.{os.getpid()}.unfinished"
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with unfinished.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            unfinished.replace(self.folder / name)
-        except OSError as error:
-            raise InputError(f"cannot write {str(self.folder / name)!r}: {error.strerror}") from error
-        finally:
-            with contextlib.suppress(OSError):
-                unfinished.unlink(missing_ok=True)
+        """Raises StorageFailed where the folder can't be written or the disk stays full; what was there stays."""
+        path = self.folder / name
+        patiently(lambda: write_whole(path, content), what=repr(str(path)), told=self.told)
 
     def delete(self, name: str) -> None:
         (self.folder / name).unlink(missing_ok=True)
@@ -80,6 +68,8 @@ def load_checkpoint(store: Store) -> tuple[dict[str, Any] | None, list[str]]:
     for name in reversed(checkpoint_names(store)):
         try:
             return from_bytes(unseal(store.read(name))), warnings
+        except FileNotFoundError:
+            continue  # dropped meanwhile by a worker that outlived its driver; it writes what this trial would
         except (ValueError, OSError) as error:
             warnings.append(f"{name} is damaged ({error}) and passed over")
     return None, warnings

@@ -20,7 +20,8 @@ class OtsweepError(Exception):
 
     OtsweepError
     ├── InputError     the user's mistake: one message, exit status 2, no traceback
-    └── TrialFailed    this trial can't go on (a number that is not finite); the sweep goes on without it
+    ├── TrialFailed    this trial can't go on (a number that is not finite); the sweep goes on without it
+    └── StorageFailed  the storage takes no files (full, gone); what was recorded stays, and can be gone on with
     """
 
 
@@ -30,6 +31,10 @@ class InputError(OtsweepError, ValueError):
 
 class TrialFailed(OtsweepError, RuntimeError):
     """The trial produced something that must not enter a front; the message is the reason shown to the user."""
+
+
+class StorageFailed(OtsweepError):
+    """The storage refused a file, also when it was asked again for a while; the message names both."""
 
 
 DATASETS = ("digits", "mnist", "fashion_mnist", "cifar10")
