@@ -117,8 +117,66 @@ def add_resume(parser: argparse.ArgumentParser) -> None:
     add_storage(parser)
 
 
+def add_cluster_resume(parser: argparse.ArgumentParser) -> None:
+    add_resume(parser)
+    add_address(parser)
+    add_wait(parser)
+
+
 def resume(arguments: argparse.Namespace) -> int:
+    if arguments.address:
+        from sweep import jobs
+
+        return jobs.resume(arguments, console, errors)
     return drive(find_plan(arguments), announce=lambda: None)
+
+
+def add_address(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--address", metavar="URL", help="of the cluster's dashboard (or RAY_API_SERVER_ADDRESS)")
+
+
+def add_wait(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--wait", action="store_true", help="follow the job to its end, and end as it did")
+
+
+def add_submit(parser: argparse.ArgumentParser) -> None:
+    add_run(parser)
+    add_address(parser)
+    add_wait(parser)
+
+
+def submit(arguments: argparse.Namespace) -> int:
+    from sweep import jobs
+
+    return jobs.submit(arguments, console, errors)
+
+
+def show_jobs(arguments: argparse.Namespace) -> int:
+    from sweep import jobs
+
+    return jobs.show_jobs(arguments, console)
+
+
+def add_job(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("job", help="its id, or the name of its sweep")
+    add_address(parser)
+
+
+def add_logs(parser: argparse.ArgumentParser) -> None:
+    add_job(parser)
+    parser.add_argument("--follow", action="store_true", help="go on showing until the job ends, and end as it did")
+
+
+def logs(arguments: argparse.Namespace) -> int:
+    from sweep import jobs
+
+    return jobs.logs(arguments, console, errors)
+
+
+def stop(arguments: argparse.Namespace) -> int:
+    from sweep import jobs
+
+    return jobs.stop(arguments, console)
 
 
 def find_plan(arguments: argparse.Namespace) -> SweepPlan:
@@ -362,7 +420,11 @@ Run = Callable[[argparse.Namespace], int]
 
 COMMANDS: dict[str, tuple[Add, Run, str]] = {
     "run": (add_run, run, "Run a sweep on this machine, or on the Ray cluster that this runs in."),
-    "resume": (add_resume, resume, "Go on with a sweep after any crash or Ctrl-C."),
+    "submit": (add_submit, submit, "Send a sweep to a Ray cluster, as a job."),
+    "jobs": (add_address, show_jobs, "List the sweeps of a cluster."),
+    "logs": (add_logs, logs, "Show what a job says."),
+    "stop": (add_job, stop, "End a job as Ctrl-C would; `resume` goes on with it."),
+    "resume": (add_cluster_resume, resume, "Go on with a sweep after any crash or Ctrl-C, here or on a cluster."),
     "front": (add_front, front, "Show the front of a sweep, also of one that still runs."),
     "replay": (add_replay, replay, "Tell what another way of stopping trials early would have saved and lost."),
     "audit": (add_audit, audit, "Train the finalists again and judge them on the test split by every attack."),

@@ -22,6 +22,7 @@ from ray.exceptions import RayTaskError
 
 from search_spaces import Space
 from sweep.ledger import LedgerWriter, TrialRecord
+from sweep.nodes import check_storage, lost_with_its_node
 from sweep.plan import SweepPlan
 from sweep.results import FACTS, Facts, Results, read_facts
 from sweep.scheduler import MultiObjectiveASHA, Rungs, rung_levels
@@ -30,7 +31,11 @@ from sweep.trainable import FAILURE, Task, TrialTrainable
 from trainer.config import InputError, TrialConfig
 
 LOST_WORKER_RETRIES = 3
-"""How often a trial is brought back after its worker was lost (killed, out of memory, a node that left)."""
+"""How often a trial is brought back after its worker was lost (killed, out of memory). A node that left does not count:
+on spot machines that is nobody's fault, and happens any number of times."""
+
+WAIT_SECONDS = 1.0
+"""Between two looks at whether somebody asked to stop, while nothing is heard from a worker."""
 
 TOLD_SECONDS = 0.2
 """Between two words on the preparation's progress."""
@@ -141,6 +146,10 @@ class Scribe(tune.Callback):
             self.ledger.decided(number, plain, time=time.time())
             record.decisions.append(plain)
 
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        if lost_with_its_node(trial.error_file):
+            trial.run_metadata.num_failures = max(0, trial.run_metadata.num_failures - 1)
+
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         number = trial.config["number"]
         if self.results.trials[number].state == "running":
@@ -178,10 +187,11 @@ def run_plan(
         return True
     # In this order: Ray installs a handler of its own for SIGTERM.
     with ray_session(), Interruption() as interruption:
-        concurrent = concurrency(plan)
+        concurrent = concurrency(plan, progress)
         enough = Enough(plan, results, concurrent)
         if enough() and not results.running:
             return True
+        check_storage(plan.storage, progress)
         task = make_task(plan)
         facts = prepare(task, plan, progress, interruption)
         if facts is None:
@@ -258,6 +268,7 @@ def ray_session() -> Iterator[None]:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **options)
     except ConnectionError as error:
         raise InputError(f"RAY_ADDRESS={address}: no Ray cluster answers there ({error})") from None
+    keep_keys_at_home()
     # Ray Tune's errors are trials that failed, and those are told in our own words.
     for name in ("ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -267,20 +278,32 @@ def ray_session() -> Iterator[None]:
         ray.shutdown()
 
 
-def concurrency(plan: SweepPlan) -> int:
-    """How many trials run at once.
+def keep_keys_at_home() -> None:
+    """Ray Tune would send this process's AWS keys along with every trial, and Ray's agents write what they are sent
+    into their logs. Every node has keys of its own, in its own environment."""
+    from ray.tune.execution import class_cache
+
+    class_cache.ENV_VARS_TO_PROPAGATE = {
+        name for name in class_cache.ENV_VARS_TO_PROPAGATE if not name.startswith("AWS_")
+    }
+
+
+def concurrency(plan: SweepPlan, progress: Progress) -> int:
+    """How many trials run at once; on a cluster, where nodes come and go, at most so many.
 
     Raises:
-        InputError: if not even one fits: Ray itself would wait for ever.
+        InputError: if not even one fits on this machine: Ray itself would wait for ever. On a cluster a node may come.
     """
-    have = ray.cluster_resources()
+    have, on_cluster = ray.cluster_resources(), bool(os.environ.get("RAY_ADDRESS"))
     need = {"CPU": plan.cpus_per_trial, "GPU": plan.gpus_per_trial}
     for kind, amount in need.items():
-        if amount > have.get(kind, 0):
+        if amount > have.get(kind, 0) and not on_cluster:
             option = f"--{kind.lower()}s-per-trial"
-            raise InputError(f"{option} {amount:g}: this machine or cluster has {have.get(kind, 0):g} {kind}")
-    fits = min(int(have[kind] / amount) for kind, amount in need.items() if amount > 0)
-    return min(fits, plan.max_concurrent or fits)
+            raise InputError(f"{option} {amount:g}: this machine has {have.get(kind, 0):g} {kind}")
+        if amount > have.get(kind, 0):
+            progress(f"waiting for a node: a trial takes {amount:g} {kind}, there are {have.get(kind, 0):g}", 0, 1)
+    fits = min(int(have.get(kind, 0) / amount) for kind, amount in need.items() if amount > 0)
+    return plan.max_concurrent or (max(fits, plan.trials) if on_cluster else fits)
 
 
 def make_task(plan: SweepPlan) -> Task:
@@ -336,10 +359,13 @@ def prepare(task: Task, plan: SweepPlan, progress: Progress, interruption: Inter
     """Everything that all trials share, computed once before the first of them starts; None if interrupted."""
     news: Any = prepare_remotely.options(num_cpus=1, num_gpus=plan.gpus_per_trial).remote(task)
     try:
-        for reference in news:
-            said = ray.get(reference)
+        while True:
+            ready, _ = ray.wait([news], timeout=WAIT_SECONDS)
             if interruption.asked:
                 return None
+            if not ready:
+                continue
+            said = ray.get(next(news))
             if isinstance(said, dict):
                 return said
             progress(*said)

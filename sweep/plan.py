@@ -57,6 +57,9 @@ DECIDING = (
 )
 DECIDING_SPACE = ("evaluation", "space", "points")
 VERSIONS_OF = ("torch", "ray", "optuna", "mlflow")
+CODE_VERSION = "OTSWEEP_CODE_VERSION"
+"""Says it where the code was sent without its clone."""
+
 REPORTED = tuple(field.name for field in dataclasses.fields(EpochReport) if field.type in ("float", "int"))
 
 
@@ -235,6 +238,7 @@ def make_plan(
         InputError: naming the option that is wrong.
     """
     folder = open_storage(storage)
+    mlflow_uri = (os.environ.get("MLFLOW_TRACKING_URI") or None) if mlflow_uri is None else mlflow_uri
     given = {option: check_option(option, value) for option, value in options.items() if value is not None}
     return SweepPlan(
         name=free_name(name, folder) if name is not None else default_name(space.name, folder),
@@ -393,7 +397,7 @@ def _read_reference(node: Located) -> float:
 
 
 def code_version() -> str:
-    """`git describe` where the code runs from a clone, else the installed version."""
+    """`git describe` where the code runs from a clone, else as its sender said, else the installed version."""
     root = Path(__file__).resolve().parents[1]
     if (root / ".git").exists():
         command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--tags"]
@@ -403,7 +407,7 @@ def code_version() -> str:
             described = ""
         if described:
             return described
-    return installed_version("otsweep")
+    return os.environ.get(CODE_VERSION) or installed_version("otsweep")
 
 
 def installed_version(distribution: str) -> str:
