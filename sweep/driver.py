@@ -269,6 +269,7 @@ def ray_session() -> Iterator[None]:
     except ConnectionError as error:
         raise InputError(f"RAY_ADDRESS={address}: no Ray cluster answers there ({error})") from None
     keep_keys_at_home()
+    silence_raylets()
     # Ray Tune's errors are trials that failed, and those are told in our own words.
     for name in ("ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -276,6 +277,13 @@ def ray_session() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def silence_raylets() -> None:
+    """Ray prints pages of a lost node's logs into the sweep's own, and has no switch for that."""
+    from ray._private import worker
+
+    worker.print_to_stdstream = lambda data, ignore_prefix=False: None
 
 
 def keep_keys_at_home() -> None:

@@ -15,6 +15,9 @@ from pathlib import Path
 
 import pytest
 
+LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+"""Keeps all of a head on the loopback address. Ray then takes no further node, so only the token guards several."""
+
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 
 
@@ -36,10 +39,10 @@ def need_jobs() -> None:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Without this shell's own cluster; `python` is the one that runs these tests, and Ray keeps to this machine."""
+    """Without this shell's own cluster; `python` is the one that runs these tests."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    return {**clean, "PATH": path, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", **more}
+    return {**clean, "PATH": path, **more}
 
 
 def start(words: list[str], folder: Path, name: str, settings: dict[str, str]) -> subprocess.Popen[bytes]:

@@ -18,7 +18,7 @@ import pytest
 from sweep.cluster import Job, check_address, exit_status, read_token, strip_preamble
 from sweep.ledger import read_ledger
 from sweep.submit import Submission, There, differences, free_id, pack, refuse_twice
-from tests.ray_nodes import RAY, answers, end, environment, free_ports, need_jobs, start, wait_for
+from tests.ray_nodes import LOOPBACK, RAY, answers, end, environment, free_ports, need_jobs, start, wait_for
 from trainer.config import InputError
 
 SPACE = """
@@ -66,7 +66,7 @@ def head() -> Iterator[Head]:
             "--num-cpus=2",
             f"--temp-dir={folder}/ray",
         ]
-        settings = environment(PYTHONPATH="", RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token, **PLANTED)
+        settings = environment(PYTHONPATH="", RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=token, **PLANTED, **LOOPBACK)
         started = start(words, Path(folder), "head", settings)
         try:
             wait_for(lambda: answers(f"http://127.0.0.1:{dashboard}/api/version", token))
