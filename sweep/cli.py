@@ -189,6 +189,7 @@ def drive(plan: SweepPlan, *, announce: Callable[[], None]) -> int:
     """Run what is left of a sweep and show what it found."""
     from sweep.driver import run_plan
     from sweep.ledger import LedgerWriter, read_ledger
+    from sweep.mirror import drop, push
     from sweep.results import Results, read_facts
     from sweep.screen import Screen
     from sweep.tracking import Tracker
@@ -213,12 +214,14 @@ def drive(plan: SweepPlan, *, announce: Callable[[], None]) -> int:
         except InputError:
             if not results.trials:
                 shutil.rmtree(plan.folder, ignore_errors=True)
+                drop(plan.folder)
             raise
         finally:
             screen.close()
             with console.status("Writing to MLflow ...") if console.is_terminal else contextlib.nullcontext():
                 tracker.close(complete=complete)
     save_front(plan, results)
+    push(plan.folder)
     show_end(plan, results, complete=complete)
     if not complete:
         return INTERRUPTED
@@ -363,9 +366,12 @@ def audit(arguments: argparse.Namespace) -> int:
     from sweep.audit import Audit, read_options, run_audit
     from sweep.audit_tables import command, show_audit
     from sweep.ledger import read_ledger
+    from sweep.mirror import url_of
     from sweep.results import Results, read_facts
 
     plan = find_plan(arguments)
+    if url := url_of(plan.folder):
+        raise InputError(f"{url}: a sweep at a URL can't be audited there; copy its folder here and give --storage DIR")
     examples = find_examples(
         arguments.invariance_examples, dataset=plan.space.evaluation.dataset, data_dir=plan.data_dir
     )

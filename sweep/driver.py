@@ -22,6 +22,7 @@ from ray.exceptions import RayTaskError
 
 from search_spaces import Space
 from sweep.ledger import LedgerWriter, TrialRecord
+from sweep.mirror import push, url_of
 from sweep.nodes import check_storage, lost_with_its_node
 from sweep.plan import SweepPlan
 from sweep.results import FACTS, Facts, Results, read_facts
@@ -191,7 +192,7 @@ def run_plan(
         enough = Enough(plan, results, concurrent)
         if enough() and not results.running:
             return True
-        check_storage(plan.storage, progress)
+        check_storage(url_of(Path(plan.storage)) or plan.storage, progress)
         task = make_task(plan)
         facts = prepare(task, plan, progress, interruption)
         if facts is None:
@@ -320,8 +321,8 @@ def make_task(plan: SweepPlan) -> Task:
     return Task(
         evaluation=tuple(evaluation.to_dict().items()),
         invariance_norms=invariance_norms(plan.space),
-        sweep_folder=str(plan.folder),
-        cache_dir=str(plan.cache_dir),
+        sweep_folder=url_of(plan.folder) or str(plan.folder),
+        cache_dir=url_of(plan.cache_dir) or str(plan.cache_dir),
         data_dir=str(plan.data_dir) if plan.data_dir else None,
         threads=max(1, int(plan.cpus_per_trial)),
         use_gpu=plan.gpus_per_trial > 0,
@@ -402,3 +403,4 @@ def record_facts(folder: Path, facts: Facts) -> None:
     unfinished = path.with_suffix(".unfinished")
     unfinished.write_text(json.dumps(facts, indent=2) + "\n")
     unfinished.replace(path)
+    push(path)

@@ -10,6 +10,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from sweep.mirror import UrlStore, is_url
 from trainer.config import InputError
 
 PROBE = ".probe-"
@@ -24,9 +25,12 @@ NODE_DIED = "its node has died"
 def look(folder: str, secret: str, node: str) -> str:
     """On a node: read what the driver wrote, and write something back; what went wrong, or nothing."""
     try:
-        if (Path(folder) / f"{PROBE}{secret}").read_text() != secret:
+        store = store_at(folder)
+        if store.read(f"{PROBE}{secret}").decode() != secret:
             return "holds another file than the driver wrote"
-        (Path(folder) / f"{PROBE}{secret}-{node}").write_text(node)
+        store.write(f"{PROBE}{secret}-{node}", node.encode())
+    except InputError as error:
+        return f"can't be used there: {error}"
     except FileNotFoundError:
         return "is not the same folder there"
     except OSError as error:
@@ -46,22 +50,46 @@ def check_storage(storage: str, progress: Callable[[str, int, int], None]) -> No
     nodes = [node for node in ray.nodes() if node["Alive"]]
     if len(nodes) < 2:
         return
-    secret, folder = secrets.token_hex(8), Path(storage)
+    secret, store = secrets.token_hex(8), store_at(storage)
     try:
-        (folder / f"{PROBE}{secret}").write_text(secret)
+        store.write(f"{PROBE}{secret}", secret.encode())
         asked = {node["NodeID"]: look_from(node["NodeID"], storage, secret) for node in nodes}
         for done, node in enumerate(nodes):
             progress("storage, seen from every node", done, len(nodes))
             trouble = answer(asked[node["NodeID"]])
-            if not trouble and not (folder / f"{PROBE}{secret}-{node['NodeID']}").exists():
+            if not trouble and f"{PROBE}{secret}-{node['NodeID']}" not in store.names():
                 trouble = "takes files there that this machine does not see"
             if trouble:
                 raise InputError(
                     f"--storage {storage}: {trouble} (node {name_of(node)}); give a folder that every node mounts"
                 )
     finally:
-        for probe in folder.glob(f"{PROBE}{secret}*"):
-            probe.unlink(missing_ok=True)
+        for name in store.names():
+            if name.startswith(f"{PROBE}{secret}"):
+                store.delete(name)
+
+
+def store_at(storage: str) -> UrlStore | PlainFolder:
+    return UrlStore(storage) if is_url(storage) else PlainFolder(storage)
+
+
+class PlainFolder:
+    """As `trainer.checkpoint.FolderStore`, of which the driver would pay with the time to load torch."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    def names(self) -> list[str]:
+        return [path.name for path in self.folder.iterdir()]
+
+    def read(self, name: str) -> bytes:
+        return (self.folder / name).read_bytes()
+
+    def write(self, name: str, content: bytes) -> None:
+        (self.folder / name).write_bytes(content)
+
+    def delete(self, name: str) -> None:
+        (self.folder / name).unlink(missing_ok=True)
 
 
 def look_from(node_id: str, storage: str, secret: str) -> ray.ObjectRef:

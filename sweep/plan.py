@@ -19,6 +19,7 @@ from typing import Any, Self
 
 from search_spaces import Space
 from search_spaces.yaml_file import Located, dump_yaml, locate, read_yaml
+from sweep.mirror import pull, push, url_of
 from sweep.pareto import Objectives
 from sweep.places import (
     CACHE,
@@ -267,6 +268,7 @@ def write_plan(plan: SweepPlan) -> None:
             file.flush()
             os.fsync(file.fileno())
         draft.rename(plan.folder)
+        push(plan.folder)
     except OSError as error:
         shutil.rmtree(draft, ignore_errors=True)
         if plan.folder.exists():
@@ -282,12 +284,15 @@ def read_plan(name: str, *, storage: str | None = None) -> SweepPlan:
     """
     check_name(name)
     folder = storage_folder(storage)
+    if url_of(folder):
+        pull(folder, only=f"/{PLAN}")
+        pull(folder / name)
     if not (folder / name / PLAN).is_file():
         raise InputError(f"no sweep {name!r} in {folder}: {nearest_sweeps(name, folder)}")
     plan = parse_plan(read_yaml(folder / name / PLAN))
     if plan.name != name:
         raise InputError(f"{folder / name} holds the plan of {plan.name!r}: give the folder its name back")
-    if plan.mlflow_uri == default_mlflow_uri(Path(plan.storage)):
+    if url_of(folder) is None and plan.mlflow_uri == default_mlflow_uri(Path(plan.storage)):
         plan = dataclasses.replace(plan, mlflow_uri=default_mlflow_uri(folder))
     return dataclasses.replace(plan, storage=str(folder))
 
