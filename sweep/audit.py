@@ -168,7 +168,7 @@ def run_audit(audit: Audit, console: Console) -> bool:
         return True
     # In this order: Ray installs a handler of its own for SIGTERM.
     with Line(console) as line, ray_session(), Interruption() as interruption:
-        crew, task = Crew(audit.plan, concurrency(audit.plan), interruption, line), make_task(audit.plan)
+        crew, task = Crew(audit.plan, concurrency(audit.plan, line.prepare), interruption, line), make_task(audit.plan)
         facts = prepare(task, audit.plan, line.prepare, interruption)
         if facts is None:
             return False

@@ -146,10 +146,68 @@ def add_resume(parser: argparse.ArgumentParser) -> None:
     add_circumstances(parser)
 
 
+def add_cluster_resume(parser: argparse.ArgumentParser) -> None:
+    add_resume(parser)
+    add_address(parser)
+    add_wait(parser)
+
+
 def resume(arguments: argparse.Namespace) -> int:
+    if arguments.address:
+        from sweep import jobs
+
+        return jobs.resume(arguments, console, errors)
     from sweep.plan import under_circumstances
 
     return drive(under_circumstances(find_plan(arguments), vars(arguments)), fresh=False)
+
+
+def add_address(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--address", metavar="URL", help="of the cluster's dashboard (or RAY_API_SERVER_ADDRESS)")
+
+
+def add_wait(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--wait", action="store_true", help="follow the job to its end, and end as it did")
+
+
+def add_submit(parser: argparse.ArgumentParser) -> None:
+    add_run(parser)
+    add_address(parser)
+    add_wait(parser)
+
+
+def submit(arguments: argparse.Namespace) -> int:
+    from sweep import jobs
+
+    return jobs.submit(arguments, console, errors)
+
+
+def show_jobs(arguments: argparse.Namespace) -> int:
+    from sweep import jobs
+
+    return jobs.show_jobs(arguments, console)
+
+
+def add_job(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("job", help="its id, or the name of its sweep")
+    add_address(parser)
+
+
+def add_logs(parser: argparse.ArgumentParser) -> None:
+    add_job(parser)
+    parser.add_argument("--follow", action="store_true", help="go on showing until the job ends, and end as it did")
+
+
+def logs(arguments: argparse.Namespace) -> int:
+    from sweep import jobs
+
+    return jobs.logs(arguments, console, errors)
+
+
+def stop(arguments: argparse.Namespace) -> int:
+    from sweep import jobs
+
+    return jobs.stop(arguments, console)
 
 
 def find_plan(arguments: argparse.Namespace) -> SweepPlan:
@@ -162,6 +220,7 @@ def drive(plan: SweepPlan, *, fresh: bool) -> int:
     """Run a fresh sweep, or what is left of one, and show what it found."""
     from sweep.driver import run_plan
     from sweep.ledger import LedgerWriter, read_ledger
+    from sweep.mirror import drop, push
     from sweep.plan import write_plan
     from sweep.results import read_facts, results_of
     from sweep.screen import Screen
@@ -198,6 +257,7 @@ def drive(plan: SweepPlan, *, fresh: bool) -> int:
         except InputError:
             if fresh and not results.trials:
                 shutil.rmtree(plan.folder, ignore_errors=True)
+                drop(plan.folder)
             raise
         except StorageFailed as error:
             raise StorageFailed(f"{error}. Nothing recorded is lost; to go on:\n  {resumption(plan)}") from None
@@ -207,6 +267,7 @@ def drive(plan: SweepPlan, *, fresh: bool) -> int:
                 tracker.close(complete=complete)
     try:
         save_front(plan, results)
+        push(plan.folder)
     except (OSError, InputError) as error:
         screen.say(f"the front's table and picture are not written: {error}; `otsweep front` shows it")
     show_end(plan, results, complete=complete)
@@ -366,9 +427,12 @@ def audit(arguments: argparse.Namespace) -> int:
     from sweep.audit import Audit, read_options, run_audit
     from sweep.audit_tables import command, show_audit
     from sweep.ledger import read_ledger
+    from sweep.mirror import url_of
     from sweep.results import read_facts, results_of
 
     plan = find_plan(arguments)
+    if url := url_of(plan.folder):
+        raise InputError(f"{url}: a sweep at a URL can't be audited there; copy its folder here and give --storage DIR")
     examples = find_examples(
         arguments.invariance_examples, dataset=plan.space.evaluation.dataset, data_dir=plan.data_dir
     )
@@ -423,7 +487,11 @@ Run = Callable[[argparse.Namespace], int]
 
 COMMANDS: dict[str, tuple[Add, Run, str]] = {
     "run": (add_run, run, "Run a sweep on this machine, or on the Ray cluster that this runs in."),
-    "resume": (add_resume, resume, "Go on with a sweep after any crash or Ctrl-C."),
+    "submit": (add_submit, submit, "Send a sweep to a Ray cluster, as a job."),
+    "jobs": (add_address, show_jobs, "List the sweeps of a cluster."),
+    "logs": (add_logs, logs, "Show what a job says."),
+    "stop": (add_job, stop, "End a job as Ctrl-C would; `resume` goes on with it."),
+    "resume": (add_cluster_resume, resume, "Go on with a sweep after any crash or Ctrl-C, here or on a cluster."),
     "front": (add_front, front, "Show the front of a sweep, also of one that still runs."),
     "replay": (add_replay, replay, "Tell what another way of stopping trials early would have saved and lost."),
     "audit": (add_audit, audit, "Train the finalists again and judge them on the test split by every attack."),

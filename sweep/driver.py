@@ -23,6 +23,8 @@ from ray.exceptions import RayTaskError
 from search_spaces import Space
 from sweep.budget import Budget
 from sweep.ledger import EndState, LedgerWriter, TrialRecord
+from sweep.mirror import push, url_of
+from sweep.nodes import check_storage, lost_with_its_node
 from sweep.plan import SweepPlan
 from sweep.results import FACTS, Facts, Results, read_facts
 from sweep.scheduler import MultiObjectiveASHA, Rungs, rung_levels
@@ -33,7 +35,11 @@ from trainer.config import InputError, StorageFailed, TrialConfig
 from trainer.durable import patiently, write_whole
 
 LOST_WORKER_RETRIES = 3
-"""How often a trial is brought back after its worker was lost (killed, out of memory, a node that left)."""
+"""How often a trial is brought back after its worker was lost (killed, out of memory). A node that left does not count:
+on spot machines that is nobody's fault, and happens any number of times."""
+
+WAIT_SECONDS = 1.0
+"""Between two looks at whether somebody asked to stop, while nothing is heard from a worker."""
 
 TOLD_SECONDS = 0.2
 """Between two words on the preparation's progress."""
@@ -163,6 +169,10 @@ class Scribe(tune.Callback):
             if self.record(lambda plain=plain: self.ledger.decided(number, plain, time=time.time())):
                 record.decisions.append(plain)
 
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        if lost_with_its_node(trial.error_file):
+            trial.run_metadata.num_failures = max(0, trial.run_metadata.num_failures - 1)
+
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         number = trial.config["number"]
         if number in self.results.running:
@@ -215,10 +225,11 @@ def run_plan(
         return True
     # In this order: Ray installs a handler of its own for SIGTERM.
     with ray_session(), Interruption() as interruption:
-        concurrent = concurrency(plan)
+        concurrent = concurrency(plan, progress)
         budget = Budget(plan, results, concurrent)
         if budget.spent() or (budget.enough() and not results.running):
             return True
+        check_storage(url_of(Path(plan.storage)) or plan.storage, progress)
         task = make_task(plan)
         facts = prepare(task, plan, progress, interruption)
         if facts is None:
@@ -303,6 +314,8 @@ def ray_session() -> Iterator[None]:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **options)
     except ConnectionError as error:
         raise InputError(f"RAY_ADDRESS={address}: no Ray cluster answers there ({error})") from None
+    keep_keys_at_home()
+    silence_raylets()
     # Ray Tune's errors are trials that failed, and those are told in our own words.
     for name in ("ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -312,14 +325,31 @@ def ray_session() -> Iterator[None]:
         ray.shutdown()
 
 
+def silence_raylets() -> None:
+    """Ray prints pages of a lost node's logs into the sweep's own, and has no switch for that."""
+    from ray._private import worker
+
+    worker.print_to_stdstream = lambda data, ignore_prefix=False: None
+
+
+def keep_keys_at_home() -> None:
+    """Ray Tune would send this process's AWS keys along with every trial, and Ray's agents write what they are sent
+    into their logs. Every node has keys of its own, in its own environment."""
+    from ray.tune.execution import class_cache
+
+    class_cache.ENV_VARS_TO_PROPAGATE = {
+        name for name in class_cache.ENV_VARS_TO_PROPAGATE if not name.startswith("AWS_")
+    }
+
+
 def make_task(plan: SweepPlan) -> Task:
     """What every trial is given, in plain values."""
     evaluation = plan.space.evaluation
     return Task(
         evaluation=tuple(evaluation.to_dict().items()),
         invariance_norms=invariance_norms(plan.space),
-        sweep_folder=str(plan.folder),
-        cache_dir=str(plan.cache_dir),
+        sweep_folder=url_of(plan.folder) or str(plan.folder),
+        cache_dir=url_of(plan.cache_dir) or str(plan.cache_dir),
         data_dir=str(plan.data_dir) if plan.data_dir else None,
         threads=max(1, int(plan.cpus_per_trial)),
         use_gpu=plan.gpus_per_trial > 0,
@@ -365,10 +395,13 @@ def prepare(task: Task, plan: SweepPlan, progress: Progress, interruption: Inter
     """Everything that all trials share, computed once before the first of them starts; None if interrupted."""
     news: Any = prepare_remotely.options(num_cpus=1, num_gpus=plan.gpus_per_trial).remote(task)
     try:
-        for reference in news:
-            said = ray.get(reference)
+        while True:
+            ready, _ = ray.wait([news], timeout=WAIT_SECONDS)
             if interruption.asked:
                 return None
+            if not ready:
+                continue
+            said = ray.get(next(news))
             if isinstance(said, dict):
                 return said
             progress(*said)
@@ -397,3 +430,4 @@ def record_facts(folder: Path, facts: Facts) -> None:
         return
     text = json.dumps(facts, indent=2) + "\n"
     patiently(lambda: write_whole(path, text.encode()), what=repr(str(path)))
+    push(path)

@@ -33,8 +33,12 @@ from typing import Any, Literal, NamedTuple, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sweep.mirror import push, url_of
 from trainer.config import InputError
 from trainer.durable import sync_folder, write_whole
+
+URL_PART_EVENTS = 256
+"""The same in storage at a URL, where the whole log is written again with every event."""
 
 PART_EVENTS = 4096
 """Events after which the log is rolled into a part: about 3 MB of log, and 30 parts for 10,000 trials of 10 reports."""
@@ -216,7 +220,7 @@ class LedgerWriter:
         self.folder = sweep / "ledger"
         self.warnings: list[str] = []
         """What was found damaged at the opening, and what the storage refused since without loss."""
-        self._part_events = part_events
+        self._part_events = URL_PART_EVENTS if url_of(sweep) else part_events
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with contextlib.ExitStack() as undo:
@@ -292,6 +296,7 @@ class LedgerWriter:
         event = {"sequence": self._next, "event": kind, "trial": number, "time": float(time), **facts}
         text = json.dumps(event, allow_nan=False, separators=(",", ":"))
         self._write_line(_checked_line(text))
+        self._push(self.folder / LOG_NAME)
         self._pending[self._next] = text
         self._next += 1
         if len(self._pending) % self._part_events == 0:
@@ -311,10 +316,18 @@ class LedgerWriter:
             raise
         self._end += len(line)
 
+    def _push(self, path: Path) -> None:
+        """To where the folder follows; what does not go through goes with the next event, and is said once."""
+        try:
+            push(path)
+        except InputError as error:
+            if str(error) not in self.warnings:
+                self.warnings.append(str(error))
+
     def _roll(self) -> None:
         """Move the log's events into a part. If the storage refuses, they stay in the log until the next time."""
         try:
-            _write_part(self.folder, self._pending)
+            self._push(_write_part(self.folder, self._pending))
             # A new log takes the old one's place instead of being emptied: a reader in the middle keeps the old one.
             temporary = self.folder / f".{LOG_NAME}.unfinished"
             with contextlib.ExitStack() as undo:
@@ -323,6 +336,7 @@ class LedgerWriter:
                 undo.pop_all()
             self._log.close()
             self._log, self._end, self._pending = log, 0, {}
+            self._push(self.folder / LOG_NAME)
             sync_folder(self.folder)
         except OSError as error:
             self.warnings.append(f"{LOG_NAME} could not be rolled into a part ({error.strerror}); nothing is lost")
@@ -397,10 +411,11 @@ def _list_parts(folder: Path) -> list[_Part]:
     return [_Part(path, int(match[1]), int(match[2]), int(match[3], 16)) for path, match in matches if match]
 
 
-def _write_part(folder: Path, events: Mapping[int, str]) -> None:
+def _write_part(folder: Path, events: Mapping[int, str]) -> Path:
     data = _parquet_bytes(pa.table({"sequence": list(events), "event": list(events.values())}))
     name = f"part-{min(events):012d}-{max(events):012d}-{zlib.crc32(data):08x}.parquet"
     write_whole(folder / name, data)
+    return folder / name
 
 
 def _read_parts(parts: Iterable[_Part], warnings: list[str], accounted: set[int]) -> Iterator[dict[int, str]]:

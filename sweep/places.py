@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from sweep.mirror import MARK, UrlStore, folder_of, is_url, pull, url_of
 from trainer.config import InputError
 
 PLAN = "plan.yaml"
@@ -77,8 +78,13 @@ def storage_folder(given: str | None = None) -> Path:
         InputError: if that is no path.
     """
     said, text = _storage_text(given)
+    if masked(text) != text:
+        raise InputError(f"{said} {masked(text)!r}: holds a secret; set it in the environment instead")
+    if is_url(text):
+        return folder_of(text)
+    text = text.removeprefix("file://")
     if "://" in text:
-        raise InputError(f"{said} {text!r}: must be a folder; mount the remote store and give the mounted one")
+        raise InputError(f"{said} {text!r}: must be a folder, or begin with s3://, gs:// or file://")
     if "?" in text:
         raise InputError(f"{said} {text!r}: must not hold '?', which ends the path in a database's URI")
     return _absolute(said, text)
@@ -97,6 +103,9 @@ def open_storage(given: str | None = None) -> Path:
             probe.write(b"otsweep")
             probe.flush()
             os.fsync(probe.fileno())
+        if url := url_of(folder):
+            UrlStore(url).write(MARK, url.encode())
+            pull(folder, only=f"/{PLAN}")
     except OSError as error:
         raise InputError(f"{said} {str(folder)!r}: can't be written: {error.strerror}") from None
     return folder
@@ -133,7 +142,13 @@ def _absolute(said: str, text: str) -> Path:
 
 
 def default_mlflow_uri(folder: Path) -> str:
-    """The SQLite store in the storage folder; absolute, since MLflow's own default follows the working directory."""
+    """The SQLite store in the storage folder; absolute, since MLflow's own default follows the working directory.
+
+    Raises:
+        InputError: for storage at a URL, which holds no database.
+    """
+    if url := url_of(folder):
+        raise InputError(f"--storage {url}: holds no database; give --mlflow-uri, or set MLFLOW_TRACKING_URI")
     return f"sqlite:///{folder / DATABASE}"
 
 

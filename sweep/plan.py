@@ -19,6 +19,7 @@ from typing import Any, Self
 
 from search_spaces import Space
 from search_spaces.yaml_file import Located, dump_yaml, locate, read_yaml
+from sweep.mirror import pull, push, url_of
 from sweep.pareto import Objectives
 from sweep.places import (
     CACHE,
@@ -60,6 +61,9 @@ DECIDING = (
 DECIDING_SPACE = ("evaluation", "space", "points", "require")
 AUTO = "auto"
 VERSIONS_OF = ("torch", "ray", "optuna", "mlflow")
+CODE_VERSION = "OTSWEEP_CODE_VERSION"
+"""Says it where the code was sent without its clone."""
+
 REPORTED = tuple(field.name for field in dataclasses.fields(EpochReport) if field.type in ("float", "int"))
 
 
@@ -262,6 +266,7 @@ def make_plan(
         InputError: naming the option that is wrong.
     """
     folder = open_storage(storage)
+    mlflow_uri = (os.environ.get("MLFLOW_TRACKING_URI") or None) if mlflow_uri is None else mlflow_uri
     given = check_options(options)
     return SweepPlan(
         name=free_name(name, folder) if name is not None else default_name(space.name, folder),
@@ -292,6 +297,7 @@ def write_plan(plan: SweepPlan) -> None:
         sync_folder(draft)
         draft.rename(plan.folder)
         sync_folder(Path(plan.storage))
+        push(plan.folder)
     except OSError as error:
         shutil.rmtree(draft, ignore_errors=True)
         if plan.folder.exists():
@@ -307,12 +313,15 @@ def read_plan(name: str, *, storage: str | None = None) -> SweepPlan:
     """
     check_name(name)
     folder = storage_folder(storage)
+    if url_of(folder):
+        pull(folder, only=f"/{PLAN}")
+        pull(folder / name)
     if not (folder / name / PLAN).is_file():
         raise InputError(f"no sweep {name!r} in {folder}: {nearest_sweeps(name, folder)}")
     plan = parse_plan(read_yaml(folder / name / PLAN))
     if plan.name != name:
         raise InputError(f"{folder / name} holds the plan of {plan.name!r}: give the folder its name back")
-    if plan.mlflow_uri == default_mlflow_uri(Path(plan.storage)):
+    if url_of(folder) is None and plan.mlflow_uri == default_mlflow_uri(Path(plan.storage)):
         plan = dataclasses.replace(plan, mlflow_uri=default_mlflow_uri(folder))
     return dataclasses.replace(plan, storage=str(folder), data_dir=_followed(plan, folder))
 
@@ -461,7 +470,7 @@ def _read_reference(node: Located) -> float:
 
 
 def code_version() -> str:
-    """`git describe` where the code runs from a clone, else the installed version."""
+    """`git describe` where the code runs from a clone, else as its sender said, else the installed version."""
     root = Path(__file__).resolve().parents[1]
     if (root / ".git").exists():
         command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--tags"]
@@ -471,7 +480,7 @@ def code_version() -> str:
             described = ""
         if described:
             return described
-    return installed_version("otsweep")
+    return os.environ.get(CODE_VERSION) or installed_version("otsweep")
 
 
 def installed_version(distribution: str) -> str:

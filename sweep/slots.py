@@ -3,6 +3,8 @@ the memory that a trial really takes."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from typing import NamedTuple
 
 import ray
@@ -46,17 +48,26 @@ def nodes() -> list[Node]:
     return [Node(offer.get("CPU", 0), offer.get("GPU", 0), int(offer.get("memory", 0))) for offer in offers]
 
 
-def concurrency(plan: SweepPlan) -> int:
-    """How many trials run at once, by what is asked for.
+def concurrency(plan: SweepPlan, progress: Callable[[str, int, int], None]) -> int:
+    """How many trials run at once, by what is asked for; on a cluster, where nodes come and go, at most so many.
+
+    Args:
+        progress: told that a node is waited for.
 
     Raises:
-        InputError: if no node holds even one, since Ray itself would wait for ever.
+        InputError: if no node holds even one, since Ray itself would wait for ever. On a cluster that has none of what
+            is asked for, nodes with it may come.
     """
-    have = nodes()
+    have, on_cluster = nodes(), bool(os.environ.get("RAY_ADDRESS"))
     fits = sum(node.fitting(cpus=plan.cpus_per_trial, gpus=plan.gpus_per_trial) for node in have)
-    if fits == 0:
+    lacking = {"CPU": plan.cpus_per_trial > sum(node.cpus for node in have) == 0}
+    lacking |= {"GPU": plan.gpus_per_trial > sum(node.gpus for node in have) == 0}
+    if fits == 0 and not (on_cluster and any(lacking.values())):
         raise InputError(infeasible(plan, have))
-    return min(fits, plan.max_concurrent or fits)
+    if fits == 0:
+        progress(f"waiting for a node with a {' and a '.join(kind for kind, none in lacking.items() if none)}", 0, 1)
+    most = max(fits, plan.trials) if on_cluster else fits
+    return min(most, plan.max_concurrent or most)
 
 
 def infeasible(plan: SweepPlan, have: list[Node]) -> str:

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ray import tune
 
+from sweep.mirror import UrlStore, folder_of, is_url, pull, push
 from trainer.config import EvaluationConfig, OtsweepError, StorageFailed, TrialConfig
 
 if TYPE_CHECKING:
+    from trainer.checkpoint import Store
     from trainer.preparation import Prepared
     from trainer.report import EpochReport
 
@@ -55,6 +57,14 @@ def trial_folder(sweep_folder: str | Path, number: int) -> Path:
     return Path(sweep_folder) / "trials" / f"{number:04d}"
 
 
+def trial_store(sweep_folder: str, number: int, *, told: Callable[[str], None] = lambda message: None) -> Store:
+    """The same place as a store, also where the sweep is at a URL; `told` what a folder refused for a while."""
+    from trainer.checkpoint import FolderStore
+
+    where = f"{sweep_folder}/trials/{number:04d}"
+    return UrlStore(where) if is_url(where) else FolderStore(Path(where), told=told)
+
+
 @lru_cache(maxsize=1)
 def shared(task: Task) -> Prepared:
     """Data, training perturbations and judging set: opened once per worker process, mapped from one file per node."""
@@ -65,13 +75,19 @@ def prepare_shared(task: Task, progress: Callable[[str, int, int], None]) -> Pre
     """Compute what is not in the cache yet, open the rest."""
     from trainer.preparation import prepare
 
-    return prepare(
+    cache = folder_of(task.cache_dir) if is_url(task.cache_dir) else Path(task.cache_dir)
+    pull(cache)
+    before = set(cache.glob("*"))
+    prepared = prepare(
         evaluation_of(task),
         invariance_norms=task.invariance_norms,
         data_dir=Path(task.data_dir) if task.data_dir else None,
-        cache_dir=Path(task.cache_dir),
+        cache_dir=cache,
         progress=progress,
     )
+    for made in sorted(set(cache.glob("*")) - before):
+        push(made)
+    return prepared
 
 
 def facts_of(prepared: Prepared, task: Task) -> dict[str, Any]:
@@ -140,7 +156,6 @@ class TrialTrainable(tune.Trainable):
         """Everything that can fail happens inside the generator, so that `step` can tell why."""
         import torch
 
-        from trainer.checkpoint import FolderStore
         from trainer.trial import run_trial
 
         torch.set_num_threads(self.task.threads)
@@ -149,7 +164,7 @@ class TrialTrainable(tune.Trainable):
             TrialConfig.from_mapping(values),
             evaluation_of(self.task),
             shared(self.task),
-            store=FolderStore(trial_folder(self.task.sweep_folder, self.number), told=self.warnings.append),
+            store=trial_store(self.task.sweep_folder, self.number, told=self.warnings.append),
             device="cuda" if self.on_gpu else "cpu",
             warn=self.warnings.append,
         )

@@ -49,8 +49,8 @@ WORDS = {
     "resume of nothing": (["resume", "nothing"], "no sweep 'nothing'"),
     "front of nothing": (["front", "nothing"], "no sweep 'nothing'"),
     "unknown format": (["front", "any", "--format", "xml"], "--format xml: known: table, json, csv"),
-    "more GPUs than there are": (["run", "--gpus-per-trial", "64"], "--gpus-per-trial 64: this machine or cluster has"),
-    "more cores than there are": (["run", "--cpus-per-trial", "999"], "--cpus-per-trial 999: this machine or cluster"),
+    "more GPUs than there are": (["run", "--gpus-per-trial", "64"], "--gpus-per-trial 64: this machine has"),
+    "more cores than there are": (["run", "--cpus-per-trial", "999"], "--cpus-per-trial 999: this machine has"),
     "no MLflow server": (
         ["run", "--mlflow-uri", "http://127.0.0.1:9"],
         "no MLflow store answers at http://127.0.0.1:9",

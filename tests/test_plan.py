@@ -506,7 +506,7 @@ def test_a_relative_storage_is_taken_from_here(tmp_path: Path, monkeypatch: pyte
         ("/dev/null/x", "--storage '/dev/null/x': can't be written: Not a directory"),
         ("/proc/otsweep", "--storage '/proc/otsweep': can't be written: "),
         ("/dev/null", "--storage '/dev/null': can't be written: File exists"),
-        ("s3://bucket/x", "--storage 's3://bucket/x': must be a folder; mount the remote store"),
+        ("http://bucket/x", "--storage 'http://bucket/x': must be a folder, or begin with s3://"),
         ("what?", "must not hold '?'"),
         ("", "--storage '': must be a path of printable characters"),
         ("a\0b", "must be a path of printable characters"),

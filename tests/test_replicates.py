@@ -114,7 +114,9 @@ def ended(number: int, robust: float, invariant: float, state: str = "finished")
     told |= {"invariance_stuck": 0.1, "invariance_changed_size": 40, "time": 1.0}
     reports = [{**told, "final": False}] + ([{**told, "final": True}] if state == "finished" else [])
     config = {**load_space("digits").points[0], "margin": 0.1 + number // 3 / 10, "seed": number % 3}
-    return TrialRecord(number, config, number % 3, state, started=0.0, ended=float(-number), reports=reports)
+    return TrialRecord(
+        number, config, number % 3, state, started=0.0, ended=1.0, ended_as=100 - number, reports=reports
+    )
 
 
 # The first trial alone dominates all, and its configuration none: so it is the seed that was lucky.
@@ -143,7 +145,7 @@ def test_ranked_are_the_means_of_whole_configurations(results: Results) -> None:
 
 def test_results_that_came_one_by_one_are_those_that_were_loaded(results: Results, plan: SweepPlan) -> None:
     live = results_of(plan, {})
-    for record in sorted(results.trials.values(), key=lambda record: record.ended or 0.0):
+    for record in sorted(results.trials.values(), key=lambda record: record.ended_as):
         live.trials[record.number] = TrialRecord(record.number, record.config, record.seed, reports=record.reports)
         live.end(record.number, record.state, reason="", time=record.ended or 0.0)
     assert live.volumes == results.volumes

@@ -1,0 +1,282 @@
+"""Send a sweep to a cluster as a Ray job: the project as it is here, and the words that start it there.
+
+The project goes as source alone: the three packages (a few hundred kilobytes) and the search space, be they a working
+tree or installed. No data, no environment, no secret: the cluster has its own.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import platform
+import shlex
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+from search_spaces import Space, load_space
+from sweep.cluster import ENDED, HASH, REFUSED, RUNNING, STORAGE, SWEEP, Cluster, ClusterError, Job
+from sweep.places import absolute_uri, check_name, default_mlflow_uri, default_name, masked
+from sweep.plan import CODE_VERSION, SweepPlan, check_option, code_version, installed_version
+from trainer.config import InputError
+
+PACKAGES = ("search_spaces", "sweep", "trainer")
+SOURCE = ("*.py", "*.yaml")
+
+STOP_SECONDS = 600
+"""How long Ray waits for a job that was asked to end, before it kills it. Its own 3 seconds are too few for the epochs
+in flight; a sweep that is killed can be resumed too, and says less."""
+
+ASK_SECONDS, BEGIN_SECONDS, LAST_WORDS_SECONDS = 60.0, 60.0, 3.0
+
+QUESTION = """
+import importlib.util, json, os, platform
+needed = ("mlflow", "optuna", "pyarrow", "ray", "rich", "scipy", "sklearn", "torch", "torchvision", "yaml")
+print(json.dumps({
+    "python": platform.python_version(),
+    "missing": [name for name in needed if importlib.util.find_spec(name) is None],
+    "storage": os.environ.get("OTSWEEP_STORAGE", ""),
+    "mlflow_uri": os.environ.get("MLFLOW_TRACKING_URI", ""),
+}))
+"""
+"""Asked before anything of ours is sent: one line that the cluster's own Python runs."""
+
+
+class There(NamedTuple):
+    """What a cluster has."""
+
+    python: str
+    ray: str
+    missing: tuple[str, ...]
+    """Libraries that a sweep needs and its head has not."""
+    storage: str
+    """Its own OTSWEEP_STORAGE, empty where it has none."""
+    mlflow_uri: str
+    """Its own MLFLOW_TRACKING_URI, empty where it has none."""
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A sweep that is ready to be sent."""
+
+    plan: SweepPlan
+    """As this machine sees it: its storage and its MLflow are the cluster's business."""
+
+    storage: str | None
+    """As the cluster's nodes see it; None for its own."""
+
+    words: tuple[str, ...]
+    """Of the command that runs there, after `otsweep`."""
+
+    space_file: Path | None
+    """A space that does not come with otsweep."""
+
+    named: bool
+    """Whether the user chose the name."""
+
+    @classmethod
+    def of(cls, space: str, *, name: str | None, options: Mapping[str, Any], places: Mapping[str, str | None]) -> Self:
+        """From the words of the command.
+
+        Args:
+            space: a name or the path of a YAML file of this machine.
+            options: fields named in `sweep.plan.OPTIONS`, as typed; None where not given.
+            places: `storage`, `data_dir` and `mlflow_uri` as the cluster's nodes see them; None for its own.
+
+        Raises:
+            InputError: naming what is wrong, before the cluster is asked anything.
+        """
+        loaded, given = load_space(space), {key: value for key, value in options.items() if value is not None}
+        for place, text in places.items():
+            check_place(place, text)
+        chosen = check_name(name) if name is not None else default_name(loaded.name, Path("/nonexistent"))
+        plan = draft(loaded, name=chosen, mlflow_uri=places.get("mlflow_uri"), options=given)
+        file = Path(space) if Path(space).suffix in (".yaml", ".yml") else None
+        words = ["run", file.name if file else space, "--name", chosen]
+        for key, value in {**places, **given}.items():
+            words += ["--" + key.replace("_", "-"), str(value)] if value is not None else []
+        return cls(plan, places.get("storage"), tuple(words), file, name is not None)
+
+
+def draft(space: Space, *, name: str, mlflow_uri: str | None, options: Mapping[str, Any]) -> SweepPlan:
+    """The plan that the cluster will make of these options, but for where things are there."""
+    given = {option: check_option(option, value) for option, value in options.items()}
+    return SweepPlan(
+        name=name,
+        space=space,
+        storage="",
+        mlflow_uri=absolute_uri(mlflow_uri) if mlflow_uri else default_mlflow_uri(Path("/")),
+        created="",
+        code_version=code_version(),
+        versions={},
+        **{"trials": space.trials, **given},
+    )
+
+
+def check_place(place: str, text: str | None) -> None:
+    """A folder or URL on the cluster, which this machine can't look into.
+
+    Raises:
+        InputError: if it depends on the folder that one is in, or holds a secret.
+    """
+    flag = "--" + place.replace("_", "-")
+    if text is None or place == "mlflow_uri":
+        return
+    if masked(text) != text:
+        raise InputError(f"{flag} {masked(text)!r}: holds a secret; give it to the cluster's nodes instead")
+    if not (text.startswith("/") or "://" in text):
+        raise InputError(f"{flag} {text!r}: must be an absolute path or a URL, as the cluster's nodes see it")
+
+
+def ask(cluster: Cluster) -> There:
+    """What the cluster runs and where it keeps things; nothing of ours is sent for that.
+
+    Raises:
+        ClusterError: if its Python does not answer.
+    """
+    client = cluster.client
+    with cluster.answering():
+        job_id = client.submit_job(entrypoint=f"python -c {shlex.quote(QUESTION)}")
+        deadline = time.monotonic() + ASK_SECONDS
+        while (state := client.get_job_status(job_id)) not in ENDED:
+            if time.monotonic() > deadline:
+                client.stop_job(job_id)
+                raise ClusterError(f"{cluster.address}: its head has started nothing within {ASK_SECONDS:.0f} s")
+            time.sleep(0.2)
+    said = cluster.log(job_id).strip()
+    with cluster.answering():
+        client.delete_job(job_id)
+    if state != "SUCCEEDED":
+        raise ClusterError(f"{cluster.address}: its head has no command `python` that runs: {said[-300:]}")
+    answer = json.loads(said.splitlines()[-1])
+    return There(
+        answer["python"], cluster.ray_version, tuple(answer["missing"]), answer["storage"], masked(answer["mlflow_uri"])
+    )
+
+
+def differences(there: There, *, python: str | None = None, ray: str | None = None) -> list[str]:
+    """Clauses that tell how the cluster differs from this machine; a patch release of Python is none."""
+    here_python, here_ray = python or platform.python_version(), ray or installed_version("ray")
+    said = []
+    if there.python.split(".")[:2] != here_python.split(".")[:2]:
+        said.append(f"Python {there.python} there, {here_python} here")
+    if there.ray != here_ray:
+        said.append(f"Ray {there.ray} there, {here_ray} here")
+    return said
+
+
+def check_cluster(there: There, cluster: Cluster) -> None:
+    """Whether the sweep can run there at all.
+
+    Raises:
+        InputError: if it can't.
+    """
+    if tuple(map(int, there.python.split(".")[:2])) < (3, 11):
+        raise InputError(f"{cluster.address}: runs Python {there.python}; otsweep needs 3.11 or newer")
+    if there.missing:
+        raise InputError(
+            f"{cluster.address}: its head lacks {', '.join(there.missing)}; use the image in docker/, or install "
+            "what otsweep depends on there"
+        )
+
+
+def refuse_twice(submission: Submission, jobs: list[Job]) -> None:
+    """The same plan runs once, unless it was given another name; one that was refused there does not count.
+
+    Raises:
+        InputError: naming the job that runs or ran it.
+    """
+    plan = submission.plan
+    counting = [job for job in jobs if job.exit_status != REFUSED]
+    for job in counting:
+        if job.sweep == plan.name:
+            raise InputError(f"--name {plan.name!r}: that sweep is on this cluster, {told(job)}")
+        if job.plan_hash == plan.hash and not submission.named:
+            raise InputError(f"this very plan is on this cluster as {job.sweep!r}, {told(job)}")
+
+
+def told(job: Job) -> str:
+    """How a job stands, and what can be done instead of sending its sweep again."""
+    on = f"otsweep logs {job.id} --follow" if job.state in RUNNING else f"otsweep resume {job.sweep} --address ..."
+    return f"job {job.id}, {job.state.lower()}; go on with it by `{on}`, or give this one another --name"
+
+
+def free_id(sweep: str, jobs: list[Job]) -> str:
+    """The sweep's name and the number of its job: one more with each resumption."""
+    taken = {job.id for job in jobs}
+    return next(name for number in itertools.count(1) if (name := f"{sweep}.{number}") not in taken)
+
+
+def send(submission: Submission, cluster: Cluster, jobs: list[Job]) -> str:
+    """Submit the sweep; the job's id."""
+    plan = submission.plan
+    metadata = {SWEEP: plan.name, HASH: plan.hash, STORAGE: submission.storage or ""}
+    return start(cluster, submission.words, metadata, jobs, space_file=submission.space_file)
+
+
+def send_resume(name: str, storage: str | None, cluster: Cluster, jobs: list[Job]) -> str:
+    """Submit the resumption of a sweep that the cluster's storage holds; the job's id.
+
+    Args:
+        storage: None for where the sweep's latest job had it.
+
+    Raises:
+        InputError: if it runs already.
+    """
+    check_name(name)
+    check_place("storage", storage)
+    earlier = [job for job in jobs if job.sweep == name]
+    if running := [job for job in earlier if job.state in RUNNING]:
+        raise InputError(f"{name} runs already: follow it by `otsweep logs {running[0].id} --follow`")
+    storage = storage or (earlier[0].storage if earlier else "")
+    words = ("resume", name, *(("--storage", storage) if storage else ()))
+    metadata = {SWEEP: name, HASH: earlier[0].plan_hash if earlier else "", STORAGE: storage}
+    return start(cluster, words, metadata, jobs)
+
+
+def start(
+    cluster: Cluster,
+    words: tuple[str, ...],
+    metadata: dict[str, str],
+    jobs: list[Job],
+    *,
+    space_file: Path | None = None,
+) -> str:
+    """Send the project, and run `otsweep` with these words in it; the job's id."""
+    environment = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS), CODE_VERSION: code_version()}
+    with tempfile.TemporaryDirectory(prefix="otsweep-submit-") as scratch, cluster.answering():
+        pack(Path(scratch), space_file)
+        return cluster.client.submit_job(
+            # The shell gives its place to the sweep, which then is the one that is asked to stop.
+            entrypoint=f"exec python -m sweep.cli {shlex.join(words)}",
+            submission_id=free_id(metadata[SWEEP], jobs),
+            runtime_env={"working_dir": scratch, "env_vars": environment},
+            metadata=metadata,
+        )
+
+
+def pack(folder: Path, space_file: Path | None) -> None:
+    """The project's source, as it is imported here, and the space."""
+    root = Path(__file__).resolve().parents[1]
+    for package in PACKAGES:
+        for path in sorted(path for pattern in SOURCE for path in (root / package).glob(pattern)):
+            target = folder / package / path.name
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, target)
+    if space_file:
+        shutil.copyfile(space_file, folder / space_file.name)
+
+
+def wait_begun(cluster: Cluster, job_id: str, *, seconds: float = BEGIN_SECONDS) -> Job:
+    """The job once it runs or has ended, so that what is wrong there is known here; or as it is after `seconds`."""
+    deadline, said = time.monotonic() + seconds, False
+    while (job := cluster.job(job_id)).state in RUNNING and time.monotonic() < deadline:
+        if not said and cluster.log(job_id).strip():
+            # What it says first may be its last words, and its end is known a moment later.
+            deadline, said = time.monotonic() + LAST_WORDS_SECONDS, True
+        time.sleep(0.3)
+    return job
