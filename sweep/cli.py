@@ -12,7 +12,8 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from sweep.results import Results
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+PROGRESS_SECONDS = 10.0
 
 console = Console(soft_wrap=True, highlight=False)
 errors = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -138,6 +140,11 @@ def drive(plan: SweepPlan, *, announce: Callable[[], None]) -> int:
     results = Results(plan.objectives, {}, total=plan.trials)
     tracker = Tracker(plan, results, say=lambda message: screen.say(message))
     screen = Screen(console, plan, results)
+
+    def listen(number: int) -> None:
+        tracker.changed(number)
+        screen.trial_changed(number)
+
     tracker.start()
     announce()
     complete = False
@@ -149,38 +156,53 @@ def drive(plan: SweepPlan, *, announce: Callable[[], None]) -> int:
         results.facts = read_facts(plan.folder)
         screen.open(resumed=bool(recorded.trials))
         try:
-            complete = run_plan(
-                plan, ledger, results, progress=screen.prepare, begin=lambda: screen, listen=screen.trial_changed
-            )
+            complete = run_plan(plan, ledger, results, progress=screen.prepare, begin=lambda: screen, listen=listen)
         except InputError:
             if not results.trials:
                 shutil.rmtree(plan.folder, ignore_errors=True)
             raise
         finally:
             screen.close()
-            with console.status("Writing to MLflow ...") if console.is_terminal else contextlib.nullcontext():
-                tracker.close(complete=complete)
+            with mlflow_progress() as tell:
+                tracker.close(complete=complete, tell=tell)
     save_front(plan, results)
-    show_end(plan, results, complete=complete)
+    show_end(plan, results, tracker.link, complete=complete)
     if not complete:
         return INTERRUPTED
     return DONE if results.finished else FAILED
 
 
+@contextlib.contextmanager
+def mlflow_progress() -> Iterator[Callable[[int, int], None]]:
+    """How far the writing is: a living line on a terminal, elsewhere a plain one every ten seconds."""
+    said = time.monotonic()
+
+    def tell(done: int, total: int) -> None:
+        nonlocal said
+        text = f"Writing to MLflow: {done} of {total} ..."
+        if console.is_terminal:
+            status.update(text)
+        elif time.monotonic() - said > PROGRESS_SECONDS:
+            said = time.monotonic()
+            console.print(text)
+
+    with console.status("Writing to MLflow ...") if console.is_terminal else contextlib.nullcontext() as status:
+        yield tell
+
+
 def save_front(plan: SweepPlan, results: Results) -> None:
     """The flat table and the picture, beside the ledger."""
     from sweep.figures import save_figure
+    from sweep.front_files import ledger_metadata
     from sweep.ledger import Ledger
     from sweep.tables import front_picture
 
-    metadata = {"plan_hash": plan.hash, "code_version": plan.code_version, "sweep": plan.name}
-    metadata |= {name: str(value) for name, value in results.facts.items()}
-    Ledger(results.trials, []).write_parquet(plan.folder / "ledger.parquet", metadata)
+    Ledger(results.trials, []).write_parquet(plan.folder / "ledger.parquet", ledger_metadata(plan, results))
     if results.finished:
         save_figure(front_picture(plan, results), plan.folder / "front.png")
 
 
-def show_end(plan: SweepPlan, results: Results, *, complete: bool) -> None:
+def show_end(plan: SweepPlan, results: Results, link: Callable[[str], str], *, complete: bool) -> None:
     """The front, where everything is, and the one command that comes next."""
     from sweep.places import storage_folder
 
@@ -203,8 +225,11 @@ def show_end(plan: SweepPlan, results: Results, *, complete: bool) -> None:
     if results.finished:
         console.print(f"picture  {plan.folder / 'front.png'}")
     console.print(f"ledger   {plan.folder / 'ledger.parquet'}")
-    command = f"{program()} ui {plan.name}{where}" if plan.mlflow_uri.startswith("sqlite:") else plan.mlflow_uri
-    console.print(f"MLflow   {command}")
+    if plan.mlflow_uri.startswith("http"):
+        console.print(f"MLflow   {link(plan.mlflow_uri)}")
+        return
+    console.print(f"MLflow   {program()} ui {plan.name}{where}")
+    console.print(f"opens    {link('http://127.0.0.1:5000')}")
 
 
 def program() -> str:
@@ -340,7 +365,7 @@ def add_ui(parser: argparse.ArgumentParser) -> None:
 
 
 def ui(arguments: argparse.Namespace) -> int:
-    from sweep.tracking import serve
+    from sweep.server import serve
 
     arguments.name = arguments.name or newest(arguments.storage)
     plan = find_plan(arguments)
@@ -357,6 +382,26 @@ def newest(storage: str | None) -> str:
     return sweeps[0]
 
 
+def add_sync(parser: argparse.ArgumentParser) -> None:
+    add_resume(parser)
+    parser.add_argument("--mlflow-uri", metavar="URI", help="write into this server or store; default: the sweep's")
+
+
+def sync(arguments: argparse.Namespace) -> int:
+    from sweep.places import absolute_uri
+    from sweep.tracking import sync as run_sync
+
+    plan = find_plan(arguments)
+    uri = plan.mlflow_uri if arguments.mlflow_uri is None else absolute_uri(arguments.mlflow_uri)
+    with mlflow_progress() as tell:
+        results = run_sync(plan, uri, say=errors.print, tell=tell)
+    if not results.trials:
+        console.print(f"{plan.name} has no trial yet: there is nothing to write.")
+        return DONE
+    console.print(f"{plan.name}: all {len(results.trials)} trials are in MLflow at {uri}", markup=False)
+    return DONE
+
+
 Add = Callable[[argparse.ArgumentParser], None]
 Run = Callable[[argparse.Namespace], int]
 
@@ -367,6 +412,7 @@ COMMANDS: dict[str, tuple[Add, Run, str]] = {
     "replay": (add_replay, replay, "Tell what another way of stopping trials early would have saved and lost."),
     "audit": (add_audit, audit, "Train the finalists again and judge them on the test split by every attack."),
     "trial": (add_trial, trial, "Train and judge one configuration, here, without Ray."),
+    "sync": (add_sync, sync, "Bring MLflow up to date from the sweep's ledger, also another server or store."),
     "ui": (add_ui, ui, "Open MLflow on this machine's store, at the front."),
 }
 

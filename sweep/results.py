@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -48,6 +48,19 @@ def read_facts(folder: Path) -> Facts:
     return facts
 
 
+class Milestone(NamedTuple):
+    """Where a sweep stood when a trial finished."""
+
+    time: float
+    """Unix seconds."""
+    finished: int
+    """Trials, this one among them."""
+    hypervolume: float
+    front_size: int
+    hours: float
+    """That all trials which had ended by then took, in all slots together."""
+
+
 class Results:
     """Trials by number, and the front of those that finished. The driver changes it; the screen and MLflow read it."""
 
@@ -58,6 +71,9 @@ class Results:
         self.front = pareto.Front(objectives)
         self.volumes: list[float] = []
         """The hypervolume after each trial that finished or was stopped, in the order in which they ended."""
+        self.course: list[Milestone] = []
+        """One per finished trial, in the order in which they ended."""
+        self.ended_seconds = 0.0
         self.load(trials)
 
     def load(self, trials: Mapping[int, TrialRecord]) -> None:
@@ -74,8 +90,11 @@ class Results:
 
     def count(self, record: TrialRecord) -> None:
         """Enter a trial that ended into the front, if it finished, and into the course of the hypervolume."""
+        self.ended_seconds += seconds_of(record)
         if record.state == "finished" and record.result is not None:
             self.front.add(self.point(record))
+            standing = (len(self.course) + 1, self.hypervolume, self.front.size, self.ended_seconds / 3600)
+            self.course.append(Milestone(record.ended or 0.0, *standing))
         if record.state != "failed":
             self.volumes.append(self.hypervolume)
 
@@ -89,8 +108,7 @@ class Results:
     @property
     def trained_seconds(self) -> float:
         """What all epochs took, in all slots together."""
-        reports = (report for record in self.trials.values() for report in record.reports if not report["final"])
-        return sum(report["train_seconds"] + report["evaluation_seconds"] for report in reports)
+        return sum(map(seconds_of, self.trials.values()))
 
     @property
     def running(self) -> dict[int, TrialRecord]:
@@ -159,3 +177,9 @@ class Results:
 
     def share_done(self, epochs_per_trial: int) -> float:
         return self.epochs_done(epochs_per_trial) / (self.total * epochs_per_trial)
+
+
+def seconds_of(record: TrialRecord) -> float:
+    """What a trial's epochs took, judging included."""
+    reports = (report for report in record.reports if not report["final"])
+    return sum(report["train_seconds"] + report["evaluation_seconds"] for report in reports)
