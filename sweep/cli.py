@@ -97,6 +97,9 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cpus-per-trial", metavar="N", help="cores, and threads, of a trial (1)")
     parser.add_argument("--gpus-per-trial", metavar="N", help="GPUs of a trial; 0.25 shares one among four (0)")
     parser.add_argument("--max-concurrent", metavar="N", help="most trials at once; default: as many as fit")
+    parser.add_argument(
+        "--keep-models", metavar="WHOSE", help="models that MLflow is given: front, all or none (front)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -186,7 +189,8 @@ def mlflow_progress() -> Iterator[Callable[[int, int], None]]:
             said = time.monotonic()
             console.print(text)
 
-    with console.status("Writing to MLflow ...") if console.is_terminal else contextlib.nullcontext() as status:
+    status = console.status("Writing to MLflow ...")
+    with status if console.is_terminal else contextlib.nullcontext():
         yield tell
 
 
@@ -342,7 +346,20 @@ def audit(arguments: argparse.Namespace) -> int:
     if not run_audit(begun, console):
         console.print(f"Stopped. Nothing that is done is lost; to go on:\n  {command(begun)}")
         return INTERRUPTED
-    return DONE if show_audit(begun, console) else FAILED
+    passed = show_audit(begun, console)
+    bring_up_to_date(plan)
+    return DONE if passed else FAILED
+
+
+def bring_up_to_date(plan: SweepPlan) -> None:
+    """What was found about a sweep's trials after its end, in MLflow too; where that does not answer, it is said."""
+    from sweep.tracking import sync as run_sync
+
+    try:
+        with mlflow_progress() as tell:
+            run_sync(plan, plan.mlflow_uri, say=errors.print, tell=tell)
+    except InputError as error:
+        errors.print(f"{error}\nWhen it answers: {program()} sync {plan.name}", markup=False)
 
 
 def add_trial(parser: argparse.ArgumentParser) -> None:
@@ -382,6 +399,44 @@ def newest(storage: str | None) -> str:
     return sweeps[0]
 
 
+def add_compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("a", help="a sweep; A1,A2,A3 for the same one on several seeds")
+    parser.add_argument("b", help="another")
+    add_storage(parser)
+
+
+def compare(arguments: argparse.Namespace) -> int:
+    from sweep import compare as comparing
+    from sweep.tracking import write_comparison
+
+    a, b = (comparing.read_side(names, storage=arguments.storage) for names in (arguments.a, arguments.b))
+    with console.status("Comparing ...") if console.is_terminal else contextlib.nullcontext():
+        comparison = comparing.compare(a, b)
+        folder = comparing.write_files(comparison)
+    console.print(f"A: {a.name}\nB: {b.name}", markup=False)
+    console.print(comparing.verdict(comparison), "", sep="\n", markup=False, soft_wrap=False)
+    for table in comparing.tables(comparison):
+        console.print(table, "", sep="\n", soft_wrap=False)
+    console.print(f"picture  {folder / 'compare.png'}\nnumbers  {folder / 'compare.json'}", markup=False)
+    plan = a.sweeps[0].plan
+    try:
+        link = write_comparison(
+            plan,
+            f"{a.name} vs {b.name}",
+            metrics=comparing.metrics(comparison),
+            note=lambda run: comparing.markdown(comparison, run),
+            folder=folder,
+            time=max(record.ended or 0.0 for record in (*a.trials, *b.trials)),
+            say=errors.print,
+        )
+    except InputError as error:
+        errors.print(str(error), markup=False)
+        return FAILED
+    address = plan.mlflow_uri if plan.mlflow_uri.startswith("http") else "http://127.0.0.1:5000"
+    console.print(f"MLflow   {address}{link}", markup=False)
+    return DONE
+
+
 def add_sync(parser: argparse.ArgumentParser) -> None:
     add_resume(parser)
     parser.add_argument("--mlflow-uri", metavar="URI", help="write into this server or store; default: the sweep's")
@@ -412,6 +467,7 @@ COMMANDS: dict[str, tuple[Add, Run, str]] = {
     "replay": (add_replay, replay, "Tell what another way of stopping trials early would have saved and lost."),
     "audit": (add_audit, audit, "Train the finalists again and judge them on the test split by every attack."),
     "trial": (add_trial, trial, "Train and judge one configuration, here, without Ray."),
+    "compare": (add_compare, compare, "Compare the fronts of two sweeps, or of one on several seeds with another."),
     "sync": (add_sync, sync, "Bring MLflow up to date from the sweep's ledger, also another server or store."),
     "ui": (add_ui, ui, "Open MLflow on this machine's store, at the front."),
 }

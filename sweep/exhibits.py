@@ -9,22 +9,25 @@ it makes lies in the trial's folder, is made once, and is uploaded by `tracking`
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import shutil
 import subprocess
 import sys
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from sweep.figures import INK, KNEE_COLOUR, MUTED, house_style, save_figure
 from sweep.plan import SweepPlan, read_plan
+from sweep.results import Results
 from sweep.trainable import trial_folder
 
 if TYPE_CHECKING:
     import numpy as np
+    from matplotlib.axes import Axes
     from torch import Tensor, nn
 
     from trainer.preparation import Prepared
@@ -71,6 +74,34 @@ def make_exhibits(plan: SweepPlan, numbers: Iterable[int], *, models: Iterable[i
     return "" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["it was killed"])[-1]
 
 
+def write_curves(plan: SweepPlan, results: Results, number: int, folder: Path) -> str:
+    """A trial's accuracy over epsilon as its audit measured it, as picture and table; a digest of what is shown, or
+    nothing for one that was not audited."""
+    from sweep.audit import FOLDER, Audit
+    from sweep.audit_figures import curves_figure
+    from sweep.finalists import Finalist
+    from sweep.judging import AuditOptions, read_audited
+
+    found = [read_audited(path) for path in sorted((plan.folder / FOLDER).glob(f"{number:04d}-*.json"))]
+    known = [audited for audited in found if audited is not None]
+    runs = [audited for audited in known if audited.judged_by == known[0].judged_by]
+    if not runs:
+        return ""
+    given = {name: value for name, value in runs[0].judged_by.items() if name != "format"}
+    audit = Audit(plan, results, AuditOptions(seeds=len(runs), **given), None)
+    folder.mkdir()
+    figure = curves_figure(audit, [Finalist(results.trials[number], tuple(runs))])
+    save_figure(figure, folder / "curve.png", dpi=100)
+    rows = [
+        (run.seed, epsilon, accuracy)
+        for run in runs
+        for epsilon, accuracy in zip(run.curve["epsilons"], run.curve["accuracies"], strict=True)
+    ]
+    text = "".join(f"{seed},{epsilon},{accuracy}\n" for seed, epsilon, accuracy in rows)
+    (folder / "curve.csv").write_text("seed,epsilon,accuracy\n" + text)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def main(storage: str, name: str, *wanted: str) -> None:
     from sweep.driver import make_task
     from sweep.trainable import prepare_shared
@@ -90,8 +121,8 @@ def main(storage: str, name: str, *wanted: str) -> None:
 
 def export(model: nn.Module, prepared: Prepared, folder: Path) -> None:
     """An MLflow model, images (B, C, H, W) in [0, 1] to logits (B, K); the folder appears whole or not at all."""
-    import mlflow.pytorch
     import numpy as np
+    from mlflow import pytorch
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
@@ -106,7 +137,7 @@ def export(model: nn.Module, prepared: Prepared, folder: Path) -> None:
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        mlflow.pytorch.save_model(
+        pytorch.save_model(
             logits_of(model),
             str(unfinished),
             signature=signature,
@@ -133,16 +164,15 @@ def logits_of(model: nn.Module) -> nn.Module:
 
     for module in model.modules():
         if getattr(module, "lean", False):
-            module.lean = False
+            module.lean = False  # type: ignore[assignment]
     return Logits().eval()
 
 
 def draw_gallery(plan: SweepPlan, number: int, model: nn.Module, prepared: Prepared, path: Path) -> None:
     """Both attacks' worst examples as one picture."""
-    groups = {
-        "Sensitivity: a person sees no change, the model changed its answer": sensitivity_examples(model, prepared),
-        "Invariance: a person sees another class, the model kept its answer": invariance_examples(model, prepared),
-    }
+    changed = "Sensitivity: too little changed for a person, the model changed its answer"
+    kept = "Invariance: the oracle, a proxy for people, sees another class; the model kept its answer"
+    groups = {changed: sensitivity_examples(model, prepared), kept: invariance_examples(model, prepared)}
     draw(f"{plan.name}, trial {number:03d}", groups, path)
 
 
@@ -195,7 +225,7 @@ def worst(model: nn.Module, prepared: Prepared, sources: Tensor, perturbed: Tens
     ]
 
 
-def draw(title: str, groups: dict[str, Sequence[Example]], path: Path) -> None:
+def draw(title: str, groups: Mapping[str, Sequence[Example]], path: Path) -> None:
     """One column per example: source, perturbed, difference, and who said what."""
     from matplotlib.figure import Figure
 
@@ -224,7 +254,7 @@ def draw_examples(axes: np.ndarray, examples: Sequence[Example]) -> None:
         show(column[2], difference, f"largest change {abs(difference).max():.2f}", MUTED, signed=True)
 
 
-def show(axes: np.ndarray, image: np.ndarray, caption: str, colour: str, *, signed: bool = False) -> None:
+def show(axes: Axes, image: np.ndarray, caption: str, colour: str, *, signed: bool = False) -> None:
     """An image (C, H, W) in [0, 1], or, `signed`, a difference in [-1, 1] about grey."""
     pixels = image.transpose(1, 2, 0)
     if signed and pixels.shape[2] == 3:

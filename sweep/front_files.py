@@ -9,6 +9,7 @@ from typing import Any
 from search_spaces.yaml_file import dump_yaml
 from sweep.figures import save_figure
 from sweep.front_page import front_page
+from sweep.importance import importance_csv, importance_figure, importances
 from sweep.ledger import Ledger
 from sweep.plan import SweepPlan, plan_text
 from sweep.results import Results
@@ -21,8 +22,8 @@ LOGGED_TABLES = json.dumps([{"path": "front/trials.json", "type": "table"}])
 """Value of the tag that makes MLflow's page show the file as a table."""
 
 
-def write_front_files(plan: SweepPlan, results: Results, folder: Path) -> None:
-    """Picture, page, tables, search space and plan into a folder that exists."""
+def write_front_files(plan: SweepPlan, results: Results, folder: Path, *, over: bool) -> None:
+    """Picture, page, tables, search space and plan into a folder that exists; once a sweep is over, what mattered."""
     (folder / "front.csv").write_text(front_csv(plan, results), encoding="utf-8")
     (folder / "trials.json").write_text(json.dumps(trials_table(plan, results)), encoding="utf-8")
     (folder / "plan.yaml").write_text(plan_text(plan), encoding="utf-8")
@@ -31,6 +32,9 @@ def write_front_files(plan: SweepPlan, results: Results, folder: Path) -> None:
     if results.finished:
         save_figure(front_picture(plan, results), folder / "front.png", dpi=PAGE_DPI)
         (folder / "front.html").write_text(front_page(plan, results), encoding="utf-8")
+    if over and (found := importances(plan, results)):
+        (folder / "importance.csv").write_text(importance_csv(found), encoding="utf-8")
+        save_figure(importance_figure(plan, results, found), folder / "importance.png", dpi=PAGE_DPI)
 
 
 def ledger_metadata(plan: SweepPlan, results: Results) -> dict[str, str]:

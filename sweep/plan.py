@@ -40,6 +40,7 @@ from trainer.report import EpochReport
 
 SAMPLERS = ("tpe", "random")
 STOPPERS = ("none", "asha")
+KEPT_MODELS = ("front", "all", "none")
 OBJECTIVES = Objectives(
     names=("sensitivity_accuracy", "invariance_accuracy"), maximise=(True, True), reference=(0.0, 0.0)
 )
@@ -128,6 +129,9 @@ class SweepPlan:
     max_concurrent: int = knob(0, low=0, high=100_000)
     """Most trials at once; 0 for as many as fit."""
 
+    keep_models: str = knob("front", choices=KEPT_MODELS)
+    """Trials whose models MLflow is given."""
+
     data_dir: str | None = None
     """Folder with datasets, looked into before anything is downloaded."""
 
@@ -212,6 +216,7 @@ OPTIONS: dict[str, dataclasses.Field] = {
     "cpus_per_trial": SweepPlan.__dataclass_fields__["cpus_per_trial"],
     "gpus_per_trial": SweepPlan.__dataclass_fields__["gpus_per_trial"],
     "max_concurrent": SweepPlan.__dataclass_fields__["max_concurrent"],
+    "keep_models": SweepPlan.__dataclass_fields__["keep_models"],
 }
 """Fields that an option of the same name sets, with their ranges."""
 

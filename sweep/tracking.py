@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -396,6 +397,74 @@ class Writer:
             child.tags |= changed
             child.ranked |= ranked
 
+    # ------------------------------------------------------------------------------------------------------- exhibits
+
+    def write_exhibits(self) -> None:
+        """What the front's trials show of themselves; models of the others too, where the plan asks for them."""
+        from sweep.exhibits import MODEL, make_exhibits
+        from sweep.trainable import trial_folder
+
+        front = [record.number for record in self.results.front_records]
+        kept = {"front": front, "all": list(self.results.finished), "none": []}[self.plan.keep_models]
+        if problem := make_exhibits(self.plan, front, models=kept):
+            self.say(f"models and galleries could not be made for MLflow: {problem}")
+        for number in sorted({*front, *kept}):
+            child, folder = self.children[number], trial_folder(self.plan.folder, number)
+            if number in kept and (folder / MODEL / "MLmodel").exists():
+                self.once(child, "otsweep.model", "mlflow.pytorch", partial(self.write_model, child, number, folder))
+            if number in front:
+                self.write_pictures(child, number, folder)
+
+    def once(self, child: Child, tag: str, value: str, write: Callable[[], None]) -> None:
+        """Write what a tag says is there, and then the tag."""
+        if child.tags.get(tag) != value:
+            write()
+            self.client.set_tag(child.run_id, tag, value)
+            child.tags[tag] = value
+
+    def write_pictures(self, child: Child, number: int, folder: Path) -> None:
+        """The worst examples, and where it was audited accuracy over epsilon."""
+        from sweep.exhibits import GALLERY, write_curves
+
+        def upload(path: Path, where: str | None) -> Callable[[], None]:
+            return lambda: self.client.log_artifact(child.run_id, str(path), where)
+
+        if (folder / GALLERY).exists():
+            self.once(child, "otsweep.gallery", GALLERY, upload(folder / GALLERY, None))
+        with tempfile.TemporaryDirectory(prefix="otsweep-curve-") as scratch:
+            audited = Path(scratch) / "audit"
+            if digest := write_curves(self.plan, self.results, number, audited):
+                self.once(child, "otsweep.audit", digest, upload(audited, None))
+
+    def write_model(self, child: Child, number: int, folder: Path) -> None:
+        """An MLflow model, linked to the run and to the numbers that it earned."""
+        from mlflow.entities import LoggedModelOutput, Metric
+
+        from sweep.exhibits import MODEL
+
+        source = f"source_run_id = '{child.run_id}'"
+        for unfinished in self.client.search_logged_models([self.experiment], filter_string=source):
+            self.client.delete_logged_model(unfinished.model_id)
+        record = self.results.trials[number]
+        active = {key: parameter_text(value) for key, value in self.plan.space.active(record.config).items()}
+        model = self.client.create_logged_model(
+            self.experiment, f"{self.plan.name}-{number:03d}", child.run_id, params=active, model_type="classifier"
+        )
+        self.client.log_model_artifacts(model.model_id, str(folder / MODEL))
+        self.client.finalize_logged_model(model.model_id, "READY")
+        self.client.log_outputs(child.run_id, [LoggedModelOutput(model.model_id, step=0)])
+        earned = [
+            Metric(
+                *row,
+                model_id=model.model_id,
+                dataset_name=self.plan.space.evaluation.dataset,
+                dataset_digest=self.results.facts.get("data_fingerprint", ""),
+                run_id=child.run_id,
+            )
+            for row in metrics_of(record.reports[-1])
+        ]
+        self.client.log_batch(child.run_id, metrics=earned)
+
     # ---------------------------------------------------------------------------------------------------- the parent
 
     def write_front(self) -> None:
@@ -426,7 +495,7 @@ class Writer:
 
         begun = time.thread_time()
         with tempfile.TemporaryDirectory(prefix="otsweep-front-") as scratch:
-            write_front_files(self.plan, self.results, Path(scratch))
+            write_front_files(self.plan, self.results, Path(scratch), over=self.over)
             self.client.log_artifacts(self.parent, scratch, artifact_path="front")
         self.client.set_tag(self.parent, "mlflow.loggedArtifacts", LOGGED_TABLES)
         self.files_due = time.monotonic() + max(FILES_SECONDS, (time.thread_time() - begun) / FILES_SHARE)
@@ -444,7 +513,9 @@ class Writer:
             self.adopt_children()
         for done, _ in enumerate(self.write_standings()):
             tell(len(records) + done, total)
-        if not self.over:
+        if self.over:
+            self.write_exhibits()
+        else:
             self.interrupt_children()
         self.files_due, self.milestones = 0.0, 0
         self.write_front()
@@ -658,3 +729,46 @@ def sync(plan: SweepPlan, uri: str, *, say: Say, tell: Tell = lambda done, total
                 f"MLflow at {masked(uri)} stopped taking results ({why(error)}); the same command goes on"
             ) from None
     return results
+
+
+def write_comparison(
+    plan: SweepPlan,
+    name: str,
+    *,
+    metrics: Mapping[str, float],
+    note: Callable[[str], str],
+    folder: Path,
+    time: float,
+    say: Say,
+) -> str:
+    """A run of its own for what compares several sweeps, in the place of an earlier one of the same name; its link.
+
+    Args:
+        plan: of the sweep in whose experiment it stands.
+        note: from the run's identifier to its description.
+        folder: files that it carries.
+        time: of what it tells, in unix seconds.
+
+    Raises:
+        InputError: if nothing usable answers.
+    """
+    from mlflow.exceptions import MlflowException
+
+    results = Results(plan.objectives, {}, total=0)
+    writer = Writer(plan, results, connect(plan.mlflow_uri), plan.mlflow_uri, over=True, say=say)
+    moment = int(time * 1000)
+    try:
+        writer.experiment = writer.find_experiment()
+        for earlier in writer.find_runs(f"tags.`otsweep.comparison` = '{name}'"):
+            writer.client.delete_run(earlier.info.run_id)
+        tags = {"otsweep.kind": "comparison", "otsweep.comparison": name}
+        run_id = writer.create_run(start_time=moment, run_name=name, tags=tags)
+        rows = [(key, value, moment, 0) for key, value in metrics.items()]
+        writer.log(
+            run_id, metrics=rows, params=plan.space.evaluation.to_dict(), tags={"mlflow.note.content": note(run_id)}
+        )
+        writer.client.log_artifacts(run_id, str(folder), artifact_path="compare")
+        writer.client.set_terminated(run_id, "FINISHED", end_time=moment)
+    except (MlflowException, OSError) as error:
+        raise InputError(f"MLflow at {masked(plan.mlflow_uri)} did not take the comparison ({why(error)})") from None
+    return f"/#/experiments/{writer.experiment}/runs/{run_id}"
