@@ -130,7 +130,7 @@ class SweepPlan:
     """Most trials at once; 0 for as many as fit."""
 
     keep_models: str = knob("front", choices=KEPT_MODELS)
-    """Trials whose models MLflow is given."""
+    """Trials whose models MLflow is given; with `none` the front's trials have no gallery of examples either."""
 
     data_dir: str | None = None
     """Folder with datasets, looked into before anything is downloaded."""

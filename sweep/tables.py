@@ -105,11 +105,13 @@ Open: {", ".join(f"[{name}]({link})" for name, link in links.items())}
 | trial | sensitivity | invariance | stuck | clean | configuration |
 |---:|---:|---:|---:|---:|:---|"""
     lines = [markdown_row(plan, results, row, experiment, runs) for row in rows]
-    commands = [f"# {row['trial']:03d}\n{folded(run_again(plan, results.trials[row['trial']].config))}" for row in rows]
+    commands = [
+        f"\n# {row['trial']:03d}\n{folded(run_again(plan, results.trials[row['trial']].config))}" for row in rows
+    ]
     room = LONGEST_NOTE - len(head.encode()) - 200
     table, room = fitting(lines, room, "| | | | | | and {} more: see front/front.csv |")
     again, _ = fitting(commands, room, "# and {} more: each trial's own description has its command")
-    return "\n".join([head, *table, "", "Run a point again:", "", "```", *again, "```"])
+    return "\n".join([head, *table, "", "Run a point again:", "", "```", *again, "```"]).replace("```\n\n#", "```\n#")
 
 
 def folded(command: str) -> str:

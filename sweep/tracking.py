@@ -103,6 +103,8 @@ def connect(uri: str) -> MlflowClient:
     try:
         client = MlflowClient(tracking_uri=uri)
         client.search_experiments(max_results=1)
+    except ImportError as error:
+        raise InputError(f"--mlflow-uri {masked(uri)}: this database needs the Python package {error.name}") from None
     except (MlflowException, SQLAlchemyError, OSError) as error:
         raise InputError(f"no MLflow store answers at {masked(uri)}: {why(error)}") from None
     return client
@@ -185,7 +187,7 @@ class Writer:
         found = self.client.get_experiment_by_name(self.plan.space.name)
         if found is not None:
             return found.experiment_id
-        local = self.uri.startswith("sqlite:")
+        local = not self.uri.startswith("http")
         location = (Path(self.plan.storage) / "artifacts" / self.plan.space.name).as_uri() if local else None
         return self.client.create_experiment(self.plan.space.name, artifact_location=location)
 
@@ -404,8 +406,10 @@ class Writer:
         from sweep.exhibits import MODEL, make_exhibits
         from sweep.trainable import trial_folder
 
+        if self.plan.keep_models == "none":
+            return
         front = [record.number for record in self.results.front_records]
-        kept = {"front": front, "all": list(self.results.finished), "none": []}[self.plan.keep_models]
+        kept = front if self.plan.keep_models == "front" else list(self.results.finished)
         if problem := make_exhibits(self.plan, front, models=kept):
             self.say(f"models and galleries could not be made for MLflow: {problem}")
         for number in sorted({*front, *kept}):

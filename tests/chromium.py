@@ -81,6 +81,8 @@ class Page:
                 return answer["result"]
 
     def open(self, address: str) -> None:
+        # Anew, also where only the part behind # differs.
+        self.ask("Page.navigate", url="about:blank")
         self.ask("Page.navigate", url=address)
 
     def run(self, script: str) -> Any:
@@ -93,7 +95,7 @@ class Page:
         """The expression's value, once it is true."""
         deadline = time.monotonic() + seconds
         while not (value := self.run(script)):
-            assert time.monotonic() < deadline, f"never true: {script}\n{self.run('document.body.innerText')[:2000]}"
+            assert time.monotonic() < deadline, f"never true: {script}\n{self.run('document.body?.innerText')[:2000]}"
             time.sleep(0.2)
         return value
 
