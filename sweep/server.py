@@ -27,7 +27,7 @@ def serve(plan: SweepPlan, *, port: int, browser: bool, say: Callable[[str], Non
     Raises:
         InputError: if the port is taken, or the store is a server already.
     """
-    if not plan.mlflow_uri.startswith("sqlite:"):
+    if plan.mlflow_uri.startswith("http"):
         say(f"{plan.name} is tracked by a server already: {page(plan.mlflow_uri, plan)}")
         return 0
     address = f"http://127.0.0.1:{free_port(port)}"

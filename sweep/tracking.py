@@ -311,20 +311,23 @@ class Writer:
         return child.sent
 
     def create_child(self, record: TrialRecord) -> Child:
-        plan = self.plan
-        tags = {
+        tags, started = self.first_words(record), int((record.started or 0) * 1000)
+        name = f"{record.number:03d} {label(self.plan.space, record.config)}"
+        run_id = self.create_run(start_time=started, run_name=name, tags=tags)
+        child = self.children[record.number] = Child(run_id, set(), tags=tags)
+        return child
+
+    def first_words(self, record: TrialRecord) -> dict[str, str]:
+        """Tags of a trial that begins."""
+        return {
             **self.identity(),
             "mlflow.parentRunId": self.parent,
             "otsweep.kind": "trial",
             "otsweep.trial": str(record.number),
             "otsweep.seed": str(record.seed),
-            "otsweep.resources": f"{plan.cpus_per_trial:g} CPU, {plan.gpus_per_trial:g} GPU",
+            "otsweep.resources": f"{self.plan.cpus_per_trial:g} CPU, {self.plan.gpus_per_trial:g} GPU",
             **standing_tags(None, None, record.number),
         }
-        name = f"{record.number:03d} {label(plan.space, record.config)}"
-        run_id = self.create_run(start_time=int((record.started or 0) * 1000), run_name=name, tags=tags)
-        child = self.children[record.number] = Child(run_id, set(), tags=tags)
-        return child
 
     def write_reports(
         self, child: Child, record: TrialRecord, reports: list[dict[str, Any]], *, last: bool = False
@@ -334,7 +337,9 @@ class Writer:
         child.sent |= set(map(milliseconds, reports))
         metrics = [metric for report in reports for metric in metrics_of(report)]
         params = {} if child.described else record.config
-        tags = self.last_words(record) if last else {}
+        # An earlier version of this writer may have said less.
+        tags = {key: value for key, value in self.first_words(record).items() if key not in child.tags}
+        tags |= self.last_words(record) if last else {}
         rank = self.ranks.get(record.number) if last else None
         if rank is not None:
             tags |= standing_tags(rank, self.knee, record.number)
