@@ -94,8 +94,10 @@ def drive(plan: SweepPlan, said: list[str], *, disturb: Callable[[int], None] = 
 
 
 def test_stopped_before_during_and_after(
-    server: Server, undisturbed: tuple[dict[str, Any], Path], tmp_path: Path
+    server: Server, undisturbed: tuple[dict[str, Any], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # A server that has just started is slow on a busy machine.
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "8")
     plan = planned(tmp_path, "stopped", server.uri)
     said: list[str] = []
 
@@ -120,11 +122,11 @@ def test_stopped_before_during_and_after(
     server.start()
     sync(plan, plan.mlflow_uri, say=no_word)
     assert named_as_recorded(contents(server.database, plan.name), plan.name) == undisturbed[0]
-    assert took < 150
+    assert took < 300
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 150
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.1)
