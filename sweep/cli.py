@@ -12,7 +12,8 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from sweep.results import Results
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+PROGRESS_SECONDS = 10.0
 
 console = Console(soft_wrap=True, highlight=False)
 errors = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -117,6 +119,9 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--grace-epochs", metavar="N", help="epochs before anything is stopped (1)")
     parser.add_argument("--cpus-per-trial", metavar="N", help="cores, and threads, of a trial (1)")
     parser.add_argument("--gpus-per-trial", metavar="N", help="GPUs of a trial; 0.25 shares one among four (0)")
+    parser.add_argument(
+        "--keep-models", metavar="WHOSE", help="models that MLflow is given: front, all or none (front)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -230,6 +235,11 @@ def drive(plan: SweepPlan, *, fresh: bool) -> int:
     results = results_of(plan, {})
     tracker = Tracker(plan, results, say=lambda message: screen.say(message))
     screen = Screen(console, plan, results)
+
+    def listen(number: int) -> None:
+        tracker.changed(number)
+        screen.trial_changed(number)
+
     tracker.start()
     if fresh:
         write_plan(plan)
@@ -251,7 +261,7 @@ def drive(plan: SweepPlan, *, fresh: bool) -> int:
                 results,
                 progress=screen.prepare,
                 begin=lambda: screen,
-                listen=screen.trial_changed,
+                listen=listen,
                 say=screen.say,
             )
         except InputError:
@@ -263,33 +273,51 @@ def drive(plan: SweepPlan, *, fresh: bool) -> int:
             raise StorageFailed(f"{error}. Nothing recorded is lost; to go on:\n  {resumption(plan)}") from None
         finally:
             screen.close()
-            with console.status("Writing to MLflow ...") if console.is_terminal else contextlib.nullcontext():
-                tracker.close(complete=complete)
+            with mlflow_progress() as tell:
+                tracker.close(complete=complete, tell=tell)
     try:
         save_front(plan, results)
         push(plan.folder)
     except (OSError, InputError) as error:
         screen.say(f"the front's table and picture are not written: {error}; `otsweep front` shows it")
-    show_end(plan, results, complete=complete)
+    show_end(plan, results, tracker.link, complete=complete)
     if not complete:
         return INTERRUPTED
     return DONE if results.finished else FAILED
 
 
+@contextlib.contextmanager
+def mlflow_progress() -> Iterator[Callable[[int, int], None]]:
+    """How far the writing is: a living line on a terminal, elsewhere a plain one every ten seconds."""
+    said = time.monotonic()
+
+    def tell(done: int, total: int) -> None:
+        nonlocal said
+        text = f"Writing to MLflow: {done} of {total} ..."
+        if console.is_terminal:
+            status.update(text)
+        elif time.monotonic() - said > PROGRESS_SECONDS:
+            said = time.monotonic()
+            console.print(text)
+
+    status = console.status("Writing to MLflow ...")
+    with status if console.is_terminal else contextlib.nullcontext():
+        yield tell
+
+
 def save_front(plan: SweepPlan, results: Results) -> None:
     """The flat table and the picture, beside the ledger."""
     from sweep.figures import save_figure
+    from sweep.front_files import ledger_metadata
     from sweep.ledger import Ledger
     from sweep.tables import front_picture
 
-    metadata = {"plan_hash": plan.hash, "code_version": plan.code_version, "sweep": plan.name}
-    metadata |= {name: str(value) for name, value in results.facts.items()}
-    Ledger(results.trials, []).write_parquet(plan.folder / "ledger.parquet", metadata)
+    Ledger(results.trials, []).write_parquet(plan.folder / "ledger.parquet", ledger_metadata(plan, results))
     if results.finished:
         save_figure(front_picture(plan, results), plan.folder / "front.png")
 
 
-def show_end(plan: SweepPlan, results: Results, *, complete: bool) -> None:
+def show_end(plan: SweepPlan, results: Results, link: Callable[[str], str], *, complete: bool) -> None:
     """The front, where everything is, and the one command that comes next."""
     console.print()
     if results.finished:
@@ -312,8 +340,11 @@ def show_end(plan: SweepPlan, results: Results, *, complete: bool) -> None:
     if results.finished:
         console.print(f"picture  {plan.folder / 'front.png'}")
     console.print(f"ledger   {plan.folder / 'ledger.parquet'}")
-    command = f"{program()} ui {called(plan)}" if plan.mlflow_uri.startswith("sqlite:") else plan.mlflow_uri
-    console.print(f"MLflow   {command}")
+    if plan.mlflow_uri.startswith("http"):
+        console.print(f"MLflow   {link(plan.mlflow_uri)}")
+        return
+    console.print(f"MLflow   {program()} ui {called(plan)}")
+    console.print(f"opens    {link('http://127.0.0.1:5000')}")
 
 
 def resumption(plan: SweepPlan) -> str:
@@ -442,7 +473,20 @@ def audit(arguments: argparse.Namespace) -> int:
     if not run_audit(begun, console):
         console.print(f"Stopped. Nothing that is done is lost; to go on:\n  {command(begun)}")
         return INTERRUPTED
-    return DONE if show_audit(begun, console) else FAILED
+    passed = show_audit(begun, console)
+    bring_up_to_date(plan)
+    return DONE if passed else FAILED
+
+
+def bring_up_to_date(plan: SweepPlan) -> None:
+    """What was found about a sweep's trials after its end, in MLflow too; where that does not answer, it is said."""
+    from sweep.tracking import sync as run_sync
+
+    try:
+        with mlflow_progress() as tell:
+            run_sync(plan, plan.mlflow_uri, say=errors.print, tell=tell)
+    except InputError as error:
+        errors.print(f"{error}\nWhen it answers: {program()} sync {plan.name}", markup=False)
 
 
 def add_trial(parser: argparse.ArgumentParser) -> None:
@@ -465,7 +509,7 @@ def add_ui(parser: argparse.ArgumentParser) -> None:
 
 
 def ui(arguments: argparse.Namespace) -> int:
-    from sweep.tracking import serve
+    from sweep.server import serve
 
     arguments.name = arguments.name or newest(arguments.storage)
     plan = find_plan(arguments)
@@ -482,6 +526,64 @@ def newest(storage: str | None) -> str:
     return sweeps[0]
 
 
+def add_compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("a", help="a sweep; A1,A2,A3 for the same one on several seeds")
+    parser.add_argument("b", help="another")
+    add_storage(parser)
+
+
+def compare(arguments: argparse.Namespace) -> int:
+    from sweep import compare as comparing
+    from sweep.tracking import write_comparison
+
+    a, b = (comparing.read_side(names, storage=arguments.storage) for names in (arguments.a, arguments.b))
+    with console.status("Comparing ...") if console.is_terminal else contextlib.nullcontext():
+        comparison = comparing.compare(a, b)
+        folder = comparing.write_files(comparison)
+    console.print(f"A: {a.name}\nB: {b.name}", markup=False)
+    console.print(comparing.verdict(comparison), "", sep="\n", markup=False, soft_wrap=False)
+    for table in comparing.tables(comparison):
+        console.print(table, "", sep="\n", soft_wrap=False)
+    console.print(f"picture  {folder / 'compare.png'}\nnumbers  {folder / 'compare.json'}", markup=False)
+    plan = a.sweeps[0].plan
+    try:
+        link = write_comparison(
+            plan,
+            f"{a.name} vs {b.name}",
+            metrics=comparing.metrics(comparison),
+            note=lambda run: comparing.markdown(comparison, run),
+            folder=folder,
+            time=max(record.ended or 0.0 for record in (*a.trials, *b.trials)),
+            say=errors.print,
+        )
+    except InputError as error:
+        errors.print(str(error), markup=False)
+        return FAILED
+    address = plan.mlflow_uri if plan.mlflow_uri.startswith("http") else "http://127.0.0.1:5000"
+    console.print(f"MLflow   {address}{link}", markup=False)
+    return DONE
+
+
+def add_sync(parser: argparse.ArgumentParser) -> None:
+    add_resume(parser)
+    parser.add_argument("--mlflow-uri", metavar="URI", help="write into this server or store; default: the sweep's")
+
+
+def sync(arguments: argparse.Namespace) -> int:
+    from sweep.places import absolute_uri
+    from sweep.tracking import sync as run_sync
+
+    plan = find_plan(arguments)
+    uri = plan.mlflow_uri if arguments.mlflow_uri is None else absolute_uri(arguments.mlflow_uri)
+    with mlflow_progress() as tell:
+        results = run_sync(plan, uri, say=errors.print, tell=tell)
+    if not results.trials:
+        console.print(f"{plan.name} has no trial yet: there is nothing to write.")
+        return DONE
+    console.print(f"{plan.name}: all {len(results.trials)} trials are in MLflow at {uri}", markup=False)
+    return DONE
+
+
 Add = Callable[[argparse.ArgumentParser], None]
 Run = Callable[[argparse.Namespace], int]
 
@@ -496,6 +598,8 @@ COMMANDS: dict[str, tuple[Add, Run, str]] = {
     "replay": (add_replay, replay, "Tell what another way of stopping trials early would have saved and lost."),
     "audit": (add_audit, audit, "Train the finalists again and judge them on the test split by every attack."),
     "trial": (add_trial, trial, "Train and judge one configuration, here, without Ray."),
+    "compare": (add_compare, compare, "Compare the fronts of two sweeps, or of one on several seeds with another."),
+    "sync": (add_sync, sync, "Bring MLflow up to date from the sweep's ledger, also another server or store."),
     "ui": (add_ui, ui, "Open MLflow on this machine's store, at the front."),
 }
 

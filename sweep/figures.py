@@ -145,8 +145,11 @@ def front_figure(
     return figure
 
 
-def save_figure(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path, *, dpi: float = DPI) -> None:
     """Write the picture as PNG, SVG or PDF, by the path's suffix; the same picture gives the same bytes.
+
+    Args:
+        dpi: pixels of a PNG per inch.
 
     Raises:
         InputError: for another suffix, or where nothing can be written.
@@ -157,7 +160,7 @@ def save_figure(figure: Figure, path: Path) -> None:
     undated = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}[suffix]
     try:
         with house_style():
-            figure.savefig(path, metadata=undated)
+            figure.savefig(path, metadata=undated, dpi=dpi)
     except OSError as error:
         raise InputError(f"can't write the picture {str(path)!r}: {error.strerror}") from error
 

@@ -165,14 +165,19 @@ def seal(content: dict[str, Any]) -> str:
 
 def read_result(folder: Path, job: Job, options: AuditOptions) -> Audited | None:
     """The result of a job, if it was made for the same configuration by the same options; a damaged file holds none."""
+    audited = read_audited(folder / result_file(job))
+    if audited is None or (audited.config, audited.judged_by) != (job.config, options.judged_by):
+        return None
+    return audited
+
+
+def read_audited(path: Path) -> Audited | None:
+    """What a result's file holds; None where there is none, or it is damaged."""
     try:
-        stored = json.loads((folder / result_file(job)).read_bytes())
-        if stored.pop(SEAL) != seal(stored):
-            return None
-        audited = Audited(**stored)
+        stored = json.loads(path.read_bytes())
+        return Audited(**stored) if stored.pop(SEAL) == seal(stored) else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or something else
         return None
-    return audited if (audited.config, audited.judged_by) == (job.config, options.judged_by) else None
 
 
 def train(task: Task, job: Job, folder: Path) -> nn.Module:

@@ -224,7 +224,9 @@ class LedgerWriter:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with contextlib.ExitStack() as undo:
-                self._lock = undo.enter_context(_take_lock(self.folder / "lock", sweep.name))
+                self._lock = undo.enter_context(
+                    take_lock(self.folder / "lock", f"sweep {sweep.name!r} is already being run")
+                )
                 self._recover()
                 undo.pop_all()
         except OSError as error:
@@ -530,15 +532,19 @@ def _open_in_place(path: Path) -> FileIO:
     return FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+")
 
 
-def _take_lock(path: Path, name: str) -> FileIO:
-    """The lock, held until it is closed or this process ends, however it ends."""
+def take_lock(path: Path, taken: str) -> FileIO:
+    """The lock, held until it is closed or this process ends, however it ends.
+
+    Raises:
+        InputError: saying what is `taken`, and by whom.
+    """
     lock = _open_in_place(path)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         with lock:
             holder = lock.read(1000).decode(errors="replace") or "another process"
-        raise InputError(f"sweep {name!r} is already being run by {holder}") from None
+        raise InputError(f"{taken} by {holder}") from None
     lock.truncate(0)
     lock.write(f"pid {os.getpid()} on host {socket.gethostname()}".encode())
     return lock

@@ -42,6 +42,7 @@ from trainer.report import EpochReport
 
 SAMPLERS = ("tpe", "nsga2", "nsga3", "gp", "random", "qmc")
 STOPPERS = ("none", "asha")
+KEPT_MODELS = ("front", "all", "none")
 OBJECTIVES = Objectives(
     names=("sensitivity_accuracy", "invariance_accuracy"), maximise=(True, True), reference=(0.0, 0.0)
 )
@@ -146,6 +147,9 @@ class SweepPlan:
     measure_memory: bool = False
     """Begin with one trial, and then run as many at once as its memory allows (`--max-concurrent auto`)."""
 
+    keep_models: str = knob("front", choices=KEPT_MODELS)
+    """Trials whose models MLflow is given; with `none` the front's trials have no gallery of examples either."""
+
     data_dir: str | None = None
     """Folder with datasets, looked into before anything is downloaded."""
 
@@ -243,6 +247,7 @@ OPTIONS: dict[str, dataclasses.Field] = {
     "cpus_per_trial": SweepPlan.__dataclass_fields__["cpus_per_trial"],
     "gpus_per_trial": SweepPlan.__dataclass_fields__["gpus_per_trial"],
     "max_concurrent": SweepPlan.__dataclass_fields__["max_concurrent"],
+    "keep_models": SweepPlan.__dataclass_fields__["keep_models"],
 }
 """Fields that an option of the same name sets, with their ranges."""
 

@@ -62,6 +62,19 @@ def read_facts(folder: Path) -> Facts:
     return facts
 
 
+class Milestone(NamedTuple):
+    """Where a sweep stood when a configuration had finished."""
+
+    time: float
+    """Unix seconds."""
+    finished: int
+    """Configurations, this one among them."""
+    hypervolume: float
+    front_size: int
+    hours: float
+    """That all trials which had ended by then took, in all slots together."""
+
+
 def results_of(plan: SweepPlan, trials: Mapping[int, TrialRecord]) -> Results:
     """What the trials of a sweep come to by its plan."""
     return Results(plan.objectives, trials, total=plan.trials, seeds=plan.seeds, require=plan.space.require)
@@ -103,6 +116,9 @@ class Results:
         self.front = pareto.Front(objectives)
         self.volumes: list[float] = []
         """The hypervolume after each trial that finished or was stopped, in the order in which they ended."""
+        self.course: list[Milestone] = []
+        """One per finished trial, in the order in which they ended."""
+        self.ended_seconds = 0.0
         self.load(trials)
 
     def load(self, trials: Mapping[int, TrialRecord]) -> None:
@@ -126,6 +142,7 @@ class Results:
         Args:
             unless: trials that ended later, though it is known by now.
         """
+        self.ended_seconds += seconds_of(record)
         members = self.members(record.number)
         if len(members) == self.seeds and all(
             each.state == "finished" and each.result is not None and each.number not in unless for each in members
@@ -136,6 +153,8 @@ class Results:
             (self.contenders if fulfils else self.infeasible)[whole.number] = whole
             if fulfils:
                 self.front.add(self.point(whole))
+            standing = (len(self.configurations), self.hypervolume, self.front.size, self.ended_seconds / 3600)
+            self.course.append(Milestone(record.ended or 0.0, *standing))
         if record.state != "failed":
             self.volumes.append(self.hypervolume)
 
@@ -287,3 +306,9 @@ def as_one(members: Sequence[TrialRecord]) -> TrialRecord:
 def mean(values: Sequence[Any]) -> Any:
     """Of numbers, the same in any order; what all have in common stays as it is."""
     return values[0] if all(value == values[0] for value in values) else fmean(values)
+
+
+def seconds_of(record: TrialRecord) -> float:
+    """What a trial's epochs took, judging included."""
+    reports = (report for report in record.reports if not report["final"])
+    return sum(report["train_seconds"] + report["evaluation_seconds"] for report in reports)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shlex
+import textwrap
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +15,8 @@ from rich.table import Table
 from search_spaces import Space
 from sweep.plan import SweepPlan
 from sweep.results import Facts, Replicates, Results
-from trainer.config import SHORT_NAMES
+from sweep.views import FRONT, view_key, view_link
+from trainer.config import DATASET_DEFAULTS, SHORT_NAMES, EvaluationConfig, TrialConfig
 from trainer.people import ORACLE, People, Share
 
 if TYPE_CHECKING:
@@ -26,6 +29,10 @@ ACCURACIES = {
     "clean_accuracy": "clean",
 }
 """Report fields of a front's row, and their headings."""
+
+
+LONGEST_NOTE = 7_800
+"""Bytes of a description: MLflow cuts it off at 8,000, silently."""
 
 
 def label(space: Space, config: Mapping[str, Any]) -> str:
@@ -103,17 +110,96 @@ def front_table(plan: SweepPlan, results: Results) -> Table:
     return table
 
 
-def front_markdown(plan: SweepPlan, results: Results, run_ids: Mapping[int, str]) -> str:
-    """For the description of an MLflow run, trials linked where their runs are known."""
-    columns = ["trial", *headings(plan), "configuration"]
-    lines = [verdict(plan, results), "", f"| {' | '.join(columns)} |", f"|{'---:|' * (len(columns) - 1)}:---|"]
-    for row in front_rows(plan, results):
-        number = row["trial"]
-        name = f"[{name_of(row)}](#/runs/{run_ids[number]})" if number in run_ids else name_of(row)
-        shares = " | ".join(cells(row))
-        mark = " **knee**" if row["knee"] else ""
-        lines.append(f"| {name} | {shares} | `{label(plan.space, results.trials[number].config)}`{mark} |")
-    return "\n".join(lines)
+def front_markdown(plan: SweepPlan, results: Results, experiment: str, parent: str, runs: Mapping[int, str]) -> str:
+    """For the description of an MLflow run: the verdict, the picture, the front with links, how to run a point again.
+
+    What does not fit into a description is left out at the end, and said to be.
+
+    Args:
+        experiment: identifier of the runs' experiment.
+        parent: of the run that is described.
+        runs: of the trials' runs, as far as they are known.
+    """
+    rows, columns = front_rows(plan, results), ["trial", *headings(plan), "configuration"]
+    files = f"#/experiments/{experiment}/runs/{parent}/artifacts/front"
+    links = {"charts": view_link(experiment, view_key(FRONT, plan.name)).lstrip("/")}
+    links |= {"interactive picture": f"{files}/front.html", "all trials as a table": f"{files}/trials.json"}
+    head = f"""{short_verdict(plan, results)}
+
+Open: {", ".join(f"[{name}]({link})" for name, link in links.items())}
+
+![The front](get-artifact?path=front%2Ffront.png&run_uuid={parent})
+
+{verdict(plan, results)}
+
+| {" | ".join(columns)} |
+|{"---:|" * (len(columns) - 1)}:---|"""
+    lines = [markdown_row(plan, results, row, experiment, runs) for row in rows]
+    commands = [
+        f"\n# {row['trial']:03d}\n{folded(run_again(plan, results.trials[row['trial']].config))}" for row in rows
+    ]
+    room = LONGEST_NOTE - len(head.encode()) - 200
+    table, room = fitting(lines, room, "|" + " |" * (len(columns) - 1) + " and {} more: see front/front.csv |")
+    again, _ = fitting(commands, room, "# and {} more: each trial's own description has its command")
+    return "\n".join([head, *table, "", "Run a point again:", "", "```", *again, "```"]).replace("```\n\n#", "```\n#")
+
+
+def folded(command: str) -> str:
+    """A command over several lines, as a shell takes it."""
+    whole = command.replace("--set ", "--set\0")
+    lines = textwrap.wrap(whole, 76, break_long_words=False, break_on_hyphens=False, subsequent_indent="  ")
+    return " \\\n".join(lines).replace("\0", " ")
+
+
+def short_verdict(plan: SweepPlan, results: Results) -> str:
+    """One short line, as the head of a page."""
+    kind = "trials" if plan.seeds == 1 else "configurations"
+    count = f"**Front of {len(results.front_records)} among {len(results.configurations)} finished {kind}**"
+    done = "" if len(results.ended) >= plan.trials else f" ({len(results.ended)} of {plan.trials} done)"
+    knee = results.knee
+    if knee is None:
+        return f"{count}{done}, hypervolume {results.hypervolume:.4f}"
+    result = results.configurations[knee].result
+    assert result is not None
+    shares = ", ".join(f"{ACCURACIES[name]} {percent(result[name])}" for name in list(ACCURACIES)[:2])
+    return f"{count}{done}, hypervolume {results.hypervolume:.4f}; at its knee, trial {knee:03d}: {shares}"
+
+
+def markdown_row(
+    plan: SweepPlan, results: Results, row: Mapping[str, Any], experiment: str, runs: Mapping[int, str]
+) -> str:
+    number = row["trial"]
+    name = name_of(row)
+    name = f"[{name}](#/experiments/{experiment}/runs/{runs[number]})" if number in runs else name
+    shares = " | ".join(cells(row))
+    mark = " **knee**" if row["knee"] else ""
+    return f"| {name} | {shares} | `{label(plan.space, results.trials[number].config)}`{mark} |"
+
+
+def fitting(lines: list[str], room: int, more: str) -> tuple[list[str], int]:
+    """As many lines as fit into so many bytes, and how many bytes are left; `more` says how many are missing."""
+    kept = []
+    for line in lines:
+        room -= len(line.encode()) + 1
+        if room < 0:
+            return [*kept, more.format(len(lines) - len(kept))], room
+        kept.append(line)
+    return kept, room
+
+
+def run_again(plan: SweepPlan, config: Mapping[str, Any]) -> str:
+    """The command that trains and judges a configuration as the sweep did."""
+    evaluation = plan.space.evaluation.to_dict()
+    usual = TrialConfig().to_dict() | EvaluationConfig().to_dict() | DATASET_DEFAULTS[evaluation["dataset"]]
+    usual["dataset"] = evaluation["dataset"]
+    given = {**config, **evaluation}
+    words = ["otsweep trial", f"--dataset {shlex.quote(evaluation['dataset'])}"]
+    for name, value in given.items():
+        if value != usual.get(name):
+            text = str(value).lower() if isinstance(value, bool) else str(value)
+            words.append(f"--set {shlex.quote(f'{name}={text}')}")
+    words += [f"--cpus-per-trial {int(plan.cpus_per_trial)}"] if plan.cpus_per_trial > 1 else []
+    return " ".join(words)
 
 
 def verdict(plan: SweepPlan, results: Results) -> str:

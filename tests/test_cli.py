@@ -51,10 +51,7 @@ WORDS = {
     "unknown format": (["front", "any", "--format", "xml"], "--format xml: known: table, json, csv"),
     "more GPUs than there are": (["run", "--gpus-per-trial", "64"], "--gpus-per-trial 64: this machine has"),
     "more cores than there are": (["run", "--cpus-per-trial", "999"], "--cpus-per-trial 999: this machine has"),
-    "no MLflow server": (
-        ["run", "--mlflow-uri", "http://127.0.0.1:9"],
-        "no MLflow store answers at http://127.0.0.1:9",
-    ),
+    "sync of nothing": (["sync", "nothing"], "no sweep 'nothing'"),
     "secret in a URI": (["run", "--mlflow-uri", "http://me:hunter2@host"], "holds a secret"),
     "missing data folder": (["run", "--data-dir", "/nowhere"], "--data-dir '/nowhere': no such folder"),
     "unknown trial knob": (["trial", "--set", "margn=1"], "unknown setting 'margn': did you mean 'margin'?"),

@@ -111,7 +111,13 @@ def test_constrained_ranks_put_the_feasible_first(samples: np.ndarray, violation
 
 def ended(number: int, robust: float, invariant: float, state: str = "finished") -> TrialRecord:
     told = {"sensitivity_accuracy": robust, "invariance_accuracy": invariant, "clean_accuracy": 0.9, "epoch": 2}
-    told |= {"invariance_stuck": 0.1, "invariance_changed_size": 40, "time": 1.0}
+    told |= {
+        "invariance_stuck": 0.1,
+        "invariance_changed_size": 40,
+        "time": 1.0,
+        "train_seconds": 1.0,
+        "evaluation_seconds": 1.0,
+    }
     reports = [{**told, "final": False}] + ([{**told, "final": True}] if state == "finished" else [])
     config = {**load_space("digits").points[0], "margin": 0.1 + number // 3 / 10, "seed": number % 3}
     return TrialRecord(

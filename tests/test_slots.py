@@ -53,18 +53,18 @@ def test_trials_on_a_node(node: Node, cpus: float, gpus: float, fits: int) -> No
 
 def test_trials_on_a_cluster_do_not_span_nodes(plan_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     offer(monkeypatch, Node(3, 0, 0), Node(3, 0, 0))
-    assert concurrency(plan_of(cpus_per_trial=2)) == 2
-    assert concurrency(plan_of(max_concurrent=3)) == 3
+    assert concurrency(plan_of(cpus_per_trial=2), print) == 2
+    assert concurrency(plan_of(max_concurrent=3), print) == 3
     with pytest.raises(
         InputError, match=r"--cpus-per-trial 4: no node of the cluster has that; its 2 nodes have 3 CPU"
     ):
-        concurrency(plan_of(cpus_per_trial=4))
+        concurrency(plan_of(cpus_per_trial=4), print)
     offer(monkeypatch, Node(8, 0, 0), Node(1, 1, 0))
     with pytest.raises(InputError, match=r"--cpus-per-trial 2 --gpus-per-trial 1: no node"):
-        concurrency(plan_of(cpus_per_trial=2, gpus_per_trial=1))
+        concurrency(plan_of(cpus_per_trial=2, gpus_per_trial=1), print)
     offer(monkeypatch, Node(8, 0, 0))
     with pytest.raises(InputError, match=r"^--gpus-per-trial 0.1: this machine has 8 CPU and 0 GPU$"):
-        concurrency(plan_of(gpus_per_trial=0.1))
+        concurrency(plan_of(gpus_per_trial=0.1), print)
 
 
 def test_memory_of_the_largest_trial_so_far_decides(plan_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:

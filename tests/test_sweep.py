@@ -15,8 +15,11 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from mlflow.entities import Run
 
 from sweep.ledger import TrialRecord, read_ledger
+from sweep.tracking import connect
+from tests.mlflow_stores import contents
 
 SPACE = """
 description: small enough for a test, with all that a real one has
@@ -57,7 +60,8 @@ def otsweep(storage: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 def run_words(storage: Path, name: str) -> tuple[str, ...]:
     """One slot, so that the order of results can't matter."""
-    return ("run", str(storage / "tiny.yaml"), "--name", name, "--max-concurrent", "1", "--seed", "3")
+    words = ("run", str(storage / "tiny.yaml"), "--name", name, "--max-concurrent", "1", "--seed", "3")
+    return (*words, "--keep-models", "front" if name == "undisturbed" else "none")
 
 
 @pytest.fixture(scope="module")
@@ -120,12 +124,10 @@ def test_the_ledger_holds_every_report_of_every_trial(
 def test_mlflow_has_one_parent_and_a_child_per_trial(
     storage: Path, undisturbed: subprocess.CompletedProcess[str]
 ) -> None:
-    from sweep.tracking import connect
-
     client = connect(f"sqlite:///{storage / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("tiny")
     assert experiment is not None
-    query = "tags.`otsweep.sweep` = 'undisturbed'"
+    query = "tags.`otsweep.sweep` = 'undisturbed' and tags.`otsweep.kind` = 'sweep'"
     [parent] = client.search_runs([experiment.experiment_id], query)
     children = client.search_runs([experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
     assert parent.info.status == "FINISHED"
@@ -144,6 +146,61 @@ def test_mlflow_has_one_parent_and_a_child_per_trial(
         assert run.data.metrics["sel_sens"] == record.result["sensitivity_accuracy"]
 
 
+def front_runs(storage: Path) -> list[Run]:
+    """The runs in MLflow of the trials on the undisturbed sweep's front."""
+    client = connect(f"sqlite:///{storage / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("tiny")
+    assert experiment is not None
+    query = "tags.`pareto.front` = 'true' and tags.`otsweep.sweep` = 'undisturbed'"
+    return list(client.search_runs([experiment.experiment_id], query))
+
+
+LOAD = """
+import sys, mlflow, torch
+mlflow.set_tracking_uri(sys.argv[1])
+model = mlflow.pytorch.load_model(sys.argv[2])
+signature = mlflow.models.get_model_info(sys.argv[2]).signature
+assert signature.inputs.to_dict()[0]["tensor-spec"]["shape"] == (-1, 1, 8, 8), signature.inputs.to_dict()
+torch.save(model(torch.load(sys.argv[3], weights_only=True)), sys.argv[4])
+assert not {"trainer", "sweep", "search_spaces"} & sys.modules.keys()
+"""
+
+
+def test_the_fronts_models_load_without_this_code(
+    storage: Path, undisturbed: subprocess.CompletedProcess[str], tmp_path: Path
+) -> None:
+    import torch
+
+    from trainer.trial import load_model
+
+    uri = f"sqlite:///{storage / 'mlflow.db'}"
+    run = front_runs(storage)[0]
+    [model] = connect(uri).search_logged_models(
+        [run.info.experiment_id], filter_string=f"source_run_id = '{run.info.run_id}'"
+    )
+    assert {each.key: each.value for each in model.metrics or []}["sel_sens"] == run.data.metrics["sel_sens"]
+    assert [each.model_id for each in run.outputs.model_outputs] == [model.model_id]
+    images, answers = tmp_path / "images.pt", tmp_path / "answers.pt"
+    torch.save(torch.rand(7, 1, 8, 8, generator=torch.Generator().manual_seed(0)), images)
+    words = [sys.executable, "-c", LOAD, uri, f"models:/{model.model_id}", str(images), str(answers)]
+    elsewhere = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    loaded = subprocess.run(words, cwd=tmp_path, env=elsewhere, capture_output=True, text=True)
+    assert loaded.returncode == 0, loaded.stderr
+    ours = load_model(storage / "undisturbed" / "trials" / f"{int(run.data.tags['otsweep.trial']):04d}" / "model.pt")
+    expected = ours(torch.load(images, weights_only=True)).logits
+    torch.testing.assert_close(torch.load(answers, weights_only=True), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_only_the_front_has_models_and_galleries(storage: Path, undisturbed: subprocess.CompletedProcess[str]) -> None:
+    client, runs = connect(f"sqlite:///{storage / 'mlflow.db'}"), front_runs(storage)
+    for run in runs:
+        assert "gallery.png" in [file.path for file in client.list_artifacts(run.info.run_id)]
+    models = client.search_logged_models([runs[0].info.experiment_id])
+    assert {model.source_run_id for model in models} == {run.info.run_id for run in runs}
+    requirements = next((storage / "artifacts" / "tiny" / "models").rglob("requirements.txt")).read_text()
+    assert re.fullmatch(r"torch==\S+\nmlflow==\S+\nnumpy==\S+", requirements.strip())
+
+
 def test_front_works_from_the_ledger_alone(storage: Path, undisturbed: subprocess.CompletedProcess[str]) -> None:
     shown = front(storage, "undisturbed")
     results = [record.result for record in read_ledger(storage / "undisturbed").trials.values()]
@@ -152,6 +209,13 @@ def test_front_works_from_the_ledger_alone(storage: Path, undisturbed: subproces
     assert 0 < shown["hypervolume"] < 1
     table = otsweep(storage, "front", "undisturbed").stdout
     assert f"{best:.1%}" in table
+
+
+def assert_mlflow_tells_the_ledger(storage: Path, name: str, folder: Path) -> None:
+    """What stands in MLflow is what an undisturbed writer makes of the same ledger."""
+    fresh = otsweep(storage, "sync", name, "--mlflow-uri", f"sqlite:///{folder / 'fresh.db'}")
+    assert fresh.returncode == 0, fresh.stdout + fresh.stderr
+    assert contents(storage / "mlflow.db", name) == contents(folder / "fresh.db", name)
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen) -> None:
@@ -189,7 +253,7 @@ def test_ui_serves_the_front_on_the_loopback_address_and_ends(
 @pytest.mark.slow
 @pytest.mark.parametrize("reports", [0, 7])
 def test_a_killed_sweep_resumes_to_the_undisturbed_front(
-    storage: Path, undisturbed: subprocess.CompletedProcess[str], reports: int
+    storage: Path, undisturbed: subprocess.CompletedProcess[str], reports: int, tmp_path: Path
 ) -> None:
     name = f"killed-{reports}"
     driver = subprocess.Popen(command(storage, *run_words(storage, name)), stdout=subprocess.DEVNULL)
@@ -202,6 +266,8 @@ def test_a_killed_sweep_resumes_to_the_undisturbed_front(
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     assert numbers(storage, name) == numbers(storage, "undisturbed")
     assert front(storage, name)["front"] == front(storage, "undisturbed")["front"]
+    if reports == 7:
+        assert_mlflow_tells_the_ledger(storage, name, tmp_path)
     attempts = {number: record.attempts for number, record in read_ledger(storage / name).trials.items()}
     for number, (state, _, _) in before.items():
         assert attempts[number] == (1 if state == "finished" else 2)
