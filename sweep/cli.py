@@ -149,10 +149,6 @@ def add_name(parser: argparse.ArgumentParser) -> None:
 def add_resume(parser: argparse.ArgumentParser) -> None:
     add_name(parser)
     add_circumstances(parser)
-
-
-def add_cluster_resume(parser: argparse.ArgumentParser) -> None:
-    add_resume(parser)
     add_address(parser)
     add_wait(parser)
 
@@ -565,7 +561,7 @@ def compare(arguments: argparse.Namespace) -> int:
 
 
 def add_sync(parser: argparse.ArgumentParser) -> None:
-    add_resume(parser)
+    add_name(parser)
     parser.add_argument("--mlflow-uri", metavar="URI", help="write into this server or store; default: the sweep's")
 
 
@@ -593,7 +589,7 @@ COMMANDS: dict[str, tuple[Add, Run, str]] = {
     "jobs": (add_address, show_jobs, "List the sweeps of a cluster."),
     "logs": (add_logs, logs, "Show what a job says."),
     "stop": (add_job, stop, "End a job as Ctrl-C would; `resume` goes on with it."),
-    "resume": (add_cluster_resume, resume, "Go on with a sweep after any crash or Ctrl-C, here or on a cluster."),
+    "resume": (add_resume, resume, "Go on with a sweep after any crash or Ctrl-C, here or on a cluster."),
     "front": (add_front, front, "Show the front of a sweep, also of one that still runs."),
     "replay": (add_replay, replay, "Tell what another way of stopping trials early would have saved and lost."),
     "audit": (add_audit, audit, "Train the finalists again and judge them on the test split by every attack."),

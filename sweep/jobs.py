@@ -27,6 +27,9 @@ def submit(arguments: argparse.Namespace, console: Console, warn: Console) -> in
         name=arguments.name,
         options={option: getattr(arguments, option) for option in OPTIONS},
         places={place: getattr(arguments, place) for place in ("storage", "data_dir", "mlflow_uri")},
+        require=arguments.require,
+        points=arguments.points,
+        front_of=arguments.front_of,
     )
     cluster = Cluster(arguments.address)
     jobs = cluster.jobs()
@@ -50,7 +53,9 @@ def resume(arguments: argparse.Namespace, console: Console, warn: Console) -> in
     from sweep import submit as sending
 
     cluster = Cluster(arguments.address)
-    job_id = sending.send_resume(arguments.name, arguments.storage, cluster, cluster.jobs())
+    changes = ("data_dir", "mlflow_uri", "max_hours", "max_gpu_hours", "max_concurrent")
+    circumstances = {key: getattr(arguments, key) for key in changes}
+    job_id = sending.send_resume(arguments.name, arguments.storage, circumstances, cluster, cluster.jobs())
     show_sent(cluster, job_id, console)
     return see_off(cluster, job_id, arguments, console, warn)
 

@@ -125,7 +125,7 @@ class Results:
         """Take in what a ledger holds."""
         self.trials.update(trials)
         waiting = {number: record for number, record in self.finished.items() if self.seeds > 1}
-        for record in sorted(self.ended.values(), key=lambda record: record.ended_as):
+        for record in sorted(self.ended.values(), key=lambda record: (record.ended_as, record.ended or 0.0)):
             waiting.pop(record.number, None)
             self.count(record, unless=waiting.keys())
 

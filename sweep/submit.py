@@ -13,15 +13,17 @@ import shlex
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from search_spaces import Space, load_space
+from search_spaces.yaml_file import dump_yaml
 from sweep.cluster import ENDED, HASH, REFUSED, RUNNING, STORAGE, SWEEP, Cluster, ClusterError, Job
 from sweep.places import absolute_uri, check_name, default_mlflow_uri, default_name, masked
-from sweep.plan import CODE_VERSION, SweepPlan, check_option, code_version, installed_version
+from sweep.plan import CODE_VERSION, SweepPlan, check_options, code_version, installed_version
+from sweep.points import with_given_points
 from trainer.config import InputError
 
 PACKAGES = ("search_spaces", "sweep", "trainer")
@@ -72,31 +74,47 @@ class Submission:
     words: tuple[str, ...]
     """Of the command that runs there, after `otsweep`."""
 
-    space_file: Path | None
-    """A space that does not come with otsweep."""
+    space_file: tuple[str, str] | None
+    """Name and text of a space that does not come with otsweep as it is."""
 
     named: bool
     """Whether the user chose the name."""
 
     @classmethod
-    def of(cls, space: str, *, name: str | None, options: Mapping[str, Any], places: Mapping[str, str | None]) -> Self:
+    def of(
+        cls,
+        space: str,
+        *,
+        name: str | None,
+        options: Mapping[str, Any],
+        places: Mapping[str, str | None],
+        require: Sequence[str] = (),
+        points: Path | None = None,
+        front_of: str | None = None,
+    ) -> Self:
         """From the words of the command.
 
         Args:
             space: a name or the path of a YAML file of this machine.
+            require: what the space shall require too.
+            points: a file of this machine with configurations to run first.
+            front_of: a sweep of this machine whose front is run first.
             options: fields named in `sweep.plan.OPTIONS`, as typed; None where not given.
             places: `storage`, `data_dir` and `mlflow_uri` as the cluster's nodes see them; None for its own.
 
         Raises:
             InputError: naming what is wrong, before the cluster is asked anything.
         """
-        loaded, given = load_space(space), {key: value for key, value in options.items() if value is not None}
+        given = {key: value for key, value in options.items() if value is not None}
+        whole = with_given_points(load_space(space).requiring(require), file=points, sweep=front_of, storage=None)
         for place, text in places.items():
             check_place(place, text)
-        chosen = check_name(name) if name is not None else default_name(loaded.name, Path("/nonexistent"))
-        plan = draft(loaded, name=chosen, mlflow_uri=places.get("mlflow_uri"), options=given)
-        file = Path(space) if Path(space).suffix in (".yaml", ".yml") else None
-        words = ["run", file.name if file else space, "--name", chosen]
+        chosen = check_name(name) if name is not None else default_name(whole.name, Path("/nonexistent"))
+        plan = draft(whole, name=chosen, mlflow_uri=places.get("mlflow_uri"), options=given)
+        changed = bool(require) or points is not None or front_of is not None
+        sent = changed or Path(space).suffix in (".yaml", ".yml")
+        file = (f"{whole.name}.yaml", dump_yaml(whole.to_dict())) if sent else None
+        words = ["run", file[0] if file else space, "--name", chosen]
         for key, value in {**places, **given}.items():
             words += ["--" + key.replace("_", "-"), str(value)] if value is not None else []
         return cls(plan, places.get("storage"), tuple(words), file, name is not None)
@@ -104,7 +122,7 @@ class Submission:
 
 def draft(space: Space, *, name: str, mlflow_uri: str | None, options: Mapping[str, Any]) -> SweepPlan:
     """The plan that the cluster will make of these options, but for where things are there."""
-    given = {option: check_option(option, value) for option, value in options.items()}
+    given = check_options(options)
     return SweepPlan(
         name=name,
         space=space,
@@ -218,11 +236,14 @@ def send(submission: Submission, cluster: Cluster, jobs: list[Job]) -> str:
     return start(cluster, submission.words, metadata, jobs, space_file=submission.space_file)
 
 
-def send_resume(name: str, storage: str | None, cluster: Cluster, jobs: list[Job]) -> str:
+def send_resume(
+    name: str, storage: str | None, circumstances: Mapping[str, str | None], cluster: Cluster, jobs: list[Job]
+) -> str:
     """Submit the resumption of a sweep that the cluster's storage holds; the job's id.
 
     Args:
         storage: None for where the sweep's latest job had it.
+        circumstances: what a resume may change, as typed; None where not given.
 
     Raises:
         InputError: if it runs already.
@@ -233,7 +254,10 @@ def send_resume(name: str, storage: str | None, cluster: Cluster, jobs: list[Job
     if running := [job for job in earlier if job.state in RUNNING]:
         raise InputError(f"{name} runs already: follow it by `otsweep logs {running[0].id} --follow`")
     storage = storage or (earlier[0].storage if earlier else "")
-    words = ("resume", name, *(("--storage", storage) if storage else ()))
+    check_options({key: value for key, value in circumstances.items() if key not in ("data_dir", "mlflow_uri")})
+    given = {**circumstances, "storage": storage or None}
+    options = [("--" + key.replace("_", "-"), value) for key, value in given.items() if value is not None]
+    words = ("resume", name, *itertools.chain.from_iterable(options))
     metadata = {SWEEP: name, HASH: earlier[0].plan_hash if earlier else "", STORAGE: storage}
     return start(cluster, words, metadata, jobs)
 
@@ -244,7 +268,7 @@ def start(
     metadata: dict[str, str],
     jobs: list[Job],
     *,
-    space_file: Path | None = None,
+    space_file: tuple[str, str] | None = None,
 ) -> str:
     """Send the project, and run `otsweep` with these words in it; the job's id."""
     environment = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS), CODE_VERSION: code_version()}
@@ -259,7 +283,7 @@ def start(
         )
 
 
-def pack(folder: Path, space_file: Path | None) -> None:
+def pack(folder: Path, space_file: tuple[str, str] | None) -> None:
     """The project's source, as it is imported here, and the space."""
     root = Path(__file__).resolve().parents[1]
     for package in PACKAGES:
@@ -268,7 +292,8 @@ def pack(folder: Path, space_file: Path | None) -> None:
             target.parent.mkdir(exist_ok=True)
             shutil.copyfile(path, target)
     if space_file:
-        shutil.copyfile(space_file, folder / space_file.name)
+        name, text = space_file
+        (folder / name).write_text(text)
 
 
 def wait_begun(cluster: Cluster, job_id: str, *, seconds: float = BEGIN_SECONDS) -> Job:

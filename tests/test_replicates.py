@@ -258,7 +258,7 @@ def test_once_a_seed_is_stopped_the_others_are_at_their_next_report() -> None:
     assert (follows.stop, follows.followed, follows.rung) == (True, 2, 2)
     assert follows.reason == "stopped after epoch 2: as trial 002 of its configuration was"
     assert rungs.decide(3, "bad", 1, (0.9, 0.9)).followed == 2  # type: ignore[union-attr]
-    assert rungs.rungs[2, ""].means["bad"] == [0.4, 0.4], "who follows is compared no more"
+    assert rungs.rungs[2, ""].trials["bad"] == {2: (0.4, 0.4)}, "who follows is compared no more"
     assert [rungs.stopped(trial) for trial in range(4)] == [False, True, True, True]
 
 

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import pytest
 
+from search_spaces import load_space
 from sweep.cluster import Job, check_address, exit_status, read_token, strip_preamble
 from sweep.ledger import read_ledger
 from sweep.submit import Submission, There, differences, free_id, pack, refuse_twice
@@ -301,6 +302,22 @@ def test_a_wrong_place_is_refused_before_the_cluster_is_asked(places: dict[str, 
     with pytest.raises(InputError, match=message) as caught:
         Submission.of("digits", name=None, options={}, places=places)
     assert "hunter2" not in str(caught.value)
+
+
+def test_what_is_added_to_a_space_is_sent_with_it(tmp_path: Path) -> None:
+    points = tmp_path / "points.yaml"
+    points.write_text("- {margin: 0.125}\n")
+    one = Submission.of(
+        "digits", name="a", options={}, places={}, require=["clean_accuracy >= 0.9"], points=points, front_of=None
+    )
+    assert one.space_file is not None
+    name, text = one.space_file
+    assert one.words[:2] == ("run", name)
+    (tmp_path / name).write_text(text)
+    there = load_space(str(tmp_path / name))
+    assert there == one.plan.space
+    assert there.points[0]["margin"] == 0.125
+    assert [str(each) for each in there.require] == ["clean_accuracy >= 0.9"]
 
 
 def test_options_reach_the_command_as_they_were_typed() -> None:

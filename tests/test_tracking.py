@@ -134,7 +134,7 @@ def test_the_parent_tells_the_front_and_what_it_cost(plan: SweepPlan, undisturbe
     assert volumes[-1] == (TRIALS, results.hypervolume)
     hours = [value for key, _, _, value, _ in metrics if key == "front_cpu_hours"]
     assert hours == sorted(hours)
-    assert hours[-1] == pytest.approx(results.trained_seconds / 3600)
+    assert hours[-1] == pytest.approx(results.ended_seconds / 3600)
     note = tags["mlflow.note.content"]
     first, _, _, _, picture, *_ = note.splitlines()
     assert first.startswith(f"**Front of {results.front.size} among {TRIALS} finished trials**, hypervolume ")
