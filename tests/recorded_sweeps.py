@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from sweep.ledger import LedgerWriter, TrialRecord, read_ledger
 from sweep.places import default_mlflow_uri
@@ -13,6 +14,8 @@ from sweep.plan import SweepPlan, read_plan
 from sweep.results import Results, read_facts
 
 RECORDED = Path(__file__).with_name("recorded")
+
+Event = tuple[float, int, int, TrialRecord, dict[str, Any] | None]
 
 
 def recorded(name: str, storage: Path, *, trials: int | None = None) -> SweepPlan:
@@ -26,23 +29,31 @@ def recorded(name: str, storage: Path, *, trials: int | None = None) -> SweepPla
             shutil.copy(RECORDED / name / part, folder)
         records = list(read_ledger(RECORDED / name).trials.values())[:trials]
         with LedgerWriter(folder) as ledger:
-            for record in records:
-                write_record(ledger, record)
+            write_records(ledger, records)
     plan = read_plan(name, storage=str(storage))
     return dataclasses.replace(plan, mlflow_uri=default_mlflow_uri(storage), trials=trials or plan.trials)
 
 
-def write_record(ledger: LedgerWriter, record: TrialRecord) -> None:
-    """A trial's events, as its driver wrote them."""
-    assert record.seed is not None
-    assert record.started is not None
-    assert record.ended is not None
-    ledger.started(
-        record.number, config=record.config, seed=record.seed, attempt=1, host=record.host, time=record.started
-    )
-    for report in record.reports:
-        ledger.reported(record.number, report, time=report["time"])
-    ledger.ended(record.number, state=record.state, reason=record.reason, time=record.ended)  # type: ignore[arg-type]
+def write_records(ledger: LedgerWriter, records: Iterable[TrialRecord]) -> None:
+    """The events of trials, as their driver wrote them: one after another as they came."""
+    for moment, kind, number, record, report in sorted(events_of(records), key=lambda event: event[:3]):
+        if kind == 0:
+            ledger.started(
+                number, config=record.config, seed=record.seed or 0, attempt=1, host=record.host, time=moment
+            )
+        elif report is not None:
+            ledger.reported(number, report, time=moment)
+        else:
+            ledger.ended(number, state=record.state, reason=record.reason, time=moment)  # type: ignore[arg-type]
+
+
+def events_of(records: Iterable[TrialRecord]) -> Iterator[Event]:
+    """Their beginnings, reports and ends: time, kind, number, the trial, and what it reported."""
+    for record in records:
+        yield record.started or 0.0, 0, record.number, record, None
+        for report in record.reports:
+            yield report["time"], 1, record.number, record, report
+        yield record.ended or 0.0, 2, record.number, record, None
 
 
 def results_of(plan: SweepPlan) -> Results:
@@ -54,14 +65,8 @@ def results_of(plan: SweepPlan) -> Results:
 
 def replay(plan: SweepPlan, results: Results) -> Iterator[int]:
     """Bring `results` through the sweep's course event by event, as a driver does; the trial that each concerns."""
-    records = read_ledger(plan.folder).trials
-    events = []
-    for record in records.values():
-        events.append((record.started or 0.0, 0, record.number, None))
-        events += [(report["time"], 1, record.number, report) for report in record.reports]
-        events.append((record.ended or 0.0, 2, record.number, None))
-    for moment, kind, number, report in sorted(events, key=lambda event: event[:3]):
-        record = records[number]
+    records = read_ledger(plan.folder).trials.values()
+    for moment, kind, number, record, report in sorted(events_of(records), key=lambda event: event[:3]):
         if kind == 0:
             fresh = results.trials.setdefault(number, TrialRecord(number))
             fresh.begin(record.config, seed=record.seed or 0, attempt=1, host="", time=moment)

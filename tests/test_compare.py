@@ -176,7 +176,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
 
 def write_half(storage: Path) -> None:
     from sweep.ledger import read_ledger
-    from tests.recorded_sweeps import write_record
+    from tests.recorded_sweeps import write_records
 
     folder = storage / "half"
     folder.mkdir()
@@ -184,8 +184,7 @@ def write_half(storage: Path) -> None:
     text = (RECORDED / "digits24" / "plan.yaml").read_text()
     (folder / "plan.yaml").write_text(text.replace("name: digits24", "name: half"))
     with LedgerWriter(folder) as ledger:
-        for record in list(read_ledger(RECORDED / "digits24").trials.values())[:8]:
-            write_record(ledger, record)
+        write_records(ledger, list(read_ledger(RECORDED / "digits24").trials.values())[:8])
 
 
 def test_another_evaluation_is_refused_by_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
