@@ -247,7 +247,8 @@ def check_mlflow(compose: Compose, trials: dict[int, TrialRecord]) -> None:
     experiment = client.get_experiment_by_name("tiny")
     assert experiment is not None
     assert experiment.artifact_location.startswith("mlflow-artifacts:"), "artifacts pass through the server"
-    [parent] = client.search_runs([experiment.experiment_id], "tags.`otsweep.sweep` = 'disturbed'")
+    query = "tags.`otsweep.sweep` = 'disturbed' and tags.`otsweep.kind` = 'sweep'"
+    [parent] = client.search_runs([experiment.experiment_id], query)
     assert parent.info.status == "FINISHED"
     assert "front/front.png" in {file.path for file in client.list_artifacts(parent.info.run_id, "front")}
     runs = client.search_runs([experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
