@@ -26,7 +26,7 @@ from sweep import pareto
 from sweep.ledger import TrialRecord, read_ledger
 from sweep.pareto import Interval, Objectives, binomial_resampling
 from sweep.plan import SweepPlan, read_plan
-from sweep.results import Results, read_facts
+from sweep.results import Results, read_facts, results_of
 from sweep.tables import ACCURACIES, brief, percent
 from trainer.config import InputError
 
@@ -115,7 +115,7 @@ def read_side(names: str, *, storage: str | None) -> Side:
     sweeps = []
     for name in names.split(","):
         plan = read_plan(name.strip(), storage=storage)
-        results = Results(plan.objectives, read_ledger(plan.folder).trials, total=plan.trials)
+        results = results_of(plan, read_ledger(plan.folder).trials)
         results.facts = read_facts(plan.folder)
         if not results.finished:
             raise InputError(f"no trial of {plan.name} has finished yet: there is nothing to compare")

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from sweep.ledger import TrialRecord, read_ledger, take_lock
 from sweep.places import masked
 from sweep.plan import SweepPlan
-from sweep.results import Milestone, Results, read_facts, seconds_of
+from sweep.results import Milestone, Results, read_facts, results_of, seconds_of
 from sweep.tables import folded, front_markdown, label, run_again
 from sweep.views import (
     CHECKED_VERSION,
@@ -51,6 +51,9 @@ SHARE = 0.05
 FILES_SHARE = 0.01
 """Of the same that redrawing the front's files may take, and how often at most: in `FILES_SECONDS`."""
 FILES_SECONDS = 30.0
+
+LAST_PAUSES = (0.0, 1.0, 3.0)
+"""Seconds before each attempt to write what is left when a sweep has ended: a busy server fails a call now and then."""
 
 BATCH = 800
 """Metrics in one call; MLflow takes 1,000 with at most 100 parameters and 100 tags among them."""
@@ -648,7 +651,7 @@ class Tracker:
         self.thread.join()
         if not self.results.trials:
             return
-        if not self.attempt(lambda: self.finish(complete, tell)):
+        if not any(self.attempt(lambda: self.finish(complete, tell), pause=pause) for pause in LAST_PAUSES):
             self.say(f"MLflow lacks some of the results: `otsweep sync {self.plan.name}` writes them once it answers")
         if self.writer is not None:
             self.writer.close()
@@ -660,8 +663,10 @@ class Tracker:
             self.attempt(self.write_pass)
             pause = max(PASS_SECONDS, (time.thread_time() - begun) / SHARE)
 
-    def attempt(self, write: Callable[[], None]) -> bool:
-        """Whether it went through; the first failure in a row is said, and the next pass tries again."""
+    def attempt(self, write: Callable[[], None], *, pause: float = 0.0) -> bool:
+        """Whether it went through, after so many seconds; the first failure in a row is said, and the next pass tries
+        again."""
+        time.sleep(pause)
         try:
             write()
         except Exception as error:  # noqa: BLE001 - whatever the store answers, the sweep goes on
@@ -725,7 +730,7 @@ def sync(plan: SweepPlan, uri: str, *, say: Say, tell: Tell = lambda done, total
         InputError: if nothing answers there, if it fails on the way, or while another process writes the same sweep
             into the same store.
     """
-    results = Results(plan.objectives, read_ledger(plan.folder).trials, total=plan.trials)
+    results = results_of(plan, read_ledger(plan.folder).trials)
     results.facts = read_facts(plan.folder)
     if not results.trials:
         return results

@@ -249,7 +249,7 @@ def check_mlflow(compose: Compose, trials: dict[int, TrialRecord]) -> None:
     assert experiment.artifact_location.startswith("mlflow-artifacts:"), "artifacts pass through the server"
     query = "tags.`otsweep.sweep` = 'disturbed' and tags.`otsweep.kind` = 'sweep'"
     [parent] = client.search_runs([experiment.experiment_id], query)
-    assert parent.info.status == "FINISHED"
+    assert parent.info.status == "FINISHED", compose.otsweep("logs", "disturbed").stdout
     assert "front/front.png" in {file.path for file in client.list_artifacts(parent.info.run_id, "front")}
     runs = client.search_runs([experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
     assert sorted(int(run.data.tags["otsweep.trial"]) for run in runs) == sorted(trials)
