@@ -27,7 +27,7 @@ from sweep.points import with_given_points
 from trainer.config import InputError
 
 PACKAGES = ("search_spaces", "sweep", "trainer")
-SOURCE = ("*.py", "*.yaml")
+SOURCE = ("*.py", "*.yaml", "*.html")
 
 STOP_SECONDS = 600
 """How long Ray waits for a job that was asked to end, before it kills it. Its own 3 seconds are too few for the epochs

@@ -52,9 +52,6 @@ FILES_SHARE = 0.01
 """Of the same that redrawing the front's files may take, and how often at most: in `FILES_SECONDS`."""
 FILES_SECONDS = 30.0
 
-LAST_PAUSES = (0.0, 1.0, 3.0)
-"""Seconds before each attempt to write what is left when a sweep has ended: a busy server fails a call now and then."""
-
 BATCH = 800
 """Metrics in one call; MLflow takes 1,000 with at most 100 parameters and 100 tags among them."""
 
@@ -651,7 +648,7 @@ class Tracker:
         self.thread.join()
         if not self.results.trials:
             return
-        if not any(self.attempt(lambda: self.finish(complete, tell), pause=pause) for pause in LAST_PAUSES):
+        if not self.attempt(lambda: self.finish(complete, tell)):
             self.say(f"MLflow lacks some of the results: `otsweep sync {self.plan.name}` writes them once it answers")
         if self.writer is not None:
             self.writer.close()
@@ -663,10 +660,8 @@ class Tracker:
             self.attempt(self.write_pass)
             pause = max(PASS_SECONDS, (time.thread_time() - begun) / SHARE)
 
-    def attempt(self, write: Callable[[], None], *, pause: float = 0.0) -> bool:
-        """Whether it went through, after so many seconds; the first failure in a row is said, and the next pass tries
-        again."""
-        time.sleep(pause)
+    def attempt(self, write: Callable[[], None]) -> bool:
+        """Whether it went through; the first failure in a row is said, and the next pass tries again."""
         try:
             write()
         except Exception as error:  # noqa: BLE001 - whatever the store answers, the sweep goes on
