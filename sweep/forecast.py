@@ -610,9 +610,10 @@ def took(plan: SweepPlan, results: Results) -> str:
     if planned and planned["slots"] == slots:
         said += f"; planned {in_time(Span(**planned['running_seconds']))}"
         return said + (f", {in_hours(Span(**planned['gpu_hours']))} GPU hours" if plan.gpus_per_trial else "")
-    ended = sorted(results.ended.values(), key=lambda record: record.ended_as)
+    ended = sorted(results.ended.values(), key=lambda record: record.ended or 0.0)
     first = max(slots, math.ceil(plan.trials / 10))
     if 2 * first > len(ended):
         return said
     expected = fmean(record.held for record in ended[:first]) * plan.trials / slots
-    return f"{said}; after the first {first} trials {duration(expected)} was to be expected"
+    begin = f"{first} trials" if first > 1 else "trial"
+    return f"{said}; after the first {begin} {duration(expected)} was to be expected"

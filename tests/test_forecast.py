@@ -278,9 +278,7 @@ def test_a_plan_of_points_alone_times_only_them(planned: Any) -> None:
 def sweep_of(plan: SweepPlan, held: list[float]) -> Any:
     report = {"epoch": 1, "final": True, "sensitivity_accuracy": 0.5, "invariance_accuracy": 0.5}
     records = [
-        TrialRecord(
-            number, TrialConfig().to_dict(), 0, "finished", held=seconds, ended=0.0, ended_as=number, reports=[report]
-        )
+        TrialRecord(number, TrialConfig().to_dict(), 0, "finished", held=seconds, ended=float(number), reports=[report])
         for number, seconds in enumerate(held)
     ]
     return results_of(plan, {record.number: record for record in records})
@@ -306,7 +304,7 @@ def test_what_it_took_without_a_plan(planned: Any) -> None:
     assert took(plan, sweep_of(plan, [])) == ""
     forecast.begin(plan, 1)
     assert took(plan, sweep_of(plan, [30.0] + [20.0] * 9)) == (
-        "3:30 in 1 slot; after the first 1 trials 5:00 was to be expected"
+        "3:30 in 1 slot; after the first trial 5:00 was to be expected"
     )
     (plan.folder / FORECAST).write_text("{")
     assert took(plan, sweep_of(plan, [20.0])) == ""
