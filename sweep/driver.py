@@ -33,6 +33,7 @@ from sweep.slots import SlotLimiter, Slots, concurrency
 from sweep.trainable import FAILURE, FOOTPRINT, STORAGE, WARNINGS, Footprint, Task, TrialTrainable
 from trainer.config import InputError, StorageFailed, TrialConfig
 from trainer.durable import patiently, write_whole
+from trainer.report import collapse
 
 LOST_WORKER_RETRIES = 3
 """How often a trial is brought back after its worker was lost (killed, out of memory). A node that left does not count:
@@ -155,6 +156,8 @@ class Scribe(tune.Callback):
         self.results.trials[number].hold(held)
         self.explain_decisions(number)
         if report["final"]:
+            if alarm := collapse(report):
+                self.say(f"trial {number:03d}: {alarm}")
             self.end(number, "finished", "")
         elif self.rungs.stopped(number):
             self.end(number, "stopped", self.rungs.decisions[number][-1].reason)
