@@ -77,6 +77,7 @@ ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "PGCONNECT_TIMEOUT": "10",
 }
 NO_RETRIES = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
 """A call that MLflow's client repeats by itself can make a second run unheard; ours are repeated by the next pass."""
@@ -105,6 +106,8 @@ def connect(uri: str) -> MlflowClient:
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     # It writes the traceback of an error that it then raises: a store that is full is told in one line of ours.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+    if not uri.startswith("http"):
+        ask_once()
     try:
         client = MlflowClient(tracking_uri=uri)
         client.search_experiments(max_results=1)
@@ -113,6 +116,13 @@ def connect(uri: str) -> MlflowClient:
     except (MlflowException, SQLAlchemyError, OSError) as error:
         raise InputError(f"no MLflow store answers at {masked(uri)}: {why(error)}") from None
     return client
+
+
+def ask_once() -> None:
+    """MLflow asks a database that refuses ten times, over 100 seconds, and has no switch for that."""
+    from mlflow.store.db import utils
+
+    utils.MAX_RETRY_COUNT = 1
 
 
 def why(error: Exception) -> str:
@@ -153,7 +163,8 @@ class Writer:
         say: told what a person should know.
 
     Raises:
-        InputError: from `open`, while another process writes the same sweep into the same store.
+        InputError: from `open`, while another process writes the same sweep into the same store, or if the store is a
+            server's own database.
     """
 
     def __init__(
@@ -198,9 +209,14 @@ class Writer:
 
     def find_experiment(self) -> str:
         found = self.client.get_experiment_by_name(self.plan.space.name)
-        if found is not None:
-            return found.experiment_id
         local = not self.uri.startswith("http")
+        if found is not None:
+            if local and found.artifact_location.startswith("mlflow-artifacts:"):
+                raise InputError(
+                    f"--mlflow-uri {masked(self.uri)}: experiment {self.plan.space.name!r} in this database was made "
+                    "through an MLflow server, which keeps its files; give that server's address"
+                )
+            return found.experiment_id
         location = (Path(self.plan.storage) / "artifacts" / self.plan.space.name).as_uri() if local else None
         return self.client.create_experiment(self.plan.space.name, artifact_location=location)
 
