@@ -313,11 +313,13 @@ def ray_session() -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS") or "local"
     options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
     logging.getLogger("ray").setLevel(logging.ERROR)
+    if address == "local":
+        start_what_is_needed()
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **options)
     except ConnectionError as error:
         raise InputError(f"RAY_ADDRESS={address}: no Ray cluster answers there ({error})") from None
-    keep_keys_at_home()
+    trim_environments()
     silence_raylets()
     # Ray Tune's errors are trials that failed, and those are told in our own words.
     for name in ("ray.tune", "ray.train"):
@@ -335,11 +337,24 @@ def silence_raylets() -> None:
     worker.print_to_stdstream = lambda data, ignore_prefix=False: None
 
 
-def keep_keys_at_home() -> None:
+def start_what_is_needed() -> None:
+    """A Ray of this process's own would start a dashboard's server, an autoscaler's monitor and a reader of logs too:
+    nobody asks them here, and each takes seconds of a core and 100 MB. Ray has no switch for that."""
+    from ray._private.node import Node
+
+    for start in ("start_api_server", "start_monitor", "start_log_monitor"):
+        setattr(Node, start, lambda *_, **__: None)
+
+
+def trim_environments() -> None:
     """Ray Tune would send this process's AWS keys along with every trial, and Ray's agents write what they are sent
-    into their logs. Every node has keys of its own, in its own environment."""
+    into their logs. Every node has keys of its own, in its own environment.
+
+    With nothing to set, trials run in workers that are started already.
+    """
     from ray.tune.execution import class_cache
 
+    class_cache.DEFAULT_ENV_VARS = {}
     class_cache.ENV_VARS_TO_PROPAGATE = {
         name for name in class_cache.ENV_VARS_TO_PROPAGATE if not name.startswith("AWS_")
     }

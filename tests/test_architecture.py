@@ -21,8 +21,8 @@ PACKAGES = ("search_spaces", "trainer", "sweep")
 
 TRAINER_LAYERS = [
     ["config"],
-    ["report", "durable", "presets", "people", "parallel", "cache", "alignments"],
-    ["data", "models", "checkpoint", "neighbours"],
+    ["report", "durable", "presets", "intervals", "parallel", "cache", "alignments"],
+    ["data", "models", "checkpoint", "neighbours", "people"],
     ["sensitivity", "invariance", "oracle", "transport"],
     ["apgd", "square", "losses", "preparation"],
     ["evidence"],

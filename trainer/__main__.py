@@ -356,7 +356,7 @@ def columns(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def row(name: str, share: float, meaning: str, *, size: int | None = None) -> str:
     """A line of the summary, with Wilson's interval where the share is one of `size` images."""
-    from trainer.evidence import wilson_interval
+    from trainer.intervals import wilson_interval
 
     interval = ""
     if size:
