@@ -22,7 +22,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
@@ -153,6 +153,19 @@ class Space:
     def sample(self, trial: BaseTrial) -> dict[str, Any]:
         """A configuration drawn define-by-run: `trial` is asked for the knobs that are on, in a fixed order."""
         return self._complete(self._walk(lambda name, swept: swept.domain.suggest(trial, name)))
+
+    def corners(self, knobs: Collection[str]) -> Iterator[dict[str, Any]]:
+        """Configurations with each of some swept knobs at an end of what is drawn, in all combinations; the other swept
+        knobs are at their first."""
+        corners = [dict(self.fixed)]
+        for name, swept in self.swept.items():
+            ends = swept.domain.corners() if name in knobs else swept.domain.corners()[:1]
+            corners = [
+                corner
+                for present in corners
+                for corner in ([{**present, name: end} for end in ends] if swept.is_on(present) else [present])
+            ]
+        return map(self._complete, corners)
 
     def active(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The swept knobs that are on in a configuration, with their values: what a drawn trial was asked for."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import shlex
 import shutil
@@ -26,6 +27,9 @@ from trainer.people import OPTION, find_examples
 if TYPE_CHECKING:
     from sweep.plan import SweepPlan
     from sweep.results import Results
+
+PLACES = ("storage", "data_dir", "mlflow_uri")
+"""Options that say where things are."""
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 PROGRESS_SECONDS = 10.0
@@ -125,12 +129,17 @@ def add_run(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    return drive(plan_of(arguments), fresh=True)
+
+
+def plan_of(arguments: argparse.Namespace) -> SweepPlan:
+    """The plan that the options of `run` describe."""
     from search_spaces import load_space
     from sweep.plan import OPTIONS, make_plan
     from sweep.points import with_given_points
 
     space = load_space(arguments.space).requiring(arguments.require)
-    plan = make_plan(
+    return make_plan(
         with_given_points(space, file=arguments.points, sweep=arguments.front_of, storage=arguments.storage),
         name=arguments.name,
         storage=arguments.storage,
@@ -138,7 +147,59 @@ def run(arguments: argparse.Namespace) -> int:
         data_dir=arguments.data_dir,
         **{option: getattr(arguments, option) for option in OPTIONS},
     )
-    return drive(plan, fresh=True)
+
+
+def add_plan(parser: argparse.ArgumentParser) -> None:
+    add_run(parser)
+    parser.add_argument("--format", metavar="FORMAT", default="table", help="table or json (table)")
+
+
+def plan(arguments: argparse.Namespace) -> int:
+    """Time a little of what would run, and say what the whole would take; nothing is run or logged."""
+    from sweep.forecast import forecast_table, headline, keep, make_forecast
+    from sweep.rehearsal import rehearse
+
+    if arguments.format not in ("table", "json"):
+        raise InputError(f"--format {arguments.format}: {did_you_mean(arguments.format, ('table', 'json'))}")
+    plan = plan_of(arguments)
+    with timing_progress() as tell:
+        forecast = make_forecast(plan, rehearse(plan, tell))
+    keep(plan, forecast)
+    if arguments.format == "json":
+        print(json.dumps({**forecast.to_dict(), "command": run_command(arguments)}, indent=2))
+        return DONE
+    console.print(headline(plan, forecast), "", sep="\n", markup=False, soft_wrap=False)
+    console.print(forecast_table(plan, forecast), soft_wrap=False)
+    console.print(f"\nRun it:\n  {run_command(arguments)}", markup=False)
+    return DONE
+
+
+def run_command(arguments: argparse.Namespace) -> str:
+    """The command that runs what was planned, in the options that were given."""
+    from sweep.plan import OPTIONS
+
+    given = {option: getattr(arguments, option) for option in (*OPTIONS, *PLACES, "name", "points")}
+    words = [program(), "run", shlex.quote(arguments.space)]
+    for option, value in {**given, "from": arguments.front_of}.items():
+        words += [f"--{option.replace('_', '-')} {shlex.quote(str(value))}"] if value is not None else []
+    return " ".join([*words, *(f"--require {shlex.quote(bound)}" for bound in arguments.require)])
+
+
+@contextlib.contextmanager
+def timing_progress() -> Iterator[Callable[[str, int, int], None]]:
+    """How far the timing is: a spinner on a terminal, elsewhere a line per stage; standard output is the forecast's."""
+    said: set[str] = set()
+
+    def tell(stage: str, done: int, total: int) -> None:
+        if errors.is_terminal:
+            status.update(f"{stage} {done}/{total} ..." if total > 1 else f"{stage} ...")
+        elif stage not in said:
+            said.add(stage)
+            errors.print(f"{stage} ...")
+
+    status = errors.status("starting Ray ...")
+    with status if errors.is_terminal else contextlib.nullcontext():
+        yield tell
 
 
 def add_name(parser: argparse.ArgumentParser) -> None:
@@ -315,6 +376,8 @@ def save_front(plan: SweepPlan, results: Results) -> None:
 
 def show_end(plan: SweepPlan, results: Results, link: Callable[[str], str], *, complete: bool) -> None:
     """The front, where everything is, and the one command that comes next."""
+    from sweep.forecast import took
+
     console.print()
     if results.finished:
         show_front(plan, results)
@@ -333,6 +396,8 @@ def show_end(plan: SweepPlan, results: Results, link: Callable[[str], str], *, c
         grown = f"; hypervolume +{results.growth(plan.stop_when_flat):.1%} over the last {plan.stop_when_flat}"
         why = grown if plan.stop_when_flat else ""
         console.print(f"Ended after {len(results.ended)} of {plan.trials} trials, as the plan has it{why}.\n")
+    if told := took(plan, results):
+        console.print(f"time     {told}")
     if results.finished:
         console.print(f"picture  {plan.folder / 'front.png'}")
     console.print(f"ledger   {plan.folder / 'ledger.parquet'}")
@@ -585,6 +650,7 @@ Run = Callable[[argparse.Namespace], int]
 
 COMMANDS: dict[str, tuple[Add, Run, str]] = {
     "run": (add_run, run, "Run a sweep on this machine, or on the Ray cluster that this runs in."),
+    "plan": (add_plan, plan, "Tell how long a sweep would take, and what it would leave behind, before it is run."),
     "submit": (add_submit, submit, "Send a sweep to a Ray cluster, as a job."),
     "jobs": (add_address, show_jobs, "List the sweeps of a cluster."),
     "logs": (add_logs, logs, "Show what a job says."),

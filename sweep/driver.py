@@ -21,6 +21,7 @@ from ray import tune
 from ray.exceptions import RayTaskError
 
 from search_spaces import Space
+from sweep import forecast
 from sweep.budget import Budget
 from sweep.ledger import EndState, LedgerWriter, TrialRecord
 from sweep.mirror import push, url_of
@@ -29,7 +30,7 @@ from sweep.plan import SweepPlan
 from sweep.results import FACTS, Facts, Results, read_facts
 from sweep.scheduler import MultiObjectiveASHA, Rungs, rung_levels
 from sweep.search import ParetoSearch
-from sweep.slots import SlotLimiter, Slots, concurrency
+from sweep.slots import SlotLimiter, Slots, concurrency, slots_now
 from sweep.trainable import FAILURE, FOOTPRINT, STORAGE, WARNINGS, Footprint, Task, TrialTrainable
 from trainer.config import InputError, StorageFailed, TrialConfig
 from trainer.durable import patiently, write_whole
@@ -229,6 +230,7 @@ def run_plan(
     # In this order: Ray installs a handler of its own for SIGTERM.
     with ray_session(), Interruption() as interruption:
         concurrent = concurrency(plan, progress)
+        forecast.begin(plan, slots_now(plan, concurrent))
         budget = Budget(plan, results, concurrent)
         if budget.spent() or (budget.enough() and not results.running):
             return True

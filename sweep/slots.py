@@ -48,6 +48,16 @@ def nodes() -> list[Node]:
     return [Node(offer.get("CPU", 0), offer.get("GPU", 0), int(offer.get("memory", 0))) for offer in offers]
 
 
+def fitting_now(plan: SweepPlan) -> int:
+    """How many trials the nodes that are there now hold, by what is asked for."""
+    return sum(node.fitting(cpus=plan.cpus_per_trial, gpus=plan.gpus_per_trial) for node in nodes())
+
+
+def slots_now(plan: SweepPlan, concurrent: int) -> int:
+    """Of the trials that may run at once, how many the nodes that are there now let run; 1 where there is none yet."""
+    return max(1, min(fitting_now(plan), concurrent, plan.trials))
+
+
 def concurrency(plan: SweepPlan, progress: Callable[[str, int, int], None]) -> int:
     """How many trials run at once, by what is asked for; on a cluster, where nodes come and go, at most so many.
 
@@ -59,7 +69,7 @@ def concurrency(plan: SweepPlan, progress: Callable[[str, int, int], None]) -> i
             is asked for, nodes with it may come.
     """
     have, on_cluster = nodes(), bool(os.environ.get("RAY_ADDRESS"))
-    fits = sum(node.fitting(cpus=plan.cpus_per_trial, gpus=plan.gpus_per_trial) for node in have)
+    fits = fitting_now(plan)
     lacking = {"CPU": plan.cpus_per_trial > sum(node.cpus for node in have) == 0}
     lacking |= {"GPU": plan.gpus_per_trial > sum(node.gpus for node in have) == 0}
     if fits == 0 and not (on_cluster and any(lacking.values())):

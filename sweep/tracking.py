@@ -22,6 +22,7 @@ from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sweep.forecast import took
 from sweep.ledger import TrialRecord, read_ledger, take_lock
 from sweep.places import masked
 from sweep.plan import SweepPlan
@@ -591,6 +592,8 @@ class Writer:
         for done, _ in enumerate(self.write_standings(), len(records)):
             tell(done, total)
         if self.over:
+            if said := took(self.plan, self.results):
+                self.client.set_tag(self.parent, "otsweep.time", said)
             self.write_exhibits()
         else:
             self.interrupt_children()

@@ -75,19 +75,30 @@ def prepare_shared(task: Task, progress: Callable[[str, int, int], None]) -> Pre
     """Compute what is not in the cache yet, open the rest."""
     from trainer.preparation import prepare
 
-    cache = folder_of(task.cache_dir) if is_url(task.cache_dir) else Path(task.cache_dir)
-    pull(cache)
+    cache = cache_folder(task)
     before = set(cache.glob("*"))
     prepared = prepare(
         evaluation_of(task),
         invariance_norms=task.invariance_norms,
-        data_dir=Path(task.data_dir) if task.data_dir else None,
+        data_dir=data_folder(task),
         cache_dir=cache,
         progress=progress,
     )
     for made in sorted(set(cache.glob("*")) - before):
         push(made)
     return prepared
+
+
+def cache_folder(task: Task) -> Path:
+    """This machine's folder of what is prepared, holding what a URL has that it follows."""
+    cache = folder_of(task.cache_dir) if is_url(task.cache_dir) else Path(task.cache_dir)
+    pull(cache)
+    return cache
+
+
+def data_folder(task: Task) -> Path | None:
+    """Where published data is looked for, if the plan says it."""
+    return Path(task.data_dir) if task.data_dir else None
 
 
 def facts_of(prepared: Prepared, task: Task) -> dict[str, Any]:

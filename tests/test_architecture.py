@@ -21,7 +21,7 @@ PACKAGES = ("search_spaces", "trainer", "sweep")
 
 TRAINER_LAYERS = [
     ["config"],
-    ["report", "durable", "presets", "intervals", "parallel", "cache", "alignments"],
+    ["report", "cost", "durable", "presets", "intervals", "parallel", "cache", "alignments"],
     ["data", "models", "checkpoint", "neighbours", "people"],
     ["sensitivity", "invariance", "oracle", "transport"],
     ["apgd", "square", "losses", "preparation"],
@@ -29,7 +29,7 @@ TRAINER_LAYERS = [
     ["examples"],
     ["training", "evaluation"],
     ["trial"],
-    ["__main__"],
+    ["timing", "__main__"],
 ]
 """A trainer module imports from layers above its own here; a new one is given its place in this list."""
 

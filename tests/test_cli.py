@@ -51,6 +51,13 @@ WORDS = {
     "unknown format": (["front", "any", "--format", "xml"], "--format xml: known: table, json, csv"),
     "more GPUs than there are": (["run", "--gpus-per-trial", "64"], "--gpus-per-trial 64: this machine has"),
     "more cores than there are": (["run", "--cpus-per-trial", "999"], "--cpus-per-trial 999: this machine has"),
+    "unknown space to plan": (["plan", "digitz"], "unknown search space 'digitz': did you mean 'digits'?"),
+    "unknown format of a plan": (["plan", "--format", "xml"], "--format xml: known: table, json"),
+    "unknown option of a plan": (["plan", "--trails", "3"], "unknown option '--trails': did you mean '--trials'?"),
+    "more cores than there are to plan": (
+        ["plan", "--cpus-per-trial", "999"],
+        "--cpus-per-trial 999: this machine has",
+    ),
     "sync of nothing": (["sync", "nothing"], "no sweep 'nothing'"),
     "secret in a URI": (["run", "--mlflow-uri", "http://me:hunter2@host"], "holds a secret"),
     "missing data folder": (["run", "--data-dir", "/nowhere"], "--data-dir '/nowhere': no such folder"),

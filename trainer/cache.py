@@ -25,6 +25,10 @@ FORMAT = 2
 """Of the cached files and of the procedures that fill them: raise it when either changes."""
 
 
+class NotPrepared(Exception):
+    """What is asked for was not made yet, and is not to be made now."""
+
+
 class Cache:
     """Tensors by what they depend on."""
 
@@ -39,7 +43,7 @@ class Cache:
         Raises:
             InputError: if the folder can't be written.
         """
-        path = self._folder / f"{stage.replace(' ', '-')}-{digest(stage, parameters)}.pt"
+        path = self.path(stage, parameters)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             with locked(path.with_suffix(".lock")):
@@ -50,6 +54,27 @@ class Cache:
         except OSError as error:
             raise InputError(f"cannot keep prepared data in {str(self._folder)!r}: {error}") from error
         assert stored is not None
+        return stored
+
+    def path(self, stage: str, parameters: Mapping[str, Any]) -> Path:
+        """The file that holds them."""
+        return self._folder / f"{stage.replace(' ', '-')}-{digest(stage, parameters)}.pt"
+
+
+class ReadOnlyCache(Cache):
+    """What is kept already, and nothing else."""
+
+    def get(
+        self, stage: str, parameters: Mapping[str, Any], make: Callable[[], Mapping[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """The tensors kept for these parameters.
+
+        Raises:
+            NotPrepared: where there are none, or damaged ones.
+        """
+        stored = read(self.path(stage, parameters))
+        if stored is None:
+            raise NotPrepared(stage)
         return stored
 
 

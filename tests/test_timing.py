@@ -1,0 +1,142 @@
+"""What a trial costs, measured on a little of it: in the right order, in the right bytes, and nothing left behind."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from trainer.cache import NotPrepared, ReadOnlyCache
+from trainer.checkpoint import FolderStore
+from trainer.config import EvaluationConfig, InputError, TrialConfig
+from trainer.cost import Cost
+from trainer.preparation import Prepared, Workshop, prepare
+from trainer.timing import Timer
+from trainer.trial import MODEL_FILE, run_trial
+
+FEW = EvaluationConfig(train_size=200, validation_size=60, eval_sensitivity_steps=5)
+
+
+@pytest.fixture(scope="module")
+def timer(prepared: Prepared, cache_dir: Path) -> Timer:
+    """On few digits, whose preparation is in the cache."""
+    return Timer(prepared.evaluation, data_dir=None, cache_dir=cache_dir)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FolderStore:
+    return FolderStore(tmp_path / "store")
+
+
+def config(**changes: object) -> TrialConfig:
+    return TrialConfig.from_mapping({"batch_size": 50, "epochs": 4, **changes})
+
+
+def test_a_step_costs_what_is_in_it(timer: Timer, store: FolderStore) -> None:
+    """By the core's own clock, so that other work on the machine does not decide; medians of three."""
+
+    def step(**changes: object) -> float:
+        return sorted(timer.cost(config(**changes), store).step for _ in range(3))[1]
+
+    clean, five = step(), step(cross_entropy_on="sensitivity", sensitivity_steps=5)
+    twenty = step(cross_entropy_on="sensitivity", sensitivity_steps=20)
+    assert clean < five < twenty
+    assert 2 < twenty / five < 6, "an attack of 20 steps and an update, against one of 5"
+
+
+def test_judging_costs_most_where_the_model_withstands(timer: Timer, store: FolderStore) -> None:
+    cost = timer.cost(config(), store)
+    assert 2 * cost.judging_low < cost.judging_high
+    assert cost.epoch(0.0) < cost.epoch(0.25) < cost.epoch(1.0)
+
+
+def test_an_epoch_is_told_from_a_few_steps(prepared: Prepared, cache_dir: Path, store: FolderStore) -> None:
+    """Beside the real trial's own numbers; on a busy machine the two are timed at different moments."""
+    config_ = config(cross_entropy_on="sensitivity", sensitivity_steps=10, epochs=3)
+    cost = Timer(prepared.evaluation, data_dir=None, cache_dir=cache_dir).cost(config_, store)
+    begun = time.process_time()
+    reports = list(run_trial(config_, prepared.evaluation, prepared))
+    spent = (time.process_time() - begun) / config_.epochs
+    assert not reports[0].final
+    assert cost.steps == 4
+    assert cost.epoch(0.0) / 2.5 < spent < cost.epoch(1.0) * 2.5
+
+
+def test_bytes_are_those_of_a_trial(timer: Timer, prepared: Prepared, store: FolderStore, tmp_path: Path) -> None:
+    cost = timer.cost(config(epochs=2), store)
+    real = FolderStore(tmp_path / "real")
+    list(run_trial(config(epochs=2), prepared.evaluation, prepared, store=real))
+    sizes = {name: len(real.read(name)) for name in real.names()}
+    assert cost.model_bytes == pytest.approx(sizes.pop(MODEL_FILE), rel=0.01)
+    assert cost.checkpoint_bytes == pytest.approx(max(sizes.values()), rel=0.01)
+    assert store.names() == [], "what was written to be timed is deleted"
+
+
+def test_what_is_reported_is_what_trials_report(timer: Timer, prepared: Prepared, store: FolderStore) -> None:
+    regularised = config(regularizer="ot_triplet", sensitivity_weight=1.0, invariance_weight=1.0, epochs=1)
+    report, *_ = run_trial(regularised, prepared.evaluation, prepared)
+    assert timer.cost(regularised, store).report.keys() == report.to_dict().keys()
+
+
+def test_slowed_leaves_bytes_alone(timer: Timer, store: FolderStore) -> None:
+    cost = timer.cost(config(), store)
+    twice = cost.slowed(2.0)
+    assert twice.step == 2 * cost.step
+    assert twice.judging_high == 2 * cost.judging_high
+    assert (twice.checkpoint_bytes, twice.steps, twice.saving) == (cost.checkpoint_bytes, cost.steps, cost.saving)
+
+
+def test_a_batch_too_large_is_refused(timer: Timer, store: FolderStore) -> None:
+    with pytest.raises(InputError, match="batch_size = 500: must be at most 200"):
+        timer.cost(config(batch_size=500), store)
+
+
+def test_what_is_prepared_is_used(timer: Timer, prepared: Prepared, store: FolderStore) -> None:
+    timer.cost(config(cross_entropy_on="invariance", invariance_epsilon=0.3), store)
+    used, _ = timer.perturbations["linf"]
+    assert torch.equal(used.images, prepared.bank("linf").at(0.3).images)
+    assert torch.equal(timer.judging.images, prepared.judging.images)
+    assert timer.stages.seconds(("linf",)) == {}
+
+
+def test_stand_ins_until_it_is(tmp_path: Path, store: FolderStore) -> None:
+    """They cost the same, and neither timing nor the estimate prepares anything."""
+    timer = Timer(FEW, data_dir=None, cache_dir=tmp_path)
+    cost = timer.cost(config(cross_entropy_on="invariance", regularizer="triplet", invariance_weight=1.0), store)
+    assert isinstance(cost, Cost)
+    images = timer.perturbations["linf"][0].images
+    assert images.shape == timer.train.images.shape
+    assert 0 <= images.min() <= images.max() <= 1
+    assert len(timer.judging.images) == 60
+    told = timer.stages.seconds(("linf",))
+    assert not (tmp_path / "prepared").exists()
+    assert list(told) == [
+        "validation neighbours (linf)",
+        "judge oracle",
+        "validation judging set",
+        "train neighbours (linf)",
+        "teacher oracle",
+        "linf training labels",
+    ]
+    assert all(seconds > 0 for seconds in told.values())
+
+
+@pytest.mark.slow
+def test_the_preparation_is_told_from_a_little_of_it(tmp_path: Path) -> None:
+    """Against the whole, on the same core's clock; once the judging is there, the training perturbations alone."""
+    for norms, stages in ((), 3), (("linf",), 3):
+        told = Timer(FEW, data_dir=None, cache_dir=tmp_path).stages.seconds(norms)
+        begun = time.process_time()
+        prepare(FEW, invariance_norms=norms, cache_dir=tmp_path)
+        spent = time.process_time() - begun
+        assert len(told) == stages, told
+        assert spent / 2.5 < sum(told.values()) < spent * 2.5
+
+
+def test_a_cache_that_is_only_read_makes_nothing(tmp_path: Path, prepared: Prepared) -> None:
+    shop = Workshop(prepared.data, FEW, ReadOnlyCache(tmp_path / "none"), lambda stage, done, total: None)
+    with pytest.raises(NotPrepared, match="judge oracle"):
+        shop.oracle("judge")
+    assert not (tmp_path / "none").exists()
