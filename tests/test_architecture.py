@@ -28,7 +28,8 @@ TRAINER_LAYERS = [
     ["evidence"],
     ["examples"],
     ["training", "evaluation"],
-    ["trial"],
+    ["trial", "lanes"],
+    ["pack"],
     ["timing", "__main__"],
 ]
 """A trainer module imports from layers above its own here; a new one is given its place in this list."""
