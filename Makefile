@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 ONLY   ?=
+JOBS   ?= 2
 ARGS   ?=
 
 .DEFAULT_GOAL := help
@@ -25,8 +26,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 sweep: install  ## Run a real sweep on the embedded digits to a front (ARGS="--trials 48" passes options on)
 	@$(BIN)/otsweep run digits $(ARGS)
 
-test: install  ## Run the tests (ARGS="-k pareto" passes options on)
-	@$(BIN)/python -m pytest $(ARGS)
+test: install  ## Run the tests, JOBS=2 files at once (ARGS="-k pareto" passes options on)
+	@# A file's tests share what is dear to make, so a worker takes whole files, in the order that conftest.py gives.
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: install  ## Check format, lint and types
 	@$(BIN)/ruff format --check .

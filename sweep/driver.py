@@ -34,6 +34,7 @@ from sweep.slots import SlotLimiter, Slots, concurrency, slots_now
 from sweep.trainable import FAILURE, FOOTPRINT, STORAGE, WARNINGS, Footprint, Task, TrialTrainable
 from trainer.config import InputError, StorageFailed, TrialConfig
 from trainer.durable import patiently, write_whole
+from trainer.report import collapse
 
 LOST_WORKER_RETRIES = 3
 """How often a trial is brought back after its worker was lost (killed, out of memory). A node that left does not count:
@@ -156,6 +157,8 @@ class Scribe(tune.Callback):
         self.results.trials[number].hold(held)
         self.explain_decisions(number)
         if report["final"]:
+            if alarm := collapse(report):
+                self.say(f"trial {number:03d}: {alarm}")
             self.end(number, "finished", "")
         elif self.rungs.stopped(number):
             self.end(number, "stopped", self.rungs.decisions[number][-1].reason)
@@ -312,11 +315,13 @@ def ray_session() -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS") or "local"
     options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
     logging.getLogger("ray").setLevel(logging.ERROR)
+    if address == "local":
+        start_what_is_needed()
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **options)
     except ConnectionError as error:
         raise InputError(f"RAY_ADDRESS={address}: no Ray cluster answers there ({error})") from None
-    keep_keys_at_home()
+    trim_environments()
     silence_raylets()
     # Ray Tune's errors are trials that failed, and those are told in our own words.
     for name in ("ray.tune", "ray.train"):
@@ -334,11 +339,24 @@ def silence_raylets() -> None:
     worker.print_to_stdstream = lambda data, ignore_prefix=False: None
 
 
-def keep_keys_at_home() -> None:
+def start_what_is_needed() -> None:
+    """A Ray of this process's own would start a dashboard's server, an autoscaler's monitor and a reader of logs too:
+    nobody asks them here, and each takes seconds of a core and 100 MB. Ray has no switch for that."""
+    from ray._private.node import Node
+
+    for start in ("start_api_server", "start_monitor", "start_log_monitor"):
+        setattr(Node, start, lambda *_, **__: None)
+
+
+def trim_environments() -> None:
     """Ray Tune would send this process's AWS keys along with every trial, and Ray's agents write what they are sent
-    into their logs. Every node has keys of its own, in its own environment."""
+    into their logs. Every node has keys of its own, in its own environment.
+
+    With nothing to set, trials run in workers that are started already.
+    """
     from ray.tune.execution import class_cache
 
+    class_cache.DEFAULT_ENV_VARS = {}
     class_cache.ENV_VARS_TO_PROPAGATE = {
         name for name in class_cache.ENV_VARS_TO_PROPAGATE if not name.startswith("AWS_")
     }

@@ -23,12 +23,12 @@ from matplotlib.patches import Polygon
 from matplotlib.path import Path as MatplotlibPath
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
-from scipy.stats import binomtest
 
 from sweep.ledger import TrialRecord
 from sweep.pareto import Objectives, front_mask, hypervolume, knee
 from sweep.results import Replicates
 from trainer.config import REGULARIZERS, EvaluationConfig, InputError
+from trainer.intervals import wilson_interval
 
 SUFFIXES = (".png", ".svg", ".pdf")
 DPI = 200
@@ -279,7 +279,7 @@ def wilson_segments(spots: Sequence[Spot], plane: Objectives, validation_images:
 
 def wilson_percent(percent: float, images: int) -> tuple[float, float]:
     """Wilson's score interval of a share measured on so many images."""
-    interval = binomtest(round(percent / 100 * images), images).proportion_ci(method="wilson")
+    interval = wilson_interval(round(percent / 100 * images), images)
     return 100 * interval.low, 100 * interval.high
 
 

@@ -11,7 +11,6 @@ from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import binomtest
 
 from sweep import pareto
 from sweep.judging import Audited
@@ -20,6 +19,7 @@ from sweep.pareto import Objectives
 from sweep.results import Results
 from sweep.tables import ACCURACIES
 from trainer.config import TrialConfig
+from trainer.intervals import wilson_interval
 
 MEASURED = ("sensitivity_accuracy", "invariance_accuracy", "clean_accuracy")
 """Report fields that can be compared with what was selected, since the images behind each share are counted."""
@@ -82,8 +82,7 @@ def cloud(results: Sequence[Mapping[str, float]], objectives: Objectives, *, ima
 def share_interval(name: str, result: Mapping[str, float], *, images: int) -> tuple[float, float]:
     """Wilson's 95% interval of a share of `images`, or of as many as the result itself counts."""
     count = int(result[COUNTS[name]]) if name in COUNTS else images
-    interval = binomtest(round(result[name] * count), count).proportion_ci(method="wilson")
-    return interval.low, interval.high
+    return wilson_interval(round(result[name] * count), count)
 
 
 def dominated_beyond(points: Cloud, by: Cloud) -> np.ndarray:

@@ -15,6 +15,7 @@ from sweep.plan import SweepPlan
 from sweep.results import Results
 from trainer.config import TrialConfig
 from trainer.presets import PRESETS
+from trainer.report import collapse
 
 PREFIX = "paper/"
 
@@ -74,7 +75,8 @@ def paper_table(plan: SweepPlan, trials: dict[str, TrialRecord]) -> Table:
             f"here ({plan.epochs_per_trial} epochs, validation split): sensitivity under "
             f"PGD-{evaluation.eval_sensitivity_steps}, {evaluation.eval_sensitivity_norm} "
             f"{evaluation.eval_sensitivity_epsilon:g} of the pixel range; invariance by label: agreement with the "
-            "label before the attack, what theirs measured; by oracle: the new label, on images whose label changed."
+            "label before the attack, what theirs measured; by oracle: the new label, on images whose label changed; "
+            "*: its embeddings have collapsed."
         ),
         caption_justify="left",
         box=None,
@@ -91,7 +93,8 @@ def paper_table(plan: SweepPlan, trials: dict[str, TrialRecord]) -> Table:
         if theirs is not None:
             table.add_row(name, "theirs", *(f"{mean:.1f}±{deviation:.1f}" for mean, deviation in theirs))
         numbers = [f"{100 * ours[key]:.1f}" for key in MEASURED]
-        table.add_row("" if theirs else name, "here", *numbers, end_section=True)
+        mark = " *" if collapse(ours) else ""
+        table.add_row("" if theirs else name, f"here{mark}", *numbers, end_section=True)
     return table
 
 

@@ -176,7 +176,7 @@ def check_mlflow_uri(uri: str) -> None:
     if _secrets(uri):
         raise InputError(
             f"{shown}: holds a secret, and the plan is stored in a plain file; leave it out and set "
-            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (a database's: put an MLflow server before it)"
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (PostgreSQL's: PGPASSWORD, or ~/.pgpass)"
         )
     if kind == "sqlite" and (not rest.startswith("/") or rest in ("/", "/:memory:")):
         raise InputError(f"{shown}: must name a file, as in sqlite:////absolute/path/{DATABASE}")

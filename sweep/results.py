@@ -238,12 +238,14 @@ class Results:
         """Non-dominated rank of every trial whose configuration finished: 0 on the front, and who breaks what is
         required behind all who fulfil it."""
         whole = list(self.configurations.values())
+        ranks = zip(whole, self.ranks_of(whole), strict=True)
+        return {each.number: rank for record, rank in ranks for each in self.members(record.number)}
+
+    def ranks_of(self, whole: Sequence[TrialRecord]) -> list[int]:
+        """The same of some configurations that finished, among themselves."""
         violations = np.array([self.violation(record) for record in whole])
         ranks = pareto.constrained_ranks(self.points(whole), violations, self.objectives)
-        if len(whole) and violations.min() > 0:
-            ranks = ranks + 1
-        of_each = dict(zip((record.number for record in whole), ranks.tolist(), strict=True))
-        return {each.number: rank for number, rank in of_each.items() for each in self.members(number)}
+        return (ranks + (len(whole) > 0 and violations.min() > 0)).tolist()
 
     def replicates(self) -> dict[int, Replicates]:
         """What several seeds tell of every configuration that finished, by the number of its first trial; empty for

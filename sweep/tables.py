@@ -18,6 +18,7 @@ from sweep.results import Facts, Replicates, Results
 from sweep.views import FRONT, view_key, view_link
 from trainer.config import DATASET_DEFAULTS, SHORT_NAMES, EvaluationConfig, TrialConfig
 from trainer.people import ORACLE, People, Share
+from trainer.report import collapse
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,6 +31,9 @@ ACCURACIES = {
 }
 """Report fields of a front's row, and their headings."""
 
+
+NAMED = 8
+"""Of all trials whose embeddings collapsed, how many a verdict names."""
 
 LONGEST_NOTE = 7_800
 """Bytes of a description: MLflow cuts it off at 8,000, silently."""
@@ -214,7 +218,18 @@ def verdict(plan: SweepPlan, results: Results) -> str:
         f"hypervolume {results.hypervolume:.4f} of 1. Sensitivity under {evaluation.eval_sensitivity_norm} "
         f"{evaluation.eval_sensitivity_epsilon:.3g} (PGD-{evaluation.eval_sensitivity_steps}); invariance under "
         f"{evaluation.eval_invariance_norm} {evaluation.eval_invariance_epsilon:.3g}, a proxy: {judge(results.facts)}"
+        f"{collapsed_trials(results)}"
     )
+
+
+def collapsed_trials(results: Results) -> str:
+    """A sentence on those whose embeddings fell into a point or onto a line; empty where none did."""
+    numbers = [f"{number:03d}" for number, record in results.finished.items() if collapse(record.result or {})]
+    if not numbers:
+        return ""
+    more = f" and {len(numbers) - NAMED} more" if len(numbers) > NAMED else ""
+    trials = "trial" if len(numbers) == 1 else "trials"
+    return f" The embeddings of {len(numbers)} finished {trials} have collapsed: {' '.join(numbers[:NAMED])}{more}."
 
 
 def required(plan: SweepPlan) -> str:

@@ -15,7 +15,7 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from io import FileIO
@@ -27,6 +27,7 @@ from sweep.ledger import TrialRecord, read_ledger, take_lock
 from sweep.places import masked
 from sweep.plan import SweepPlan
 from sweep.results import Milestone, Results, read_facts, results_of, seconds_of
+from sweep.standings import Standing, Standings
 from sweep.tables import folded, front_markdown, label, run_again
 from sweep.views import (
     CHECKED_VERSION,
@@ -59,6 +60,8 @@ BATCH = 800
 FORMAT = "2"
 """Of what is written about a trial, in the tag of a run that is complete: raise it, and all are brought up to it."""
 COMPLETE = "otsweep.complete"
+RANKED = "otsweep.ranked"
+"""Tag with how many configurations had finished when the run's rank was told last."""
 
 STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 CHOSEN = {
@@ -75,6 +78,7 @@ ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "PGCONNECT_TIMEOUT": "10",
 }
 NO_RETRIES = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
 """A call that MLflow's client repeats by itself can make a second run unheard; ours are repeated by the next pass."""
@@ -103,6 +107,8 @@ def connect(uri: str) -> MlflowClient:
     logging.getLogger("mlflow").setLevel(logging.ERROR)
     # It writes the traceback of an error that it then raises: a store that is full is told in one line of ours.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+    if not uri.startswith("http"):
+        ask_once()
     try:
         client = MlflowClient(tracking_uri=uri)
         client.search_experiments(max_results=1)
@@ -111,6 +117,13 @@ def connect(uri: str) -> MlflowClient:
     except (MlflowException, SQLAlchemyError, OSError) as error:
         raise InputError(f"no MLflow store answers at {masked(uri)}: {why(error)}") from None
     return client
+
+
+def ask_once() -> None:
+    """MLflow asks a database that refuses ten times, over 100 seconds, and has no switch for that."""
+    from mlflow.store.db import utils
+
+    utils.MAX_RETRY_COUNT = 1
 
 
 def why(error: Exception) -> str:
@@ -136,18 +149,23 @@ class Child:
     described: bool = False
     """Whether its parameters are written."""
     closed: bool = False
-    ranked: bool = False
+
+    @property
+    def ranked(self) -> int:
+        """How many configurations had finished when its rank was told last."""
+        return int(self.tags.get(RANKED, 0))
 
 
 class Writer:
     """Brings one store up to a sweep's results.
 
     Args:
-        over: whether no trial will end any more, so that ranks are final.
+        over: whether no trial will end any more, so that the last ranks are final.
         say: told what a person should know.
 
     Raises:
-        InputError: from `open`, while another process writes the same sweep into the same store.
+        InputError: from `open`, while another process writes the same sweep into the same store, or if the store is a
+            server's own database.
     """
 
     def __init__(
@@ -159,12 +177,16 @@ class Writer:
         self.children: dict[int, Child] = {}
         self.doubtful = False
         """Whether a run may have been made without our hearing of it."""
+        self.standings = Standings(results)
+        self.front: frozenset[int] = frozenset()
+        """Trials whose configuration is on the front, as known last; so its knee."""
         self.knee: int | None = None
-        self.ranks: dict[int, int] = {}
-        """Final ones; empty before they are."""
         self.milestones = 0
         self.note = ""
+        self.settled = True
+        """Whether every trial that finished has its latest standing."""
         self.files_due = 0.0
+        self.files_stale = True
         self.lock: FileIO | None = None
 
     # ------------------------------------------------------------------------------------------------ finding, making
@@ -188,9 +210,14 @@ class Writer:
 
     def find_experiment(self) -> str:
         found = self.client.get_experiment_by_name(self.plan.space.name)
-        if found is not None:
-            return found.experiment_id
         local = not self.uri.startswith("http")
+        if found is not None:
+            if local and found.artifact_location.startswith("mlflow-artifacts:"):
+                raise InputError(
+                    f"--mlflow-uri {masked(self.uri)}: experiment {self.plan.space.name!r} in this database was made "
+                    "through an MLflow server, which keeps its files; give that server's address"
+                )
+            return found.experiment_id
         location = (Path(self.plan.storage) / "artifacts" / self.plan.space.name).as_uri() if local else None
         return self.client.create_experiment(self.plan.space.name, artifact_location=location)
 
@@ -331,7 +358,7 @@ class Writer:
             "otsweep.seed": str(record.seed),
             "otsweep.configuration": str(record.number - record.number % self.plan.seeds),
             "otsweep.resources": f"{self.plan.cpus_per_trial:g} CPU, {self.plan.gpus_per_trial:g} GPU",
-            **standing_tags(None, None, record.number),
+            **self.place_tags(record.number),
         }
 
     def write_reports(
@@ -344,16 +371,14 @@ class Writer:
         params = {} if child.described else record.config
         # An earlier version of this writer may have said less.
         tags = {key: value for key, value in self.first_words(record).items() if key not in child.tags}
-        tags |= self.last_words(record) if last else {}
-        rank = self.ranks.get(record.number) if last else None
-        if rank is not None:
-            tags |= standing_tags(rank, self.knee, record.number)
-            metrics += self.standing_metrics(record, rank)
+        if last:
+            standing_metrics, standing_tags = self.standing_of(child, record.number)
+            metrics += standing_metrics
+            tags |= self.last_words(record) | standing_tags
         self.log(child.run_id, metrics=metrics, params=params, tags=tags)
         child.acknowledged += len(reports)
         child.described = True
         child.tags |= tags
-        child.ranked |= rank is not None
 
     def last_words(self, record: TrialRecord) -> dict[str, str]:
         """Tags of a trial that has ended."""
@@ -389,30 +414,55 @@ class Writer:
             tags=[RunTag(key, value) for key, value in (tags or {}).items()],
         )
 
+    # ------------------------------------------------------------------------------------------------------- standings
+
+    def place_tags(self, number: int) -> dict[str, str]:
+        """Whether a trial is on the front, and its knee; by the colour of its run too."""
+        on_front, is_knee = number in self.front, number == self.knee
+        colour = KNEE_COLOUR if is_knee else FRONT_COLOUR if on_front else DOMINATED_COLOUR
+        return {
+            "pareto.front": str(on_front).lower(),
+            "pareto.knee": str(is_knee).lower(),
+            "mlflow.runColor": colour,
+        }
+
+    def standing_of(self, child: Child, number: int) -> tuple[list[MetricRow], dict[str, str]]:
+        """What of a trial's place and ranks its run has not: metrics, tags."""
+        tags = {key: value for key, value in self.place_tags(number).items() if child.tags.get(key) != value}
+        told = self.standings.of(number, after=child.ranked)
+        metrics = [standing_metric(each) for each in told]
+        if told:
+            tags |= {"pareto.rank": str(told[-1].rank), RANKED: str(told[-1].finished)}
+            if self.over:
+                together = self.results.told_together(number, self.results.replicates())
+                metrics += [(key, value, int(told[-1].time * 1000), 0) for key, value in together.items()]
+        return metrics, tags
+
+    def write_standing(self, child: Child, number: int) -> None:
+        metrics, tags = self.standing_of(child, number)
+        if tags:
+            self.log(child.run_id, metrics=metrics, tags=tags)
+            child.tags |= tags
+
+    def look_up(self) -> None:
+        """Who is on the front, who is the knee, and who stands where by now."""
+        if self.standings.finished == len(self.results.course) and not self.over:
+            return
+        on_front = (self.results.members(record.number) for record in self.results.front_records)
+        self.front = frozenset(each.number for members in on_front for each in members)
+        self.knee = self.results.knee
+        self.standings.catch_up(over=self.over)
+
     def write_standings(self) -> Iterator[None]:
-        """Who is on the front and who is the knee, one trial after another; ranks once they are final."""
-        self.knee, ranks = self.results.knee, self.results.ranks()
-        self.ranks = ranks if self.over else {}
-        for number, rank in ranks.items():
-            child = self.children.get(number)
-            if child is not None and child.closed:
-                self.write_standing(child, self.results.trials[number], rank)
+        """At once who came to the front or left it; then the ranks, one trial after another."""
+        ended = {number: child for number, child in self.children.items() if child.closed}
+        for number, child in ended.items():
+            if self.place_tags(number).items() - child.tags.items():
+                self.write_standing(child, number)
+        for number, child in ended.items():
+            self.write_standing(child, number)
             yield
-
-    def standing_metrics(self, record: TrialRecord, rank: int) -> list[MetricRow]:
-        """The final rank of a trial, and what is known of it by its configuration."""
-        told = {"pareto_rank": float(rank), **self.results.told_together(record.number, self.results.replicates())}
-        return [(key, value, int((record.ended or 0) * 1000), 0) for key, value in told.items()]
-
-    def write_standing(self, child: Child, record: TrialRecord, rank: int) -> None:
-        tags = standing_tags(rank, self.knee, record.number)
-        changed = {key: value for key, value in tags.items() if child.tags.get(key) != value}
-        ranked = self.over and not child.ranked
-        # A rank alone changes with nearly every trial, so it is written once it is final.
-        if ranked or (set(changed) - ({"pareto.rank"} if not self.over else set())):
-            self.log(child.run_id, metrics=self.standing_metrics(record, rank) if ranked else [], tags=changed)
-            child.tags |= changed
-            child.ranked |= ranked
+        self.settled = len(ended) == len(self.results.ended)
 
     # ------------------------------------------------------------------------------------------------------- exhibits
 
@@ -486,20 +536,29 @@ class Writer:
 
     # ---------------------------------------------------------------------------------------------------- the parent
 
-    def write_front(self) -> None:
-        """The parent's curves by finished trials, its description and, at a bounded rate, the front's files."""
-        plan, fresh = self.plan, self.results.course[self.milestones :]
-        if not fresh:
-            return
-        rows = [row for each in fresh for row in milestone_metrics(plan, each)]
+    def write_front(self, *, enough: Callable[[], bool] = lambda: False) -> None:
+        """The parent's curves by finished trials, who stands where, the description and, at a bounded rate, the files.
+
+        Args:
+            enough: whether ranks are to wait for the next call.
+        """
+        if fresh := self.results.course[self.milestones :]:
+            self.write_course(fresh)
+            self.settled, self.files_stale = False, True
+        self.look_up()
+        if not self.settled:
+            for _ in self.write_standings():
+                if enough():
+                    break
+            self.write_note()
+        if self.files_stale and time.monotonic() >= self.files_due:
+            self.write_files()
+
+    def write_course(self, milestones: Sequence[Milestone]) -> None:
+        rows = [row for each in milestones for row in milestone_metrics(self.plan, each)]
         for start in range(0, len(rows), BATCH):
             self.log(self.parent, metrics=rows[start : start + BATCH])
-        for _ in self.write_standings():
-            pass
-        if time.monotonic() >= self.files_due:
-            self.write_files()
-        self.write_note()
-        self.milestones += len(fresh)
+        self.milestones += len(milestones)
 
     def write_note(self) -> None:
         runs = {number: child.run_id for number, child in self.children.items()}
@@ -517,29 +576,32 @@ class Writer:
             write_front_files(self.plan, self.results, Path(scratch), over=self.over)
             self.client.log_artifacts(self.parent, scratch, artifact_path="front")
         self.client.set_tag(self.parent, "mlflow.loggedArtifacts", LOGGED_TABLES)
+        self.files_stale = False
         self.files_due = time.monotonic() + max(FILES_SECONDS, (time.thread_time() - begun) / FILES_SHARE)
 
     def finish(self, tell: Tell = lambda done, total: None) -> None:
         """Write what is left: all trials, ranks and files, then the parent's end."""
-        records, finished = list(self.results.trials.values()), len(self.results.finished)
-        total = len(records) + finished
-        if self.over:
-            self.knee, self.ranks = self.results.knee, self.results.ranks()
+        records = list(self.results.trials.values())
+        total = 2 * len(records)
+        self.look_up()
         for done, record in enumerate(records):
             tell(done, total)
             self.write_trial(record)
         if self.doubtful:
             self.adopt_children()
-        for done, _ in enumerate(self.write_standings()):
-            tell(len(records) + done, total)
+        for done, _ in enumerate(self.write_standings(), len(records)):
+            tell(done, total)
         if self.over:
             if said := took(self.plan, self.results):
                 self.client.set_tag(self.parent, "otsweep.time", said)
             self.write_exhibits()
         else:
             self.interrupt_children()
-        self.files_due, self.milestones = 0.0, 0
-        self.write_front()
+        self.milestones = 0
+        self.write_course(self.results.course)
+        if self.results.course:
+            self.write_note()
+        self.write_files()
         last = max((record.ended or 0.0 for record in records), default=0.0)
         self.client.set_terminated(
             self.parent, "FINISHED" if self.over else "KILLED", end_time=int(last * 1000) or None
@@ -571,16 +633,12 @@ def child_of(run: Run) -> Child:
     """What a trial's run tells of itself."""
     tags = run.data.tags
     closed = tags.get(COMPLETE) == FORMAT and run.info.status in STATUS.values()
-    ranked = "pareto_rank" in run.data.metrics
-    return Child(run.info.run_id, None, tags=dict(tags), status=run.info.status, closed=closed, ranked=ranked)
+    return Child(run.info.run_id, None, tags=dict(tags), status=run.info.status, closed=closed)
 
 
-def standing_tags(rank: int | None, knee: int | None, number: int) -> dict[str, str]:
-    """Where a trial stands, as tags; a rank of None says that it is not known yet."""
-    on_front, is_knee = rank == 0, number == knee
-    colour = KNEE_COLOUR if is_knee else FRONT_COLOUR if on_front else DOMINATED_COLOUR
-    tags = {"pareto.front": str(on_front).lower(), "pareto.knee": str(is_knee).lower(), "mlflow.runColor": colour}
-    return tags if rank is None else {**tags, "pareto.rank": str(rank)}
+def standing_metric(standing: Standing) -> MetricRow:
+    """All at step 0, where the page sorts and draws it; the latest is what counts."""
+    return "pareto_rank", float(standing.rank), int(standing.time * 1000), 0
 
 
 def milliseconds(report: Mapping[str, Any]) -> int:
@@ -695,12 +753,17 @@ class Tracker:
         if not self.results.trials:
             return
         begun = time.thread_time()
+
+        def spent() -> bool:
+            return time.thread_time() - begun >= SHARE * PASS_SECONDS
+
         writer = self.connected(over=False)
         if not self.loaded:
             for number in list(self.results.trials):
                 self.waiting.setdefault(number)
             self.loaded = True
-        while self.waiting and not self.ending.is_set() and time.thread_time() - begun < SHARE * PASS_SECONDS:
+        writer.look_up()
+        while self.waiting and not self.ending.is_set() and not spent():
             number = next(iter(self.waiting))
             # Taken out first: what is reported meanwhile puts it in again.
             del self.waiting[number]
@@ -709,7 +772,7 @@ class Tracker:
             except BaseException:
                 self.waiting[number] = None
                 raise
-        writer.write_front()
+        writer.write_front(enough=lambda: self.ending.is_set() or spent())
 
     def finish(self, complete: bool, tell: Tell) -> None:
         self.connected(over=complete).finish(tell)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -23,6 +25,26 @@ hypothesis.settings.register_profile(
     "otsweep", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], print_blob=True
 )
 hypothesis.settings.load_profile("otsweep")
+
+SHARED = pytest.StashKey[Path]()
+"""A folder of the run, which the workers of a parallel one have in common."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Who starts the workers makes the folder, and removes it at the end: MNIST's tensors take 220 MB."""
+    given = getattr(config, "workerinput", {}).get("shared")
+    config.stash[SHARED] = Path(given or tempfile.mkdtemp(prefix="otsweep-tests-"))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """A worker is about to start: tell it where."""
+    node.workerinput["shared"] = str(node.config.stash[SHARED])
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(config.stash[SHARED], ignore_errors=True)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -52,12 +74,24 @@ def data_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
-def cache_dir(_own_environment: None) -> Iterator[Path]:
-    """One cache for the session, where commands look for it too; removed afterwards, since MNIST's takes 220 MB."""
-    folder = Path(os.environ["OTSWEEP_STORAGE"]) / "cache"
+def cache_dir(_own_environment: None, pytestconfig: pytest.Config) -> Path:
+    """One cache for all that prepare data, whichever worker they run in; where commands look for it too."""
+    folder = pytestconfig.stash[SHARED] / "cache"
     folder.mkdir(exist_ok=True)
-    yield folder
-    shutil.rmtree(folder, ignore_errors=True)
+    (Path(os.environ["OTSWEEP_STORAGE"]) / "cache").symlink_to(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def new_storage(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Callable[[str], Path]:
+    """Makes storage folders for sweeps. All have the one cache, so that oracles are trained once in a run."""
+
+    def make(name: str) -> Path:
+        folder = tmp_path_factory.mktemp(name)
+        (folder / "cache").symlink_to(cache_dir)
+        return folder
+
+    return make
 
 
 @pytest.fixture(scope="session")
@@ -68,17 +102,23 @@ def digits(cache_dir: Path) -> Data:
 
 @pytest.fixture(scope="session")
 def prepared(cache_dir: Path) -> Prepared:
-    """What trials on few digits share; its oracles take some ten seconds to train, once per session."""
+    """What trials on few digits share; its oracles take some ten seconds to train, once in a run."""
     evaluation = EvaluationConfig(train_size=200, validation_size=60, eval_sensitivity_steps=5)
     return prepare(evaluation, cache_dir=cache_dir)
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Who asks for the real data is marked `mnist`, so that the rule below holds for all of them."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Who asks for the real data is marked `mnist`, so that the rule below holds for all of them.
+
+    In a parallel run files with slow tests come first: the quick ones then fill what is left at the end.
+    """
     for item in items:
         if "data_dir" in getattr(item, "fixturenames", ()):
             item.add_marker("mnist")
+    if hasattr(config, "workerinput"):
+        slow = {item.path for item in items if item.get_closest_marker("slow")}
+        items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -6,7 +6,6 @@ import contextlib
 import os
 import re
 import signal
-import sqlite3
 import subprocess
 import sys
 import threading
@@ -18,35 +17,47 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Self
 
+from sqlalchemy import create_engine, text
+
 from sweep.server import free_port
 
 READY_SECONDS = 180
 
 
-def contents(database: Path, sweep: str) -> dict[str, Any]:
-    """Everything of a sweep in an SQLite store, by run; identifiers of runs and of experiments are blanked."""
-    with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as store:
-        runs = store.execute(
+def contents(store: Path | str, sweep: str) -> dict[str, Any]:
+    """Everything of a sweep in a store, by run; identifiers of runs and of experiments are blanked.
+
+    Args:
+        store: an SQLite file, or the URI of another database.
+    """
+    engine = create_engine(store if isinstance(store, str) else f"sqlite:///file:{store}?mode=ro&uri=true")
+    with contextlib.closing(engine.connect()) as connection:
+
+        def rows(query: str, value: str) -> list[tuple[Any, ...]]:
+            return [tuple(row) for row in connection.execute(text(query), {"value": value})]
+
+        runs = rows(
             "select run_uuid, name, status, start_time, end_time from runs join tags using (run_uuid)"
-            " where lifecycle_stage = 'active' and key = 'otsweep.sweep' and value = ?",
-            (sweep,),
-        ).fetchall()
+            " where lifecycle_stage = 'active' and key = 'otsweep.sweep' and value = :value",
+            sweep,
+        )
         found = {}
         for run, name, *rest in runs:
-            tags = dict(store.execute("select key, value from tags where run_uuid = ?", (run,)))
-            params = dict(store.execute("select key, value from params where run_uuid = ?", (run,)))
+            tags = dict(rows("select key, value from tags where run_uuid = :value", run))
+            params = dict(rows("select key, value from params where run_uuid = :value", run))
             columns = "key, step, timestamp, value, is_nan"
-            metrics = store.execute(f"select {columns} from metrics where run_uuid = ?", (run,)).fetchall()
-            latest = store.execute(f"select {columns} from latest_metrics where run_uuid = ?", (run,)).fetchall()
+            metrics = rows(f"select {columns} from metrics where run_uuid = :value", run)
+            latest = rows(f"select {columns} from latest_metrics where run_uuid = :value", run)
             kind = f"{tags['otsweep.kind']} {tags.get('otsweep.trial', '')}"
             assert kind not in found, f"{kind} is there twice"
             blank = {key: blanked(value) for key, value in tags.items() if key != "mlflow.user"}
             found[kind] = (name, rest, params, blank, sorted(metrics), sorted(latest))
-        return found
+    engine.dispose()
+    return found
 
 
-def blanked(text: str) -> str:
-    return re.sub(r"[0-9a-f]{32}", "<run>", re.sub(r"experiments/\d+", "experiments/<id>", text))
+def blanked(value: str) -> str:
+    return re.sub(r"[0-9a-f]{32}", "<run>", re.sub(r"experiments/\d+", "experiments/<id>", value))
 
 
 class Server:

@@ -21,14 +21,15 @@ PACKAGES = ("search_spaces", "trainer", "sweep")
 
 TRAINER_LAYERS = [
     ["config"],
-    ["report", "cost", "durable", "presets", "people", "parallel", "cache", "alignments"],
-    ["data", "models", "checkpoint", "neighbours"],
+    ["report", "cost", "durable", "presets", "intervals", "parallel", "cache", "alignments"],
+    ["data", "models", "checkpoint", "neighbours", "people"],
     ["sensitivity", "invariance", "oracle", "transport"],
     ["apgd", "square", "losses", "preparation"],
     ["evidence"],
     ["examples"],
     ["training", "evaluation"],
-    ["trial"],
+    ["trial", "lanes"],
+    ["pack"],
     ["timing", "__main__"],
 ]
 """A trainer module imports from layers above its own here; a new one is given its place in this list."""

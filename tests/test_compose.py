@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import json
 import os
-import pwd
 import re
 import secrets
-import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +21,7 @@ import pytest
 import yaml
 
 from sweep.ledger import TrialRecord, read_ledger
+from tests.postgres import Postgres, need_postgres
 from tests.ray_nodes import answers, end, environment, free_ports, kill, need_jobs, start, wait_for
 
 ROOT = Path(__file__).parents[1]
@@ -45,8 +43,8 @@ TIMES = ("train_seconds", "evaluation_seconds", "time")
 class Compose:
     """What `docker compose up` would start, with this machine's own ports and folders."""
 
-    def __init__(self, folder: Path, postgres: list[str]) -> None:
-        self.folder, self.postgres = folder, postgres
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         gcs, dashboard, client, mlflow, database = free_ports(5)
         self.dashboard, self.mlflow, self.database = (
             f"http://127.0.0.1:{dashboard}",
@@ -98,30 +96,16 @@ class Compose:
 
     def up_postgres(self) -> None:
         """As the image does: one superuser with a password, one database."""
-        data, settings = self.folder / "database", COMPOSE["services"]["postgres"]["environment"]
-        data.mkdir()
-        (self.folder / "password").write_text(self.values["POSTGRES_PASSWORD"])
-        for path in (data, self.folder / "password"):
-            shutil.chown(path, *self.postgres[1:2] or [None])
-        auth = [settings["POSTGRES_INITDB_ARGS"], f"--username={settings['POSTGRES_USER']}"]
-        self.postgres_run("initdb", f"--pgdata={data}", f"--pwfile={self.folder}/password", "--no-sync", *auth)
-        words = ["-D", str(data), "-p", str(self.database), "-k", "", "-c", "listen_addresses=127.0.0.1"]
-        self.running.append(start([*self.as_postgres("postgres"), *words], self.folder, "postgres", dict(os.environ)))
-        ready = ["pg_isready", "-h", "127.0.0.1", "-p", str(self.database)]
-        wait_for(lambda: subprocess.run(ready, capture_output=True).returncode == 0, 60)
-        uri = f"postgresql://{settings['POSTGRES_USER']}@127.0.0.1:{self.database}/postgres"
-        create = ["psql", uri, "--command", f"CREATE DATABASE {settings['POSTGRES_DB']}"]
-        subprocess.run(
-            create, env={**os.environ, "PGPASSWORD": self.values["POSTGRES_PASSWORD"]}, check=True, capture_output=True
+        settings = COMPOSE["services"]["postgres"]["environment"]
+        postgres = Postgres(
+            self.folder,
+            port=self.database,
+            user=settings["POSTGRES_USER"],
+            password=self.values["POSTGRES_PASSWORD"],
+            database=settings["POSTGRES_DB"],
+            initdb=(settings["POSTGRES_INITDB_ARGS"],),
         )
-
-    def as_postgres(self, program: str) -> list[str]:
-        [folder] = sorted(Path("/usr/lib/postgresql").glob("*/bin"))[-1:]
-        return [*(["runuser", "-u", self.postgres[1], "--"] if self.postgres else []), str(folder / program)]
-
-    def postgres_run(self, program: str, *words: str) -> None:
-        done = subprocess.run([*self.as_postgres(program), *words], capture_output=True, text=True, cwd="/")
-        assert done.returncode == 0, done.stderr
+        self.running.append(postgres.process)
 
     def otsweep(self, *words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -144,16 +128,12 @@ class Compose:
 @pytest.fixture(scope="module")
 def compose() -> Iterator[Compose]:
     need_jobs()
-    if find_spec("psycopg") is None or not list(Path("/usr/lib/postgresql").glob("*/bin/initdb")):
-        pytest.skip("needs PostgreSQL (apt-get install postgresql) and psycopg")
-    owner = ["-u", "postgres"] if os.getuid() == 0 else []
-    if owner:
-        pwd.getpwnam("postgres")
+    need_postgres()
     with tempfile.TemporaryDirectory(prefix="otc-") as name:
         folder = Path(name)
         folder.chmod(0o755)
         (folder / "storage").mkdir()
-        made = Compose(folder, owner)
+        made = Compose(folder)
         try:
             made.up_postgres()
             made.up("mlflow")

@@ -872,11 +872,16 @@ def test_known_to_fail():
 """
 
 
+LOST = "1 failed, 1 skipped, 1 xfailed, 1 error"
+
+
 @pytest.mark.parametrize(
-    ("named", "outcome"), [(True, "1 failed, 1 skipped, 1 xfailed, 1 error"), (False, "3 skipped, 1 xfailed")]
+    ("named", "workers", "outcome"),
+    [(True, "0", LOST), (True, "1", LOST), (False, "0", "3 skipped, 1 xfailed")],
+    ids=["named", "named, in a worker", "not named"],
 )
 def test_a_skip_fails_where_the_real_data_is_named(
-    named: bool, outcome: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    named: bool, workers: str, outcome: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if named:
         monkeypatch.setenv("OTSWEEP_DATA_DIR", str(tmp_path))
@@ -884,6 +889,7 @@ def test_a_skip_fails_where_the_real_data_is_named(
     shutil.copy(here / "conftest.py", tmp_path)
     (tmp_path / "test_skipping.py").write_text(SKIPPING)
     options = ["-c", str(here.parent / "pyproject.toml"), "-p", "no:cacheprovider", "--rootdir", str(tmp_path)]
+    options += ["-n", workers]
     ran = subprocess.run(
         [sys.executable, "-m", "pytest", *options, str(tmp_path)], capture_output=True, text=True, check=False
     )

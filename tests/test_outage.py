@@ -1,19 +1,23 @@
-"""MLflow's real server, gone, slow or failing while a recorded sweep is replayed: the end is the undisturbed one."""
+"""MLflow's real server, gone, slow, failing or guarded while a recorded sweep is replayed: the end is the undisturbed
+one, in every kind of store."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import os
+import re
+import secrets
 import shutil
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -22,7 +26,10 @@ from sweep.plan import SweepPlan
 from sweep.results import Results
 from sweep.tracking import Tracker, sync
 from tests.mlflow_stores import Proxy, Server, Trouble, contents
+from tests.postgres import Postgres, need_postgres
+from tests.ray_nodes import end, free_ports
 from tests.recorded_sweeps import recorded, replay, results_of
+from trainer.config import InputError
 
 pytestmark = pytest.mark.slow
 
@@ -72,7 +79,6 @@ def planned(storage: Path, name: str, uri: str) -> SweepPlan:
 def named_as_recorded(found: dict[str, Any], name: str) -> dict[str, Any]:
     """A store's contents, were the sweep named as it was when it was recorded; its views' links are the name's too."""
     import ast
-    import re
 
     from sweep.views import FRONT, view_key
 
@@ -212,6 +218,93 @@ def test_passwords_come_from_the_environment_and_go_nowhere_else(
     out, err = capfd.readouterr()
     assert holders == []
     assert secret not in out + err + repr(said)
+
+
+class Guarded(NamedTuple):
+    """MLflow as an institution has it: on PostgreSQL, behind its own basic authentication."""
+
+    server: Server
+    database: str
+    """URI of its database, without the password."""
+    passwords: dict[str, str]
+    """By the variable that gives each to whoever writes."""
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def guarded() -> Iterator[Guarded]:
+    need_postgres()
+    pytest.importorskip("flask_wtf", reason="needs mlflow[auth]")
+    passwords = {"PGPASSWORD": secrets.token_hex(16), "MLFLOW_TRACKING_PASSWORD": secrets.token_hex(16)}
+    with tempfile.TemporaryDirectory(prefix="otp-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        [port] = free_ports(1)
+        postgres = Postgres(folder, port=port, user="otsweep", password=passwords["PGPASSWORD"], database="mlflow")
+        database = postgres.uri("postgresql+psycopg", "mlflow")
+        users = ["[mlflow]", f"database_uri = sqlite:///{folder}/users.db", "admin_username = admin"]
+        # Else every call costs a third of a second, in which the password is hashed.
+        users += ["default_permission = READ", "auth_cache_ttl_seconds = 300"]
+        (folder / "users.ini").write_text("\n".join(users))
+        server = Server(
+            folder,
+            "--app-name=basic-auth",
+            backend=database,
+            PGPASSWORD=passwords["PGPASSWORD"],
+            MLFLOW_AUTH_CONFIG_PATH=str(folder / "users.ini"),
+            MLFLOW_AUTH_ADMIN_PASSWORD=passwords["MLFLOW_TRACKING_PASSWORD"],
+            MLFLOW_FLASK_SERVER_SECRET_KEY=secrets.token_hex(16),
+        )
+        try:
+            yield Guarded(server.start(), database, passwords, folder)
+        finally:
+            server.stop()
+            end(postgres.process)
+
+
+def test_a_guarded_server_and_its_database_hold_what_every_store_does(
+    guarded: Guarded,
+    undisturbed: tuple[dict[str, Any], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Through the server, and into PostgreSQL without one; who has no password, or a wrong one, is told so in a line.
+    No password is found in anything that was written."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
+    said: list[str] = []
+    for kind, uri, variable in (
+        ("served", guarded.server.uri, "MLFLOW_TRACKING_PASSWORD"),
+        ("direct", guarded.database, "PGPASSWORD"),
+    ):
+        (tmp_path / kind).mkdir()
+        plan = planned(tmp_path / kind, kind, uri)
+        for wrong in ("", "planted-wrong"):
+            monkeypatch.setenv(variable, wrong)
+            begun = time.monotonic()
+            with pytest.raises(InputError, match=f"no MLflow store answers at {re.escape(uri)}: ") as refused:
+                sync(plan, uri, say=no_word)
+            assert time.monotonic() - begun < 30
+            assert "\n" not in str(refused.value)
+            said.append(str(refused.value))
+        monkeypatch.setenv(variable, guarded.passwords[variable])
+        if kind == "direct":
+            with pytest.raises(InputError, match="made through an MLflow server.*; give that server's address"):
+                sync(plan, uri, say=no_word)
+            plan = dataclasses.replace(plan, space=dataclasses.replace(plan.space, name="direct"))
+        sync(plan, uri, say=no_word)
+        monkeypatch.setenv("PGPASSWORD", guarded.passwords["PGPASSWORD"])
+        found = contents(guarded.database, kind)
+        monkeypatch.delenv("PGPASSWORD")
+        assert named_as_recorded(found, kind) == undisturbed[0]
+    assert list((guarded.folder / "artifacts").rglob("front.png")), "artifacts pass through the server"
+    files = [path for place in (tmp_path, guarded.folder) for path in place.rglob("*") if path.is_file()]
+    assert {"server.log", "postgres.log", "users.db", "log.jsonl"} <= {path.name for path in files}
+    written = {str(path): path.read_bytes() for path in files}
+    written["the screen"] = repr([*capfd.readouterr(), *said]).encode()
+    passwords = [word.encode() for word in (*guarded.passwords.values(), "planted-wrong")]
+    assert [where for where, text in written.items() for password in passwords if password in text] == []
 
 
 def test_threads_end(server: Server) -> None:

@@ -14,6 +14,7 @@ from sweep.paper import PREFIX, PUBLISHED, RELATED, paper_table, published_trial
 from sweep.plan import SweepPlan, make_plan
 from sweep.results import Results
 from sweep.search import ParetoSearch
+from sweep.tables import verdict
 from trainer.presets import PRESETS
 
 REPORT = {
@@ -75,6 +76,19 @@ def test_the_table_says_units_and_labels(plan: SweepPlan) -> None:
     assert ["nll-ml-sens-invar", "here", "99.0", "12.5", "87.5", "37.5", "50.0"] in rows  # never logged by its authors
     for words in ("normalised units", "about 0.003 of the pixel range", "by the label before the attack", "PGD-40"):
         assert words in " ".join(shown.split())
+
+
+def test_what_collapsed_is_marked_and_told(plan: SweepPlan) -> None:
+    """As the published nll-ml-invariance did unseen."""
+    text, results = io.StringIO(), finished(plan, len(plan.space.points))
+    trials = published_trials(plan, results)
+    number = trials["nll-ml-invariance"].number
+    results.trials[number].reports[:] = [REPORT | {"collapsed": 1.0, "embedding_rank": 1.1, "embedding_spread": 0.001}]
+    Console(file=text, width=80).print(paper_table(plan, trials))
+    marked = [line for line in text.getvalue().splitlines() if "here *" in line]
+    assert len(marked) == 1
+    assert "collapsed" not in verdict(plan, finished(plan, 3))
+    assert verdict(plan, results).endswith(f"The embeddings of 1 finished trial have collapsed: {number:03d}.")
 
 
 def test_the_figures_are_those_of_the_reference_table() -> None:

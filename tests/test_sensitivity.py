@@ -493,7 +493,7 @@ def test_logits_that_are_not_finite_fail_the_trial():
         (targeted_apgd_attack, {"norm": "l2", "epsilon": 1.0, "targets": 0}, "targets = 0"),
         (ensemble, {"norm": "linf", "epsilon": 2.0}, "epsilon = 2.0"),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),  # a function's address differs between workers
 )
 def test_attacks_refuse_options_out_of_range(build: Callable[..., object], options: dict, message: str):
     with pytest.raises(InputError, match=message):

@@ -121,7 +121,9 @@ def test_tags_say_what_a_trial_is(plan: SweepPlan, undisturbed: dict[str, Any]) 
         assert tags["otsweep.resources"] == "1 CPU, 0 GPU"
         assert "CPU hours" in tags["otsweep.cost"]
         assert tags["otsweep.seed"] == "0"
-        assert [row[1:4:2] for row in metrics if row[0] == "pareto_rank"] == [(0, rank)]
+        told = [(step, moment, value) for key, step, moment, value, _ in metrics if key == "pareto_rank"]
+        assert {step for step, _, _ in told} == {0}
+        assert max(told)[2] == rank, "the latest is the last"
     assert {tags["mlflow.runColor"] for _, _, _, tags, _, _ in undisturbed.values()} >= {"#B8BDC4", "#0072B2"}
 
 
@@ -380,6 +382,52 @@ def test_the_writer_has_a_thread_of_its_own(plan: SweepPlan) -> None:
     tracker.close(complete=True)
     assert not tracker.thread.is_alive()
     assert len(store_of(plan)) == 1 + TRIALS
+
+
+def test_standings_are_current_while_a_sweep_runs(plan: SweepPlan) -> None:
+    """After each pass: front and knee are those of the trials that finished, and each has a rank."""
+    results = Results(plan.objectives, {}, total=plan.trials)
+    results.facts = results_of(plan).facts
+    tracker, finished = Tracker(plan, results, no_word), 0
+    for number in replay(plan, results):
+        tracker.changed(number)
+        if len(results.finished) == finished:
+            continue
+        finished += 1
+        tracker.write_pass()
+        store, ranks = store_of(plan), results.ranks()
+        for each, rank in ranks.items():
+            _, _, _, tags, _, latest = store[f"trial {each}"]
+            assert tags["pareto.front"] == str(rank == 0).lower()
+            assert tags["pareto.knee"] == str(each == results.knee).lower()
+            [told] = [value for key, _, _, value, _ in latest if key == "pareto_rank"]
+            assert tags["pareto.rank"] == str(int(told))
+            if finished in (1, 2, 3, 5):
+                assert told == rank
+        assert f"among {finished} finished trials" in store["sweep "][3]["mlflow.note.content"]
+        assert store["sweep "][3]["mlflow.note.content"].count("[") >= len(results.front_records)
+    assert finished == TRIALS
+    assert tracker.writer is not None
+    tracker.writer.close()
+
+
+def test_files_of_the_front_follow_even_when_nothing_ends_meanwhile(
+    plan: SweepPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trial ended while the files' time had not come: they are written when it has."""
+    tracker = Tracker(plan, results_of(plan), no_word)
+    tracker.write_pass()
+    writer, written = tracker.writer, []
+    assert writer is not None
+    with contextlib.closing(writer):
+        assert not writer.files_stale
+        writer.files_stale = True
+        monkeypatch.setattr(Writer, "write_files", lambda self: written.append(time.monotonic()))
+        tracker.write_pass()
+        assert written == []
+        writer.files_due = time.monotonic()
+        tracker.write_pass()
+        assert len(written) == 1
 
 
 def test_damage_that_lost_a_start_is_no_end(plan: SweepPlan) -> None:

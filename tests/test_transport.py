@@ -453,7 +453,9 @@ def divergence_of(x: Tensor, y: Tensor, a: Tensor, b: Tensor, entropy: float) ->
 def test_divergence_of_a_cloud_from_itself_is_zero(seed: int, n: int, entropy: float) -> None:
     x, a = cloud(seed, n).float().requires_grad_(), uneven(seed, n).float()
     divergence = divergence_of(x, x, a, a, entropy)
-    assert divergence.value.item() == 0
+    # The three sums are of equal terms, which some processors add in another order: a rounding apart.
+    rounding = torch.finfo(x.dtype).eps * transport.squared_euclidean_cost(x, x).max().item()
+    assert abs(divergence.value.item()) <= rounding
     (gradient,) = torch.autograd.grad(divergence.value.sum(), x)
     assert gradient.abs().max() < 1e-4
 

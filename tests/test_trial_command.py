@@ -26,6 +26,7 @@ from trainer import __main__ as command
 from trainer.checkpoint import from_bytes
 from trainer.config import DATASETS, EvaluationConfig, TrialConfig
 from trainer.evidence import wilson_interval
+from trainer.losses import LEAST_RANK, LEAST_SPREAD
 from trainer.preparation import Prepared
 from trainer.presets import PRESETS
 from trainer.report import EpochReport
@@ -122,6 +123,21 @@ def test_the_summary_tells_each_number_with_its_interval(
     assert "a proxy for people" in summary
     assert str(tmp_path / "model.pt") in summary
     assert max(len(line) for line in summary.splitlines() if str(tmp_path) not in line) <= 80
+
+
+def test_a_trial_that_collapsed_says_so(prepared: Prepared, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Batch-hard triplets at a weight that drowns everything else pull all embeddings together."""
+    drowned = {"regularizer": "triplet", "sensitivity_weight": 1000, "learning_rate": 0.01, "embedding_size": 4}
+    assert (
+        command.main(words_of(prepared, tmp_path / "drowned", **drowned, architecture="cnn", sensitivity_steps=1)) == 0
+    )
+    alarm = re.search(
+        r"its embeddings have collapsed \(effective rank ([\d.]+), spread ([\d.]+)%\)", capsys.readouterr().out
+    )
+    assert alarm is not None
+    assert float(alarm[1]) < LEAST_RANK or float(alarm[2]) < 100 * LEAST_SPREAD
+    assert command.main(words_of(prepared, tmp_path / "usual")) == 0
+    assert "have collapsed" not in capsys.readouterr().out
 
 
 def terminal(columns: int) -> tuple[io.TextIOWrapper, int]:

@@ -37,6 +37,7 @@ from trainer.people import (
     unknown_agreement,
 )
 from trainer.presets import PRESETS, preset
+from trainer.report import collapse
 
 if TYPE_CHECKING:
     from trainer.checkpoint import Store
@@ -328,6 +329,7 @@ def summary(report: EpochReport, config: TrialConfig, prepared: Prepared) -> str
             ),
             "What is changed, and to which label, says an oracle, a proxy for people. It",
             f"answers {oracle.coverage:.1%} of the images as they are, and {oracle.accuracy:.1%} of these right.",
+            *([f"Of this trial, {alarm}."] if (alarm := collapse(report.to_dict())) else []),
         ]
     )
 
@@ -354,7 +356,7 @@ def columns(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def row(name: str, share: float, meaning: str, *, size: int | None = None) -> str:
     """A line of the summary, with Wilson's interval where the share is one of `size` images."""
-    from trainer.evidence import wilson_interval
+    from trainer.intervals import wilson_interval
 
     interval = ""
     if size:

@@ -63,10 +63,24 @@ def evaluate(
         )
         answers = predict(model, judging.images, batch_size=batch)
         right_when_clean = predict(model, judging.source_images, batch_size=batch) == judging.source_labels
+    return figures(result.clean, result.survived, judging, answers, right_when_clean)
+
+
+def figures(
+    clean: Tensor, survived: Tensor, judging: JudgingSet, answers: Tensor, right_when_clean: Tensor
+) -> Evaluation:
+    """What is said of a model that has been asked.
+
+    Args:
+        clean: (N,) bool, right on the unperturbed image.
+        survived: (N,) bool, and under every sensitivity attack.
+        answers: (M,) to the judging set's perturbed images.
+        right_when_clean: (M,) bool, right on their sources.
+    """
     changed, unchanged = judging.changed, judging.unchanged
     return Evaluation(
-        clean_accuracy=mean(result.clean),
-        sensitivity_accuracy=mean(result.survived),
+        clean_accuracy=mean(clean),
+        sensitivity_accuracy=mean(survived),
         invariance_accuracy=mean((answers == judging.oracle_labels)[changed]),
         invariance_stuck=mean((answers == judging.source_labels)[changed & right_when_clean]),
         invariance_unchanged=mean((answers == judging.oracle_labels)[unchanged]),

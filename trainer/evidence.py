@@ -7,11 +7,9 @@ none that knows less than it does.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from statistics import NormalDist
 from typing import NamedTuple
 
 import torch
@@ -19,6 +17,7 @@ from torch import Tensor
 
 from trainer.apgd import apgd_attack, targeted_apgd_attack
 from trainer.config import InputError
+from trainer.intervals import Interval, wilson_interval
 from trainer.sensitivity import (
     Attack,
     Logits,
@@ -40,27 +39,6 @@ ZERO_GRADIENT_ALARM = 0.05
 
 CURVE = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 """Budgets of the curve, in units of the judging budget."""
-
-
-class Interval(NamedTuple):
-    """Bounds of a share."""
-
-    low: float
-    high: float
-
-
-def wilson_interval(successes: int, n: int, *, confidence: float = 0.95) -> Interval:
-    """Wilson's score interval of a binomial share (Wilson 1927); (0, 1) of no trials."""
-    if not 0 <= successes <= n:
-        raise InputError(f"{successes} successes of {n}: must be from 0 to {n}")
-    if n == 0:
-        return Interval(0.0, 1.0)
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    share = successes / n
-    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    # Exactly 0 and 1 at the ends, where rounding would miss them by a hair.
-    return Interval(0.0 if successes == 0 else middle - half, 1.0 if successes == n else middle + half)
 
 
 class Curve(NamedTuple):

@@ -26,7 +26,7 @@ from trainer.models import Prediction
 
 
 class Knobs(NamedTuple):
-    """What varies continuously between trials, as 0-d tensors, so that trials of one structure can be stacked."""
+    """What varies between trials of one structure, as 0-d tensors, so that such trials can be stacked."""
 
     sensitivity_weight: Tensor
     invariance_weight: Tensor
@@ -36,10 +36,13 @@ class Knobs(NamedTuple):
     entropy: Tensor
     label_cost: Tensor
     sensitivity_epsilon: Tensor
+    sensitivity_steps: Tensor | None = None
+    """How many of the attack's steps are taken, where trials of several numbers are stacked; None takes all."""
 
     @classmethod
     def of(cls, config: TrialConfig, device: torch.device) -> Knobs:
-        return cls(*(torch.tensor(getattr(config, name), device=device) for name in cls._fields))
+        continuous = (name for name in cls._fields if name != "sensitivity_steps")
+        return cls(*(torch.tensor(getattr(config, name), device=device) for name in continuous))
 
 
 class Embedded(NamedTuple):
@@ -64,7 +67,10 @@ class Penalty(NamedTuple):
 
 
 class LossTerms(NamedTuple):
-    """The terms, () each and not yet weighted; None where the objective leaves one out, so that it costs nothing."""
+    """The terms, () each and not yet weighted; None where the objective leaves one out, so that it costs nothing.
+
+    Of stacked trials (L,) each: what follows from them here, the total and the gradients' norms, is so too.
+    """
 
     cross_entropy: Tensor
     sensitivity: Tensor | None = None
@@ -96,6 +102,7 @@ def loss_terms(
     *,
     invariance_labels: Tensor | None = None,
     invariance_keep: Tensor | None = None,
+    most: int | None = None,
 ) -> LossTerms:
     """Every term that the configuration asks for.
 
@@ -104,13 +111,15 @@ def loss_terms(
         labels: (B,) of the clean and the sensitivity-perturbed images.
         invariance_labels: (B,) y_v.
         invariance_keep: (B,) bool, False where nobody knows y_v.
+        most: at least N. Given, nothing here depends on a look at the data, as `torch.vmap` needs; None looks for
+            N, and on a CPU for whether a transport is solved.
     """
     sides = {name: Embedded(getattr(seen, config.regularizer_on), labels) for name, seen in predictions.items()}
     if "invariance" in predictions:
         assert invariance_labels is not None
         sides["invariance"] = Embedded(sides["invariance"].points, invariance_labels, invariance_keep)
     penalties = {
-        name: _penalty(config, knobs, sides[name], sides["clean"], predictions["clean"].logits.shape[1])
+        name: _penalty(config, knobs, sides[name], sides["clean"], predictions["clean"].logits.shape[1], most)
         for name in ("sensitivity", "invariance")
         if config.regularizer != "none" and getattr(config, f"{name}_weight") > 0
     }
@@ -128,7 +137,9 @@ def loss_terms(
     )
 
 
-def _penalty(config: TrialConfig, knobs: Knobs, anchors: Embedded, clean: Embedded, classes: int) -> Penalty:
+def _penalty(
+    config: TrialConfig, knobs: Knobs, anchors: Embedded, clean: Embedded, classes: int, most: int | None
+) -> Penalty:
     return regularizer(
         config.regularizer,
         anchors,
@@ -137,8 +148,9 @@ def _penalty(config: TrialConfig, knobs: Knobs, anchors: Embedded, clean: Embedd
         ground_metric=config.ground_metric,
         mining=config.mining,
         margin=knobs.margin,
-        solve=solver(config.transport, knobs.entropy),
+        solve=solver(config.transport, knobs.entropy, looks=most is None),
         label_cost=knobs.label_cost,
+        most=most,
     )
 
 
@@ -157,7 +169,7 @@ def embedding_norm(embeddings: list[Tensor]) -> Tensor:
 def trades(clean_logits: Tensor, perturbed_logits: Tensor) -> Tensor:
     """KL(clean || perturbed) of the predictions (B, K), mean over images, (); Zhang et al. 2019, eq. 5."""
     clean, perturbed = clean_logits.log_softmax(1), perturbed_logits.log_softmax(1)
-    return F.kl_div(perturbed, clean, reduction="batchmean", log_target=True)
+    return (clean.exp() * (clean - perturbed)).sum() / len(clean)  # F.kl_div's own operations; vmap has no rule for it
 
 
 def mean_where(values: Tensor, chosen: Tensor) -> Tensor:
@@ -176,6 +188,7 @@ def regularizer(
     margin: Tensor | float = 0.05,
     solve: transport.Solver | None = None,
     label_cost: Tensor | float = 1.0,
+    most: int | None = None,
 ) -> Penalty:
     """R(anchors ; clean) by its name in the configuration: `triplet`, `sinkhorn` or `ot_triplet`."""
     solve = solve or solver("entropic", 0.05)
@@ -185,14 +198,19 @@ def regularizer(
     if name == "sinkhorn":
         return sinkhorn(COSTS[ground_metric], anchors, clean, label_cost=label_cost, solve=solve)
     cost = COSTS[ground_metric](anchors.points, clean.points)
-    return ot_triplet(cost, anchors, clean, classes=classes, margin=margin, solve=solve)
+    return ot_triplet(cost, anchors, clean, classes=classes, margin=margin, solve=solve, most=most)
 
 
-def solver(name: str, entropy: Tensor | float) -> transport.Solver:
-    """Of transport problems, by its name in the configuration: `entropic`, or `exact` by POT."""
-    return {"entropic": partial(transport.entropic_transport, entropy=entropy), "exact": transport.exact_transport}[
-        name
-    ]
+def solver(name: str, entropy: Tensor | float, *, looks: bool = True) -> transport.Solver:
+    """Of transport problems, by its name in the configuration: `entropic`, or `exact` by POT.
+
+    The first ends early on a CPU, where it `looks` whether it may.
+    """
+    if name == "exact":
+        return transport.exact_transport
+    if looks:
+        return partial(transport.entropic_transport, entropy=entropy)
+    return partial(transport.entropic_transport, entropy=entropy, tolerance=None)
 
 
 Cost = Callable[[Tensor, Tensor], Tensor]
@@ -253,7 +271,14 @@ def sinkhorn(
 
 
 def ot_triplet(
-    cost: Tensor, anchors: Embedded, clean: Embedded, *, classes: int, margin: Tensor | float, solve: transport.Solver
+    cost: Tensor,
+    anchors: Embedded,
+    clean: Embedded,
+    *,
+    classes: int,
+    margin: Tensor | float,
+    solve: transport.Solver,
+    most: int | None = None,
 ) -> Penalty:
     """sum_c [ OT(anchors of c, clean of c) - OT(anchors of c, clean of other classes) + m ]_+
 
@@ -262,9 +287,10 @@ def ot_triplet(
 
     Args:
         cost: (B, B), anchors by row.
+        most: at least N; None looks for it.
     """
-    anchor_index, anchor_there = by_class(anchors, classes)
-    clean_index, clean_there = by_class(clean, classes)
+    anchor_index, anchor_there = by_class(anchors, classes, most)
+    clean_index, clean_there = by_class(clean, classes, most)
     to_all = cost[anchor_index]
     to_own = to_all.gather(2, clean_index[:, None, :].expand(-1, anchor_index.shape[1], -1))
     others = (clean.labels != torch.arange(classes, device=cost.device)[:, None]) & _kept(clean)
@@ -277,10 +303,14 @@ def ot_triplet(
     return Penalty(value, torch.maximum(within.marginal_error, between.marginal_error).amax())
 
 
-def by_class(side: Embedded, classes: int) -> tuple[Tensor, Tensor]:
-    """The rows of each class side by side: indices (K, N), and where there is one, bool (K, N)."""
+def by_class(side: Embedded, classes: int, most: int | None = None) -> tuple[Tensor, Tensor]:
+    """The rows of each class side by side: indices (K, N), and where there is one, bool (K, N).
+
+    N is `most` where given, and must then be large enough.
+    """
     members = (side.labels == torch.arange(classes, device=side.labels.device)[:, None]) & _kept(side)
-    most = max(1, int(members.sum(1).max()))
+    if most is None:
+        most = max(1, int(members.sum(1).max()))
     index = members.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
     return index, members.gather(1, index)
 
@@ -290,22 +320,28 @@ def _kept(side: Embedded) -> Tensor:
     return torch.ones_like(side.labels, dtype=torch.bool) if side.keep is None else side.keep
 
 
-def transport_attack_loss(model_logits: Callable[[Tensor], Tensor], clean_logits: Tensor) -> Callable[[Tensor], Tensor]:
+def transport_attack_loss(
+    model_logits: Callable[[Tensor], Tensor], clean_logits: Tensor, *, lanes: int = 1
+) -> Callable[[Tensor], Tensor]:
     """What the feature-scattering attack maximises (Zhang and Wang 2019, eq. 4): images (B, C, H, W) -> (B,), each
-    image's share of the transport of the perturbed logits to the clean ones (B, K), cost 1 - cosine, entropy 0.01."""
+    image's share of the transport of the perturbed logits to the clean ones (B, K), cost 1 - cosine, entropy 0.01.
+
+    Images of several `lanes` lie one lane after the other, equally many each, and are transported within their own.
+    """
 
     def shares(images: Tensor) -> Tensor:
-        cost = transport.cosine_cost(model_logits(images), clean_logits)[None]
+        sides = zip(model_logits(images).chunk(lanes), clean_logits.chunk(lanes), strict=True)
+        cost = torch.stack([transport.cosine_cost(perturbed, clean) for perturbed, clean in sides])
         even = torch.ones_like(cost[..., 0])
         plan = transport.entropic_transport(cost, even, even, entropy=0.01).plan
         # By the envelope theorem (see `entropic_transport`) the fixed plan gives the value's exact gradient.
-        return (plan * cost)[0].sum(1)
+        return (plan * cost).sum(2).flatten()
 
     return shares
 
 
 class Spread(NamedTuple):
-    """What shape the cloud of embeddings has; both measures are blind to its scale."""
+    """What shape the cloud of embeddings has; both measures are blind to its scale. () each, or (L,) of L clouds."""
 
     rank: Tensor
     """() effective rank, in [1, min(B, D)]: exp of the entropy of the shares of the singular values (Roy and Vetterli
@@ -315,9 +351,9 @@ class Spread(NamedTuple):
     """() share of the mean squared norm that is variance, in [0, 1]: 0 where all embeddings coincide or vanish."""
 
     @property
-    def collapsed(self) -> bool:
-        """Whether the embeddings fell into one point or onto one line, where ten classes can't be told apart."""
-        return bool((self.rank < LEAST_RANK) | (self.spread < LEAST_SPREAD))
+    def collapsed(self) -> Tensor:
+        """Whether the embeddings fell into one point or onto one line, where ten classes can't be told apart; bool."""
+        return (self.rank < LEAST_RANK) | (self.spread < LEAST_SPREAD)
 
 
 LEAST_RANK = 1.5
@@ -327,16 +363,16 @@ LEAST_SPREAD = 0.01
 
 @torch.no_grad()
 def embedding_spread(embedding: Tensor) -> Spread:
-    """Effective rank and spread of embeddings (B, D)."""
+    """Effective rank and spread of embeddings (..., B, D)."""
     # A NaN fails the trial by its loss, with a reason; here it would only stop the decomposition.
     embedding = embedding.nan_to_num()
-    centred = embedding - embedding.mean(0)
-    mean_square = embedding.square().sum(1).mean()
-    variance = centred.square().sum(1).mean()
+    centred = embedding - embedding.mean(-2, keepdim=True)
+    mean_square = embedding.square().sum(-1).mean(-1)
+    variance = centred.square().sum(-1).mean(-1)
     spread = torch.where(mean_square > transport.NO_DIRECTION**2, variance / mean_square, 0)
     singular = torch.linalg.svdvals(centred)
-    shares = singular / singular.sum()
-    rank = torch.special.entr(shares).sum().exp()
+    shares = singular / singular.sum(-1, keepdim=True)
+    rank = torch.special.entr(shares).sum(-1).exp()
     return Spread(torch.where(spread > 0, rank, 0), spread)
 
 
@@ -344,12 +380,15 @@ def gradient_shares(terms: LossTerms, knobs: Knobs, parameters: Iterable[Tensor]
     """Each weighted term's gradient norm over the cross-entropy's, () by name: which term steers.
 
     The graph of the terms is kept, so that they can still be stepped on.
+
+    Args:
+        parameters: of stacked trials, terms (L,), each of shape (L, ...).
     """
     parameters = list(parameters)
 
     def norm(term: Tensor) -> Tensor:
-        gradients = torch.autograd.grad(term, parameters, retain_graph=True, allow_unused=True)
-        return torch.cat([g.flatten() for g in gradients if g is not None]).norm()
+        gradients = torch.autograd.grad(term.sum(), parameters, retain_graph=True, allow_unused=True)
+        return torch.cat([g.reshape(*term.shape, -1) for g in gradients if g is not None], -1).norm(dim=-1)
 
     reference = norm(terms.cross_entropy).clamp(min=torch.finfo().tiny)
     return {

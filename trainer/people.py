@@ -15,6 +15,7 @@ from statistics import fmean
 from typing import Any, NamedTuple, Self
 
 from trainer.config import InputError
+from trainer.intervals import wilson_interval
 
 OPTION = "--invariance-examples"
 FOLDER = "invariance_examples"
@@ -201,13 +202,11 @@ def shown(shares: Sequence[Share], *, of: bool = True) -> str:
 
 def shown_interval(shares: Sequence[Share]) -> str:
     """`28 to 68%`, Wilson's at 95%; of a mean on the images of one: all saw the same."""
-    from scipy.stats import binomtest
-
     size = shares[0].size
     if not size:
         return "-"
     hits = round(fmean(share.value for share in shares) * size)
-    interval = binomtest(hits, size).proportion_ci(method="wilson")
+    interval = wilson_interval(hits, size)
     return f"{100 * interval.low:.0f} to {100 * interval.high:.0f}%"
 
 

@@ -22,6 +22,14 @@ def check_finite(epoch: int, numbers: Mapping[str, float]) -> None:
         raise TrialFailed(f"not finite in epoch {epoch}: {', '.join(bad)}")
 
 
+def collapse(numbers: Mapping[str, Any]) -> str:
+    """The alarm that a flat report raises, in words; empty where the embeddings are spread out."""
+    if not numbers.get("collapsed"):
+        return ""
+    rank, spread = numbers["embedding_rank"], numbers["embedding_spread"]
+    return f"its embeddings have collapsed (effective rank {rank:.2f}, spread {spread:.2%})"
+
+
 @dataclass(frozen=True)
 class EpochReport:
     """The numbers of one epoch, on the validation split; accuracies and shares lie in [0, 1].

@@ -30,6 +30,10 @@ Logits = Callable[[Tensor], Tensor]
 Loss = Callable[[Tensor], Tensor]
 """Images (B, C, H, W) to a loss per image (B,), which an attack maximises."""
 
+Draws = torch.Generator | Sequence[torch.Generator]
+"""Where random numbers come from: one generator, or several that each draw for an equal part of the images, in order,
+what they would draw for it alone."""
+
 
 # ---------------------------------------------------------------------------------------------------------- norms
 
@@ -41,7 +45,7 @@ class Norm(Protocol):
         """Norm of each perturbation (B, C, H, W), kept broadcastable (B, 1, 1, 1)."""
         ...
 
-    def random_start(self, images: Tensor, epsilon: Budget, generator: torch.Generator) -> Tensor:
+    def random_start(self, images: Tensor, epsilon: Budget, generator: Draws) -> Tensor:
         """Perturbations (B, C, H, W) drawn from the ball; of the images only shape, type and device count."""
         ...
 
@@ -60,7 +64,7 @@ class Linf:
     def size(self, delta: Tensor) -> Tensor:
         return delta.abs().amax(dim=(1, 2, 3), keepdim=True)
 
-    def random_start(self, images: Tensor, epsilon: Budget, generator: torch.Generator) -> Tensor:
+    def random_start(self, images: Tensor, epsilon: Budget, generator: Draws) -> Tensor:
         return (2 * uniform(images.shape, images, generator) - 1) * _per_image(epsilon)
 
     def steepest_step(self, gradient: Tensor) -> Tensor:
@@ -77,12 +81,12 @@ class L2:
     def size(self, delta: Tensor) -> Tensor:
         return torch.linalg.vector_norm(delta, dim=(1, 2, 3), keepdim=True)
 
-    def random_start(self, images: Tensor, epsilon: Budget, generator: torch.Generator) -> Tensor:
+    def random_start(self, images: Tensor, epsilon: Budget, generator: Draws) -> Tensor:
         # Lengths between two customs, uniform in length (a single start breaks more from well inside) and uniform in
         # volume (nearly all of it lies at the surface, where restarts differ more): either alone loses a point.
         length = uniform((len(images), 1, 1, 1), images, generator).sqrt()
-        normal = torch.randn(images.shape, generator=generator, device=generator.device, dtype=images.dtype)
-        return self.steepest_step(normal.to(images.device)) * length * _per_image(epsilon)
+        normal = drawn(torch.randn, images.shape, images, generator)
+        return self.steepest_step(normal) * length * _per_image(epsilon)
 
     def steepest_step(self, gradient: Tensor) -> Tensor:
         return gradient / self.size(gradient).clamp_min(torch.finfo(gradient.dtype).tiny)
@@ -110,9 +114,16 @@ def _per_image(value: Budget) -> Budget:
     return value.view(-1, 1, 1, 1) if isinstance(value, Tensor) and value.ndim == 1 else value
 
 
-def uniform(shape: Sequence[int], like: Tensor, generator: torch.Generator) -> Tensor:
-    drawn = torch.rand(tuple(shape), generator=generator, device=generator.device, dtype=like.dtype)
-    return drawn.to(like.device)
+def uniform(shape: Sequence[int], like: Tensor, generator: Draws) -> Tensor:
+    return drawn(torch.rand, shape, like, generator)
+
+
+def drawn(random: Callable[..., Tensor], shape: Sequence[int], like: Tensor, generator: Draws) -> Tensor:
+    """Numbers of `torch.rand` or `torch.randn`; of type and device only `like` counts."""
+    if isinstance(generator, torch.Generator):
+        return random(tuple(shape), generator=generator, device=generator.device, dtype=like.dtype).to(like.device)
+    part = (shape[0] // len(generator), *shape[1:])
+    return torch.cat([drawn(random, part, like, each) for each in generator])
 
 
 # --------------------------------------------------------------------------------------------------------- losses
@@ -161,8 +172,9 @@ def pgd(
     norm: Norm,
     epsilon: Budget,
     steps: int,
+    taken: Tensor | None = None,
     step_size: Budget | None = None,
-    generator: torch.Generator | None = None,
+    generator: Draws | None = None,
 ) -> Tensor:
     """Projected gradient ascent (Madry et al. 2018). The same operations whatever the data: it can be captured.
 
@@ -172,20 +184,23 @@ def pgd(
         norm: one of `NORMS`.
         epsilon: budget in pixel units.
         steps: gradient steps, at least 1.
+        taken: (B,) how many of them each image takes before it stands still; None takes all.
         step_size: length of a step in pixel units; 2.5 epsilon / steps if not given, which can cross the norm.
         generator: draws the start from the ball; without one the start is the image itself.
 
     Returns:
         Perturbed images (B, C, H, W) in [0, 1], inside the norm.
     """
-    length = _per_image(2.5 * epsilon / positive("steps", steps) if step_size is None else step_size)
+    count = positive("steps", steps) if taken is None else taken
+    length = _per_image(2.5 * epsilon / count if step_size is None else step_size)
     images = images.detach()
     perturbed = images
     if generator is not None:
         perturbed = (images + norm.random_start(images, epsilon, generator)).clamp(0, 1)
-    for _ in range(steps):
+    for number in range(steps):
         step = length * norm.steepest_step(input_gradient(loss, perturbed))
-        perturbed = (images + norm.project(perturbed + step - images, epsilon)).clamp(0, 1)
+        moved = (images + norm.project(perturbed + step - images, epsilon)).clamp(0, 1)
+        perturbed = moved if taken is None else choose(number < taken, moved, perturbed)
     return perturbed
 
 

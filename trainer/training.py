@@ -1,12 +1,13 @@
 """The visible training step: perturb, forward, loss, backward, update.
 
-B images in a batch, (C, H, W) channels, height, width, K classes, D embedding size.
+B images in a batch, (C, H, W) channels, height, width, K classes, D embedding size, L lanes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,6 +33,8 @@ class Batch(NamedTuple):
     images: Tensor
     labels: Tensor
     invariance: TrainingPerturbation | None
+    lanes: int = 1
+    """Trials whose images these are, one trial's after the other's, equally many each."""
 
 
 def random_stream(seed: int, purpose: str, epoch: int, device: torch.device) -> torch.Generator:
@@ -59,10 +62,15 @@ def batches(
         InputError: if there are fewer images than one batch holds.
     """
     check_batch_size(batch_size, len(train.labels))
-    order = torch.randperm(len(train.labels), generator=generator, device=generator.device)
-    for chosen in order[: len(order) - len(order) % batch_size].split(batch_size):
+    for chosen in shuffled(len(train.labels), batch_size=batch_size, generator=generator):
         perturbed = None if invariance is None else TrainingPerturbation(*(field[chosen] for field in invariance))
         yield Batch(train.images[chosen], train.labels[chosen], perturbed)
+
+
+def shuffled(images: int, *, batch_size: int, generator: torch.Generator) -> Tensor:
+    """Which images each step sees: (steps, batch_size), whole batches alone."""
+    order = torch.randperm(images, generator=generator, device=generator.device)
+    return order[: images - images % batch_size].view(-1, batch_size)
 
 
 def placed(model: nn.Module, device: torch.device) -> nn.Module:
@@ -113,7 +121,7 @@ def views(
     batch: Batch,
     config: TrialConfig,
     knobs: Knobs,
-    generator: torch.Generator,
+    generator: sensitivity.Draws,
     clean: CleanPass | None = None,
 ) -> dict[str, Tensor]:
     """The batch in every form that the objective looks at, (B, C, H, W) in [0, 1] by name; no other is worth a pass."""
@@ -139,7 +147,7 @@ def sensitivity_images(
     batch: Batch,
     config: TrialConfig,
     knobs: Knobs,
-    generator: torch.Generator,
+    generator: sensitivity.Draws,
     clean: CleanPass | None = None,
 ) -> Tensor:
     """X_s: the batch perturbed against the model as it is now, in eval mode. (B, C, H, W) in [0, 1]."""
@@ -154,6 +162,7 @@ def sensitivity_images(
             norm=norm,
             epsilon=knobs.sensitivity_epsilon,
             steps=config.sensitivity_steps,
+            taken=knobs.sensitivity_steps,
             generator=generator,
         )
 
@@ -169,7 +178,7 @@ def attack_loss(model: nn.Module, batch: Batch, config: TrialConfig, clean: Clea
         return sensitivity.cross_entropy_loss(lambda images: model(images).logits, batch.labels)
     with torch.no_grad():
         answers: Prediction = model(batch.images) if clean is None else clean.prediction
-    attacks = {"kl": sensitivity.kl_loss, "transport": losses.transport_attack_loss}
+    attacks = {"kl": sensitivity.kl_loss, "transport": partial(losses.transport_attack_loss, lanes=batch.lanes)}
     return attacks[config.sensitivity_objective](lambda images: model(images).logits, answers.logits.detach())
 
 
@@ -186,14 +195,14 @@ class Step(NamedTuple):
     terms: LossTerms
 
     embedding: Tensor
-    """(B, D) of the images that the cross-entropy sees."""
+    """(B, D) of the images that the cross-entropy sees; (L, B, D) of stacked trials."""
 
 
 def forward(model: nn.Module, batch: Batch, config: TrialConfig, knobs: Knobs, generator: torch.Generator) -> Step:
     """Perturb what the objective needs, pass all of it through the model, then the loss term by term."""
     clean = clean_pass(model, batch, config)
     seen = views(model, batch, config, knobs, generator, clean)
-    predictions = predict(model, seen, clean)
+    predictions = predict(model, seen, clean, lanes=batch.lanes)
     terms = losses.loss_terms(
         config,
         knobs,
@@ -205,7 +214,9 @@ def forward(model: nn.Module, batch: Batch, config: TrialConfig, knobs: Knobs, g
     return Step(terms, predictions[config.cross_entropy_on].embedding)
 
 
-def predict(model: nn.Module, seen: dict[str, Tensor], clean: CleanPass | None) -> dict[str, Prediction]:
+def predict(
+    model: nn.Module, seen: dict[str, Tensor], clean: CleanPass | None, *, lanes: int = 1
+) -> dict[str, Prediction]:
     """What the model says of every view, the clean pass where there was one.
 
     Batch normalisation (`resnet18`) takes its statistics over a joint pass: clean and perturbed images of a step are
@@ -216,9 +227,12 @@ def predict(model: nn.Module, seen: dict[str, Tensor], clean: CleanPass | None) 
     rest = {name: images for name, images in seen.items() if name not in known}
     if not normalises_batches(model) and all(images.is_cpu for images in rest.values()):
         return known | {name: model(images) for name, images in rest.items()}  # a joint pass outgrows the caches
-    joint: Prediction = model(torch.cat(list(rest.values())))
-    parts = zip(joint.logits.chunk(len(rest)), joint.embedding.chunk(len(rest)), strict=True)
-    return known | {name: Prediction(*part) for name, part in zip(rest, parts, strict=True)}
+    by_lane = [images.unflatten(0, (lanes, -1)) for images in rest.values()]
+    joint: Prediction = model(torch.cat(by_lane, 1).flatten(0, 1))
+    parts = zip(*(side.unflatten(0, (lanes, -1)).chunk(len(rest), 1) for side in joint), strict=True)
+    return known | {
+        name: Prediction(*(side.flatten(0, 1) for side in part)) for name, part in zip(rest, parts, strict=True)
+    }
 
 
 def update(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
@@ -228,15 +242,32 @@ def update(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     optimizer.step()
 
 
+def detached(terms: LossTerms) -> LossTerms:
+    """The values without the graphs that hold a step's memory."""
+    return LossTerms._make(None if term is None else term.detach() for term in terms)
+
+
+def summarise(history: list[LossTerms]) -> dict[str, Any]:
+    """Over an epoch the mean of every term, and the largest marginal error, as plain numbers, or of stacked trials as
+    lists of L; one synchronisation for all of them."""
+    numbers: dict[str, Tensor] = {}
+    for name, values in zip(LossTerms._fields, zip(*history, strict=True), strict=True):
+        if values[0] is not None:
+            column = torch.stack(values)
+            numbers |= {name: column.amax(0)} if name == "marginal_error" else {f"loss/{name}": column.mean(0)}
+    return dict(zip(numbers, torch.stack(list(numbers.values())).tolist(), strict=True))
+
+
 def diagnose(step: Step, model: nn.Module, knobs: Knobs) -> dict[str, Tensor]:
     """Which term steers, and whether the embeddings have collapsed; leaves the graph and `.grad` as they are."""
     # Both measures are blind to scale; the squares of a diverging model's embeddings would overflow before its loss.
     embedding = step.embedding.detach()
-    shape = losses.embedding_spread(embedding / embedding.abs().amax().clamp(min=1))
+    largest = embedding.abs().amax((-2, -1), keepdim=True)
+    shape = losses.embedding_spread(embedding / largest.clamp(min=1))
     shares = losses.gradient_shares(step.terms, knobs, model.parameters())
     return {
         **{f"gradient_share/{name}": share.clamp(max=LARGEST_SHARE) for name, share in shares.items()},
         "embedding_rank": shape.rank,
         "embedding_spread": shape.spread,
-        "collapsed": torch.as_tensor(float(shape.collapsed)),
+        "collapsed": shape.collapsed.float(),
     }

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +15,23 @@ from torch import Tensor, nn
 from trainer.checkpoint import Store, from_bytes, load_checkpoint, save_checkpoint, to_bytes
 from trainer.config import EvaluationConfig, InputError, TrialConfig
 from trainer.data import Split
-from trainer.evaluation import evaluate, judging_attacks
+from trainer.evaluation import Evaluation, evaluate, judging_attacks
 from trainer.losses import Knobs, LossTerms, total
 from trainer.models import build_model
 from trainer.preparation import Prepared, TrainingPerturbation
 from trainer.report import EpochReport, check_finite
-from trainer.training import batches, check_batch_size, diagnose, forward, make_optimizer, placed, random_stream, update
+from trainer.training import (
+    batches,
+    check_batch_size,
+    detached,
+    diagnose,
+    forward,
+    make_optimizer,
+    placed,
+    random_stream,
+    summarise,
+    update,
+)
 
 MODEL_FILE = "model.pt"
 
@@ -38,6 +49,79 @@ class TrialState:
     last: EpochReport | None = None
     best: EpochReport | None = None
     best_weights: dict[str, Tensor] | None = None
+
+
+@dataclass(eq=False)
+class Trial:
+    """One trial between two of its epochs: what it is, what it carries, and where that is kept."""
+
+    config: TrialConfig
+    evaluation: EvaluationConfig
+    prepared: Prepared
+    store: Store | None
+    perturbation: TrainingPerturbation | None
+    """X_v and y_v of all training images, on the device; None where the objective has no use for them."""
+    state: TrialState
+
+    @classmethod
+    def begin(
+        cls,
+        config: TrialConfig,
+        evaluation: EvaluationConfig,
+        prepared: Prepared,
+        *,
+        store: Store | None,
+        device: torch.device,
+        warn: Callable[[str], None],
+    ) -> Self:
+        """At its start; or where the newest whole checkpoint of the store left it: then `state.last` is set.
+
+        Raises:
+            InputError: as `run_trial` does.
+        """
+        if evaluation != prepared.evaluation:
+            raise ValueError("what a trial is judged by must be what the data was prepared for")
+        check_batch_size(config.batch_size, len(prepared.data.train.labels))
+        perturbation = invariance_images(config, prepared, device)
+        state = initial_state(config, prepared, device)
+        if store is not None:
+            resume(state, store, identity(config, evaluation, prepared), warn)
+        return cls(config, evaluation, prepared, store, perturbation, state)
+
+    def close_epoch(
+        self, judged: Evaluation, terms: dict[str, float], *, train_seconds: float, evaluation_seconds: float
+    ) -> EpochReport:
+        """Report the epoch that the model was just trained for, choose among epochs, and save.
+
+        Raises:
+            TrialFailed: if a number is not finite; nothing is saved then.
+            StorageFailed: if the store can't be written.
+        """
+        report = EpochReport(
+            epoch=self.state.epoch + 1,
+            final=False,
+            **judged._asdict(),
+            learning_rate=self.config.learning_rate,
+            train_seconds=train_seconds,
+            evaluation_seconds=evaluation_seconds,
+            terms=terms,
+        )
+        advance(self.state, report, self.config)
+        if self.store is not None:
+            whose = identity(self.config, self.evaluation, self.prepared)
+            save_checkpoint(self.store, report.epoch, to_dict(self.state, whose))
+        return report
+
+    def finish(self) -> EpochReport:
+        """The last report, that of the chosen epoch; its model is written beside the checkpoints.
+
+        Raises:
+            StorageFailed: if the store can't be written.
+        """
+        assert self.state.best is not None
+        if self.store is not None:
+            self.store.write(MODEL_FILE, to_bytes(model_file(self.state, self.config, self.prepared)))
+        return dataclasses.replace(self.state.best, final=True)
 
 
 def run_trial(
@@ -70,47 +154,26 @@ def run_trial(
         InputError: if a batch is larger than the training split, or if the store holds a checkpoint of another
             configuration or can't be written.
     """
-    if evaluation != prepared.evaluation:
-        raise ValueError("what a trial is judged by must be what the data was prepared for")
-    check_batch_size(config.batch_size, len(prepared.data.train.labels))
     where = torch.device(device)
+    trial = Trial.begin(config, evaluation, prepared, store=store, device=where, warn=warn)
+    state = trial.state
     train = to_device(prepared.data.train, where)
     validation = to_device(prepared.data.validation, where)
     judging = prepared.judging.to(where)
-    perturbation = invariance_images(config, prepared, where)
     attacks = judging_attacks(evaluation)
     knobs = Knobs.of(config, where)
 
-    state = initial_state(config, prepared, where)
-    whose = identity(config, evaluation, prepared)
-    if store is not None and resume(state, store, whose, warn):
-        assert state.last is not None
+    if state.last is not None:
         yield state.last
-
     while state.epoch < config.epochs:
-        epoch = state.epoch + 1
         start = time.perf_counter()
-        terms = train_epoch(state, train, perturbation, config, knobs, progress)
+        terms = train_epoch(state, train, trial.perturbation, config, knobs, progress)
         trained = time.perf_counter()
         judged = evaluate(state.model, validation, judging, attacks, generator=judging_generator(evaluation, where))
-        report = EpochReport(
-            epoch=epoch,
-            final=False,
-            **judged._asdict(),
-            learning_rate=config.learning_rate,
-            train_seconds=trained - start,
-            evaluation_seconds=time.perf_counter() - trained,
-            terms=terms,
+        yield trial.close_epoch(
+            judged, terms, train_seconds=trained - start, evaluation_seconds=time.perf_counter() - trained
         )
-        advance(state, report, config)
-        if store is not None:
-            save_checkpoint(store, epoch, to_dict(state, whose))
-        yield report
-
-    assert state.best is not None
-    if store is not None:
-        store.write(MODEL_FILE, to_bytes(model_file(state, config, prepared)))
-    yield dataclasses.replace(state.best, final=True)
+    yield trial.finish()
 
 
 def invariance_images(config: TrialConfig, prepared: Prepared, device: torch.device) -> TrainingPerturbation | None:
@@ -168,21 +231,6 @@ def train_epoch(
     return numbers
 
 
-def detached(terms: LossTerms) -> LossTerms:
-    """The values without the graphs that hold a step's memory."""
-    return LossTerms._make(None if term is None else term.detach() for term in terms)
-
-
-def summarise(history: list[LossTerms]) -> dict[str, float]:
-    """Over an epoch the mean of every term, and the largest marginal error; one synchronisation for all of them."""
-    numbers: dict[str, Tensor] = {}
-    for name, values in zip(LossTerms._fields, zip(*history, strict=True), strict=True):
-        if values[0] is not None:
-            column = torch.stack(values)
-            numbers |= {name: column.amax()} if name == "marginal_error" else {f"loss/{name}": column.mean()}
-    return dict(zip(numbers, torch.stack(list(numbers.values())).tolist(), strict=True))
-
-
 def advance(state: TrialState, report: EpochReport, config: TrialConfig) -> None:
     """Count the epoch, and choose it if it is the best of the second half of training so far (ties: the earlier one).
 
@@ -216,8 +264,8 @@ def to_dict(state: TrialState, whose: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def resume(state: TrialState, store: Store, whose: dict[str, Any], warn: Callable[[str], None]) -> bool:
-    """Bring `state` to the newest whole checkpoint of the store; False if there is none.
+def resume(state: TrialState, store: Store, whose: dict[str, Any], warn: Callable[[str], None]) -> None:
+    """Bring `state` to the newest whole checkpoint of the store, if there is one.
 
     Raises:
         InputError: if it is of another trial than `whose`.
@@ -226,14 +274,13 @@ def resume(state: TrialState, store: Store, whose: dict[str, Any], warn: Callabl
     for message in warnings:
         warn(message)
     if saved is None:
-        return False
+        return
     check_identity(saved["identity"], whose)
     state.model.load_state_dict(saved["model"])
     state.optimizer.load_state_dict(saved["optimizer"])
     state.last = EpochReport(**saved["last"])
     state.best = None if saved["best"] is None else EpochReport(**saved["best"])
     state.epoch, state.best_weights = state.last.epoch, saved["best_weights"]
-    return True
 
 
 def identity(config: TrialConfig, evaluation: EvaluationConfig, prepared: Prepared) -> dict[str, Any]:
