@@ -47,11 +47,12 @@ STANDING = (0.0, 0.25, 1.0)
 """How far the judging of a trial's epochs lies between that of models that fall at once and of models that never do.
 Expected: 0.22 in the recorded sweep of the digits (tests/recorded/digits24), whose models withstood 0.14 on average."""
 
-REPORT_SECONDS = 0.02
-"""From the end of an epoch to the next one's begin: through Ray to the driver, into the ledger, and back."""
+REPORT_SECONDS = 0.015
+"""From the end of an epoch to the next one's begin, beside the checkpoint: through Ray to the driver, into the ledger,
+and back."""
 
 BETWEEN_SECONDS = 0.05
-"""From a trial's end to the begin of the next one on the same worker. Both with Ray 2.60 on 2 cores."""
+"""Of a trial's end, and from there to the next one's first epoch on the same worker. Both as in that recorded sweep."""
 
 ENDING_SECONDS = 15.0
 """After the last trial: what MLflow lacks is written, and the front's models, galleries and pictures are made. On the
@@ -271,9 +272,9 @@ def expected_rungs(plan: SweepPlan) -> list[Rung]:
 def survivors(count: float, plan: SweepPlan) -> Span:
     """Of so many trials that come to a rung, how many go on.
 
-    At least the best 1/eta; at most all, where none dominates another. In between lies what is expected of arrivals in
-    random order: the i-th to come is at any place among the i so far alike, and ceil(i / eta) places let it go on (see
-    `scheduler.behind`). Seeds of a configuration go on together.
+    Of arrivals in random order so many are expected: the i-th to come is at any place among the i so far alike, and
+    ceil(i / eta) places let it go on (see `scheduler.behind`). The best 1/eta would, were all ranked at once; and all
+    do where none dominates another. Seeds of a configuration go on together.
     """
     groups = max(1, round(count / plan.seeds))
     if groups < plan.eta:
@@ -610,9 +611,10 @@ def took(plan: SweepPlan, results: Results) -> str:
     if planned and planned["slots"] == slots:
         said += f"; planned {in_time(Span(**planned['running_seconds']))}"
         return said + (f", {in_hours(Span(**planned['gpu_hours']))} GPU hours" if plan.gpus_per_trial else "")
-    ended = sorted(results.ended.values(), key=lambda record: record.ended_as)
+    ended = sorted(results.ended.values(), key=lambda record: record.ended or 0.0)
     first = max(slots, math.ceil(plan.trials / 10))
     if 2 * first > len(ended):
         return said
     expected = fmean(record.held for record in ended[:first]) * plan.trials / slots
-    return f"{said}; after the first {first} trials {duration(expected)} was to be expected"
+    begin = f"{first} trials" if first > 1 else "trial"
+    return f"{said}; after the first {begin} {duration(expected)} was to be expected"

@@ -40,21 +40,23 @@ class Worker:
     """A slot that times configurations; torch is imported here alone."""
 
     def __init__(self, task: Task) -> None:
+        self.task, self.on_gpu = task, False
+
+    def open(self) -> None:
+        """Make ready; not at once, since Ray tells nobody why an actor could not be made."""
         import torch
 
         from trainer.timing import Timer
 
+        task = self.task
         torch.set_num_threads(task.threads)
-        self.task, self.on_gpu = task, task.use_gpu and torch.cuda.is_available()
+        self.on_gpu = task.use_gpu and torch.cuda.is_available()
         self.timer = Timer(
             evaluation_of(task),
             data_dir=data_folder(task),
             cache_dir=cache_folder(task),
             device="cuda" if self.on_gpu else "cpu",
         )
-
-    def ready(self) -> None:
-        """Answers once the worker is made."""
 
     def time(self, config: dict[str, Any]) -> tuple[Cost, Footprint] | str:
         """The cost of a configuration with the footprint so far, or why there is none."""
@@ -96,7 +98,7 @@ def rehearse(plan: SweepPlan, progress: Progress, *, seconds: float = SECONDS) -
         actor: Any = ray.remote(num_cpus=plan.cpus_per_trial, num_gpus=plan.gpus_per_trial)(Worker)
         workers = [actor.remote(task) for _ in range(slots)]
         try:
-            ray.get([worker.ready.remote() for worker in workers])
+            ray.get([worker.open.remote() for worker in workers])
             worker_seconds = time.monotonic() - begun
             timed, failed, footprint = time_all(workers, list(candidates(plan)), progress, seconds)
             progress("timing what of the preparation is missing", 0, 1)

@@ -117,14 +117,14 @@ def test_a_name_that_exists(storage: Path, capfd: pytest.CaptureFixture[str]) ->
     assert "--name 'mine': exists" in refused(capfd, ["run", "--name", "mine"])
 
 
-@pytest.mark.parametrize("damage", ["truncated", "wrong magic"])
-def test_a_damaged_idx_file(damage: str, storage: Path, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("command", "damage"), [("run", "truncated"), ("run", "wrong magic"), ("plan", "wrong magic")])
+def test_a_damaged_idx_file(command: str, damage: str, storage: Path, capfd: pytest.CaptureFixture[str]) -> None:
     raw = storage / "data" / "MNIST" / "raw"
     raw.mkdir(parents=True)
     for part in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
         header = bytes([0, 0, 8, 3 if "images" in part else 1]) + (60_000).to_bytes(4, "big")
         (raw / f"{part}-ubyte").write_bytes(header[:6] if damage == "truncated" else b"\x7fELF" + header)
-    said = refused(capfd, ["run", "mnist", "--data-dir", str(storage / "data")])
+    said = refused(capfd, [command, "mnist", "--data-dir", str(storage / "data")])
     assert "train-images-idx3-ubyte" in said
 
 
