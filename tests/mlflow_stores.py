@@ -20,7 +20,7 @@ from typing import Any, Self
 
 from sweep.server import free_port
 
-READY_SECONDS = 180
+READY_SECONDS = 400
 
 
 def contents(database: Path, sweep: str) -> dict[str, Any]:
