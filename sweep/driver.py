@@ -32,13 +32,16 @@ from sweep.scheduler import MultiObjectiveASHA, Rungs, rung_levels
 from sweep.search import ParetoSearch
 from sweep.slots import SlotLimiter, Slots, concurrency, slots_now
 from sweep.trainable import FAILURE, FOOTPRINT, STORAGE, WARNINGS, Footprint, Task, TrialTrainable
-from trainer.config import InputError, StorageFailed, TrialConfig
+from trainer.config import InputError, OtsweepError, StorageFailed, TrialConfig
 from trainer.durable import patiently, write_whole
 from trainer.report import collapse
 
 LOST_WORKER_RETRIES = 3
 """How often a trial is brought back after its worker was lost (killed, out of memory). A node that left does not count:
 on spot machines that is nobody's fault, and happens any number of times."""
+
+STARTS = 4
+"""How often Ray is started on a machine that is busy."""
 
 WAIT_SECONDS = 1.0
 """Between two looks at whether somebody asked to stop, while nothing is heard from a worker."""
@@ -312,15 +315,15 @@ def ray_session() -> Iterator[None]:
     """The cluster this runs in (`RAY_ADDRESS`), else a Ray of this process's own, ended with it."""
     import logging
 
-    address = os.environ.get("RAY_ADDRESS") or "local"
-    options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
     logging.getLogger("ray").setLevel(logging.ERROR)
-    if address == "local":
-        start_what_is_needed()
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=True, **options)
-    except ConnectionError as error:
-        raise InputError(f"RAY_ADDRESS={address}: no Ray cluster answers there ({error})") from None
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address := os.environ.get("RAY_ADDRESS"):
+        try:
+            ray.init(address=address, **quiet)
+        except ConnectionError as error:
+            raise InputError(f"RAY_ADDRESS={address}: no Ray cluster answers there ({error})") from None
+    else:
+        start_ray(**quiet)
     trim_environments()
     silence_raylets()
     # Ray Tune's errors are trials that failed, and those are told in our own words.
@@ -330,6 +333,24 @@ def ray_session() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def start_ray(**options: Any) -> None:
+    """A Ray of this process's own. It gives itself 30 s, which a busy machine may need: then it is started anew.
+
+    Raises:
+        OtsweepError: if that was to no avail.
+    """
+    start_what_is_needed()
+    for _ in range(STARTS):
+        try:
+            ray.init(address="local", include_dashboard=False, **options)
+            return
+        except Exception as error:
+            # Ray has no class for it.
+            if "timed out during startup" not in str(error):
+                raise
+    raise OtsweepError("Ray did not start: this machine is too busy; `otsweep resume` goes on once it is less so")
 
 
 def silence_raylets() -> None:

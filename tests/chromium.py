@@ -91,7 +91,7 @@ class Page:
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
 
-    def wait(self, script: str, *, seconds: float = 60) -> Any:
+    def wait(self, script: str, *, seconds: float = 200) -> Any:
         """The expression's value, once it is true."""
         deadline = time.monotonic() + seconds
         while not (value := self.run(script)):

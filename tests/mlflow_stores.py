@@ -21,7 +21,7 @@ from sqlalchemy import create_engine, text
 
 from sweep.server import free_port
 
-READY_SECONDS = 180
+READY_SECONDS = 400
 
 
 def contents(store: Path | str, sweep: str) -> dict[str, Any]:

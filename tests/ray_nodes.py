@@ -51,7 +51,7 @@ def start(words: list[str], folder: Path, name: str, settings: dict[str, str]) -
         return subprocess.Popen(words, env=settings, cwd=folder, stdout=log, stderr=log, start_new_session=True)
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 400) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline

@@ -10,7 +10,7 @@ import re
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -43,7 +43,7 @@ from sweep.ledger import LedgerWriter, TrialRecord, read_ledger
 from sweep.pareto import Objectives, front_mask
 from sweep.plan import OBJECTIVES, SweepPlan, make_plan, read_plan, write_plan
 from sweep.results import Results, read_facts
-from tests.test_sweep import SPACE, otsweep, run_words, wait_for
+from tests.test_sweep import PATIENCE, SPACE, otsweep, run_words, wait_for
 from tests.test_sweep import command as shell_words
 from trainer.config import InputError, TrialConfig
 from trainer.data import Split
@@ -536,9 +536,9 @@ OPTIONS = ("--finalists", "2", "--test-size", "40", "--steps", "2", "--queries",
 
 
 @pytest.fixture(scope="module")
-def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def storage(new_storage: Callable[[str], Path]) -> Path:
     """A storage folder with a small sweep in it."""
-    folder = tmp_path_factory.mktemp("audits")
+    folder = new_storage("audits")
     (folder / "tiny.yaml").write_text(TINY)
     done = otsweep(folder, *run_words(folder, "swept"), "--trials", "3")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -629,7 +629,7 @@ def test_ctrl_c_stops_cleanly_and_the_audit_goes_on(storage: Path, results: dict
     folder = storage / "swept" / "audit"
     wait_for(lambda: len(list(folder.glob("*.json"))) > len(results), process)
     os.kill(process.pid, signal.SIGINT)
-    said, _ = process.communicate(timeout=120)
+    said, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, said
     assert "Traceback" not in said
     assert "otsweep audit swept --seeds 8" in said

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,9 @@ MNIST = TINY.replace("dataset: digits, train_size: 300", "dataset: mnist, train_
 
 
 @pytest.fixture(scope="module")
-def mnist_storage(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Path:
+def mnist_storage(new_storage: Callable[[str], Path], data_dir: Path) -> Path:
     """A storage folder with a small sweep of MNIST, audited while no examples were at hand."""
-    folder = tmp_path_factory.mktemp("people")
+    folder = new_storage("people")
     (folder / "data").mkdir()
     (folder / "data" / "MNIST").symlink_to(data_dir / "MNIST")
     (folder / "tiny.yaml").write_text(MNIST)

@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())
 SPACE = """
 trials: 4
-evaluation: {dataset: digits, train_size: 300, validation_size: 60, eval_sensitivity_steps: 2}
+evaluation: {dataset: digits, train_size: 300, validation_size: 100, eval_sensitivity_steps: 2}
 space:
   architecture: mlp
   batch_size: 50
@@ -113,7 +113,7 @@ class Compose:
             env=environment(RAY_AUTH_TOKEN=self.values["RAY_AUTH_TOKEN"]),
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=600,
         )
 
     def submit(self, name: str, *words: str) -> None:
@@ -126,13 +126,14 @@ class Compose:
 
 
 @pytest.fixture(scope="module")
-def compose() -> Iterator[Compose]:
+def compose(cache_dir: Path) -> Iterator[Compose]:
     need_jobs()
     need_postgres()
     with tempfile.TemporaryDirectory(prefix="otc-") as name:
         folder = Path(name)
         folder.chmod(0o755)
         (folder / "storage").mkdir()
+        (folder / "storage" / "cache").symlink_to(cache_dir)
         made = Compose(folder)
         try:
             made.up_postgres()

@@ -573,12 +573,12 @@ def test_where_was_looked_is_told(prepare: Callable[[Path], object], told: str, 
 
 def test_a_server_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     given_up = threading.Event()
-    monkeypatch.setattr(data.urllib.request, "urlopen", lambda *_, **__: given_up.wait(10))
+    monkeypatch.setattr(data.urllib.request, "urlopen", lambda *_, **__: given_up.wait(100))
     monkeypatch.setattr(data, "CONNECT_SECONDS", 0.1)
     start = time.perf_counter()
     with pytest.raises(InputError, match=r"cifar-10-python.tar.gz: no connection within 0 s"):
         load_data(CIFAR, cache_dir=tmp_path)
-    assert time.perf_counter() - start < 5
+    assert time.perf_counter() - start < 60
     given_up.set()
 
 

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from sweep.budget import Budget
 from sweep.ledger import TrialRecord, read_ledger
 from sweep.plan import OBJECTIVES, make_plan
 from sweep.results import Results
+from tests.test_sweep import PATIENCE
 
 SPACE = """
 trials: 30
@@ -90,30 +92,32 @@ def test_enough_is_a_flat_front_or_a_spent_time(tmp_path: Path, monkeypatch: pyt
     assert budget(max_hours=0.5).enough()
 
 
-def test_a_sweep_ends_when_its_front_is_flat_also_after_a_kill(tmp_path: Path) -> None:
-    (tmp_path / "flat.yaml").write_text(SPACE)
+@pytest.mark.slow
+def test_a_sweep_ends_when_its_front_is_flat_also_after_a_kill(new_storage: Callable[[str], Path]) -> None:
+    storage = new_storage("flat")
+    (storage / "flat.yaml").write_text(SPACE)
 
     def words(name: str) -> list[str]:
-        options = ["--max-concurrent", "1", "--stop-when-flat", "4", "--storage", str(tmp_path)]
-        return [sys.executable, "-m", "sweep.cli", "run", str(tmp_path / "flat.yaml"), "--name", name, *options]
+        options = ["--max-concurrent", "1", "--stop-when-flat", "4", "--storage", str(storage)]
+        return [sys.executable, "-m", "sweep.cli", "run", str(storage / "flat.yaml"), "--name", name, *options]
 
     def configs(name: str) -> list[tuple]:
-        trials = read_ledger(tmp_path / name).trials.values()
+        trials = read_ledger(storage / name).trials.values()
         return [(record.state, record.config, record.result and record.result["clean_accuracy"]) for record in trials]
 
-    done = subprocess.run(words("whole"), capture_output=True, text=True, timeout=300)
+    done = subprocess.run(words("whole"), capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stdout + done.stderr
     ran = len(configs("whole"))
     assert 5 <= ran < 30
     assert f"Ended after {ran} of 30 trials, as the plan has it; hypervolume +0.0% over the last 4." in done.stdout
 
-    killed, log = subprocess.Popen(words("killed"), stdout=subprocess.DEVNULL), tmp_path / "killed/ledger/log.jsonl"
+    killed, log = subprocess.Popen(words("killed"), stdout=subprocess.DEVNULL), storage / "killed/ledger/log.jsonl"
     while not log.exists() or log.read_bytes().count(b'"ended"') < 3:
         assert killed.poll() is None
         time.sleep(0.01)
     killed.kill()
     killed.wait()
-    resume = [sys.executable, "-m", "sweep.cli", "resume", "killed", "--storage", str(tmp_path)]
+    resume = [sys.executable, "-m", "sweep.cli", "resume", "killed", "--storage", str(storage)]
     for _ in range(2):
-        assert subprocess.run(resume, capture_output=True, timeout=300).returncode == 0
+        assert subprocess.run(resume, capture_output=True, timeout=PATIENCE).returncode == 0
         assert json.dumps(configs("killed")) == json.dumps(configs("whole"))

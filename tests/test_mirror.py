@@ -16,6 +16,7 @@ from sweep.ledger import TrialRecord, read_ledger
 from sweep.mirror import MARK, UrlStore, folder_of, pull, push, url_of
 from sweep.places import storage_folder
 from tests.ray_nodes import answers, end, free_ports, kill, start, wait_for
+from tests.test_sweep import PATIENCE
 from trainer.config import InputError
 
 SPACE = """
@@ -132,22 +133,24 @@ def test_a_killed_sweep_goes_on_elsewhere_from_the_url(bucket: Bucket, tmp_path:
         return {**os.environ, **bucket.settings, "XDG_CACHE_HOME": str(tmp_path / name)}
 
     without = subprocess.run(words("run", "digits"), env=machine("a"), capture_output=True, text=True, cwd="/")
-    whole = subprocess.run(run("whole"), env=machine("a"), capture_output=True, text=True, timeout=300)
+    whole = subprocess.run(run("whole"), env=machine("a"), capture_output=True, text=True, timeout=PATIENCE)
     assert whole.returncode == 0, whole.stdout + whole.stderr
     killed = start(run("killed"), tmp_path, "killed", machine("a"))
     log = UrlStore(f"{bucket.url}/killed/ledger")
     wait_for(lambda: "log.jsonl" in log.names() and log.read("log.jsonl").count(b'"reported"') > 25)
     kill(killed)
-    resumed = subprocess.run(words("resume", "killed"), env=machine("b"), capture_output=True, text=True, timeout=300)
+    resumed = subprocess.run(
+        words("resume", "killed"), env=machine("b"), capture_output=True, text=True, timeout=PATIENCE
+    )
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     for name in ("whole", "killed"):
         pull(storage_folder(bucket.url) / name)
     folder = storage_folder(bucket.url)
     assert numbers(folder, "killed") == numbers(folder, "whole")
     attempts = [record.attempts for record in read_ledger(folder / "killed").trials.values()]
-    assert attempts == [1, 2, 1]
+    assert sorted(attempts) == [1, 1, 2]
     assert {"front.png", "ledger.parquet", "plan.yaml"} <= set(UrlStore(f"{bucket.url}/killed").names())
-    front = subprocess.run(words("front", "killed"), env=machine("c"), capture_output=True, text=True, timeout=100)
+    front = subprocess.run(words("front", "killed"), env=machine("c"), capture_output=True, text=True, timeout=PATIENCE)
     assert "front of" in front.stdout, front.stderr
     assert without.returncode == 2
     assert "holds no database; give --mlflow-uri" in without.stderr

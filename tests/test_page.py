@@ -34,7 +34,7 @@ pytestmark = [
     pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine (Debian: apt install chromium)"),
 ]
 
-LIST_SECONDS = 20
+LIST_SECONDS = 60
 """The aim is a few; on a busy machine of two cores the browser itself takes some."""
 # Read at once: the tests run in an environment of their own.
 SCREENSHOTS = os.environ.get("OTSWEEP_SCREENSHOTS")
@@ -62,7 +62,7 @@ def shown_in(storage: Path) -> Iterator[dict[str, Shown]]:
     for name in ("digits24", "thousand"):
         plan = recorded(name, storage)
         words = [sys.executable, "-m", "sweep.cli", "resume", name, "--storage", str(storage)]
-        done = subprocess.run(words, capture_output=True, text=True, timeout=600)
+        done = subprocess.run(words, capture_output=True, text=True, timeout=900)
         assert done.returncode == 0, done.stdout + done.stderr
         link = re.search(r"^opens +(http://127\.0\.0\.1:5000)(/\S+)$", done.stdout, re.MULTILINE)
         assert link is not None, done.stdout
@@ -133,7 +133,7 @@ def test_the_interactive_picture_is_drawn_on_the_page(
     """In a frame of its own, into which only a picture of the screen can look: the knee's ring is there."""
     page.open(f"{parent_link(shown, name)}/artifacts/front/front.html")
     page.wait("document.querySelector('iframe')?.src")
-    screen, deadline = tmp_path / "screen.png", time.monotonic() + 30
+    screen, deadline = tmp_path / "screen.png", time.monotonic() + 120
     ring = [int(KNEE_COLOUR[place : place + 2], 16) for place in (1, 3, 5)]
     while True:
         page.screenshot(screen)

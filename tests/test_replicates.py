@@ -8,6 +8,7 @@ import io
 import json
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from sweep.results import Results, results_of
 from sweep.scheduler import Rungs
 from sweep.search import ParetoSearch
 from sweep.tables import cells, front_picture, front_rows, front_table
-from tests.test_sweep import command, otsweep
+from tests.test_sweep import PATIENCE, command, otsweep
 from trainer.config import InputError
 
 numbers = st.integers(0, 6).map(float)
@@ -301,8 +302,8 @@ points:
 
 
 @pytest.fixture(scope="module")
-def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("replicates")
+def storage(new_storage: Callable[[str], Path]) -> Path:
+    folder = new_storage("replicates")
     (folder / "quick.yaml").write_text(SPACE)
     return folder
 
@@ -384,7 +385,7 @@ def test_killed_in_the_middle_it_ends_as_the_undisturbed_one(
     storage: Path, undisturbed: subprocess.CompletedProcess[str], reports: int
 ) -> None:
     driver = subprocess.Popen(command(storage, *words(storage, "killed")), stdout=subprocess.DEVNULL)
-    log, deadline = storage / "killed" / "ledger" / "log.jsonl", time.monotonic() + 200
+    log, deadline = storage / "killed" / "ledger" / "log.jsonl", time.monotonic() + PATIENCE
     while not log.exists() or log.read_bytes().count(b'"reported"') < reports:
         assert driver.poll() is None, "the sweep ended before it was disturbed"
         assert time.monotonic() < deadline

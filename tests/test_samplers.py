@@ -3,6 +3,7 @@ a search that is rebuilt from the ledger."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -32,8 +33,8 @@ points:
 
 
 @pytest.fixture(scope="module")
-def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("samplers")
+def storage(new_storage: Callable[[str], Path]) -> Path:
+    folder = new_storage("samplers")
     (folder / "quick.yaml").write_text(SPACE)
     return folder
 

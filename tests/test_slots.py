@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -119,19 +120,20 @@ def test_gpu_hours_are_what_trials_hold_across_resumptions(plan_of: Any, monkeyp
 
 @pytest.mark.slow
 @pytest.mark.cluster
-def test_shares_of_a_gpu_memory_and_gpu_hours_in_a_sweep(tmp_path: Path) -> None:
+def test_shares_of_a_gpu_memory_and_gpu_hours_in_a_sweep(new_storage: Callable[[str], Path]) -> None:
     from ray.cluster_utils import Cluster
 
-    (tmp_path / "tiny.yaml").write_text(SPACE)
+    storage = new_storage("shares")
+    (storage / "tiny.yaml").write_text(SPACE)
     limits = {"num_cpus": 3, "num_gpus": 1, "memory": 2 * 10**9}
     cluster = Cluster(initialize_head=True, head_node_args=limits)
-    sweep = Sweep(tmp_path, {"RAY_ADDRESS": str(cluster.address)})
+    sweep = Sweep(storage, {"RAY_ADDRESS": str(cluster.address)})
     try:
-        words = ("run", str(tmp_path / "tiny.yaml"), "--name", "gpu", "--trials", "8", "--gpus-per-trial")
+        words = ("run", str(storage / "tiny.yaml"), "--name", "gpu", "--trials", "8", "--gpus-per-trial")
         refused = sweep.call(*words, "1.0", "--cpus-per-trial", "4")
         assert refused.returncode == 2
         assert refused.stderr == "otsweep: --cpus-per-trial 4: this machine has 3 CPU and 1 GPU\n"
-        assert not (tmp_path / "gpu").exists()
+        assert not (storage / "gpu").exists()
 
         cap, share = 0.1 * 3.0 / 3600, 0.1
         capped = sweep.call(*words, str(share), "--max-concurrent", "auto", "--max-gpu-hours", f"{cap:.8f}")

@@ -54,11 +54,13 @@ class Head(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def head() -> Iterator[Head]:
+def head(cache_dir: Path) -> Iterator[Head]:
     need_jobs()
     token, (port, dashboard, client, agent) = secrets.token_hex(16), free_ports(4)
     # Ray keeps sockets in its folder, and their paths are short.
     with tempfile.TemporaryDirectory(prefix="ots-") as folder:
+        (Path(folder) / "storage").mkdir()
+        (Path(folder) / "storage" / "cache").symlink_to(cache_dir)
         words = [*RAY, "start", "--head", "--block", "--disable-usage-stats", "--node-ip-address=127.0.0.1"]
         words += [f"--port={port}", f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}"]
         words += [
@@ -82,7 +84,7 @@ def otsweep(head: Head, *words: str, **more: str) -> subprocess.CompletedProcess
         env=environment(**{"RAY_AUTH_TOKEN": head.token, **more}),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
 
 
@@ -201,7 +203,7 @@ def test_a_difference_is_said_before_anything_is_sent(head: Head, sent: subproce
         env=environment(RAY_AUTH_TOKEN=head.token),
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=600,
     )
     said, sending = done.stderr.split("it was going to be sent")
     assert re.search(r"Python 3\.\d+\.\d+ there, 3\.99\.1 here; Ray 2\.\S+ there, 2\.51\.0 here", said)

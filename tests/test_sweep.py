@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import re
@@ -17,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from mlflow.entities import Run
 
+from sweep.cli import main
 from sweep.ledger import TrialRecord, read_ledger
 from sweep.tracking import connect
 from tests.mlflow_stores import contents
@@ -40,12 +43,14 @@ points:
 """
 
 SECONDS = ("train_seconds", "evaluation_seconds", "time")
+PATIENCE = 600.0
+"""Seconds that anything may take, however busy the machine is: then it hangs."""
 
 
 @pytest.fixture(scope="module")
-def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One storage folder for all sweeps here: the oracles are trained once."""
-    folder = tmp_path_factory.mktemp("sweeps")
+def storage(new_storage: Callable[[str], Path]) -> Path:
+    """One storage folder for all sweeps here."""
+    folder = new_storage("sweeps")
     (folder / "tiny.yaml").write_text(SPACE)
     return folder
 
@@ -55,7 +60,7 @@ def command(storage: Path, *words: str) -> list[str]:
 
 
 def otsweep(storage: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(storage, *words), capture_output=True, text=True, timeout=300)
+    return subprocess.run(command(storage, *words), capture_output=True, text=True, timeout=PATIENCE)
 
 
 def run_words(storage: Path, name: str) -> tuple[str, ...]:
@@ -82,7 +87,11 @@ def numbers(storage: Path, name: str) -> dict[int, tuple[str, dict, list[dict]]]
 
 
 def front(storage: Path, name: str) -> dict:
-    return json.loads(otsweep(storage, "front", name, "--format", "json").stdout)
+    """As the command tells it; in this process, which has imported everything already."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        assert main(["front", name, "--format", "json", "--storage", str(storage)]) == 0
+    return json.loads(said.getvalue())
 
 
 def test_a_sweep_ends_with_its_front(storage: Path, undisturbed: subprocess.CompletedProcess[str]) -> None:
@@ -219,7 +228,7 @@ def assert_mlflow_tells_the_ledger(storage: Path, name: str, folder: Path) -> No
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + PATIENCE
     while not condition():
         assert process.poll() is None, "the sweep ended before it was disturbed"
         assert time.monotonic() < deadline
@@ -245,20 +254,19 @@ def test_ui_serves_the_front_on_the_loopback_address_and_ends(
         with urllib.request.urlopen(f"{address[0]}/health", timeout=10) as answer:
             assert answer.status == 200
         process.send_signal(ending)
-        assert process.wait(timeout=60) == 0
+        assert process.wait(timeout=PATIENCE) == 0
     with pytest.raises(OSError, match="refused"):
         urllib.request.urlopen(f"{address[0]}/health", timeout=10)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("reports", [0, 7])
 def test_a_killed_sweep_resumes_to_the_undisturbed_front(
-    storage: Path, undisturbed: subprocess.CompletedProcess[str], reports: int, tmp_path: Path
+    storage: Path, undisturbed: subprocess.CompletedProcess[str], tmp_path: Path
 ) -> None:
-    name = f"killed-{reports}"
+    """Killed in the middle of a trial; `test_survival.py` kills at every other time."""
+    name = "killed"
     driver = subprocess.Popen(command(storage, *run_words(storage, name)), stdout=subprocess.DEVNULL)
-    ledger = storage / name / "ledger" / "log.jsonl"
-    wait_for(lambda: ledger.exists() and reports_written(storage, name) >= reports, driver)
+    wait_for(lambda: reports_written(storage, name) >= 7, driver)
     driver.kill()
     driver.wait()
     before = numbers(storage, name)
@@ -266,8 +274,7 @@ def test_a_killed_sweep_resumes_to_the_undisturbed_front(
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     assert numbers(storage, name) == numbers(storage, "undisturbed")
     assert front(storage, name)["front"] == front(storage, "undisturbed")["front"]
-    if reports == 7:
-        assert_mlflow_tells_the_ledger(storage, name, tmp_path)
+    assert_mlflow_tells_the_ledger(storage, name, tmp_path)
     attempts = {number: record.attempts for number, record in read_ledger(storage / name).trials.items()}
     for number, (state, _, _) in before.items():
         assert attempts[number] == (1 if state == "finished" else 2)
@@ -300,13 +307,14 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(
     )
     wait_for(lambda: reports_written(storage, name) >= 6, driver)
     driver.send_signal(ending)
-    said, _ = driver.communicate(timeout=120)
+    said, _ = driver.communicate(timeout=PATIENCE)
     assert driver.returncode == 130, said
     assert f"otsweep resume {name}" in said
     assert "Traceback" not in said
     assert "SIGTERM received" not in said
-    assert otsweep(storage, "resume", name).returncode == 0
-    assert numbers(storage, name) == numbers(storage, "undisturbed")
+    if ending == signal.SIGINT:  # either leaves the same behind
+        assert otsweep(storage, "resume", name).returncode == 0
+        assert numbers(storage, name) == numbers(storage, "undisturbed")
 
 
 @pytest.mark.slow
@@ -326,16 +334,20 @@ def test_a_failing_trial_is_told_and_the_sweep_goes_on(storage: Path) -> None:
 @pytest.mark.slow
 def test_no_worker_is_left_behind(undisturbed: subprocess.CompletedProcess[str]) -> None:
     """Also not by the drivers that were killed above: their workers notice, and go within a minute or so."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     while workers():
         assert time.monotonic() < deadline
         time.sleep(1)
 
 
+WORKER = re.compile(r"ray::\w*Trainable")
+"""What a process is called in which a trial runs, also between two epochs."""
+
+
 def workers() -> list[int]:
     """Processes in which trials of the sweeps of these tests run: others of this machine have another storage."""
     rows = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True).stdout.splitlines()
-    pids = [row.split()[0] for row in rows if "ray::ResourceTrainable" in row]
+    pids = [row.split()[0] for row in rows if WORKER.search(row)]
     return [int(pid) for pid in pids if os.environ["OTSWEEP_STORAGE"].encode() in environment_of(pid)]
 
 

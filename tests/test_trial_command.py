@@ -322,7 +322,7 @@ def test_stopped_by_ctrl_c_it_says_how_to_go_on_and_goes_on(
     assert process.stdout is not None
     first = [process.stdout.readline() for _ in range(2)]
     process.send_signal(signal.SIGINT)
-    rest, errors = process.communicate(timeout=60)
+    rest, errors = process.communicate(timeout=300)
     assert process.returncode == 130
     assert errors.startswith("Stopped. To go on ")
     assert errors.endswith(f"give the same command with\n  --out {tmp_path}\n")
@@ -344,7 +344,7 @@ def test_a_reader_that_goes_away_ends_it_quietly(prepared: Prepared, tmp_path: P
     assert process.stderr is not None
     process.stdout.readline()
     process.stdout.close()
-    assert process.wait(timeout=60) == 1
+    assert process.wait(timeout=300) == 1
     assert process.stderr.read() == ""
     process.stderr.close()
 
