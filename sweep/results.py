@@ -62,7 +62,7 @@ def read_facts(folder: Path) -> Facts:
     return facts
 
 
-class Look(NamedTuple):
+class FoundFront(NamedTuple):
     """The front of so many contenders."""
 
     contenders: int
@@ -123,7 +123,7 @@ class Results:
         """And those that break it."""
         self.resampled: tuple[int, dict[int, Replicates]] = (0, {})
         """What `replicates` found last, and among how many configurations."""
-        self.looked = Look(0, (), None)
+        self.found = FoundFront(0, (), None)
         self.front = pareto.Front(objectives)
         self.volumes: list[float] = []
         """The hypervolume after each trial that finished or was stopped, in the order in which they ended."""
@@ -232,24 +232,24 @@ class Results:
     @property
     def front_records(self) -> list[TrialRecord]:
         """The configurations on the front, the best in the first objective first."""
-        return list(self.look().records)
+        return list(self.find_front().records)
 
     @property
     def knee(self) -> int | None:
         """The number of the configuration at the front's knee, where the front has one."""
-        return self.look().knee
+        return self.find_front().knee
 
-    def look(self) -> Look:
+    def find_front(self) -> FoundFront:
         """The front as it is, found once for as many contenders: of ten thousand it takes a while."""
         contenders = list(self.contenders.values())
-        if self.looked.contenders != len(contenders):
+        if self.found.contenders != len(contenders):
             points = self.points(contenders)
             on_front = np.flatnonzero(pareto.front_mask(points, self.objectives))
             best_first = on_front[self.objectives.turn(points[on_front])[:, 0].argsort(kind="stable")[::-1]]
             place = pareto.knee(points, self.objectives)
             knee = None if place is None else contenders[place].number
-            self.looked = Look(len(contenders), tuple(contenders[place] for place in best_first), knee)
-        return self.looked
+            self.found = FoundFront(len(contenders), tuple(contenders[place] for place in best_first), knee)
+        return self.found
 
     def ranks(self) -> dict[int, int]:
         """Non-dominated rank of every trial whose configuration finished: 0 on the front, and who breaks what is

@@ -51,7 +51,8 @@ def start(words: list[str], folder: Path, name: str, settings: dict[str, str]) -
         return subprocess.Popen(words, env=settings, cwd=folder, stdout=log, stderr=log, start_new_session=True)
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 300) -> None:
+    """On a machine that runs other tests too a node of Ray takes minutes to start."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline

@@ -135,7 +135,7 @@ class Compose:
             env=environment(RAY_AUTH_TOKEN=self.values["RAY_AUTH_TOKEN"]),
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=900,
         )
 
     def submit(self, name: str, *words: str) -> None:
