@@ -62,6 +62,16 @@ def read_facts(folder: Path) -> Facts:
     return facts
 
 
+class FoundFront(NamedTuple):
+    """The front of so many contenders."""
+
+    contenders: int
+    records: tuple[TrialRecord, ...]
+    """The best in the first objective first."""
+    knee: int | None
+    """Number of the configuration at its knee."""
+
+
 class Milestone(NamedTuple):
     """Where a sweep stood when a configuration had finished."""
 
@@ -113,6 +123,7 @@ class Results:
         """And those that break it."""
         self.resampled: tuple[int, dict[int, Replicates]] = (0, {})
         """What `replicates` found last, and among how many configurations."""
+        self.found = FoundFront(0, (), None)
         self.front = pareto.Front(objectives)
         self.volumes: list[float] = []
         """The hypervolume after each trial that finished or was stopped, in the order in which they ended."""
@@ -221,18 +232,24 @@ class Results:
     @property
     def front_records(self) -> list[TrialRecord]:
         """The configurations on the front, the best in the first objective first."""
-        contenders = list(self.contenders.values())
-        mask = pareto.front_mask(self.points(contenders), self.objectives)
-        members = [record for record, on_front in zip(contenders, mask, strict=True) if on_front]
-        best_first = self.objectives.turn(self.points(members))[:, 0].argsort(kind="stable")[::-1]
-        return [members[place] for place in best_first]
+        return list(self.find_front().records)
 
     @property
     def knee(self) -> int | None:
         """The number of the configuration at the front's knee, where the front has one."""
+        return self.find_front().knee
+
+    def find_front(self) -> FoundFront:
+        """The front as it is, found once for as many contenders: of ten thousand it takes a while."""
         contenders = list(self.contenders.values())
-        place = pareto.knee(self.points(contenders), self.objectives) if contenders else None
-        return None if place is None else contenders[place].number
+        if self.found.contenders != len(contenders):
+            points = self.points(contenders)
+            on_front = np.flatnonzero(pareto.front_mask(points, self.objectives))
+            best_first = on_front[self.objectives.turn(points[on_front])[:, 0].argsort(kind="stable")[::-1]]
+            place = pareto.knee(points, self.objectives)
+            knee = None if place is None else contenders[place].number
+            self.found = FoundFront(len(contenders), tuple(contenders[place] for place in best_first), knee)
+        return self.found
 
     def ranks(self) -> dict[int, int]:
         """Non-dominated rank of every trial whose configuration finished: 0 on the front, and who breaks what is

@@ -136,7 +136,7 @@ Open: {", ".join(f"[{name}]({link})" for name, link in links.items())}
 
 {verdict(plan, results)}
 
-| {" | ".join(columns)} |
+| {" | ".join(map(spaced, columns))} |
 |{"---:|" * (len(columns) - 1)}:---|"""
     lines = [markdown_row(plan, results, row, experiment, runs) for row in rows]
     commands = [
@@ -146,6 +146,11 @@ Open: {", ".join(f"[{name}]({link})" for name, link in links.items())}
     table, room = fitting(lines, room, "|" + " |" * (len(columns) - 1) + " and {} more: see front/front.csv |")
     again, _ = fitting(commands, room, "# and {} more: each trial's own description has its command")
     return "\n".join([head, *table, "", "Run a point again:", "", "```", *again, "```"]).replace("```\n\n#", "```\n#")
+
+
+def spaced(heading: str) -> str:
+    """MLflow's page sets columns edge to edge; no-break spaces in the headings keep them apart."""
+    return f"\N{NO-BREAK SPACE}{heading}\N{NO-BREAK SPACE}"
 
 
 def folded(command: str) -> str:

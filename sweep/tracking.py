@@ -278,18 +278,22 @@ class Writer:
 
     def describe_parent(self) -> None:
         """What the plan fixes, and the data that every trial is judged on."""
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
         plan, evaluation = self.plan, self.plan.space.evaluation
         fixed = {"trials": plan.trials, "seeds": plan.seeds, "sampler": plan.sampler, "stopper": plan.stopper}
         fixed |= {"sweep_seed": plan.seed}
         self.log(self.parent, params={**evaluation.to_dict(), **fixed})
         self.client.update_run(self.parent, status="RUNNING")
-        facts = self.results.facts
-        if facts:
-            data = Dataset(evaluation.dataset, facts["data_fingerprint"], "local", f'{{"uri": "{evaluation.dataset}"}}')
+        self.log_data(self.parent)
+
+    def log_data(self, run_id: str) -> None:
+        """What a run's trials are judged on, once that is known. Its page then begins with the description."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        if facts := self.results.facts:
+            name = self.plan.space.evaluation.dataset
+            data = Dataset(name, facts["data_fingerprint"], "local", f'{{"uri": "{name}"}}')
             judged = DatasetInput(data, [InputTag("mlflow.data.context", "validation")])
-            self.client.log_inputs(self.parent, datasets=[judged])
+            self.client.log_inputs(run_id, datasets=[judged])
 
     def created(self) -> int:
         """When the plan was made, in milliseconds."""
@@ -835,6 +839,7 @@ def write_comparison(
     from mlflow.exceptions import MlflowException
 
     results = Results(plan.objectives, {}, total=0)
+    results.facts = read_facts(plan.folder)
     writer = Writer(plan, results, connect(plan.mlflow_uri), plan.mlflow_uri, over=True, say=say)
     moment = int(time * 1000)
     try:
@@ -847,6 +852,7 @@ def write_comparison(
         writer.log(
             run_id, metrics=rows, params=plan.space.evaluation.to_dict(), tags={"mlflow.note.content": note(run_id)}
         )
+        writer.log_data(run_id)
         writer.client.log_artifacts(run_id, str(folder), artifact_path="compare")
         writer.client.set_terminated(run_id, "FINISHED", end_time=moment)
     except (MlflowException, OSError) as error:

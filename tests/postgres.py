@@ -58,7 +58,9 @@ class Postgres:
             raise
 
     def program(self, name: str) -> list[str]:
-        return [*(["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []), str(PROGRAMS[0] / name)]
+        # In the place of its caller, so that who ends that ends the program.
+        alone = ["setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups"] if os.getuid() == 0 else []
+        return [*alone, str(PROGRAMS[0] / name)]
 
     def uri(self, dialect: str, database: str) -> str:
         """Without the password, which PGPASSWORD gives."""

@@ -52,6 +52,7 @@ def start(words: list[str], folder: Path, name: str, settings: dict[str, str]) -
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 400) -> None:
+    """On a machine that runs other tests too a node of Ray takes minutes to start."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline

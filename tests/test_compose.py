@@ -1,7 +1,7 @@
 """The commands of docker/compose.yaml, as processes on the loopback address instead of containers.
 
-A head without slots, two workers, MLflow on a real PostgreSQL: a sweep is sent, workers and MLflow are killed in the
-middle, and the front is that of an undisturbed sweep.
+A head without slots, two workers, MLflow on a real PostgreSQL: a sweep is sent, workers (one of them after a warning)
+and MLflow are killed in the middle, and the front is that of an undisturbed sweep.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import secrets
 import subprocess
 import sys
 import tempfile
+import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ import yaml
 
 from sweep.ledger import TrialRecord, read_ledger
 from tests.postgres import Postgres, need_postgres
-from tests.ray_nodes import answers, end, environment, free_ports, kill, need_jobs, start, wait_for
+from tests.ray_nodes import RAY, answers, end, environment, free_ports, kill, need_jobs, start, wait_for
 
 ROOT = Path(__file__).parents[1]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())
@@ -107,6 +108,27 @@ class Compose:
         )
         self.running.append(postgres.process)
 
+    def workers(self) -> set[str]:
+        """Ray's names of the nodes beside the head that it takes for alive."""
+        headers = {"Authorization": f"Bearer {self.values['RAY_AUTH_TOKEN']}"}
+        request = urllib.request.Request(f"{self.dashboard}/api/v0/nodes", headers=headers)
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            nodes = json.load(answer)["data"]["result"]["result"]
+        return {node["node_id"] for node in nodes if node["state"] == "ALIVE" and not node["is_head_node"]}
+
+    def warn_of(self, node: str) -> None:
+        """As a cloud does before it takes a machine back."""
+        words = [
+            "drain-node",
+            f"--address={self.here('head:6379')}",
+            f"--node-id={node}",
+            "--reason-message=taken back",
+        ]
+        words += ["--reason=DRAIN_NODE_REASON_PREEMPTION", "--deadline-remaining-seconds=30"]
+        settings = environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=self.values["RAY_AUTH_TOKEN"])
+        done = subprocess.run([*RAY, *words], env=settings, capture_output=True, text=True, timeout=100)
+        assert done.returncode == 0, done.stdout + done.stderr
+
     def otsweep(self, *words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "sweep.cli", *words, "--address", self.dashboard],
@@ -174,14 +196,19 @@ def test_workers_and_mlflow_are_killed_and_the_front_is_the_same(compose: Compos
     # With no node to run on the sweep waits: nothing fails.
     compose.submit("disturbed")
     first = compose.up("worker", "worker-1")
+    [its_name] = compose.workers()
     second = compose.up("worker", "worker-2")
+    [second_name] = compose.workers() - {its_name}
     wait_for(lambda: events("reported") > 10)
     kill(first)
     mlflow = compose.running[1]
     kill(mlflow)
     told = events("reported")
     wait_for(lambda: events("reported") > told + 10)
-    # The last node goes too; everything is pending until another comes.
+    # The last node goes too, with a warning, up to whose end its trial goes on; all is pending until another comes.
+    compose.warn_of(second_name)
+    told = events("reported")
+    wait_for(lambda: events("reported") > told + 3)
     kill(second)
     compose.running[1] = compose.up("mlflow")
     compose.up("worker", "worker-3")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import secrets
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -179,10 +181,29 @@ def test_two_sweeps_at_once_stopped_resumed_and_kept_apart(head: Head, sent: sub
     assert "job      stopped.2" in resumed.stdout
     assert "3/3 done" in resumed.stdout
     assert otsweep(head, "logs", "beside", "--follow").returncode == 0
-    for name in ("stopped", "beside"):
-        found = read_ledger(head.storage / name)
+    ledgers = {name: read_ledger(head.storage / name) for name in ("stopped", "beside")}
+    for found in ledgers.values():
         assert [record.state for record in found.trials.values()] == ["finished"] * 3
         assert found.warnings == []
+    begun = {name: min(record.started or 0 for record in each.trials.values()) for name, each in ledgers.items()}
+    over = {name: max(record.ended or 0 for record in each.trials.values()) for name, each in ledgers.items()}
+    assert max(begun.values()) < min(over.values()), "they did not run at once"
+    assert trials_in_mlflow(head.storage / "mlflow.db") == {"first": 3, "stopped": 3, "beside": 3}
+
+
+def trials_in_mlflow(database: Path) -> dict[str, int]:
+    """Runs of trials below the runs of their sweeps, by sweep; none of them under another one's."""
+    query = """
+        select parent.value, count(*) from tags as kind
+        join tags as sweep on sweep.run_uuid = kind.run_uuid and sweep.key = 'otsweep.sweep'
+        join tags as link on link.run_uuid = kind.run_uuid and link.key = 'mlflow.parentRunId'
+        join tags as parent on parent.run_uuid = link.value and parent.key = 'otsweep.sweep'
+        join runs on runs.run_uuid = kind.run_uuid and runs.lifecycle_stage = 'active'
+        where kind.key = 'otsweep.kind' and kind.value = 'trial' and sweep.value = parent.value
+        group by parent.value
+    """
+    with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as store:
+        return dict(store.execute(query).fetchall())
 
 
 @pytest.mark.slow

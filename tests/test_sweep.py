@@ -140,7 +140,7 @@ def test_mlflow_has_one_parent_and_a_child_per_trial(
     [parent] = client.search_runs([experiment.experiment_id], query)
     children = client.search_runs([experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
     assert parent.info.status == "FINISHED"
-    assert "| trial |" in parent.data.tags["mlflow.note.content"]
+    assert "| trial |" in parent.data.tags["mlflow.note.content"].replace("\N{NO-BREAK SPACE}", "")
     assert {file.path for file in client.list_artifacts(parent.info.run_id, "front")} >= {"front/front.png"}
     assert sorted(int(run.data.tags["otsweep.trial"]) for run in children) == [0, 1, 2, 3, 4]
     trials = read_ledger(storage / "undisturbed").trials
