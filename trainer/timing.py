@@ -29,8 +29,10 @@ from trainer.cost import Cost
 from trainer.data import Split, load_data
 from trainer.evaluation import BATCH, Evaluation, evaluate, judging_attacks, predict
 from trainer.invariance import ATTACKS, allowed_targets
+from trainer.lanes import StackedAdamW, StackedModel, train_together
 from trainer.losses import Knobs
 from trainer.neighbours import bring_back, find_neighbours
+from trainer.pack import check_packable
 from trainer.parallel import threads
 from trainer.preparation import JudgingSet, Prepared, TrainingPerturbation, Workshop
 from trainer.report import EpochReport
@@ -149,14 +151,42 @@ class Timer:
         self, state: TrialState, config: TrialConfig, perturbation: TrainingPerturbation | None, count: int
     ) -> tuple[list[float], dict[str, float]]:
         """Seconds of each of so many steps, and what they tell of the loss; the last one is diagnosed."""
-        rows = count * config.batch_size
-        part = Split(*(field[:rows] for field in self.train))
-        perturbed = None if perturbation is None else TrainingPerturbation(*(field[:rows] for field in perturbation))
+        part, perturbed = self.first(count * config.batch_size, perturbation)
         ticks = [self.now()]
         terms = train_epoch(
             state, part, perturbed, config, Knobs.of(config, self.device), lambda *step: ticks.append(self.now())
         )
         return [after - before for before, after in zip(ticks, ticks[1:], strict=False)], terms
+
+    def first(self, rows: int, perturbation: TrainingPerturbation | None) -> tuple[Split, TrainingPerturbation | None]:
+        """So many training images, and what they are perturbed to."""
+        part = Split(*(field[:rows] for field in self.train))
+        return part, None if perturbation is None else TrainingPerturbation(*(field[:rows] for field in perturbation))
+
+    def pack_gain(self, config: TrialConfig, lanes: int) -> float:
+        """How many times faster the steps of so many trials are in a pack than one after the other.
+
+        Raises:
+            InputError: for a configuration that can't be packed.
+        """
+        check_packable(config)
+        configs = [config.replace(seed=lane) for lane in range(lanes)]
+        states = [initial_state(each, self.prepared, self.device) for each in configs]
+        perturbation = self.perturbation(config)[0] if config.uses_invariance else None
+        model = StackedModel([state.model for state in states])
+        optimizer = StackedAdamW(model, [state.optimizer for state in states])
+
+        def together(steps: int) -> float:
+            part, perturbed = self.first(steps * config.batch_size, perturbation)
+            begun = self.now()
+            train_together(model, optimizer, configs, [1] * lanes, part, perturbed and [perturbed] * lanes)
+            return self.now() - begun
+
+        steps = min(LEAST_STEPS, len(self.train.labels) // config.batch_size)
+        for warming in (True, False):
+            packed = together(1 if warming else steps)
+            alone, _ = self.time_steps(states[0], config, perturbation, 1 if warming else steps)
+        return lanes * sum(alone) / packed
 
     def time_judging(self, state: TrialState, config: TrialConfig) -> Judged:
         """One batch of the images, and as large a share of the judging set, stands for all.
