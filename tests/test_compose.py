@@ -80,7 +80,11 @@ class Compose:
             text = text.replace(there, here)
         return text
 
-    def up(self, service: str, name: str = "", within: Sequence[str] = ()) -> subprocess.Popen[bytes]:
+    def up(
+        self, service: str, name: str = "", within: Sequence[str] = (), *, tries: int = 3
+    ) -> subprocess.Popen[bytes]:
+        """A service's process; a worker that gave up (Ray gives a node 30 seconds to start) is started again, as the
+        file's restart policy has it."""
         words = [self.here(word) for word in COMPOSE["services"][service]["command"]] + self.alone.get(service, [])
         name = name or service
         if "start" in words:
@@ -92,7 +96,11 @@ class Compose:
         self.running.append(start([*within, *command], self.folder, name, environment(PYTHONPATH="", **settings)))
         if service == "worker":
             log = self.folder / f"{name}.log"
-            wait_for(lambda: "block forever" in log.read_text())
+            started = self.running[-1]
+            wait_for(lambda: "block forever" in log.read_text() or started.poll() is not None)
+            if started.poll() is not None:
+                assert tries > 1, log.read_text()[-2000:]
+                return self.up(service, name, within, tries=tries - 1)
         return self.running[-1]
 
     def up_postgres(self) -> None:
