@@ -204,6 +204,13 @@ class Space:
         given = (Requirement.parse(text, said="--require") for text in texts)
         return dataclasses.replace(self, require=tuple(dict.fromkeys((*self.require, *given))))
 
+    def corners(self) -> Iterator[TrialConfig]:
+        """Every given point, and of what is drawn the ends, one by one and in pairs: what each of them is allowed is
+        taken to be allowed to all that can run."""
+        drawn = _corners(self.fixed, self.swept) if self.swept else ()
+        for values in (*self.points, *drawn):
+            yield TrialConfig.from_mapping(values)
+
     def values_of(self, name: str) -> tuple[Any, ...]:
         """Every value that a field of words takes in this space, points included."""
         values = [point[name] for point in self.points]
@@ -504,15 +511,21 @@ def _check_corners(
 ) -> None:
     """Nothing that can be drawn is refused by TrialConfig: rules that tie two fields hold in every pair of ends."""
     with _blamed_by_name(entries, node):
-        TrialConfig.from_mapping(fixed)
-        for name, each in swept.items():
-            for value in each.domain.corners():
-                TrialConfig.from_mapping({**fixed, name: value})
-        for (a, swept_a), (b, swept_b) in itertools.combinations(swept.items(), 2):
-            for pair in itertools.product(swept_a.domain.corners(), swept_b.domain.corners()):
-                values = dict(zip((a, b), pair, strict=True))
-                if _compatible(swept_a, values) and _compatible(swept_b, values):
-                    TrialConfig.from_mapping({**fixed, **values})
+        for values in _corners(fixed, swept):
+            TrialConfig.from_mapping(values)
+
+
+def _corners(fixed: Mapping[str, Any], swept: Mapping[str, Swept]) -> Iterator[dict[str, Any]]:
+    """The fixed values: as they are, with each end of each knob, and with each pair of ends that may meet."""
+    yield dict(fixed)
+    for name, each in swept.items():
+        for value in each.domain.corners():
+            yield {**fixed, name: value}
+    for (a, swept_a), (b, swept_b) in itertools.combinations(swept.items(), 2):
+        for pair in itertools.product(swept_a.domain.corners(), swept_b.domain.corners()):
+            values = dict(zip((a, b), pair, strict=True))
+            if _compatible(swept_a, values) and _compatible(swept_b, values):
+                yield {**fixed, **values}
 
 
 def _compatible(swept: Swept, values: Mapping[str, Any]) -> bool:

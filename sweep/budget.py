@@ -44,7 +44,7 @@ class Budget:
     def gpu_hours(self) -> float:
         """Spent so far."""
         ended = sum(record.held for number, record in self.results.trials.items() if number not in self.holding)
-        return self.plan.gpus_per_trial * (ended + sum(map(self.held, self.holding))) / HOUR
+        return self.plan.gpu_share * (ended + sum(map(self.held, self.holding))) / HOUR
 
     @property
     def usual(self) -> float:
@@ -59,7 +59,7 @@ class Budget:
         usual = self.usual
         left = sum(max(0.0, usual - self.held(number)) for number in self.holding)
         begun = usual * (1 + max(0, self.promised - len(self.holding)))
-        return self.plan.gpus_per_trial * (left + begun) / HOUR
+        return self.plan.gpu_share * (left + begun) / HOUR
 
     def spent(self) -> bool:
         """Whether the hard cap is reached: running trials stop at their next epoch, where a resume goes on."""
@@ -68,7 +68,7 @@ class Budget:
     def overrun(self) -> bool:
         """Whether the hard cap is passed by a whole trial: nothing goes on, not even to its epoch's end. Before the
         first report a single trial runs, and is let come to it: else no resume could ever get further."""
-        usual_hours = self.plan.gpus_per_trial * self.usual / HOUR
+        usual_hours = self.plan.gpu_share * self.usual / HOUR
         return self.spent() and 0 < usual_hours <= self.gpu_hours - self.plan.max_gpu_hours
 
     def enough(self) -> bool:

@@ -93,6 +93,9 @@ def add_circumstances(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="most trials at once, or auto: by measured memory; default: as many as fit",
     )
+    parser.add_argument(
+        "--pack", metavar="K", help="train K trials in one process, alike ones in one vectorised step, on a GPU (1)"
+    )
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
@@ -121,8 +124,8 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stopper", metavar="NAME", help="who stops trials early: asha or none (none)")
     parser.add_argument("--eta", metavar="N", help="of the trials that reach a rung the best 1/eta go on (2)")
     parser.add_argument("--grace-epochs", metavar="N", help="epochs before anything is stopped (1)")
-    parser.add_argument("--cpus-per-trial", metavar="N", help="cores, and threads, of a trial (1)")
-    parser.add_argument("--gpus-per-trial", metavar="N", help="GPUs of a trial; 0.25 shares one among four (0)")
+    parser.add_argument("--cpus-per-trial", metavar="N", help="cores, and threads, of a trial or pack (1)")
+    parser.add_argument("--gpus-per-trial", metavar="N", help="GPUs of a trial or pack; 0.25 shares one among four (0)")
     parser.add_argument(
         "--keep-models", metavar="WHOSE", help="models that MLflow is given: front, all or none (front)"
     )
@@ -283,6 +286,7 @@ def drive(plan: SweepPlan, *, fresh: bool) -> int:
     from sweep.driver import run_plan
     from sweep.ledger import LedgerWriter, read_ledger
     from sweep.mirror import drop, push
+    from sweep.packs import PackFailed
     from sweep.plan import write_plan
     from sweep.results import read_facts, results_of
     from sweep.screen import Screen
@@ -326,8 +330,8 @@ def drive(plan: SweepPlan, *, fresh: bool) -> int:
                 shutil.rmtree(plan.folder, ignore_errors=True)
                 drop(plan.folder)
             raise
-        except StorageFailed as error:
-            raise StorageFailed(f"{error}. Nothing recorded is lost; to go on:\n  {resumption(plan)}") from None
+        except (StorageFailed, PackFailed) as error:
+            raise type(error)(f"{error}. Nothing recorded is lost; to go on:\n  {resumption(plan)}") from None
         finally:
             screen.close()
             with mlflow_progress() as tell:

@@ -26,6 +26,7 @@ from sweep.budget import Budget
 from sweep.ledger import EndState, LedgerWriter, TrialRecord
 from sweep.mirror import push, url_of
 from sweep.nodes import check_storage, lost_with_its_node
+from sweep.packs import LIGHT, PackedTrial, PackFailed, Packs, Vacating, why_failed
 from sweep.plan import SweepPlan
 from sweep.results import FACTS, Facts, Results, read_facts
 from sweep.scheduler import MultiObjectiveASHA, Rungs, rung_levels
@@ -101,7 +102,7 @@ class Scribe(tune.Callback):
     """Writes every event into the ledger before anyone acts on it, then tells `listen` which trial it was.
 
     Where the storage refuses for long, nothing more is written, `trouble` says why, and the sweep is to end: what comes
-    after an event that could not be recorded must not be recorded either.
+    after an event that could not be recorded must not be recorded either. So it ends where packs can't go on.
     """
 
     def __init__(
@@ -117,7 +118,7 @@ class Scribe(tune.Callback):
     ) -> None:
         self.ledger, self.results, self.rungs, self.budget, self.slots = ledger, results, rungs, budget, slots
         self.listen, self.say = listen, say
-        self.trouble: StorageFailed | None = None
+        self.trouble: StorageFailed | PackFailed | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Ray Tune pickles its callbacks for a restore of its own, which is never asked for.
@@ -182,7 +183,9 @@ class Scribe(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         number = trial.config["number"]
-        if number in self.results.running:
+        if reason := why_failed(trial.error_file):
+            self.trouble = self.trouble or PackFailed(reason)
+        elif number in self.results.running:
             attempts = self.results.trials[number].attempts
             self.end(number, "failed", f"its worker was lost {attempts} times (killed or out of memory)")
 
@@ -227,6 +230,7 @@ def run_plan(
     Raises:
         InputError: if the cluster can't give what one trial needs, or the data can't be had.
         StorageFailed: if the storage refused for long; what it took before can be resumed.
+        PackFailed: if packs can't run, again and again; so can what came before.
     """
     if len(results.ended) >= plan.trials:
         return True
@@ -244,14 +248,21 @@ def run_plan(
             return False
         record_facts(plan.folder, facts)
         results.facts = facts
-        with begin(), tempfile.TemporaryDirectory(prefix="otsweep-tune-") as scratch:
+        with contextlib.ExitStack() as running:
+            packs = running.enter_context(Packs(plan, task, concurrent)) if plan.pack > 1 else None
+            while packs and not packs.places(wait=WAIT_SECONDS):
+                progress(f"packs of {plan.pack}", 0, len(packs.workers))
+                if interruption.asked:
+                    return False
+            running.enter_context(begin())
+            scratch = running.enter_context(tempfile.TemporaryDirectory(prefix="otsweep-tune-"))
             rungs = make_rungs(plan, results)
-            slots = Slots(plan, concurrent, known=budget.usual > 0)
+            slots = Slots(plan, concurrent, known=budget.usual > 0, places=packs.places if packs else None)
             scribe = Scribe(ledger, results, rungs, budget, slots, listen=listen, say=say)
             asked = Asked(
                 asked=lambda: interruption.asked or scribe.trouble is not None or budget.overrun(), spent=budget.spent
             )
-            make_tuner(plan, task, results, scribe, asked, scratch).fit()
+            make_tuner(plan, task, results, scribe, asked, scratch, packs).fit()
             if scribe.trouble is not None:
                 raise scribe.trouble
     return not interruption.asked
@@ -273,6 +284,7 @@ def make_tuner(
     scribe: Scribe,
     asked: Asked,
     scratch: str,
+    packs: Packs | None,
 ) -> tune.Tuner:
     """Ray Tune over what is left of the plan. `scratch` takes Ray's own state, which nobody reads."""
     search = ParetoSearch(
@@ -287,11 +299,13 @@ def make_tuner(
         history=results.trials.values(),
         enough=scribe.budget.enough,
     )
+    if packs:
+        trainable, resources = tune.with_parameters(PackedTrial, packs=packs.workers), LIGHT
+    else:
+        trainable = tune.with_parameters(TrialTrainable, task=task)
+        resources = {"cpu": plan.cpus_per_trial, "gpu": plan.gpus_per_trial}
     return tune.Tuner(
-        tune.with_resources(
-            tune.with_parameters(TrialTrainable, task=task),
-            {"cpu": plan.cpus_per_trial, "gpu": plan.gpus_per_trial},
-        ),
+        tune.with_resources(trainable, resources),
         tune_config=tune.TuneConfig(
             search_alg=SlotLimiter(search, scribe.slots, scribe.budget),
             scheduler=MultiObjectiveASHA(scribe.rungs),
@@ -301,7 +315,7 @@ def make_tuner(
         run_config=tune.RunConfig(
             name="tune",
             storage_path=scratch,
-            callbacks=[scribe],
+            callbacks=[scribe, Vacating(packs)] if packs else [scribe],
             stop=asked,
             failure_config=tune.FailureConfig(max_failures=LOST_WORKER_RETRIES),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),

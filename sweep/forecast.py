@@ -65,6 +65,9 @@ KEPT_CHECKPOINTS = 2
 LEDGER_SAMPLE = 20
 """Trials from which the ledger's size is told."""
 
+PAYS = 1.2
+"""The gain from which a pack is worth to wait for its slowest."""
+
 BUSY = 1.3
 """How much slower than an idle machine one is said to be busy."""
 
@@ -102,6 +105,15 @@ class Timed(NamedTuple):
     cost: Cost
 
 
+class Packing(NamedTuple):
+    """What trials gain from a pack."""
+
+    lanes: int
+    """How many were tried in one: the plan's, else a few."""
+    gain: float
+    """How many times faster their steps are than one after the other."""
+
+
 class Rehearsed(NamedTuple):
     """What was measured."""
 
@@ -119,6 +131,8 @@ class Rehearsed(NamedTuple):
     """Seconds of a core that its missing stages would take; empty where all is in the cache."""
     footprint: Footprint
     """Of the largest trial."""
+    pack: Packing | None = None
+    """None where a configuration can't be packed."""
 
     @property
     def slowness(self) -> float:
@@ -183,6 +197,8 @@ class Forecast:
     """Bytes: `checkpoints`, `ledger`, `mlflow`, and `model` of each model that MLflow is given."""
     logged: dict[str, Any]
     """What MLflow will hold, and where."""
+    packing: Packing | None
+    """What a pack would gain, or gains; None where trials can't be packed."""
     slowness: float
     """How many times as long all takes as on a machine where nothing else runs."""
     remarks: list[str]
@@ -196,7 +212,7 @@ class Forecast:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, Span):
+    if isinstance(value, (Span, Packing)):
         return value._asdict()
     if isinstance(value, Mapping):
         return {key: _plain(each) for key, each in value.items()}
@@ -206,7 +222,9 @@ def _plain(value: Any) -> Any:
 def make_forecast(plan: SweepPlan, measured: Rehearsed) -> Forecast:
     """What the plan comes to on a machine as busy as it was when all was measured."""
     slowness = measured.slowness
-    slowed = [each._replace(cost=each.cost.slowed(slowness)) for each in measured.timed]
+    # In a pack a trial waits for its neighbours, but for what they gain from one another.
+    company = plan.pack / measured.pack.gain if measured.pack and plan.pack > 1 else 1.0
+    slowed = [each._replace(cost=each.cost.slowed(slowness * company)) for each in measured.timed]
     preparation = {stage: slowness * seconds for stage, seconds in measured.preparation.items()}
     measured = measured._replace(timed=slowed, preparation=preparation)
     rungs = expected_rungs(plan)
@@ -240,14 +258,15 @@ def make_forecast(plan: SweepPlan, measured: Rehearsed) -> Forecast:
             seconds,
             max(length(each, per_trial[HIGH], HIGH) for each in measured.timed),
         ),
-        cpu_hours=held.times(plan.cpus_per_trial / HOUR),
-        gpu_hours=held.times(plan.gpus_per_trial / HOUR),
+        cpu_hours=held.times(plan.cpu_share / HOUR),
+        gpu_hours=held.times(plan.gpu_share / HOUR),
         cheapest=described(plan, drawn[order[0]]),
         dearest=described(plan, drawn[order[-1]]),
         timed=len(measured.timed),
         memory=memory(measured),
         storage=storage(plan, measured, epochs.expected, trials.expected),
         logged=logged(plan, measured),
+        packing=measured.pack,
         slowness=slowness,
         remarks=list(remarks(plan, measured, trials, running.expected / slowness, slowness)),
     )
@@ -335,7 +354,7 @@ def place(lengths: Sequence[float], slots: int, plan: SweepPlan, *, low: bool = 
     free, held, begun = [0.0] * slots, 0.0, 0
     for seconds in lengths[:earliest]:
         start = free[0]
-        gpu_hours = plan.gpus_per_trial * (held + seconds) / HOUR
+        gpu_hours = plan.gpu_share * (held + seconds) / HOUR
         if (plan.max_hours and start >= plan.max_hours * HOUR) or (
             plan.max_gpu_hours and begun and gpu_hours > plan.max_gpu_hours
         ):
@@ -433,6 +452,8 @@ def remarks(plan: SweepPlan, measured: Rehearsed, trials: Span, idle: float, slo
             f"other work takes the processors: all takes {slowness:.1f} times as long as where nothing else runs; "
             f"there the trials would take about {duration(idle)}"
         )
+    if measured.pack:
+        yield told_packing(*measured.pack)
     largest, have = measured.footprint.host * measured.slots, sum(node.memory for node in measured.nodes)
     if 0 < have < largest:
         yield f"{measured.slots} trials take {size(largest)} of memory, of {size(have)}: give --max-concurrent auto"
@@ -446,6 +467,12 @@ def remarks(plan: SweepPlan, measured: Rehearsed, trials: Span, idle: float, slo
             yield f"{option} {limit:g}: {said}"
     if plan.stop_when_flat:
         yield f"--stop-when-flat {plan.stop_when_flat}: may end it from trial {plan.stop_when_flat + 1} on"
+
+
+def told_packing(lanes: int, gain: float) -> str:
+    """Whether it is worth to pack, for people."""
+    pays = "pays" if gain > PAYS else "does not pay"
+    return f"--pack {lanes} {pays} here: steps of {lanes} trials are {gain:.2g} times as fast as one after the other"
 
 
 # -------------------------------------------------------------------------------------------------------- for people
@@ -606,7 +633,7 @@ def took(plan: SweepPlan, results: Results) -> str:
         return ""
     said = f"{duration(results.held_seconds / slots)} in {slots} slot{'s' if slots > 1 else ''}"
     if plan.gpus_per_trial:
-        said += f", {plan.gpus_per_trial * results.held_seconds / HOUR:.2g} GPU hours"
+        said += f", {plan.gpu_share * results.held_seconds / HOUR:.2g} GPU hours"
     planned = known.get("planned")
     if planned and planned["slots"] == slots:
         said += f"; planned {in_time(Span(**planned['running_seconds']))}"

@@ -53,7 +53,7 @@ def resume(arguments: argparse.Namespace, console: Console, warn: Console) -> in
     from sweep import submit as sending
 
     cluster = Cluster(arguments.address)
-    changes = ("data_dir", "mlflow_uri", "max_hours", "max_gpu_hours", "max_concurrent")
+    changes = ("data_dir", "mlflow_uri", "max_hours", "max_gpu_hours", "max_concurrent", "pack")
     circumstances = {key: getattr(arguments, key) for key in changes}
     job_id = sending.send_resume(arguments.name, arguments.storage, circumstances, cluster, cluster.jobs())
     show_sent(cluster, job_id, console)

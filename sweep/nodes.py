@@ -114,6 +114,11 @@ def name_of(node: dict[str, object]) -> str:
 
 def lost_with_its_node(error_file: str | None) -> bool:
     """Whether the last failure that Ray Tune wrote into a trial's file was that of a node: killed or taken back."""
+    return NODE_DIED in last_failure(error_file)
+
+
+def last_failure(error_file: str | None) -> str:
+    """The last failure that Ray Tune wrote into a trial's file; empty where there is none."""
     if not error_file or not Path(error_file).exists():
-        return False
-    return NODE_DIED in Path(error_file).read_text(errors="replace").rpartition("Failure #")[2]
+        return ""
+    return Path(error_file).read_text(errors="replace").rpartition("Failure #")[2]

@@ -17,7 +17,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from search_spaces import Space
 from sweep.driver import Progress, make_task, ray_session
-from sweep.forecast import Candidate, Rehearsed, Timed
+from sweep.forecast import Candidate, Packing, Rehearsed, Timed
 from sweep.mirror import is_url
 from sweep.plan import SweepPlan
 from sweep.search import ParetoSearch
@@ -31,6 +31,9 @@ SECONDS = 30.0
 
 MOST_DRAWN = 24
 """Configurations drawn to be timed."""
+
+FEW_LANES = {"cpu": 4, "gpu": 16}
+"""Of a pack that is tried where the plan has none."""
 
 WORK = {"mlp": 1.0, "cnn": 3.0, "resnet18": 100.0}
 """Of a pass through an architecture: only which is more matters."""
@@ -72,6 +75,13 @@ class Worker:
                 shutil.rmtree(place, ignore_errors=True)
         return cost, measure(gpu=self.on_gpu)
 
+    def pack_gain(self, config: dict[str, Any], lanes: int) -> Packing | None:
+        """What so many trials of a configuration gain from a pack; None where it can't be packed."""
+        try:
+            return Packing(lanes, self.timer.pack_gain(TrialConfig.from_mapping(config), lanes))
+        except InputError:
+            return None
+
     def preparation(self) -> dict[str, float]:
         """Seconds of a core that the missing stages would take."""
         return self.timer.stages.seconds(self.task.invariance_norms)
@@ -96,11 +106,13 @@ def rehearse(plan: SweepPlan, progress: Progress, *, seconds: float = SECONDS) -
         ray_seconds, begun = time.monotonic() - begun, time.monotonic()
         progress("opening the data", 0, 1)
         actor: Any = ray.remote(num_cpus=plan.cpus_per_trial, num_gpus=plan.gpus_per_trial)(Worker)
-        workers = [actor.remote(task) for _ in range(slots)]
+        workers = [actor.remote(task) for _ in range(max(1, slots // plan.pack))]
         try:
             ray.get([worker.open.remote() for worker in workers])
             worker_seconds = time.monotonic() - begun
             timed, failed, footprint = time_all(workers, list(candidates(plan)), progress, seconds)
+            progress("timing a pack", 0, 1)
+            pack = time_pack(workers[0], plan, timed)
             progress("timing what of the preparation is missing", 0, 1)
             preparation: Any = ray.get(workers[0].preparation.remote())
         except RayTaskError as error:
@@ -113,7 +125,9 @@ def rehearse(plan: SweepPlan, progress: Progress, *, seconds: float = SECONDS) -
             raise OtsweepError(f"no configuration could be timed: {failed[0]}")
         limiter = Slots(plan, slots, known=True)
         limiter.heard(footprint)
-        return Rehearsed(timed, failed, limiter.limit, nodes(), ray_seconds, worker_seconds, preparation, limiter.most)
+        return Rehearsed(
+            timed, failed, limiter.limit, nodes(), ray_seconds, worker_seconds, preparation, limiter.most, pack
+        )
 
 
 def time_all(
@@ -144,6 +158,15 @@ def time_all(
             footprint = Footprint(*map(max, footprint, answer[1]))
         begin(worker)
     return timed, failed, footprint
+
+
+def time_pack(worker: Any, plan: SweepPlan, timed: list[Timed]) -> Packing | None:
+    """Trials of the configuration whose step takes the median time, side by side in one pack."""
+    if not timed:
+        return None
+    usual = sorted(timed, key=lambda each: each.cost.step)[len(timed) // 2]
+    lanes = plan.pack if plan.pack > 1 else FEW_LANES["gpu" if plan.gpus_per_trial else "cpu"]
+    return ray.get(worker.pack_gain.remote(usual.candidate.config, lanes))
 
 
 def candidates(plan: SweepPlan) -> Iterator[Candidate]:

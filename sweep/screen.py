@@ -45,6 +45,8 @@ class Screen:
         )
         if plan.seeds > 1:
             verb += f" ({plan.configurations} configurations on {plan.seeds} seeds each)"
+        if plan.pack > 1:
+            verb += f", in packs of {plan.pack},"
         self.say(f"{verb} of {plan.epochs_per_trial} epochs on {plan.space.evaluation.dataset}, seed {plan.seed}")
         if self.console.is_terminal:
             self.spinner.start()

@@ -50,7 +50,7 @@ def nodes() -> list[Node]:
 
 def fitting_now(plan: SweepPlan) -> int:
     """How many trials the nodes that are there now hold, by what is asked for."""
-    return sum(node.fitting(cpus=plan.cpus_per_trial, gpus=plan.gpus_per_trial) for node in nodes())
+    return plan.pack * sum(node.fitting(cpus=plan.cpus_per_trial, gpus=plan.gpus_per_trial) for node in nodes())
 
 
 def slots_now(plan: SweepPlan, concurrent: int) -> int:
@@ -59,14 +59,15 @@ def slots_now(plan: SweepPlan, concurrent: int) -> int:
 
 
 def concurrency(plan: SweepPlan, progress: Callable[[str, int, int], None]) -> int:
-    """How many trials run at once, by what is asked for; on a cluster, where nodes come and go, at most so many.
+    """How many trials run at once, by what is asked for; on a cluster, where nodes come and go, at most so many. Where
+    trials are packed, that is asked for each pack.
 
     Args:
         progress: told that a node is waited for.
 
     Raises:
-        InputError: if no node holds even one, since Ray itself would wait for ever. On a cluster that has none of what
-            is asked for, nodes with it may come.
+        InputError: if no node holds even one trial or pack, since Ray itself would wait for ever. On a cluster that has
+            none of what is asked for, nodes with it may come.
     """
     have, on_cluster = nodes(), bool(os.environ.get("RAY_ADDRESS"))
     fits = fitting_now(plan)
@@ -94,10 +95,18 @@ def infeasible(plan: SweepPlan, have: list[Node]) -> str:
 
 class Slots:
     """How many trials may run now. Only one until the first has said what it takes, where that is to be found out:
-    its memory for `--max-concurrent auto`, its time for `--max-gpu-hours`."""
+    its memory for `--max-concurrent auto`, its time for `--max-gpu-hours`.
 
-    def __init__(self, plan: SweepPlan, concurrent: int, *, known: bool) -> None:
+    Args:
+        known: whether the sweep knows already how long a trial takes.
+        places: how many there are by now, where it is packs that run.
+    """
+
+    def __init__(
+        self, plan: SweepPlan, concurrent: int, *, known: bool, places: Callable[[], int] | None = None
+    ) -> None:
         self.plan, self.concurrent = plan, concurrent
+        self.places = places or (lambda: concurrent)
         self.limit = 1 if plan.measure_memory or (plan.max_gpu_hours and not known) else concurrent
         self.most = Footprint(0, 0, 0)
 
@@ -134,6 +143,6 @@ class SlotLimiter(ConcurrencyLimiter):
         self.slots, self.budget = slots, budget
 
     def suggest(self, trial_id: str) -> dict | None:
-        self.max_concurrent = self.slots.limit
+        self.max_concurrent = min(self.slots.limit, self.slots.places())
         self.budget.promised = len(self.live_trials)
         return super().suggest(trial_id)

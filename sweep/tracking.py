@@ -361,7 +361,7 @@ class Writer:
             "otsweep.trial": str(record.number),
             "otsweep.seed": str(record.seed),
             "otsweep.configuration": str(record.number - record.number % self.plan.seeds),
-            "otsweep.resources": f"{self.plan.cpus_per_trial:g} CPU, {self.plan.gpus_per_trial:g} GPU",
+            "otsweep.resources": f"{self.plan.cpu_share:g} CPU, {self.plan.gpu_share:g} GPU",
             **self.place_tags(record.number),
         }
 

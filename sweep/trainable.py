@@ -182,14 +182,20 @@ class TrialTrainable(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         try:
-            report = next(self.reports)
-        except StorageFailed as error:
-            return {STORAGE: str(error), "done": True}
+            said = next(self.reports)
         except Exception as error:  # noqa: BLE001 - a trial may fail in any way, and the sweep goes on
-            return {FAILURE: explain(error), "done": True}
-        warnings, self.warnings[:] = list(self.warnings), []
-        footprint = tuple(measure(gpu=self.on_gpu))
-        return {"report": report.to_dict(), WARNINGS: warnings, FOOTPRINT: footprint, "done": report.final}
+            said = error
+        return result_of(said, self.warnings, measure(gpu=self.on_gpu))
+
+
+def result_of(said: EpochReport | Exception, warnings: list[str], footprint: Footprint) -> dict[str, Any]:
+    """What Ray Tune is told when a trial has reported or failed; the warnings are then said, and forgotten."""
+    if isinstance(said, StorageFailed):
+        return {STORAGE: str(said), "done": True}
+    if isinstance(said, Exception):
+        return {FAILURE: explain(said), "done": True}
+    told, warnings[:] = list(warnings), []
+    return {"report": said.to_dict(), WARNINGS: told, FOOTPRINT: tuple(footprint), "done": said.final}
 
 
 def report_of(result: Mapping[str, Any]) -> dict[str, Any]:

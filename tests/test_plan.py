@@ -666,7 +666,7 @@ def test_data_is_looked_for_where_the_storage_is_now(tmp_path: Path) -> None:
 
 def test_what_decides_nothing_may_change_on_resume(storage: str, tmp_path: Path) -> None:
     plan = make_plan(SPACE, storage=storage, max_hours=1, max_concurrent=2)
-    nothing = dict.fromkeys(["max_hours", "max_gpu_hours", "max_concurrent", "data_dir", "mlflow_uri"])
+    nothing = dict.fromkeys(["max_hours", "max_gpu_hours", "max_concurrent", "pack", "data_dir", "mlflow_uri"])
     assert under_circumstances(plan, nothing) == plan
     given = nothing | {"max_gpu_hours": "2.5", "max_concurrent": "auto", "data_dir": str(tmp_path)}
     changed = under_circumstances(plan, given)

@@ -130,7 +130,7 @@ def assert_everything_once(sweep: Sweep, name: str) -> None:
         assert [report["final"] for report in record.reports] == [False] * EPOCHS + [True]
 
 
-def workers_of(driver: subprocess.Popen[str]) -> list[int]:
+def workers_of(driver: subprocess.Popen[str], worker: re.Pattern[str] = WORKER) -> list[int]:
     """Processes in which trials of this driver run: its raylet's children."""
     found = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True).stdout
     rows = [line.split(maxsplit=2) for line in found.splitlines()[1:]]
@@ -141,7 +141,7 @@ def workers_of(driver: subprocess.Popen[str]) -> list[int]:
             pid = parents[pid]
         return pid == driver.pid
 
-    return [int(pid) for pid, _, args in rows if WORKER.match(args) and below(int(pid))]
+    return [int(pid) for pid, _, args in rows if worker.match(args) and below(int(pid))]
 
 
 def test_the_driver_is_killed_again_and_again(sweep: Sweep) -> None:

@@ -340,7 +340,7 @@ def test_no_worker_is_left_behind(undisturbed: subprocess.CompletedProcess[str])
         time.sleep(1)
 
 
-WORKER = re.compile(r"ray::\w*Trainable")
+WORKER = re.compile(r"ray::(\w*Trainable|PackedTrial)")
 """What a process is called in which a trial runs, also between two epochs."""
 
 

@@ -39,6 +39,9 @@ class StorageFailed(OtsweepError):
 
 DATASETS = ("digits", "mnist", "fashion_mnist", "cifar10")
 ARCHITECTURES = ("cnn", "mlp", "resnet18")
+PACKABLE = ("cnn", "mlp")
+"""Architectures whose trials can share a vectorised step: batch normalisation's running statistics are changed in place
+by a pass, which `torch.vmap` can't do for several models."""
 REGULARIZERS = ("none", "triplet", "sinkhorn", "ot_triplet")
 GROUND_METRICS = ("cosine", "euclidean")
 SENSITIVITY_NORMS = ("linf", "l2")
@@ -325,6 +328,20 @@ class TrialConfig(_Checked):
         """Whether the objective has any term on invariance-perturbed images."""
         regularised = self.regularizer != "none" and self.invariance_weight > 0
         return regularised or self.cross_entropy_on == "invariance"
+
+
+def check_packable(config: TrialConfig) -> None:
+    """Raise InputError for a configuration that can't share a vectorised step."""
+    if config.architecture not in PACKABLE:
+        raise InputError(
+            f"architecture = {config.architecture!r}: can't be packed (batch normalisation), "
+            f"must be one of {', '.join(PACKABLE)}; or train it without a pack"
+        )
+    if config.transport == "exact" and config.regularizer in ("sinkhorn", "ot_triplet"):
+        raise InputError(
+            f"transport = {config.transport!r}: can't be packed (it is solved problem by problem), "
+            "must be 'entropic'; or train it without a pack"
+        )
 
 
 @dataclass(frozen=True)

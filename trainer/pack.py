@@ -14,17 +14,13 @@ from functools import cached_property
 import torch
 
 from trainer.checkpoint import Store
-from trainer.config import EvaluationConfig, InputError, OtsweepError, TrialConfig
+from trainer.config import EvaluationConfig, OtsweepError, TrialConfig, check_packable
 from trainer.evaluation import Evaluation
 from trainer.lanes import StackedAdamW, StackedModel, judge_together, train_together
 from trainer.preparation import Prepared
 from trainer.report import EpochReport
 from trainer.training import is_fgsm
 from trainer.trial import Trial, judging_generator, to_device
-
-PACKABLE = ("cnn", "mlp")
-"""Architectures whose lanes share nothing: batch normalisation's running statistics are changed in place by a pass,
-which `torch.vmap` can't do for several models."""
 
 FREE = (
     "sensitivity_epsilon",
@@ -42,20 +38,6 @@ FREE = (
 
 SWITCHES = ("sensitivity_weight", "invariance_weight", "norm_weight", "trades_weight")
 """Knobs of which it matters whether they are above 0: then the objective has a term more."""
-
-
-def check_packable(config: TrialConfig) -> None:
-    """Raise InputError for a configuration that can't share a vectorised step."""
-    if config.architecture not in PACKABLE:
-        raise InputError(
-            f"architecture = {config.architecture!r}: can't be packed (batch normalisation), "
-            f"must be one of {', '.join(PACKABLE)}; or train it without a pack"
-        )
-    if config.transport == "exact" and compares(config) and config.regularizer != "triplet":
-        raise InputError(
-            f"transport = {config.transport!r}: can't be packed (it is solved problem by problem), "
-            "must be 'entropic'; or train it without a pack"
-        )
 
 
 def structure(config: TrialConfig) -> TrialConfig:
@@ -93,6 +75,11 @@ class Lane(Trial):
     def structure(self) -> TrialConfig:
         """See `structure`."""
         return structure(self.config)
+
+    @property
+    def trains(self) -> bool:
+        """Whether its next report takes an epoch of training."""
+        return not self.untold and self.state.epoch < self.config.epochs
 
 
 class Pack:
