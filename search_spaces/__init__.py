@@ -154,7 +154,7 @@ class Space:
         """A configuration drawn define-by-run: `trial` is asked for the knobs that are on, in a fixed order."""
         return self._complete(self._walk(lambda name, swept: swept.domain.suggest(trial, name)))
 
-    def corners(self, knobs: Collection[str]) -> Iterator[dict[str, Any]]:
+    def grid(self, knobs: Collection[str]) -> Iterator[dict[str, Any]]:
         """Configurations with each of some swept knobs at an end of what is drawn, in all combinations; the other swept
         knobs are at their first."""
         corners = [dict(self.fixed)]

@@ -20,7 +20,6 @@ import ray
 from ray import tune
 from ray.exceptions import RayTaskError
 
-from search_spaces import Space
 from sweep import forecast
 from sweep.budget import Budget
 from sweep.ledger import EndState, LedgerWriter, TrialRecord
@@ -33,7 +32,7 @@ from sweep.scheduler import MultiObjectiveASHA, Rungs, rung_levels
 from sweep.search import ParetoSearch
 from sweep.slots import SlotLimiter, Slots, concurrency, slots_now
 from sweep.trainable import FAILURE, FOOTPRINT, STORAGE, WARNINGS, Footprint, Task, TrialTrainable
-from trainer.config import InputError, OtsweepError, StorageFailed, TrialConfig
+from trainer.config import InputError, OtsweepError, StorageFailed
 from trainer.durable import patiently, write_whole
 from trainer.report import collapse
 
@@ -402,21 +401,13 @@ def make_task(plan: SweepPlan) -> Task:
     evaluation = plan.space.evaluation
     return Task(
         evaluation=tuple(evaluation.to_dict().items()),
-        invariance_norms=invariance_norms(plan.space),
+        invariance_norms=plan.space.values_of("invariance_norm"),
         sweep_folder=url_of(plan.folder) or str(plan.folder),
         cache_dir=url_of(plan.cache_dir) or str(plan.cache_dir),
         data_dir=str(plan.data_dir) if plan.data_dir else None,
         threads=max(1, int(plan.cpus_per_trial)),
         use_gpu=plan.gpus_per_trial > 0,
     )
-
-
-def invariance_norms(space: Space) -> tuple[str, ...]:
-    """The norms of the training perturbations that some trial of the space may ask for."""
-    name = "invariance_norm"
-    swept: tuple[Any, ...] = space.swept[name].domain.corners() if name in space.swept else ()
-    fixed = space.fixed.get(name, TrialConfig().invariance_norm)
-    return tuple(sorted({fixed, *swept, *(point[name] for point in space.points)}))
 
 
 @ray.remote

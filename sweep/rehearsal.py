@@ -185,7 +185,7 @@ def candidates(plan: SweepPlan) -> Iterator[Candidate]:
 
 def extremes(space: Space, epochs: int) -> Iterator[dict[str, Any]]:
     """Corners of the space: that of least work, then of every regulariser that of most, the most first."""
-    corners = [{**config, "epochs": epochs} for config in space.corners(COST_KNOBS)]
+    corners = [{**config, "epochs": epochs} for config in space.grid(COST_KNOBS)]
     yield min(corners, key=work)
     dearest: dict[str, dict[str, Any]] = {}
     for config in sorted(corners, key=work):
