@@ -27,6 +27,7 @@ from sweep.forecast import (
     HOUR,
     LOW,
     Candidate,
+    Packing,
     Rehearsed,
     Span,
     Timed,
@@ -88,10 +89,31 @@ def measured(
     config = {**TrialConfig().to_dict(), "epochs": plan.epochs_per_trial}
     points = [Timed(Candidate(config, point=number), COST) for number in range(len(plan.space.points))]
     corners = [Timed(Candidate(config), COST.slowed(factor)) for factor in (0.25, 4.0)]
-    draws = [Timed(Candidate(config, drawn=True), COST.slowed(factor)) for factor in (0.5, 1.0, 2.0)]
+    draws = [Timed(Candidate(config, drawn=True), COST.slowed(factor)) for factor in factors]
     known = {"nodes": [Node(2, 0, 16 * GIGABYTE)], "ray_seconds": 3.0, "worker_seconds": 4.0, "preparation": {}}
-    known |= {"failed": [], "footprint": Footprint(GIGABYTE, 0, 0), "slots": 2}
+    known |= {"failed": [], "footprint": Footprint(GIGABYTE, 0, 0), "slots": slots}
     return Rehearsed(timed=[*corners, *points, *draws], **{**known, **given})
+
+
+# ------------------------------------------------------------------------------------------------------------- packs
+
+
+def test_in_a_pack_a_trial_waits_for_its_neighbours_but_for_what_they_gain(planned: Any) -> None:
+    """Four lanes that are worth two trials: twice as long each, four at once, at a quarter of the GPU."""
+    alone, packed = planned(gpus_per_trial=1, trials=200), planned(gpus_per_trial=1, trials=200, pack=4)
+    apart = make_forecast(alone, measured(alone, slots=1))
+    together = make_forecast(packed, measured(packed, slots=4, pack=Packing(4, 2.0)))
+    assert together.trial_seconds.expected == pytest.approx(2 * apart.trial_seconds.expected, rel=0.1)
+    assert together.running_seconds.expected == pytest.approx(apart.running_seconds.expected / 2, rel=0.1)
+    assert together.gpu_hours.expected == pytest.approx(apart.gpu_hours.expected / 2, rel=0.1)
+
+
+@pytest.mark.parametrize(("gain", "told"), [(0.8, "--pack 4 does not pay here"), (3.0, "--pack 4 pays here")])
+def test_whether_packing_pays_is_told(planned: Any, gain: float, told: str) -> None:
+    plan = planned()
+    made = make_forecast(plan, measured(plan, pack=Packing(4, gain)))
+    assert [told in remark for remark in made.remarks] == [True]
+    assert made.to_dict()["packing"] == {"lanes": 4, "gain": gain}
 
 
 # ------------------------------------------------------------------------------------------------------------ epochs

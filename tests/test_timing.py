@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 
@@ -140,3 +141,16 @@ def test_a_cache_that_is_only_read_makes_nothing(tmp_path: Path, prepared: Prepa
     with pytest.raises(NotPrepared, match="judge oracle"):
         shop.oracle("judge")
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("regularizer", ["none", "ot_triplet"])
+def test_a_pack_is_timed_beside_its_trials(timer: Timer, regularizer: str) -> None:
+    """How much is gained is the machine's; here it is that both can be run, and leave the timer as it was."""
+    weights = {"regularizer": regularizer, "sensitivity_weight": 1.0, "invariance_weight": 1.0}
+    assert 0 < timer.pack_gain(config(**weights), 2) < math.inf
+    assert timer.pack_gain(config(**weights), 3) > 0
+
+
+def test_what_cannot_be_packed_is_not_timed(timer: Timer) -> None:
+    with pytest.raises(InputError, match="resnet18"):
+        timer.pack_gain(config(architecture="resnet18"), 2)
