@@ -208,7 +208,7 @@ def test_checkpoints_are_kept_as_trials_keep_them() -> None:
 def test_a_ledger_of_many_epochs_is_told_from_few(planned: Any) -> None:
     plan = planned()
     of_50, of_5000 = (forecast.ledger_bytes(plan, measured(plan), epochs) for epochs in (50, 5000))
-    assert of_5000 == pytest.approx(100 * of_50)
+    assert of_5000 == pytest.approx(100 * of_50, rel=0.05)
 
 
 def test_a_busy_machine_is_said_to_be(planned: Any) -> None:
