@@ -62,8 +62,10 @@ MLFLOW_BYTES = 330
 """Of a metric's value in MLflow's SQLite store, with all that comes with it: 33 MB per 1,000 runs of 100 values."""
 
 KEPT_CHECKPOINTS = 2
-LEDGER_SAMPLE = 20
-"""Trials from which the ledger's size is told."""
+"""As in `trainer.checkpoint`, which needs torch."""
+
+LEDGER_TRIALS, LEDGER_EPOCHS = 20, 50
+"""From so many trials, and at most so many epochs of each, the ledger's size is told."""
 
 PAYS = 1.2
 """The gain from which a pack is worth to wait for its slowest."""
@@ -407,23 +409,22 @@ def storage(plan: SweepPlan, measured: Rehearsed, epochs: float, trials: float) 
 
 def ledger_bytes(plan: SweepPlan, measured: Rehearsed, epochs: float) -> float:
     """Of one trial: from a ledger of a few, written as the sweep writes it, with the table that is made of it."""
-    generator, count = random.Random(0), max(1, round(epochs))
+    generator, count = random.Random(0), max(1, min(round(epochs), LEDGER_EPOCHS))
     with tempfile.TemporaryDirectory(prefix="otsweep-ledger-") as scratch:
         folder = Path(scratch)
         with LedgerWriter(folder) as ledger:
-            for number in range(LEDGER_SAMPLE):
+            for number in range(LEDGER_TRIALS):
                 candidate, cost = measured.timed[number % len(measured.timed)]
                 now = time.time() + number
                 ledger.started(number, config=candidate.config, seed=0, attempt=1, host="", time=now)
-                # At most so many, so that a sweep of thousands of epochs is foretold as fast.
-                for epoch in range(min(count, 50)):
+                for epoch in range(count):
                     # No two numbers of a sweep are alike, so that they can't be pressed together.
                     said = {name: value * generator.random() for name, value in cost.report.items() if name != "final"}
                     ledger.reported(number, {**said, "epoch": epoch, "final": False}, time=now, held=now)
                 ledger.ended(number, state="finished", time=now, held=now)
         read_ledger(folder).write_parquet(folder / "ledger.parquet")
         size = sum(path.stat().st_size for path in folder.rglob("*.parquet"))
-    return size / LEDGER_SAMPLE * count / min(count, 50)
+    return size / LEDGER_TRIALS * epochs / count
 
 
 def metric_names(measured: Rehearsed) -> list[str]:

@@ -25,6 +25,7 @@ from sweep.forecast import (
     FORECAST,
     HIGH,
     HOUR,
+    KEPT_CHECKPOINTS,
     LOW,
     Candidate,
     Packing,
@@ -51,6 +52,7 @@ from sweep.scheduler import Rungs
 from sweep.slots import Node
 from sweep.trainable import Footprint
 from tests.test_sweep import command
+from trainer import checkpoint
 from trainer.config import TrialConfig
 from trainer.cost import Cost
 from trainer.report import EpochReport
@@ -219,6 +221,16 @@ def test_a_forecast_adds_up(planned: Any) -> None:
     assert "loss/cross_entropy" in told.logged["metrics"]
     assert told.cheapest["step"] < told.dearest["step"]
     assert json.loads(json.dumps(told.to_dict()))["trials"] == {"low": 10, "expected": 10, "high": 10}
+
+
+def test_checkpoints_are_kept_as_trials_keep_them() -> None:
+    assert KEPT_CHECKPOINTS == checkpoint.KEPT
+
+
+def test_a_ledger_of_many_epochs_is_told_from_few(planned: Any) -> None:
+    plan = planned()
+    of_50, of_5000 = (forecast.ledger_bytes(plan, measured(plan), epochs) for epochs in (50, 5000))
+    assert of_5000 == pytest.approx(100 * of_50, rel=0.05)
 
 
 def test_a_busy_machine_is_said_to_be(planned: Any) -> None:
