@@ -286,7 +286,7 @@ class Writer:
         self.log_data(self.parent)
 
     def log_data(self, run_id: str) -> None:
-        """What a run's trials are judged on, once that is known. Its page then begins with the description."""
+        """What a run's trials are judged on, once that is known."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         if facts := self.results.facts:
