@@ -248,7 +248,8 @@ def run_plan(
         record_facts(plan.folder, facts)
         results.facts = facts
         with contextlib.ExitStack() as running:
-            packs = running.enter_context(Packs(plan, task, concurrent)) if plan.pack > 1 else None
+            most = min(concurrent, plan.trials - len(results.ended))
+            packs = running.enter_context(Packs(plan, task, most)) if plan.pack > 1 else None
             while packs and not packs.places(wait=WAIT_SECONDS):
                 progress(f"packs of {plan.pack}", 0, len(packs.workers))
                 if interruption.asked:

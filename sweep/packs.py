@@ -328,7 +328,7 @@ class Packs:
     """The packs of a sweep, which are there while it runs.
 
     Args:
-        concurrent: most trials at once.
+        concurrent: most trials at once; there are as many packs as that takes.
     """
 
     def __init__(self, plan: SweepPlan, task: Task, concurrent: int) -> None:
@@ -336,7 +336,7 @@ class Packs:
             num_cpus=plan.cpus_per_trial, num_gpus=plan.gpus_per_trial, max_restarts=-1, max_task_retries=0
         )
         self.size = plan.pack
-        self.workers: list[Any] = [worker.remote(task, self.size) for _ in range(packs_for(plan, concurrent))]
+        self.workers: list[Any] = [worker.remote(task, self.size) for _ in range(math.ceil(concurrent / self.size))]
         self.starting = {worker.node.remote(): worker for worker in self.workers}
         self.serving: list[Any] = []
 
@@ -374,11 +374,6 @@ class Packs:
         self.places()  # knows of those too that have only just started
         for worker in self.serving:
             worker.leave.remote(number)
-
-
-def packs_for(plan: SweepPlan, concurrent: int) -> int:
-    """How many packs so many trials at once need."""
-    return math.ceil(min(concurrent, plan.trials) / plan.pack)
 
 
 def why_failed(error_file: str | None) -> str:

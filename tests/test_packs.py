@@ -22,7 +22,7 @@ from search_spaces.yaml_file import locate
 from sweep.budget import Budget
 from sweep.driver import Scribe, make_rungs, make_task, ray_session
 from sweep.ledger import LedgerWriter, TrialRecord
-from sweep.packs import LIGHT, PackedTrial, PackFailed, PackLost, Packs, PackWorker, packs_for, why_failed
+from sweep.packs import LIGHT, PackedTrial, PackFailed, PackLost, Packs, PackWorker, why_failed
 from sweep.plan import OBJECTIVES, SweepPlan, make_plan, under_circumstances
 from sweep.results import Results
 from sweep.slots import Node, Slots, concurrency
@@ -120,11 +120,8 @@ def test_packs_fill_what_there_is(plan_of: Any, monkeypatch: pytest.MonkeyPatch)
     offer(monkeypatch, Node(16, 2, 0), Node(16, 1, 0))
     plan = plan_of(pack=8, gpus_per_trial=1.0, trials=100)
     assert concurrency(plan, print) == 24
-    assert packs_for(plan, 24) == 3
-    assert packs_for(plan_of(pack=8, trials=17), 24) == 3
-    assert packs_for(plan_of(pack=8, trials=8), 24) == 1
-    narrow = plan_of(pack=8, gpus_per_trial=1.0, max_concurrent=10, trials=100)
-    assert packs_for(narrow, concurrency(narrow, print)) == 2
+    assert concurrency(plan_of(pack=8, gpus_per_trial=0.5, trials=100), print) == 48
+    assert concurrency(plan_of(pack=8, gpus_per_trial=1.0, trials=100, max_concurrent=10), print) == 10
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     assert concurrency(plan, print) == 100, "on a cluster nodes may come"
     with pytest.raises(InputError, match=r"^--gpus-per-trial 3"):
@@ -253,6 +250,28 @@ def test_the_driver_is_interrupted_and_killed_and_gone_on_with(sweep: Sweep) -> 
     assert "in packs of 2" in done.stdout
     assert len(packs) == 1
     assert_as_alone(sweep, "gone")
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+def test_the_node_of_a_pack_is_killed(sweep: Sweep) -> None:
+    """Two packs on two nodes; afterwards there is room for one, and the trials of the other go on there."""
+    from ray.cluster_utils import Cluster
+
+    health = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 1000, "health_check_failure_threshold": 3}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "_system_config": health})
+    try:
+        node = cluster.add_node(num_cpus=1)
+        clustered = Sweep(sweep.storage, {"RAY_ADDRESS": str(cluster.address)})
+        driver = clustered.start(*words(sweep, "nodes", "--pack", "3", "--max-concurrent", "6"))
+        wait_for(lambda: sweep.events("nodes") >= 12, driver)
+        cluster.remove_node(node, allow_graceful=False)
+        said = driver.communicate(timeout=200)[0]
+    finally:
+        cluster.shutdown()
+    assert driver.returncode == 0, said
+    assert "its worker was lost; goes on from its last epoch" in said
+    assert_as_alone(sweep, "nodes")
 
 
 @pytest.fixture
