@@ -231,12 +231,15 @@ class PackWorker:
             self.tell(place, said[lane])
 
     def tell(self, place: Place, said: EpochReport | Exception) -> None:
-        """Answer a worker, with this trial's share of the memory that all of them take."""
-        host, gpu, gpu_total = measure(gpu=self.on_gpu)
-        share = Footprint(host // self.size, gpu // self.size, gpu_total)
-        result = result_of(said, place.warnings, share)
+        """Answer a worker."""
+        result = result_of(said, place.warnings, self.footprint)
         with self.changed:
             self.answer(place, result)
+
+    def footprint(self) -> Footprint:
+        """A trial's share of the memory that all of them take."""
+        host, gpu, gpu_total = measure(gpu=self.on_gpu)
+        return Footprint(host // self.size, gpu // self.size, gpu_total)
 
     def answer(self, place: Place, said: dict[str, Any] | PackLost) -> None:
         """Hand out what a worker waits for, if it does."""

@@ -185,17 +185,17 @@ class TrialTrainable(tune.Trainable):
             said = next(self.reports)
         except Exception as error:  # noqa: BLE001 - a trial may fail in any way, and the sweep goes on
             said = error
-        return result_of(said, self.warnings, measure(gpu=self.on_gpu))
+        return result_of(said, self.warnings, lambda: measure(gpu=self.on_gpu))
 
 
-def result_of(said: EpochReport | Exception, warnings: list[str], footprint: Footprint) -> dict[str, Any]:
+def result_of(said: EpochReport | Exception, warnings: list[str], footprint: Callable[[], Footprint]) -> dict[str, Any]:
     """What Ray Tune is told when a trial has reported or failed; the warnings are then said, and forgotten."""
     if isinstance(said, StorageFailed):
         return {STORAGE: str(said), "done": True}
     if isinstance(said, Exception):
         return {FAILURE: explain(said), "done": True}
     told, warnings[:] = list(warnings), []
-    return {"report": said.to_dict(), WARNINGS: told, FOOTPRINT: tuple(footprint), "done": said.final}
+    return {"report": said.to_dict(), WARNINGS: told, FOOTPRINT: tuple(footprint()), "done": said.final}
 
 
 def report_of(result: Mapping[str, Any]) -> dict[str, Any]:

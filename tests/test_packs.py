@@ -51,8 +51,10 @@ points:
 TRIALS, EPOCHS, DIVERGING = 6, 5, 1
 PACK = re.compile("ray::PackWorker")
 """What a process is called in which a pack trains."""
-TOLERANCE = 1e-4
-"""Relative, over five epochs of six steps; 3e-6 was seen."""
+TOLERANCE, ONE_IMAGE = 2e-3, 0.04
+"""Relative, over five epochs of six steps: 2e-6 was seen in most numbers, 4e-4 in the diagnoses of the last epoch. And
+the share of the smallest set, of 26 images, that one image on the edge makes."""
+SHARES = ("accuracy", "stuck", "unchanged", "original_label")
 
 
 def space_of(swept: dict[str, Any], **sections: Any) -> Space:
@@ -168,15 +170,19 @@ def assert_as_alone(sweep: Sweep, name: str) -> None:
     assert packed.keys() == alone.keys()
     for number, record in packed.items():
         assert (record.state, record.config) == (alone[number].state, alone[number].config)
-        assert [timeless(report) for report in record.reports] == [
-            pytest.approx(timeless(report), rel=TOLERANCE, abs=1e-6) for report in alone[number].reports
-        ]
+        assert_alike(record.reports, alone[number].reports)
     assert [each["trial"] for each in sweep.front(name)] == [each["trial"] for each in sweep.front("alone")]
     assert packed[DIVERGING].reason == alone[DIVERGING].reason
 
 
-def timeless(report: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in report.items() if key not in TIMES}
+def assert_alike(packed: list[dict[str, Any]], alone: list[dict[str, Any]]) -> None:
+    """Reports, one by one, within the tolerance and but for times."""
+    assert len(packed) == len(alone)
+    for ours, theirs in zip(packed, alone, strict=True):
+        assert ours.keys() == theirs.keys()
+        for name in ours.keys() - set(TIMES):
+            slack = ONE_IMAGE if name.endswith(SHARES) else 1e-6
+            assert ours[name] == pytest.approx(theirs[name], rel=TOLERANCE, abs=slack), name
 
 
 @pytest.mark.slow
@@ -202,33 +208,27 @@ def test_a_trial_that_is_stopped_makes_room_for_the_next(sweep: Sweep) -> None:
     assert set(states) == {"finished", "stopped", "failed"}
     for record in trials.values():
         epochs = [report["epoch"] for report in record.reports if not report["final"]]
-        whole = alone.get(record.number)
         if record.state == "stopped":
             assert len(epochs) in (2, 4), "nobody trains on after the decision"
-        if whole is not None:
-            assert [timeless(report) for report in record.reports][: len(epochs)] == [
-                pytest.approx(timeless(report), rel=TOLERANCE, abs=1e-6) for report in whole.reports[: len(epochs)]
-            ]
+        if record.number in alone:
+            assert_alike(record.reports[: len(epochs)], alone[record.number].reports[: len(epochs)])
 
 
 @pytest.mark.slow
-def test_a_worker_and_then_the_pack_itself_are_killed(sweep: Sweep) -> None:
+def test_a_pack_and_then_a_trials_own_worker_are_killed(sweep: Sweep) -> None:
     driver = sweep.start(*words(sweep, "killed", *PACKED))
     wait_for(lambda: sweep.events("killed") >= 6, driver)
-    os.kill(workers_of(driver)[0], signal.SIGKILL)
-    wait_for(lambda: any(record.attempts == 2 for record in sweep.trials("killed").values()), driver)
-    [lost] = [number for number, record in sweep.trials("killed").items() if record.attempts == 2]
-    running = {number for number, record in sweep.trials("killed").items() if record.state == "running"}
     [pack] = workers_of(driver, PACK)
     os.kill(pack, signal.SIGKILL)
+    wait_for(lambda: any(record.attempts == 2 for record in sweep.trials("killed").values()), driver)
+    os.kill(max(workers_of(driver)), signal.SIGKILL)
     said = driver.communicate(timeout=200)[0]
     assert driver.returncode == 0, said
     assert_as_alone(sweep, "killed")
-    trials = sweep.trials("killed")
-    assert f"trial {lost:03d}: its worker was lost; goes on from its last epoch" in said
-    again = {number for number, record in trials.items() if record.attempts > 1}
-    assert lost in again
-    assert again & running, "the pack's trials were lost with it"
+    again = {number: record.attempts - 1 for number, record in sweep.trials("killed").items()}
+    assert sum(again.values()) >= 2
+    for number, times in again.items():
+        assert said.count(f"trial {number:03d}: its worker was lost; goes on from its last epoch") == times
 
 
 @pytest.mark.slow
