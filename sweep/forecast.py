@@ -514,8 +514,8 @@ def lines(plan: SweepPlan, forecast: Forecast) -> Iterator[tuple[str, str]]:
     yield "  ending", duration(forecast.ending_seconds)
     yield "a trial", f"{in_time(forecast.trial_seconds)}; {forecast.timed} configurations timed"
     for name, each in (("cheapest", forecast.cheapest), ("dearest", forecast.dearest)):
-        step, judging = each["step"], f"{each['judging_low']:.2g} to {each['judging_high']:.2g} s"
-        yield f"  {name}", f"{1000 * step:.3g} ms a step, {judging} to judge an epoch: {each['label']}"
+        step, judging = 1000 * each["step"], f"{each['judging_low']:.2g} to {each['judging_high']:.2g} s"
+        yield f"  {name}", f"{step:.{0 if step >= 10 else 1}f} ms a step, {judging} to judge an epoch: {each['label']}"
     yield "CPU hours", in_hours(forecast.cpu_hours)
     if plan.gpus_per_trial:
         yield "GPU hours", in_hours(forecast.gpu_hours)
