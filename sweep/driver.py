@@ -22,7 +22,7 @@ from ray.exceptions import RayTaskError
 
 from search_spaces import Space
 from sweep.budget import Budget
-from sweep.ledger import EndState, LedgerWriter, TrialRecord
+from sweep.ledger import EndState, LedgerWriter
 from sweep.mirror import push, url_of
 from sweep.nodes import check_storage, lost_with_its_node
 from sweep.plan import SweepPlan
@@ -128,7 +128,7 @@ class Scribe(tune.Callback):
         if number in self.budget.holding:
             self.say(f"trial {number:03d}: its worker was lost; goes on from its last epoch")
         self.budget.hold(number)
-        self.results.trials.setdefault(number, TrialRecord(number)).begin(config, **begun)
+        self.results.begin(number, config, **begun)
         self.listen(number)
 
     def on_trial_result(
@@ -184,8 +184,8 @@ class Scribe(tune.Callback):
         if not self.record(lambda: self.ledger.ended(number, state=state, reason=reason, time=now, held=held)):
             return
         self.results.trials[number].hold(held)
-        self.budget.release(number)
         self.results.end(number, state, reason=reason, time=now)
+        self.budget.release(number)
         self.listen(number)
 
     def record(self, write: Callable[[], None]) -> bool:
