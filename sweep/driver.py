@@ -353,6 +353,7 @@ def make_task(plan: SweepPlan) -> Task:
         data_dir=str(plan.data_dir) if plan.data_dir else None,
         threads=max(1, int(plan.cpus_per_trial)),
         use_gpu=plan.gpus_per_trial > 0,
+        ladder=plan.ladder,
     )
 
 

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from trainer.checkpoint import Store, from_bytes, load_checkpoint, save_checkpoint, to_bytes
 from trainer.config import EvaluationConfig, InputError, TrialConfig
 from trainer.data import Split
-from trainer.evaluation import evaluate, judging_attacks
+from trainer.evaluation import evaluate, judging_attacks, on_ladder, strength
 from trainer.losses import Knobs, LossTerms, total
 from trainer.models import build_model
 from trainer.preparation import Prepared, TrainingPerturbation
-from trainer.report import EpochReport, check_finite
+from trainer.report import STRENGTH, EpochReport, check_finite
 from trainer.training import batches, check_batch_size, diagnose, forward, make_optimizer, placed, random_stream, update
 
 MODEL_FILE = "model.pt"
@@ -45,6 +45,7 @@ def run_trial(
     evaluation: EvaluationConfig,
     prepared: Prepared,
     *,
+    ladder: int = 0,
     store: Store | None = None,
     device: str = "cpu",
     warn: Callable[[str], None] = lambda message: None,
@@ -60,6 +61,8 @@ def run_trial(
         config: what it trains with.
         evaluation: what it is judged by; the one that `prepared` was made for.
         prepared: data, training perturbations and judging set, shared by all trials.
+        ladder: steps of the judge's attack in the first epochs, from which it grows to the evaluation's own; 0 for the
+            whole attack in all. See `on_ladder`.
         store: where checkpoints and the chosen model (`model.pt`) are kept; None keeps nothing.
         device: a torch device such as `cpu` or `cuda:0`.
         warn: told about a damaged checkpoint that was passed over.
@@ -78,11 +81,10 @@ def run_trial(
     validation = to_device(prepared.data.validation, where)
     judging = prepared.judging.to(where)
     perturbation = invariance_images(config, prepared, where)
-    attacks = judging_attacks(evaluation)
     knobs = Knobs.of(config, where)
 
     state = initial_state(config, prepared, where)
-    whose = identity(config, evaluation, prepared)
+    whose = identity(config, evaluation, prepared) | ({"ladder": ladder} if ladder else {})
     if store is not None and resume(state, store, whose, warn):
         assert state.last is not None
         yield state.last
@@ -92,6 +94,8 @@ def run_trial(
         start = time.perf_counter()
         terms = train_epoch(state, train, perturbation, config, knobs, progress)
         trained = time.perf_counter()
+        judge = on_ladder(evaluation, epoch=epoch, epochs=config.epochs, ladder=ladder)
+        attacks = judging_attacks(judge)
         judged = evaluate(state.model, validation, judging, attacks, generator=judging_generator(evaluation, where))
         report = EpochReport(
             epoch=epoch,
@@ -100,7 +104,7 @@ def run_trial(
             learning_rate=config.learning_rate,
             train_seconds=trained - start,
             evaluation_seconds=time.perf_counter() - trained,
-            terms=terms,
+            terms=terms | ({STRENGTH: strength(judge)} if ladder else {}),
         )
         advance(state, report, config)
         if store is not None:
