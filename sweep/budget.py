@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 
 from sweep.ledger import TrialRecord
@@ -26,10 +25,24 @@ class Budget:
         """Since when, less what it held before, each running trial has held its slot."""
         self.promised = 0
         """Trials that were proposed and have not ended, also those that have no slot yet."""
+        self.resting, self.resting_held, self.resting_whole = 0, 0.0, 0.0
+        """Trials that held a slot and hold none now: how many, the seconds that they did, and those that they would
+        have as whole trials. Sums, since they are asked for with every report."""
+        for record in results.trials.values():
+            self.rest(record)
+
+    def rest(self, record: TrialRecord, sign: int = 1) -> None:
+        """Count a trial that holds no slot; with a `sign` of -1 no longer."""
+        if record.held:
+            self.resting += sign
+            self.resting_held += sign * record.held
+            self.resting_whole += sign * whole_seconds(record)
 
     def hold(self, number: int) -> None:
         """A trial begins, or goes on, in a slot."""
         record = self.results.trials.get(number)
+        if record and number not in self.holding:
+            self.rest(record, -1)
         self.holding[number] = time.monotonic() - (record.held if record else 0.0)
 
     def held(self, number: int) -> float:
@@ -37,21 +50,22 @@ class Budget:
         return time.monotonic() - self.holding[number] if number in self.holding else 0.0
 
     def release(self, number: int) -> None:
-        """A trial has ended."""
-        self.holding.pop(number, None)
+        """A trial has ended, as its record says by now."""
+        if self.holding.pop(number, None) is not None:
+            self.rest(self.results.trials[number])
 
     @property
     def gpu_hours(self) -> float:
         """Spent so far."""
-        ended = sum(record.held for number, record in self.results.trials.items() if number not in self.holding)
-        return self.plan.gpu_share * (ended + sum(map(self.held, self.holding))) / HOUR
+        return self.plan.gpu_share * (self.resting_held + sum(map(self.held, self.holding))) / HOUR
 
     @property
     def usual(self) -> float:
         """Seconds that a whole trial holds its slot, by what the sweep has seen; 0 before the first report."""
-        return statistics.fmean(
-            [whole_seconds(record) for record in self.results.trials.values() if record.held] or [0.0]
-        )
+        holding = [self.results.trials[number] for number in self.holding if number in self.results.trials]
+        wholes = [whole_seconds(record) for record in holding if record.held]
+        known = self.resting + len(wholes)
+        return (self.resting_whole + sum(wholes)) / known if known else 0.0
 
     @property
     def gpu_hours_ahead(self) -> float:

@@ -124,6 +124,9 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stopper", metavar="NAME", help="who stops trials early: asha or none (none)")
     parser.add_argument("--eta", metavar="N", help="of the trials that reach a rung the best 1/eta go on (2)")
     parser.add_argument("--grace-epochs", metavar="N", help="epochs before anything is stopped (1)")
+    parser.add_argument(
+        "--ladder", metavar="N", help="judge first epochs with N attack steps, more later, all of them in the 2nd half"
+    )
     parser.add_argument("--cpus-per-trial", metavar="N", help="cores, and threads, of a trial or pack (1)")
     parser.add_argument("--gpus-per-trial", metavar="N", help="GPUs of a trial or pack; 0.25 shares one among four (0)")
     parser.add_argument(
@@ -385,6 +388,8 @@ def show_end(plan: SweepPlan, results: Results, link: Callable[[str], str], *, c
     console.print()
     if results.finished:
         show_front(plan, results)
+    if plan.stopper != "none" or plan.ladder:
+        show_agreements(plan, results)
     for number, record in results.failed.items():
         console.print(f"trial {number:03d} failed: {record.reason}", markup=False)
     if not complete:
@@ -479,6 +484,17 @@ def show_front(plan: SweepPlan, results: Results) -> None:
         console.print(paper_table(plan, published), "\n", sep="")
 
 
+def show_agreements(plan: SweepPlan, results: Results) -> None:
+    """Whether the order at each rung tells that at the next, and an alarm where it does not."""
+    from sweep.replay import agreement_table, agreements_of, alarms
+
+    if found := agreements_of(plan, results):
+        console.print("\nOrder kept from rung to rung (Kendall's tau: 1 all of it, 0 none):")
+        console.print(agreement_table(found))
+        for line in alarms(found):
+            console.print(line)
+
+
 def add_replay(parser: argparse.ArgumentParser) -> None:
     add_name(parser)
     parser.add_argument(
@@ -502,6 +518,7 @@ def replay(arguments: argparse.Namespace) -> int:
     results = results_of(plan, read_ledger(plan.folder).trials)
     replays = [run_replay(plan, results, eta=eta, grace_epochs=grace) for eta in etas]
     console.print(replay_table(replays, results))
+    show_agreements(plan, results)
     if cut := unknown(replays, results):
         console.print(f"\n{len(cut)} trials were stopped by the sweep itself: how they would have ended is not known.")
     return DONE

@@ -22,7 +22,7 @@ from ray.exceptions import RayTaskError
 
 from sweep import forecast
 from sweep.budget import Budget
-from sweep.ledger import EndState, LedgerWriter, TrialRecord
+from sweep.ledger import EndState, LedgerWriter
 from sweep.mirror import push, url_of
 from sweep.nodes import check_storage, lost_with_its_node
 from sweep.packs import LIGHT, PackedTrial, PackFailed, Packs, Vacating, why_failed
@@ -133,7 +133,7 @@ class Scribe(tune.Callback):
         if number in self.budget.holding:
             self.say(f"trial {number:03d}: its worker was lost; goes on from its last epoch")
         self.budget.hold(number)
-        self.results.trials.setdefault(number, TrialRecord(number)).begin(config, **begun)
+        self.results.begin(number, config, **begun)
         self.listen(number)
 
     def on_trial_result(
@@ -193,8 +193,8 @@ class Scribe(tune.Callback):
         if not self.record(lambda: self.ledger.ended(number, state=state, reason=reason, time=now, held=held)):
             return
         self.results.trials[number].hold(held)
-        self.budget.release(number)
         self.results.end(number, state, reason=reason, time=now)
+        self.budget.release(number)
         self.listen(number)
 
     def record(self, write: Callable[[], None]) -> bool:
@@ -408,6 +408,7 @@ def make_task(plan: SweepPlan) -> Task:
         data_dir=str(plan.data_dir) if plan.data_dir else None,
         threads=max(1, int(plan.cpus_per_trial)),
         use_gpu=plan.gpus_per_trial > 0,
+        ladder=plan.ladder,
     )
 
 

@@ -594,7 +594,15 @@ def keep(plan: SweepPlan, forecast: Forecast) -> None:
 
 def kept_at(plan: SweepPlan) -> Path:
     """Where the forecast for a plan is kept: under a digest of what decides it, whatever the sweep's name."""
-    options = ("cpus_per_trial", "gpus_per_trial", "max_concurrent", "measure_memory", "max_hours", "max_gpu_hours")
+    options = (
+        "cpus_per_trial",
+        "gpus_per_trial",
+        "pack",
+        "max_concurrent",
+        "measure_memory",
+        "max_hours",
+        "max_gpu_hours",
+    )
     deciding = [plan.hash, *(getattr(plan, option) for option in options)]
     digest = hashlib.sha256(json.dumps(deciding).encode()).hexdigest()[:16]
     return plan.cache_dir / f"forecast-{digest}.json"

@@ -100,7 +100,7 @@ class PackWorker:
 
         self.task, self.size = task, size
         self.on_gpu = task.use_gpu and torch.cuda.is_available()
-        self.pack = Pack(evaluation_of(task), shared(task), device="cuda" if self.on_gpu else "cpu")
+        self.pack = Pack(evaluation_of(task), shared(task), ladder=task.ladder, device="cuda" if self.on_gpu else "cpu")
         self.places: dict[int, Place] = {}
         self.changed = threading.Condition()
         """Guards the places; told when a worker begins to wait."""

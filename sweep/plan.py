@@ -52,6 +52,7 @@ DECIDING = (
     "stopper",
     "eta",
     "grace_epochs",
+    "ladder",
     "trials",
     "seeds",
     "stop_when_flat",
@@ -60,6 +61,8 @@ DECIDING = (
     "seed",
 )
 DECIDING_SPACE = ("evaluation", "space", "points", "require")
+LATER = {"ladder": 0}
+"""Fields that came later, as plans without them are meant; at that they leave a plan's digest as it was."""
 AUTO = "auto"
 VERSIONS_OF = ("torch", "ray", "optuna", "mlflow")
 CODE_VERSION = "OTSWEEP_CODE_VERSION"
@@ -107,6 +110,10 @@ class SweepPlan:
 
     grace_epochs: int = knob(1, low=1, high=100_000)
     """Epochs of the first rung; each next has eta times as many."""
+
+    ladder: int = knob(0, low=0, high=100_000)
+    """Steps of the sensitivity attack that judges the first epochs; it grows with the epochs, and is the evaluation's
+    own in the second half of training, which the model is chosen from. 0 for the evaluation's own in all."""
 
     trials: int = knob(24, low=1, high=100_000)
     """How many trials run in all, if nothing below ends the sweep before; every seed of a configuration is a trial."""
@@ -165,6 +172,10 @@ class SweepPlan:
         for option in OPTIONS:
             if getattr(self, option) is not None:
                 object.__setattr__(self, option, check_option(option, getattr(self, option)))
+        if self.ladder > (steps := self.space.evaluation.eval_sensitivity_steps):
+            raise InputError(
+                f"--ladder {self.ladder}: must be at most {steps}, the evaluation's eval_sensitivity_steps"
+            )
         if self.trials % self.seeds:
             below = self.trials // self.seeds * self.seeds
             right = " or ".join(f"--trials {each}" for each in (below, below + self.seeds) if each)
@@ -267,6 +278,7 @@ OPTIONS: dict[str, dataclasses.Field] = {
     "stopper": SweepPlan.__dataclass_fields__["stopper"],
     "eta": SweepPlan.__dataclass_fields__["eta"],
     "grace_epochs": SweepPlan.__dataclass_fields__["grace_epochs"],
+    "ladder": SweepPlan.__dataclass_fields__["ladder"],
     "trials": SweepPlan.__dataclass_fields__["trials"],
     "seeds": SweepPlan.__dataclass_fields__["seeds"],
     "stop_when_flat": SweepPlan.__dataclass_fields__["stop_when_flat"],
@@ -420,7 +432,7 @@ def parse_plan(root: Located) -> SweepPlan:
 
 
 def _digest(plain: Mapping[str, Any]) -> str:
-    deciding = {key: plain[key] for key in DECIDING if key in plain}
+    deciding = {key: plain[key] for key in DECIDING if key in plain and not (key in LATER and plain[key] == LATER[key])}
     deciding["space"] = {key: plain["space"][key] for key in DECIDING_SPACE if key in plain["space"]}
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
 

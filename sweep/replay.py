@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ from rich.table import Table
 from sweep import pareto
 from sweep.plan import SweepPlan
 from sweep.results import Results
-from sweep.scheduler import Rungs, rung_levels
+from sweep.scheduler import ALIKE, Agreement, Rungs, agreements, rung_levels
 from sweep.tables import percent
 
 ETAS = (2, 3, 4, 8)
@@ -102,3 +103,43 @@ def replay_table(replays: list[Replay], results: Results) -> Table:
 def unknown(replays: list[Replay], results: Results) -> list[int]:
     """Trials that the sweep itself stopped and one of the replays would not have: how they end is not logged."""
     return [number for number in results.stopped if any(number not in each.stopped for each in replays)]
+
+
+def agreements_of(plan: SweepPlan, results: Results) -> list[Agreement]:
+    """How far each of a sweep's rungs orders its trials as the next one does."""
+    levels = rung_levels(grace_epochs=plan.grace_epochs, eta=plan.eta, epochs=plan.epochs_per_trial)
+    return agreements(results.trials.values(), plan.objectives, levels=levels, epochs=plan.epochs_per_trial)
+
+
+def agreement_table(found: list[Agreement]) -> Table:
+    """For a terminal: one row per rung and the next."""
+    table = Table(box=None, pad_edge=False, header_style="bold", title_justify="left")
+    names = list(dict.fromkeys(each.objective for each in found))
+    laddered = any(any(each.strengths) for each in found)
+    for heading in ["epochs", *(["attack steps"] if laddered else []), "trials", *map(short, names)]:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for (lower, upper), rows in itertools.groupby(found, key=lambda each: each[:2]):
+        of = {each.objective: each for each in rows}
+        first = next(iter(of.values()))
+        taus = [f"{of[name].correlation:.2f}" if name in of else "" for name in names]
+        steps = [" to ".join(first.strengths)] if laddered else []
+        table.add_row(f"{lower} to {upper}", *steps, str(first.trials), *taus)
+    return table
+
+
+def alarms(found: list[Agreement]) -> list[str]:
+    """A line for every objective that some rungs order nearly by chance, as the next ones tell."""
+    lines = []
+    for name in dict.fromkeys(each.objective for each in found if each.low):
+        rungs = [each.lower for each in found if each.low and each.objective == name]
+        lines.append(
+            f"alarm: the order in {short(name)} at epoch {', '.join(map(str, rungs))} tells little of that at the next "
+            f"rung (tau below {ALIKE:.2f}): what is stopped there is stopped nearly by chance; a later --grace-epochs, "
+            "or a --ladder of more steps, helps"
+        )
+    return lines
+
+
+def short(objective: str) -> str:
+    """As columns are headed."""
+    return objective.removesuffix("_accuracy")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -115,6 +116,8 @@ class Results:
         self.objectives, self.total, self.seeds, self.require = objectives, total, seeds, require
         self.facts: Facts = {}
         self.trials: dict[int, TrialRecord] = {}
+        self.under_way: set[int] = set()
+        """Those that run."""
         self.configurations: dict[int, TrialRecord] = {}
         """Those that finished, by the number of their first trial."""
         self.contenders: dict[int, TrialRecord] = {}
@@ -130,20 +133,29 @@ class Results:
         self.course: list[Milestone] = []
         """One per finished trial, in the order in which they ended."""
         self.ended_seconds = 0.0
+        self.ended_in: Counter[str] = Counter()
+        """How many trials ended in each state."""
         self.load(trials)
 
     def load(self, trials: Mapping[int, TrialRecord]) -> None:
         """Take in what a ledger holds."""
         self.trials.update(trials)
+        self.under_way.update(self.running)
         waiting = {number: record for number, record in self.finished.items() if self.seeds > 1}
         for record in sorted(self.ended.values(), key=lambda record: (record.ended_as, record.ended or 0.0)):
             waiting.pop(record.number, None)
             self.count(record, unless=waiting.keys())
 
+    def begin(self, number: int, config: Mapping[str, Any], **begun: Any) -> None:
+        """A trial runs: as `TrialRecord.begin`."""
+        self.trials.setdefault(number, TrialRecord(number)).begin(config, **begun)
+        self.under_way.add(number)
+
     def end(self, number: int, state: str, *, reason: str, time: float) -> None:
         """A trial is over; one that finished joins the points of the front, with all seeds of its configuration."""
         record = self.trials[number]
         record.end(state, reason=reason, time=time)
+        self.under_way.discard(number)
         self.count(record)
 
     def count(self, record: TrialRecord, unless: Container[int] = ()) -> None:
@@ -154,6 +166,7 @@ class Results:
             unless: trials that ended later, though it is known by now.
         """
         self.ended_seconds += seconds_of(record)
+        self.ended_in[record.state] += 1
         members = self.members(record.number)
         if len(members) == self.seeds and all(
             each.state == "finished" and each.result is not None and each.number not in unless for each in members
@@ -212,6 +225,10 @@ class Results:
     @property
     def ended(self) -> dict[int, TrialRecord]:
         return self.in_state("finished", "stopped", "failed")
+
+    def states(self) -> Counter[str]:
+        """How many trials are in each state."""
+        return self.ended_in + Counter(running=len(self.under_way))
 
     def in_state(self, *states: str) -> dict[int, TrialRecord]:
         return {number: record for number, record in list(self.trials.items()) if record.state in states}
@@ -304,8 +321,8 @@ class Results:
 
     def epochs_done(self, epochs_per_trial: int) -> int:
         """Epochs that need not be waited for any more; those that an ended trial left out count as done."""
-        running = sum(report["epoch"] for record in self.running.values() for report in record.reports[-1:])
-        return len(self.ended) * epochs_per_trial + running
+        trained = sum(report["epoch"] for number in list(self.under_way) for report in self.trials[number].reports[-1:])
+        return self.ended_in.total() * epochs_per_trial + trained
 
     def share_done(self, epochs_per_trial: int) -> float:
         return self.epochs_done(epochs_per_trial) / (self.total * epochs_per_trial)

@@ -5,6 +5,9 @@ The best 1/eta go on. Better is who stands on an earlier non-dominated front; in
 an epsilon-net, farthest first, on objectives measured in the rung's own extent. Unlike there, trials are stopped where
 they stand instead of paused, and nobody on a rung's front is ever stopped.
 
+What a trial brings to a rung is its mean over the second half of what it has trained so far: one epoch, judged on a few
+hundred images, is noise for a good part.
+
 Where something is required (`--require`), who fulfils it stands before who does not, and of these the one that breaks
 it least comes first (Deb 2002): while nobody in a rung fulfils it, its front is whoever comes nearest.
 
@@ -17,8 +20,10 @@ state is rebuilt from the decisions in the ledger.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -31,12 +36,15 @@ from sweep import pareto
 from sweep.ledger import TrialRecord
 from sweep.pareto import Objectives
 from sweep.trainable import report_of
-
-STRENGTH = "evaluation_strength"
-"""Field of a report that says what its numbers were measured with, where that changes from epoch to epoch."""
+from trainer.report import STRENGTH
 
 REQUIRED = "required."
 """How the keys of what requirements name begin in a plain decision."""
+
+ALIKE, ENOUGH = 1 / 3, 10
+"""Rank correlation between two rungs below which it is an alarm, and trials from which on: at a third one pair of
+trials in three changes its order, half way from every pair's staying to a coin's toss; of fewer than ten trials chance
+alone moves it by a quarter and more."""
 
 NAMED = 3
 """Of all that dominate a stopped trial, how many its reason names."""
@@ -79,10 +87,10 @@ class Decision(NamedTuple):
     stop: bool
 
     strength: str
-    """What all of them were measured with; empty where all evaluations are equal."""
+    """What all of them were measured with, as `trainer.report.STRENGTH` says; empty where all evaluations are equal."""
 
     values: tuple[float, ...]
-    """The objectives that the trial brought to the rung, in their own units."""
+    """The objectives that the trial brought to the rung, in their own units: see `Rungs.hear`."""
 
     broken: str = ""
     """As in `Standing`."""
@@ -118,6 +126,16 @@ class Decision(NamedTuple):
         required = [key for key in plain if key.startswith(REQUIRED)]
         fields["required"] = tuple((key.removeprefix(REQUIRED), plain[key]) for key in required)
         return cls(**fields, values=tuple(plain[name] for name in objectives.names))
+
+
+class Said(NamedTuple):
+    """What a trial said after an epoch."""
+
+    numbers: tuple[float, ...]
+    """Objectives, then what requirements name."""
+
+    strength: str
+    """As in `Decision`."""
 
 
 class Rung:
@@ -223,6 +241,8 @@ class Rungs:
         """Of every group that was stopped, the trial with which it was."""
         self.decisions: dict[int, list[Decision]] = {}
         """By trial, in the order in which they were made."""
+        self.heard: dict[int, dict[int, Said]] = {}
+        """What every trial under way said, by epoch, as far as a rung may still ask for it."""
 
     def decide(
         self,
@@ -272,15 +292,35 @@ class Rungs:
         return decision
 
     def hear(self, trial: int, config: Mapping[str, Any], report: Mapping[str, Any]) -> Decision | None:
-        """`decide` on what a trial of a configuration reports."""
-        return self.decide(
+        """`decide` on the means of what a trial of a configuration has reported over the second half of its epochs, as
+        far as they were judged with what the last one was."""
+        epoch, said = report["epoch"], self.listen(trial, report)
+        alike = [each.numbers for each in said.values() if each.strength == said[epoch].strength]
+        means = [math.fsum(column) / len(alike) for column in zip(*alike, strict=True)]
+        objectives = len(self.objectives.names)
+        decision = self.decide(
             trial,
             group_key(config),
-            report["epoch"],
-            [report[name] for name in self.objectives.names],
-            required={name: report[name] for name in required_names(self.require)},
-            strength=report.get(STRENGTH, ""),
+            epoch,
+            means[:objectives],
+            required=dict(zip(required_names(self.require), means[objectives:], strict=True)),
+            strength=said[epoch].strength,
         )
+        if decision is not None and decision.stop:
+            self.forget(trial)
+        return decision
+
+    def listen(self, trial: int, report: Mapping[str, Any]) -> dict[int, Said]:
+        """Keep what a trial says, once for every epoch; what it said in the second half of its epochs so far."""
+        epoch, names = report["epoch"], (*self.objectives.names, *required_names(self.require))
+        said = self.heard.get(trial, {})
+        said[epoch] = Said(tuple(float(report[name]) for name in names), str(report.get(STRENGTH, "")))
+        self.heard[trial] = {each: said[each] for each in sorted(said) if epoch < 2 * each <= 2 * epoch}
+        return self.heard[trial]
+
+    def forget(self, trial: int) -> None:
+        """It will say nothing more."""
+        self.heard.pop(trial, None)
 
     def rung(self, level: int, strength: str) -> Rung:
         """The one of a level, for what was measured with one strength."""
@@ -292,6 +332,8 @@ class Rungs:
     def restore(self, records: Iterable[TrialRecord]) -> None:
         """Stand where the decisions in a ledger left off."""
         for record in records:
+            for report in record.reports if record.state == "running" else ():
+                self.listen(record.number, report)
             decisions = [Decision.from_dict(plain, self.objectives) for plain in record.decisions]
             self.decisions[record.number] = decisions
             for each in decisions:
@@ -310,6 +352,65 @@ def rung_levels(*, grace_epochs: int, eta: int, epochs: int) -> list[int]:
         levels.append(level)
         level *= eta
     return levels
+
+
+class Agreement(NamedTuple):
+    """How far a rung orders trials as the next one does."""
+
+    lower: int
+    upper: int
+    """Epochs of both; the upper may be the end, where the final report counts."""
+
+    objective: str
+
+    correlation: float
+    """Kendall's tau-b over the trials that came to both: 1 for the same order, 0 for chance."""
+
+    trials: int
+
+    strengths: tuple[str, ...]
+    """What most of them were judged with there; empty where all evaluations are equal."""
+
+    @property
+    def low(self) -> bool:
+        """Whether it is an alarm."""
+        return self.trials >= ENOUGH and self.correlation < ALIKE
+
+
+def agreements(
+    trials: Iterable[TrialRecord], objectives: Objectives, *, levels: Sequence[int], epochs: int
+) -> list[Agreement]:
+    """Between each rung and the next, for every objective; none where fewer than two trials differ in it.
+
+    Whoever was stopped between two rungs counts in neither: of those that stay the order is harder to keep.
+    """
+    from scipy.stats import kendalltau
+
+    records, found = list(trials), []
+    for lower, upper in itertools.pairwise([*levels, epochs]):
+        both = [(at(record, lower, epochs), at(record, upper, epochs)) for record in records]
+        both = [(early, late) for early, late in both if early and late]
+        if len(both) < 2:
+            continue
+        strengths = [usual_strength(side) for side in zip(*both, strict=True)]
+        for name in objectives.names:
+            early, late = np.array([[report[name] for report in pair] for pair in both]).T
+            if np.ptp(early) > 0 and np.ptp(late) > 0:
+                tau = float(np.asarray(kendalltau(early, late))[0])
+                found.append(Agreement(lower, upper, name, tau, len(both), tuple(strengths)))
+    return found
+
+
+def usual_strength(reports: Iterable[Mapping[str, Any]]) -> str:
+    """What most of some reports were measured with."""
+    return Counter(str(report.get(STRENGTH, "")) for report in reports).most_common(1)[0][0]
+
+
+def at(record: TrialRecord, epoch: int, epochs: int) -> dict[str, Any] | None:
+    """What a trial said after an epoch; at the last one what it said finally."""
+    if epoch == epochs:
+        return record.result
+    return next((each for each in record.reports if each["epoch"] == epoch and not each["final"]), None)
 
 
 def group_key(config: Mapping[str, Any]) -> str:
@@ -348,3 +449,6 @@ class MultiObjectiveASHA(FIFOScheduler):
         self.rungs.hear(number, trial.config["config"], report_of(result))
         # Also for a trial that was brought back after its stop was decided and before it took effect.
         return TrialScheduler.STOP if self.rungs.stopped(number) else TrialScheduler.CONTINUE
+
+    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
+        self.rungs.forget(trial.config["number"])

@@ -101,17 +101,16 @@ class Screen:
         )
 
     def counts(self) -> str:
-        results = self.results
-        states = [f"{len(results.ended)}/{results.total} done"]
-        states += [f"{len(results.running)} running"] if results.running else []
-        states += [f"{len(results.stopped)} stopped early"] if results.stopped else []
-        states += [f"{len(results.failed)} failed"] if results.failed else []
-        return ", ".join(states)
+        states = self.results.states()
+        told = [f"{states.total() - states['running']}/{self.results.total} done"]
+        named = {"running": "running", "stopped": "stopped early", "failed": "failed"}
+        told += [f"{states[state]} {name}" for state, name in named.items() if states[state]]
+        return ", ".join(told)
 
     def outlook(self) -> str:
         """The front so far, and the time left at the pace of this run."""
         gone, share = time.monotonic() - self.begun, self.results.share_done(self.plan.epochs_per_trial)
-        front = f"front {len(self.results.front_records)}, hypervolume {self.results.hypervolume:.4f}"
+        front = f"front {self.results.front.size}, hypervolume {self.results.hypervolume:.4f}"
         pace = (share - self.share_before) / gone
         left = f", about {duration((1 - share) / pace)} left" if pace > 0 and share < 1 else ""
         return f"{front}; {duration(gone)} gone{left}"

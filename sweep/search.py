@@ -47,7 +47,7 @@ class Kind(NamedTuple):
     make: Callable[[int, Space, int], BaseSampler]
     """From a seed, the space, and how many configurations the sweep has."""
 
-    newest: int = 1000
+    newest: int = 500
     """How many of the trials that ended it is shown: the front, up to half of them, and the newest others. So a draw
     costs no more after 10,000 trials than after so many."""
 

@@ -26,6 +26,7 @@ from sweep.forecast import took
 from sweep.ledger import TrialRecord, read_ledger, take_lock
 from sweep.places import masked
 from sweep.plan import SweepPlan
+from sweep.replay import agreements_of
 from sweep.results import Milestone, Results, read_facts, results_of, seconds_of
 from sweep.standings import Standing, Standings
 from sweep.tables import folded, front_markdown, label, run_again
@@ -607,6 +608,8 @@ class Writer:
             self.write_note()
         self.write_files()
         last = max((record.ended or 0.0 for record in records), default=0.0)
+        if self.over:
+            self.log(self.parent, metrics=agreement_metrics(self.plan, self.results, int(last * 1000)))
         self.client.set_terminated(
             self.parent, "FINISHED" if self.over else "KILLED", end_time=int(last * 1000) or None
         )
@@ -658,6 +661,13 @@ def milestone_metrics(plan: SweepPlan, milestone: Milestone) -> list[MetricRow]:
         "front_cpu_hours": milestone.hours * plan.cpus_per_trial,
     }
     return [(key, value, int(milestone.time * 1000), milestone.finished) for key, value in values.items()]
+
+
+def agreement_metrics(plan: SweepPlan, results: Results, moment: int) -> list[MetricRow]:
+    """How far each rung orders trials as the next one does, with the next one's epochs as step."""
+    compared = plan.stopper != "none" or plan.ladder > 0
+    found = agreements_of(plan, results) if compared else []
+    return [(f"rank_correlation/{each.objective}", each.correlation, moment, each.upper) for each in found]
 
 
 def metrics_of(report: Mapping[str, Any]) -> list[MetricRow]:

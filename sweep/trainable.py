@@ -50,6 +50,7 @@ class Task:
     data_dir: str | None
     threads: int
     use_gpu: bool
+    ladder: int = 0
 
 
 def trial_folder(sweep_folder: str | Path, number: int) -> Path:
@@ -175,6 +176,7 @@ class TrialTrainable(tune.Trainable):
             TrialConfig.from_mapping(values),
             evaluation_of(self.task),
             shared(self.task),
+            ladder=self.task.ladder,
             store=trial_store(self.task.sweep_folder, self.number, told=self.warnings.append),
             device="cuda" if self.on_gpu else "cpu",
             warn=self.warnings.append,

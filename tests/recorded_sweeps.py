@@ -68,8 +68,7 @@ def replay(plan: SweepPlan, results: Results) -> Iterator[int]:
     records = read_ledger(plan.folder).trials.values()
     for moment, kind, number, record, report in sorted(events_of(records), key=lambda event: event[:3]):
         if kind == 0:
-            fresh = results.trials.setdefault(number, TrialRecord(number))
-            fresh.begin(record.config, seed=record.seed or 0, attempt=1, host="", time=moment)
+            results.begin(number, record.config, seed=record.seed or 0, attempt=1, host="", time=moment)
         elif report is not None:
             results.trials[number].say(report)
         else:

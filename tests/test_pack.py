@@ -261,6 +261,20 @@ def test_a_trial_that_joins_later_is_at_its_own_epoch(in_double: Prepared) -> No
     agree(rest[1], alone(configs[2], in_double))
 
 
+def test_on_a_ladder_each_lane_is_judged_as_its_own_epoch_is(in_double: Prepared) -> None:
+    """Lanes in different epochs are judged by attacks of different strength, as each alone would be."""
+    configs = configs_of("pgd", architecture="mlp", epochs=4)[:2]
+    pack = Pack(in_double.evaluation, in_double, ladder=1)
+    early = pack.join(configs[0])
+    begun = pack.advance([early])
+    rest = told(pack, [early, pack.join(configs[1])])
+    packed = ([begun[early], *rest[0]], rest[1])
+    for config, reports in zip(configs, packed, strict=True):
+        single = list(run_trial(config, in_double.evaluation, in_double, ladder=1))
+        agree(reports, single)  # type: ignore[arg-type]
+        assert [report.terms["evaluation_strength"] for report in single] == [2, 3, 5, 5, 5]
+
+
 def test_lanes_of_two_structures_share_a_pack(in_double: Prepared) -> None:
     pair = [configs_of("ot_triplet"), configs_of("clean", architecture="mlp")]
     configs = [config for both in zip(*pair, strict=True) for config in both]

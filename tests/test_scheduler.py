@@ -280,6 +280,56 @@ def test_only_equal_evaluations_are_compared() -> None:
     assert decision.competitors == 1
 
 
+def heard(found: Rungs, trial: int, epoch: int, value: float, **more: Any) -> Decision | None:
+    report = {"epoch": epoch, "sensitivity_accuracy": value, "invariance_accuracy": value, **more}
+    return found.hear(trial, {"knob": trial, "seed": 0}, report)
+
+
+def test_a_trial_brings_its_mean_over_the_second_half_of_its_epochs() -> None:
+    found = fresh([4])
+    values = {1: 0.9, 2: 0.9, 3: 0.2, 4: 0.4}
+    *early, decision = [heard(found, 0, epoch, value) for epoch, value in values.items()]
+    assert early == [None] * 3
+    assert decision is not None
+    assert decision.values == pytest.approx((0.3, 0.3))
+    assert set(found.heard[0]) == {3, 4}
+    found.forget(0)
+    assert not found.heard
+
+
+def test_an_epoch_said_twice_counts_once_as_said_last() -> None:
+    found = fresh([4])
+    for epoch, value in [(2, 0.1), (3, 0.9), (3, 0.2), (4, 0.4)]:
+        decision = heard(found, 0, epoch, value)
+    assert decision is not None
+    assert decision.values == pytest.approx((0.3, 0.3))
+
+
+def test_the_mean_is_of_what_was_judged_alike() -> None:
+    found = fresh([4])
+    heard(found, 0, 3, 0.9, **{STRENGTH: 5})
+    decision = heard(found, 0, 4, 0.4, **{STRENGTH: 20})
+    assert decision is not None
+    assert (decision.values, decision.strength) == ((0.4, 0.4), "20")
+
+
+@given(st.lists(st.floats(0, 1), min_size=9, max_size=9), st.integers(0, 9))
+def test_what_was_heard_is_rebuilt_from_the_ledger(values: list[float], cut: int) -> None:
+    config, undisturbed, rebuilt = {"knob": 0, "seed": 0}, fresh([2, 4, 8]), fresh([2, 4, 8])
+    reports = [
+        {"epoch": epoch, "final": False, "sensitivity_accuracy": value, "invariance_accuracy": 1 - value}
+        for epoch, value in enumerate(values, start=1)
+    ]
+    made = [undisturbed.hear(0, config, report) for report in reports]
+    record = TrialRecord(0, config, reports=reports[:cut])
+    record.decisions = [each.to_dict(OBJECTIVES) for each in made[:cut] if each]
+    rebuilt.restore([record])
+    # A resumed trial says its last epoch once more.
+    for report in reports[max(0, cut - 1) :]:
+        rebuilt.hear(0, config, report)
+    assert rebuilt.decisions[0] == undisturbed.decisions[0]
+
+
 curves = st.lists(st.tuples(st.integers(0, 7), st.integers(1, 10), numbers, numbers), max_size=60)
 
 

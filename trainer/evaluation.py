@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -109,6 +111,29 @@ def judging_attacks(evaluation: EvaluationConfig) -> list[sensitivity.Attack]:
             restarts=evaluation.eval_sensitivity_restarts,
         )
     ]
+
+
+def on_ladder(evaluation: EvaluationConfig, *, epoch: int, epochs: int, ladder: int) -> EvaluationConfig:
+    """What an epoch is judged by where the attack grows with the training.
+
+    In the second half, which the model is chosen from, it is the evaluation itself, so that all that may be chosen is
+    judged alike. Before that every halving of the epoch halves the steps, down to `ladder` of them, with one restart.
+
+    Args:
+        epoch: from 1 to `epochs`.
+        ladder: least steps; 0 for the whole attack from the first epoch on.
+    """
+    if ladder == 0 or 2 * epoch > epochs:
+        return evaluation
+    steps = evaluation.eval_sensitivity_steps
+    while 2 * epoch <= epochs:
+        epoch, steps = 2 * epoch, math.ceil(steps / 2)
+    return replace(evaluation, eval_sensitivity_steps=max(steps, ladder), eval_sensitivity_restarts=1)
+
+
+def strength(evaluation: EvaluationConfig) -> int:
+    """Gradient steps per image of the judge's attack."""
+    return evaluation.eval_sensitivity_steps * evaluation.eval_sensitivity_restarts
 
 
 def ensemble(

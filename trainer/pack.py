@@ -85,14 +85,18 @@ class Lane(Trial):
 class Pack:
     """Trials on one device that are judged by the same."""
 
-    def __init__(self, evaluation: EvaluationConfig, prepared: Prepared, *, device: str = "cpu") -> None:
+    def __init__(
+        self, evaluation: EvaluationConfig, prepared: Prepared, *, ladder: int = 0, device: str = "cpu"
+    ) -> None:
         """
         Args:
             evaluation: what all lanes are judged by; the one that `prepared` was made for.
             prepared: data, training perturbations and judging set.
+            ladder: as of `run_trial`.
             device: a torch device such as `cpu` or `cuda:0`.
         """
-        self.evaluation, self.prepared, self.device = evaluation, prepared, torch.device(device)
+        self.evaluation, self.prepared, self.ladder = evaluation, prepared, ladder
+        self.device = torch.device(device)
         self.train = to_device(prepared.data.train, self.device)
         self.validation = to_device(prepared.data.validation, self.device)
         self.judging = prepared.judging.to(self.device)
@@ -113,7 +117,9 @@ class Pack:
             InputError: as `run_trial` does, and if the configuration can't be packed.
         """
         check_packable(config)
-        lane = Lane.begin(config, self.evaluation, self.prepared, store=store, device=self.device, warn=warn)
+        lane = Lane.begin(
+            config, self.evaluation, self.prepared, ladder=self.ladder, store=store, device=self.device, warn=warn
+        )
         lane.untold = lane.state.last is not None
         return lane
 
@@ -121,11 +127,11 @@ class Pack:
         """For each lane what the next turn of `run_trial` gives, or the exception that it raises.
 
         After a resume the last report again, then an epoch's each, at the end that of the chosen epoch. Lanes with an
-        epoch to train do so side by side, those of one structure in one vectorised step. A lane that failed touches no
-        other, and is to be advanced no more; nor is one that told its last report.
+        epoch to train do so side by side, those of one structure that are judged alike in one vectorised step. A lane
+        that failed touches no other, and is to be advanced no more; nor is one that told its last report.
         """
         outcome: dict[Lane, EpochReport | Exception] = {}
-        together: dict[TrialConfig, list[Lane]] = {}
+        together: dict[tuple[TrialConfig, EvaluationConfig], list[Lane]] = {}
         for lane in lanes:
             if lane.untold:
                 assert lane.state.last is not None
@@ -133,13 +139,13 @@ class Pack:
             elif lane.state.epoch == lane.config.epochs:
                 outcome[lane] = attempted(lane.finish)
             else:
-                together.setdefault(lane.structure, []).append(lane)
+                together.setdefault((lane.structure, lane.judge), []).append(lane)
         for group in together.values():
             outcome |= self._train_and_judge(group)
         return {lane: outcome[lane] for lane in lanes}
 
     def _train_and_judge(self, lanes: list[Lane]) -> dict[Lane, EpochReport | Exception]:
-        """An epoch of lanes of one structure; each is said to have taken its share of the time."""
+        """An epoch of lanes of one structure, judged alike; each is said to have taken its share of the time."""
         models, optimizers = ([getattr(lane.state, part) for lane in lanes] for part in ("model", "optimizer"))
         perturbations = [lane.perturbation for lane in lanes if lane.perturbation is not None]
         start = time.perf_counter()
@@ -160,7 +166,7 @@ class Pack:
             model,
             self.validation,
             self.judging,
-            self.evaluation,
+            lanes[0].judge,
             generator=judging_generator(self.evaluation, self.device),
         )
         train_seconds, evaluation_seconds = (

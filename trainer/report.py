@@ -10,6 +10,10 @@ from typing import Any
 
 from trainer.config import TrialFailed
 
+STRENGTH = "evaluation_strength"
+"""Term of a report that says what its sensitivity was measured with, where that changes from epoch to epoch: gradient
+steps per image, over all restarts."""
+
 
 def check_finite(epoch: int, numbers: Mapping[str, float]) -> None:
     """A NaN or an infinity never enters a front or a searcher.

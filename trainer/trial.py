@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from trainer.checkpoint import Store, from_bytes, load_checkpoint, save_checkpoint, to_bytes
 from trainer.config import EvaluationConfig, InputError, TrialConfig
 from trainer.data import Split
-from trainer.evaluation import Evaluation, evaluate, judging_attacks
+from trainer.evaluation import Evaluation, evaluate, judging_attacks, on_ladder, strength
 from trainer.losses import Knobs, LossTerms, total
 from trainer.models import build_model
 from trainer.preparation import Prepared, TrainingPerturbation
-from trainer.report import EpochReport, check_finite
+from trainer.report import STRENGTH, EpochReport, check_finite
 from trainer.training import (
     batches,
     check_batch_size,
@@ -58,6 +58,8 @@ class Trial:
     config: TrialConfig
     evaluation: EvaluationConfig
     prepared: Prepared
+    ladder: int
+    """As of `run_trial`."""
     store: Store | None
     perturbation: TrainingPerturbation | None
     """X_v and y_v of all training images, on the device; None where the objective has no use for them."""
@@ -70,6 +72,7 @@ class Trial:
         evaluation: EvaluationConfig,
         prepared: Prepared,
         *,
+        ladder: int,
         store: Store | None,
         device: torch.device,
         warn: Callable[[str], None],
@@ -85,8 +88,13 @@ class Trial:
         perturbation = invariance_images(config, prepared, device)
         state = initial_state(config, prepared, device)
         if store is not None:
-            resume(state, store, identity(config, evaluation, prepared), warn)
-        return cls(config, evaluation, prepared, store, perturbation, state)
+            resume(state, store, identity(config, evaluation, prepared, ladder), warn)
+        return cls(config, evaluation, prepared, ladder, store, perturbation, state)
+
+    @property
+    def judge(self) -> EvaluationConfig:
+        """What its next epoch is judged by."""
+        return on_ladder(self.evaluation, epoch=self.state.epoch + 1, epochs=self.config.epochs, ladder=self.ladder)
 
     def close_epoch(
         self, judged: Evaluation, terms: dict[str, float], *, train_seconds: float, evaluation_seconds: float
@@ -104,11 +112,11 @@ class Trial:
             learning_rate=self.config.learning_rate,
             train_seconds=train_seconds,
             evaluation_seconds=evaluation_seconds,
-            terms=terms,
+            terms=terms | ({STRENGTH: strength(self.judge)} if self.ladder else {}),
         )
         advance(self.state, report, self.config)
         if self.store is not None:
-            whose = identity(self.config, self.evaluation, self.prepared)
+            whose = identity(self.config, self.evaluation, self.prepared, self.ladder)
             save_checkpoint(self.store, report.epoch, to_dict(self.state, whose))
         return report
 
@@ -129,6 +137,7 @@ def run_trial(
     evaluation: EvaluationConfig,
     prepared: Prepared,
     *,
+    ladder: int = 0,
     store: Store | None = None,
     device: str = "cpu",
     warn: Callable[[str], None] = lambda message: None,
@@ -144,6 +153,8 @@ def run_trial(
         config: what it trains with.
         evaluation: what it is judged by; the one that `prepared` was made for.
         prepared: data, training perturbations and judging set, shared by all trials.
+        ladder: steps of the judge's attack in the first epochs, from which it grows to the evaluation's own; 0 for the
+            whole attack in all. See `on_ladder`.
         store: where checkpoints and the chosen model (`model.pt`) are kept; None keeps nothing.
         device: a torch device such as `cpu` or `cuda:0`.
         warn: told about a damaged checkpoint that was passed over.
@@ -155,12 +166,11 @@ def run_trial(
             configuration or can't be written.
     """
     where = torch.device(device)
-    trial = Trial.begin(config, evaluation, prepared, store=store, device=where, warn=warn)
+    trial = Trial.begin(config, evaluation, prepared, ladder=ladder, store=store, device=where, warn=warn)
     state = trial.state
     train = to_device(prepared.data.train, where)
     validation = to_device(prepared.data.validation, where)
     judging = prepared.judging.to(where)
-    attacks = judging_attacks(evaluation)
     knobs = Knobs.of(config, where)
 
     if state.last is not None:
@@ -169,6 +179,7 @@ def run_trial(
         start = time.perf_counter()
         terms = train_epoch(state, train, trial.perturbation, config, knobs, progress)
         trained = time.perf_counter()
+        attacks = judging_attacks(trial.judge)
         judged = evaluate(state.model, validation, judging, attacks, generator=judging_generator(evaluation, where))
         yield trial.close_epoch(
             judged, terms, train_seconds=trained - start, evaluation_seconds=time.perf_counter() - trained
@@ -283,9 +294,10 @@ def resume(state: TrialState, store: Store, whose: dict[str, Any], warn: Callabl
     state.epoch, state.best_weights = state.last.epoch, saved["best_weights"]
 
 
-def identity(config: TrialConfig, evaluation: EvaluationConfig, prepared: Prepared) -> dict[str, Any]:
+def identity(config: TrialConfig, evaluation: EvaluationConfig, prepared: Prepared, ladder: int = 0) -> dict[str, Any]:
     """What must agree for a checkpoint to go on."""
-    return {**config.to_dict(), **evaluation.to_dict(), "data": prepared.data.fingerprint}
+    whose = {**config.to_dict(), **evaluation.to_dict(), "data": prepared.data.fingerprint}
+    return whose | ({"ladder": ladder} if ladder else {})
 
 
 def check_identity(saved: dict[str, Any], whose: dict[str, Any]) -> None:
