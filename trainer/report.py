@@ -61,6 +61,7 @@ class EpochReport:
     learning_rate: float
     train_seconds: float
     evaluation_seconds: float
+    """The clock's; of a trial in a pack its equal share, so that those of all trials add up to the device's time."""
 
     terms: dict[str, float] = field(default_factory=dict)
     """What else there is to say, by name: `loss/<term>`, not weighted, mean over the epoch; `marginal_error`, the

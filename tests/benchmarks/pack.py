@@ -1,0 +1,257 @@
+"""Trials per hour of one device: packs of several sizes, over one trial at a time, over processes that share it.
+
+PGD-7, the MNIST CNN, ot_triplet over both perturbations; what is timed are training steps. On a GPU: batch 256, packs
+of 8, 32 and 128, each eager and compiled, and 8 and 16 processes that share the device. On a CPU a small size that says
+whether the code works and what it costs there, and nothing about a GPU: batch 16, packs of 1 to 8, 2 processes. A trial
+is 10 epochs of MNIST's 55,000 images; its hours are reckoned from the steps, judging not counted.
+
+The roofline: arithmetic (matrix products and convolutions) and bytes (what every operation reads and writes, each on
+its own) of a single trial's step, against the device's own matrix product and copy, measured here. Where a step takes
+much longer than either allows, the device waits for work, and packing can pay.
+
+The result is the trials per hour of a pack of 32 (8 on a CPU) over those of one trial at a time.
+
+    python -m tests.benchmarks.pack
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import statistics
+from collections.abc import Callable, Iterator
+from multiprocessing.synchronize import Barrier
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from tests.benchmarks.common import (
+    digits_of_mnist_shape,
+    fresh_model,
+    interleaved,
+    print_machine,
+    print_result,
+    print_table,
+    ratios,
+    seconds,
+    towards_others,
+)
+from trainer import lanes, losses, training
+from trainer.config import TrialConfig
+from trainer.data import Split
+from trainer.lanes import StackedAdamW, StackedModel
+from trainer.losses import Knobs
+from trainer.preparation import TrainingPerturbation
+
+ON_GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if ON_GPU else "cpu")
+TRAINING_IMAGES, EPOCHS = 55_000, 10
+ROUNDS = 3
+
+
+class Size(NamedTuple):
+    """What a device is given to do."""
+
+    batch: int
+    packs: tuple[int, ...]
+    figure: int
+    """The pack that the result is of."""
+    processes: tuple[int, ...]
+    steps: int
+
+
+SIZE = Size(256, (8, 32, 128), 32, (8, 16), 10) if ON_GPU else Size(16, (1, 2, 4, 8), 8, (2,), 1)
+
+
+def configuration(seed: int) -> TrialConfig:
+    return TrialConfig(
+        regularizer="ot_triplet",
+        sensitivity_weight=0.5,
+        invariance_weight=0.5,
+        sensitivity_steps=7,
+        sensitivity_epsilon=0.3,
+        margin=0.05 * (1 + seed % 4),
+        batch_size=SIZE.batch,
+        seed=seed,
+    )
+
+
+def data() -> tuple[Split, TrainingPerturbation]:
+    train = digits_of_mnist_shape(SIZE.batch * 4)
+    perturbed = towards_others(train, epsilon=0.3)
+    return Split(*(each.to(DEVICE) for each in train)), TrainingPerturbation(*(each.to(DEVICE) for each in perturbed))
+
+
+def generators(count: int) -> list[torch.Generator]:
+    return [torch.Generator(DEVICE).manual_seed(seed) for seed in range(count)]
+
+
+def single() -> Callable[[], None]:
+    """A step of a trial alone."""
+    train, perturbed = data()
+    config = configuration(0)
+    model = training.placed(fresh_model(config, train.images.cpu()), DEVICE)
+    optimizer, knobs = training.make_optimizer(model, config), Knobs.of(config, DEVICE)
+    (generator,) = generators(1)
+
+    def endless() -> Iterator[training.Batch]:
+        while True:
+            yield from training.batches(train, perturbed, batch_size=SIZE.batch, generator=generator)
+
+    source = endless()
+
+    def step() -> None:
+        terms = training.forward(model, next(source), config, knobs, generator).terms
+        training.update(optimizer, losses.total(terms, knobs))
+
+    return step
+
+
+def packed(count: int, *, compiled: bool = False) -> Callable[[], None]:
+    """A step of so many lanes."""
+    train, perturbed = data()
+    configs = [configuration(seed) for seed in range(count)]
+    models = [training.placed(fresh_model(config, train.images.cpu()), DEVICE) for config in configs]
+    model = StackedModel(models)
+    optimizer = StackedAdamW(model, [training.make_optimizer(m, c) for m, c in zip(models, configs, strict=True)])
+    if compiled:
+        model.compile()
+    shared, knobs = lanes.stack_knobs(configs, DEVICE)
+    noise = generators(count)
+    shuffle = [training.shuffled(len(train.labels), batch_size=SIZE.batch, generator=each) for each in noise]
+    most = lanes.largest_class(train.labels, shuffle, [perturbed] * count)
+
+    def endless() -> Iterator[tuple[Tensor, ...]]:
+        while True:
+            yield from zip(*shuffle, strict=True)
+
+    source = endless()
+
+    def step() -> None:
+        batch = lanes.batch_of(train, [perturbed] * count, next(source))
+        terms = lanes.forward(model, batch, shared, knobs, noise, most=most).terms
+        optimizer.step(torch.autograd.grad(losses.total(terms, knobs).sum(), optimizer.parameters))
+
+    return step
+
+
+def repeated(step: Callable[[], None]) -> Callable[[], None]:
+    def steps() -> None:
+        for _ in range(SIZE.steps):
+            step()
+
+    return steps
+
+
+def worker(start: Barrier, done: Any, threads: int) -> None:
+    """One process of several: so many steps, when all are warm."""
+    torch.set_num_threads(threads)
+    steps = repeated(single())
+    steps()
+    start.wait()
+    done.put(seconds(steps))
+    start.wait()  # nobody leaves the device to the others before all are through
+
+
+def side_by_side(count: int) -> float:
+    """Seconds that each of so many processes took for its steps on the same device, the slowest one's."""
+    context = multiprocessing.get_context("spawn")
+    start, done = context.Barrier(count), context.Queue()
+    threads = max(1, torch.get_num_threads() // count)
+    processes = [context.Process(target=worker, args=(start, done, threads)) for _ in range(count)]
+    for process in processes:
+        process.start()
+    spent = [done.get(timeout=600) for _ in processes]
+    for process in processes:
+        process.join()
+    return max(spent)
+
+
+class Counted(TorchDispatchMode):
+    """Arithmetic of products and convolutions, and what every operation reads and writes; views move nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops, self.bytes = 0, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            moved = [each for each in tree_leaves((args, kwargs, result)) if isinstance(each, Tensor)]
+            self.bytes += sum(each.numel() * each.element_size() for each in moved)
+        if func.overloadpacket in flop_registry:
+            self.flops += flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=result)
+        return result
+
+
+def print_roofline(step_seconds: float) -> None:
+    """Where a single trial's step lies under what the device can do."""
+    step = single()
+    step()
+    with Counted() as counted:
+        step()
+    flops, traffic = counted.flops, counted.bytes
+    side = 8192 if ON_GPU else 1024
+    a, b = torch.rand(2, side, side, device=DEVICE)
+    memory = torch.rand(2**28 if ON_GPU else 2**24, device=DEVICE)
+    target = torch.empty_like(memory)
+    product = min(interleaved({"product": lambda: a @ b}, rounds=ROUNDS)["product"])
+    copy = min(interleaved({"copy": lambda: target.copy_(memory)}, rounds=ROUNDS)["copy"])
+    peak, bandwidth = 2 * side**3 / product, 2 * memory.numel() * 4 / copy
+    print(
+        f"\nroofline of a single trial's step: {flops / 1e9:.2f} GFLOP and {traffic / 1e9:.2f} GB, "
+        f"{flops / traffic:.1f} FLOP per byte\n"
+        f"  this device: {peak / 1e12:.2f} TFLOP/s (float32, side {side}), {bandwidth / 1e9:.0f} GB/s (copy), "
+        f"in balance at {peak / bandwidth:.1f} FLOP per byte\n"
+        f"  at least {1000 * flops / peak:.2f} ms by arithmetic, {1000 * traffic / bandwidth:.2f} ms by bytes without "
+        f"any reuse; it takes {1000 * step_seconds:.2f} ms: {flops / peak / step_seconds:.0%} of the arithmetic's peak"
+    )
+
+
+def per_hour(trials: int, spent: float) -> float:
+    """Of so many trials side by side whose `SIZE.steps` take so many seconds."""
+    steps = EPOCHS * (TRAINING_IMAGES // SIZE.batch)
+    return trials * 3600 / (spent / SIZE.steps * steps)
+
+
+def memory_per_lane(count: int) -> str:
+    """Of a device that counts what is allocated on it: the most of a step, by lane."""
+    if not ON_GPU:
+        return ""
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    packed(count)()
+    return f", {(torch.cuda.max_memory_allocated() - before) / count / 2**20:.0f} MiB a lane"
+
+
+def main() -> None:
+    print_machine()
+    alone = "one trial at a time"
+    runs = {alone: (1, repeated(single()))}
+    runs |= {f"pack of {count}": (count, repeated(packed(count))) for count in SIZE.packs}
+    if ON_GPU:
+        runs |= {f"pack of {n}, compiled": (n, repeated(packed(n, compiled=True))) for n in SIZE.packs}
+    times = interleaved({name: run for name, (_, run) in runs.items()}, rounds=ROUNDS)
+    trials = {name: count for name, (count, _) in runs.items()}
+    for count in SIZE.processes:
+        times[f"{count} processes"], trials[f"{count} processes"] = [side_by_side(count)], count
+    notes = {
+        name: f"{per_hour(trials[name], statistics.median(spent)):.2f} trials/h"
+        + (memory_per_lane(trials[name]) if name.startswith("pack") else "")
+        for name, spent in times.items()
+    }
+    print_table(f"{SIZE.steps} steps of all lanes, PGD-7, MNIST CNN, batch {SIZE.batch}", times, notes)
+    print_roofline(statistics.median(times[alone]) / SIZE.steps)
+    if not ON_GPU:
+        print("\nnot run: packs of 32 and 128, compiled packs, 8 and 16 processes, memory per lane (no CUDA device)")
+    gain = [SIZE.figure * ratio for ratio in ratios(times[alone], times[f"pack of {SIZE.figure}"])]
+    print(f"times the trials per hour, pack of {SIZE.figure}, {ROUNDS} pairs: {min(gain):.2f} to {max(gain):.2f}")
+    print_result("pack", statistics.median(gain))
+
+
+if __name__ == "__main__":
+    main()
