@@ -277,7 +277,7 @@ def test_the_node_of_a_pack_is_killed(sweep: Sweep) -> None:
 @pytest.fixture
 def plan(sweep: Sweep) -> SweepPlan:
     """Of a sweep that is played through by hand."""
-    return make_plan(load_space(str(sweep.storage / "tiny.yaml")), storage=str(sweep.storage), name="by-hand", pack=2)
+    return make_plan(load_space(str(sweep.storage / "tiny.yaml")), storage=str(sweep.storage), pack=2)
 
 
 @pytest.mark.slow
