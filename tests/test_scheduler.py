@@ -419,7 +419,7 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def stopping_words(storage: Path, name: str) -> tuple[str, ...]:
-    return (*run_words(storage, name), "--stopper", "asha", "--eta", "2")
+    return (*run_words(storage, name), "--stopper", "asha", "--eta", "2", "--grace-epochs", "1")
 
 
 @pytest.fixture(scope="module")
