@@ -123,7 +123,7 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--flat-growth", metavar="X", help="share up to which it has not grown (0.01)")
     parser.add_argument("--stopper", metavar="NAME", help="who stops trials early: asha or none (none)")
     parser.add_argument("--eta", metavar="N", help="of the trials that reach a rung the best 1/eta go on (2)")
-    parser.add_argument("--grace-epochs", metavar="N", help="epochs before anything is stopped (1)")
+    parser.add_argument("--grace-epochs", metavar="N", help="epochs before anything is stopped (2)")
     parser.add_argument(
         "--ladder", metavar="N", help="judge first epochs with N attack steps, more later, all of them in the 2nd half"
     )

@@ -108,7 +108,7 @@ class SweepPlan:
     eta: int = knob(2, low=2, high=100)
     """Of the trials that reach a rung the best 1/eta go on, and all on the rung's front."""
 
-    grace_epochs: int = knob(1, low=1, high=100_000)
+    grace_epochs: int = knob(2, low=1, high=100_000)
     """Epochs of the first rung; each next has eta times as many."""
 
     ladder: int = knob(0, low=0, high=100_000)

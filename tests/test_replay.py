@@ -21,7 +21,9 @@ CURVES = {0: [0.5] * 9, 1: [0.2] * 9, 2: [0.1, 0.4, 0.8, 0.8, 0.8, 0.8, 0.8, 0.8
 
 @pytest.fixture
 def plan(tmp_path: Path) -> SweepPlan:
-    return make_plan(load_space("digits"), name="curves", storage=str(tmp_path), trials=3, epochs=EPOCHS)
+    return make_plan(
+        load_space("digits"), name="curves", storage=str(tmp_path), trials=3, epochs=EPOCHS, grace_epochs=1
+    )
 
 
 def report(epoch: int, value: float, *, time: float, final: bool = False) -> dict:
@@ -84,11 +86,11 @@ def test_the_command_shows_one_row_per_setting(
             ledger.ended(number, state="finished", time=0.0)
     storage = ["--storage", plan.storage]
     assert main(["replay", "curves", "--eta", "2", *storage]) == 0
-    [row] = [line.split() for line in capsys.readouterr().out.splitlines() if line.strip().startswith("2 ")]
+    row = capsys.readouterr().out.splitlines()[1].split()
     assert row == ["2", "1", "2", "4", "8", "11/27", "59.3%", "2/3", "30.9%", "1/1", "002"]
     assert main(["replay", "curves", *storage]) == 0
     shown = capsys.readouterr().out
     assert [line.split()[0] for line in shown.splitlines()[1:5]] == ["2", "3", "4", "8"]
-    assert "2 to 4       3         1.00        1.00" in shown
+    assert "2 to 4       3         0.33        0.33" in shown
     assert main(["replay", "curves", "--eta", "1", *storage]) == 2
     assert "--eta = 1: must be at least 2" in capsys.readouterr().err

@@ -420,7 +420,7 @@ def storage(new_storage: Callable[[str], Path]) -> Path:
 
 
 def stopping_words(storage: Path, name: str) -> tuple[str, ...]:
-    return (*run_words(storage, name), "--stopper", "asha", "--eta", "2")
+    return (*run_words(storage, name), "--stopper", "asha", "--eta", "2", "--grace-epochs", "1")
 
 
 @pytest.fixture(scope="module")

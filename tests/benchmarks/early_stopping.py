@@ -2,11 +2,13 @@
 
 Trials are simulated: ZDT1-3 (Zitzler et al. 2000) and DTLZ2 (Deb et al. 2002), both minimised, with learning curves
 that are noisy and biased: some configurations begin far worse than they end, which ones depends on the configuration,
-so that what looks bad early is not always bad. Decisions are those of `sweep.scheduler.Rungs`, the very code of a
-sweep; each stopper gets the same budget of epochs, the same slots, and Optuna's samplers with the same seeds. Only
-trials that ran to their end count for the front.
+so that what looks bad early is not always bad. Beside them `digits`: 88 real trials of the digits space, recorded once
+with all their epochs; a configuration that a sampler draws reports as the recorded one nearest to it. Decisions are
+those of `sweep.scheduler.Rungs`, the very code of a sweep; each stopper gets the same budget of epochs, the same slots,
+and Optuna's samplers with the same seeds. Only trials that ran to their end count for the front.
 
     python -m tests.benchmarks.early_stopping [SEEDS [SAMPLER ...]]
+    python -m tests.benchmarks.early_stopping record    # the 88 trials anew: about an hour on 2 cores
 """
 
 from __future__ import annotations
@@ -16,44 +18,91 @@ import math
 import os
 import platform
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import optuna
-from optuna.samplers import BaseSampler
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
-from sweep.pareto import Front, Objectives
-from sweep.scheduler import Rungs, rung_levels
+from search_spaces import Range, Space, load_space
+from sweep.pareto import Front, Objectives, hypervolume
+from sweep.plan import OBJECTIVES, SweepPlan
+from sweep.scheduler import Decision, Rungs, rung_levels
 from sweep.search import make_sampler
 from tests.benchmarks.common import print_result, processor
 
-SEEDS, SLOTS, EPOCHS, TRIALS = 10, 4, 27, 60
-BUDGET = TRIALS * EPOCHS
-"""Epochs of a sweep: enough for `TRIALS` trials if none is stopped."""
-
-ETA, GRACE, VARIABLES = 2, 1, 2
+SEEDS, SLOTS, VARIABLES = 10, 4, 2
+ETA, GRACE = (SweepPlan.__dataclass_fields__[name].default for name in ("eta", "grace_epochs"))
 BIAS, NOISE = 1.0, 0.3
 """At the first epoch, in units of an objective's spread over random configurations: mean bias, and noise."""
 
-OBJECTIVES = Objectives(("f1", "f2"), (False, False), (1.1, 1.1))
+MINIMISED = Objectives(("f1", "f2"), (False, False), (1.1, 1.1))
 DRAWS = 1000
+
+RECORDED = Path(__file__).parents[1] / "recorded"
+SPACE, CURVES = RECORDED / "digits400.yaml", RECORDED / "digits400.parquet"
+RECORDED_EPOCHS = 16
+
+
+class Course(NamedTuple):
+    """What a trial would say: objectives (epochs, 2) after every epoch, and finally (2,)."""
+
+    reports: np.ndarray
+    final: np.ndarray
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Two objectives (2,) of variables (n,) in [0, 1]."""
+    """What a sampler draws, and what the trial that it draws would say."""
 
     name: str
-    objectives: Callable[[np.ndarray], np.ndarray]
+    draw: Callable[[optuna.Trial, np.random.Generator], Course]
     best: float
-    """The hypervolume of its whole front at (1.1, 1.1)."""
+    """The hypervolume of its whole front."""
+
+    epochs: int = 27
+    trials: int = 60
+    """Budget of a sweep: epochs of so many whole trials."""
+    objectives: Objectives = MINIMISED
+
+    @property
+    def budget(self) -> int:
+        return self.trials * self.epochs
+
+
+Function = Callable[[np.ndarray], np.ndarray]
+"""Two objectives (2,) of variables (n,) in [0, 1]."""
+
+
+def simulated(name: str, function: Function, best: float) -> Problem:
+    points = np.random.default_rng(0).random((1000, VARIABLES))
+    spread = np.array([function(x) for x in points]).std(axis=0)
+
+    def draw(trial: optuna.Trial, generator: np.random.Generator) -> Course:
+        x = np.array([trial.suggest_float(f"x{i}", 0, 1) for i in range(VARIABLES)])
+        return Course(reports := curve(function(x), x, spread, 27, generator), reports[-1])
+
+    return Problem(name, draw, best)
+
+
+def curve(
+    end: np.ndarray, x: np.ndarray, spread: np.ndarray, epochs: int, generator: np.random.Generator
+) -> np.ndarray:
+    """A biased, noisy way (epochs, 2) to the true objectives; `spread` (2,) is their deviation over configurations."""
+    left = 1 - np.arange(1, epochs + 1)[:, None] / epochs
+    slow = 1 + 0.9 * np.sin(9 * x.sum() + np.array([0.0, 2.0]))
+    noise = NOISE * generator.standard_normal((epochs, 2))
+    return end + spread * left * (BIAS * slow * left + noise)
 
 
 def zdt(second: Callable[[float, float], float]) -> Callable[[np.ndarray], np.ndarray]:
@@ -69,73 +118,120 @@ def dtlz2(x: np.ndarray) -> np.ndarray:
     return (1 + g) * np.array([math.cos(angle), math.sin(angle)])
 
 
-PROBLEMS = {
-    each.name: each
-    for each in [
-        Problem("zdt1", zdt(lambda f, g: 1 - math.sqrt(f / g)), 0.8767),
-        Problem("zdt2", zdt(lambda f, g: 1 - (f / g) ** 2), 0.5433),
-        Problem("zdt3", zdt(lambda f, g: 1 - math.sqrt(f / g) - f / g * math.sin(10 * math.pi * f)), 1.3318),
-        Problem("dtlz2", dtlz2, 0.4246),
-    ]
-}
+@cache
+def recorded_trials() -> list[tuple[dict[str, Any], Course]]:
+    """Configurations with what they said."""
+    rows = pq.read_table(CURVES).to_pylist()
+    trials: dict[int, list[dict[str, Any]]] = {}
+    for row in rows:
+        trials.setdefault(row["trial"], []).append(row)
+    found = []
+    for said in trials.values():
+        config = {key.removeprefix("config."): value for key, value in said[0].items() if key.startswith("config.")}
+        values = np.array([[row[name] for name in OBJECTIVES.names] for row in said])
+        final = np.array([row["final"] for row in said])
+        found.append((config, Course(values[~final], values[final][0])))
+    return found
+
+
+def recorded(name: str) -> Problem:
+    space, trials = load_space(str(SPACE)), recorded_trials()
+
+    def draw(trial: optuna.Trial, generator: np.random.Generator) -> Course:
+        config = space.sample(trial)
+        return min(trials, key=lambda each: distance(space, config, each[0]))[1]
+
+    best = hypervolume([course.final for _, course in trials], OBJECTIVES)
+    return Problem(name, draw, best, epochs=RECORDED_EPOCHS, trials=24, objectives=OBJECTIVES)
+
+
+def distance(space: Space, left: Mapping[str, Any], right: Mapping[str, Any]) -> float:
+    """Gower's (1971): of every swept knob 1 where it differs or is on in one alone, a number's share of its range."""
+    total = 0.0
+    on = [space.active(side) for side in (left, right)]
+    for knob in on[0].keys() | on[1].keys():
+        domain = space.swept[knob].domain
+        a, b = (side.get(knob) for side in on)
+        if a is None or b is None or not isinstance(domain, Range):
+            total += a != b
+        elif domain.log:
+            total += abs(math.log(a / b)) / math.log(domain.high / domain.low)
+        else:
+            total += abs(a - b) / (domain.high - domain.low)
+    return total
 
 
 @cache
-def spread(name: str) -> np.ndarray:
-    """The objectives' standard deviations (2,) over random configurations."""
-    points = np.random.default_rng(0).random((1000, VARIABLES))
-    return np.array([PROBLEMS[name].objectives(x) for x in points]).std(axis=0)
+def problem_of(name: str) -> Problem:
+    return PROBLEMS[name]()
 
 
-def curve(problem: Problem, x: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """What a trial would report, (EPOCHS, 2): at the end its true objectives."""
-    left = 1 - np.arange(1, EPOCHS + 1)[:, None] / EPOCHS
-    slow = 1 + 0.9 * np.sin(9 * x.sum() + np.array([0.0, 2.0]))
-    noise = NOISE * generator.standard_normal((EPOCHS, 2))
-    return problem.objectives(x) + spread(problem.name) * left * (BIAS * slow * left + noise)
+PROBLEMS: dict[str, Callable[[], Problem]] = {
+    "zdt1": lambda: simulated("zdt1", zdt(lambda f, g: 1 - math.sqrt(f / g)), 0.8767),
+    "zdt2": lambda: simulated("zdt2", zdt(lambda f, g: 1 - (f / g) ** 2), 0.5433),
+    "zdt3": lambda: simulated(
+        "zdt3", zdt(lambda f, g: 1 - math.sqrt(f / g) - f / g * math.sin(10 * math.pi * f)), 1.3318
+    ),
+    "dtlz2": lambda: simulated("dtlz2", dtlz2, 0.4246),
+    "digits": lambda: recorded("digits"),
+}
+
+
+def record() -> None:
+    """Run the trials of the table, with the very command of a sweep, and keep what the benchmark reads of them."""
+    from sweep.cli import main as otsweep
+
+    with tempfile.TemporaryDirectory() as storage:
+        words = ["run", str(SPACE), "--sampler", "qmc", "--epochs", str(RECORDED_EPOCHS), "--keep-models", "none"]
+        if status := otsweep([*words, "--name", "curves", "--storage", storage]):
+            sys.exit(status)
+        table = pq.read_table(Path(storage) / "curves" / "ledger.parquet")
+    table = table.filter(pc.field("state") == "finished")
+    knobs = [f"config.{name}" for name in load_space(str(SPACE)).swept]
+    kept = ["trial", "epoch", "final", *knobs, "clean_accuracy", *OBJECTIVES.names]
+    pq.write_table(table.select(kept).replace_schema_metadata({}), CURVES, compression="zstd")
 
 
 Stops = Callable[[int, int, np.ndarray], bool]
 """Whether a trial is stopped: its number, its epoch, and the objectives (2,) that it reports."""
 
 
-def no_stopping(seed: int) -> Stops:
+def no_stopping(problem: Problem, seed: int) -> Stops:
     return lambda trial, epoch, values: False
 
 
-def random_stopping(seed: int) -> Stops:
+def random_stopping(problem: Problem, seed: int) -> Stops:
     """At every rung all but 1/eta, by chance."""
-    generator, levels = np.random.default_rng([seed, 1]), rung_levels(grace_epochs=GRACE, eta=ETA, epochs=EPOCHS)
+    generator, levels = np.random.default_rng([seed, 1]), fresh_rungs(problem).levels
     return lambda trial, epoch, values: epoch in levels and generator.random() > 1 / ETA
 
 
-def stop_if_dominated(seed: int) -> Stops:
-    """At every rung whoever is dominated by anybody who was there before."""
-    rungs = fresh_rungs()
-
-    def stops(trial: int, epoch: int, values: np.ndarray) -> bool:
-        decision = rungs.decide(trial, str(trial), epoch, values.tolist())
-        return decision is not None and bool(decision.dominated_by)
-
-    return stops
+def stop_if_dominated(problem: Problem, seed: int) -> Stops:
+    """At every rung whoever is dominated by anybody who was there before; by the means that ours looks at."""
+    decide = deciding(problem)
+    return lambda trial, epoch, values: bool((made := decide(trial, epoch, values)) and made.dominated_by)
 
 
-def ours(seed: int, *, eta: int = ETA, grace: int = GRACE) -> Stops:
-    rungs = fresh_rungs(eta=eta, grace=grace)
-
-    def stops(trial: int, epoch: int, values: np.ndarray) -> bool:
-        decision = rungs.decide(trial, str(trial), epoch, values.tolist())
-        return decision is not None and decision.stop
-
-    return stops
+def ours(problem: Problem, seed: int) -> Stops:
+    decide = deciding(problem)
+    return lambda trial, epoch, values: bool((made := decide(trial, epoch, values)) and made.stop)
 
 
-def fresh_rungs(*, eta: int = ETA, grace: int = GRACE) -> Rungs:
-    return Rungs(OBJECTIVES, levels=rung_levels(grace_epochs=grace, eta=eta, epochs=EPOCHS), eta=eta)
+def deciding(problem: Problem) -> Callable[[int, int, np.ndarray], Decision | None]:
+    """What a sweep's scheduler decides on a report."""
+    rungs, names = fresh_rungs(problem), problem.objectives.names
+    return lambda trial, epoch, values: rungs.hear(
+        trial, {"number": trial}, {"epoch": epoch, **dict(zip(names, values.tolist(), strict=True))}
+    )
+
+
+def fresh_rungs(problem: Problem) -> Rungs:
+    levels = rung_levels(grace_epochs=GRACE, eta=ETA, epochs=problem.epochs)
+    return Rungs(problem.objectives, levels=levels, eta=ETA)
 
 
 class Stopper(NamedTuple):
-    make: Callable[[int], Stops]
+    make: Callable[[Problem, int], Stops]
     told: TrialState = TrialState.PRUNED
     """What the sampler hears of a trial that was stopped: as in a sweep, or FAIL, which leaves it out."""
 
@@ -148,44 +244,44 @@ STOPPERS = {
     "ours, left out": Stopper(ours, TrialState.FAIL),
 }
 
-SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
-    "random": lambda seed: make_sampler("random", seed),
-    "tpe": lambda seed: make_sampler("tpe", seed),
-    "nsga2": lambda seed: optuna.samplers.NSGAIISampler(seed=seed, population_size=16),
-}
+SAMPLERS = ("random", "tpe", "nsga2")
 
 
 class Running(NamedTuple):
     trial: optuna.Trial
+    course: Course
     reports: Iterator[tuple[int, np.ndarray]]
 
 
-def simulate(problem: str, sampler: str, stopper: str, seed: int) -> np.ndarray:
-    """One sweep: the hypervolume over the best possible, (BUDGET + 1,), after every epoch that any trial trained."""
+def simulate(name: str, sampler: str, stopper: str, seed: int) -> np.ndarray:
+    """One sweep: the hypervolume over the best possible, (budget + 1,), after every epoch that any trial trained."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.create_study(directions=[StudyDirection.MINIMIZE] * 2, sampler=SAMPLERS[sampler](seed))
-    stops, front = STOPPERS[stopper].make(seed), Front(OBJECTIVES)
-    volumes, running = np.zeros(BUDGET + 1), [start(study, problem, seed) for _ in range(SLOTS)]
-    for spent in range(1, BUDGET + 1):
+    problem = problem_of(name)
+    directions = [StudyDirection.MAXIMIZE if high else StudyDirection.MINIMIZE for high in problem.objectives.maximise]
+    made = make_sampler(sampler, seed, load_space(str(SPACE)), problem.trials)
+    study = optuna.create_study(directions=directions, sampler=made)
+    stops, front = STOPPERS[stopper].make(problem, seed), Front(problem.objectives)
+    volumes, running = np.zeros(problem.budget + 1), [start(study, problem, seed) for _ in range(SLOTS)]
+    for spent in range(1, problem.budget + 1):
         slot = spent % SLOTS
-        epoch, values = next(running[slot].reports)
-        if epoch == EPOCHS:
-            study.tell(running[slot].trial, values.tolist())
-            front.add(values)
+        trial, course, reports = running[slot]
+        epoch, values = next(reports)
+        if epoch == problem.epochs:
+            study.tell(trial, course.final.tolist())
+            front.add(course.final)
             running[slot] = start(study, problem, seed)
-        elif stops(running[slot].trial.number, epoch, values):
-            study.tell(running[slot].trial, state=STOPPERS[stopper].told)
+        elif stops(trial.number, epoch, values):
+            study.tell(trial, state=STOPPERS[stopper].told)
             running[slot] = start(study, problem, seed)
         volumes[spent] = front.hypervolume
-    return volumes / PROBLEMS[problem].best
+    return volumes / problem.best
 
 
-def start(study: optuna.Study, problem: str, seed: int) -> Running:
+def start(study: optuna.Study, problem: Problem, seed: int) -> Running:
     """The sampler's next trial; its noise hangs on its number alone."""
     trial = study.ask()
-    x = np.array([trial.suggest_float(f"x{i}", 0, 1) for i in range(VARIABLES)])
-    reports = curve(PROBLEMS[problem], x, np.random.default_rng([seed, 2, trial.number]))
-    return Running(trial, iter(list(enumerate(reports, start=1))))
+    course = problem.draw(trial, np.random.default_rng([seed, 2, trial.number]))
+    return Running(trial, course, iter(list(enumerate(course.reports, start=1))))
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
@@ -194,7 +290,7 @@ def interval(values: np.ndarray) -> tuple[float, float]:
 
 
 def epochs_to_target(volumes: np.ndarray, baseline: np.ndarray) -> float:
-    """Epochs until the mean curve of `volumes` (seeds, BUDGET + 1) reaches where that of no stopping ends, over those
+    """Epochs until the mean curve of `volumes` (seeds, budget + 1) reaches where that of no stopping ends, over those
     that no stopping itself takes; infinite if it does not within the budget."""
     target = baseline.mean(axis=0)[-1]
     reached = [np.flatnonzero(curves.mean(axis=0) >= target) for curves in (volumes, baseline)]
@@ -228,7 +324,9 @@ def main() -> None:
     began = time.monotonic()
     print(f"machine: {processor()}, {os.cpu_count()} cores; python {platform.python_version()}, ", end="")
     print(f"optuna {importlib.metadata.version('optuna')}, numpy {np.__version__}")
-    print(f"{seeds} seeds, {BUDGET} epochs, trials of {EPOCHS}, {SLOTS} slots, {VARIABLES} variables; ours: eta {ETA}")
+    print(f"{seeds} seeds, {SLOTS} slots; ours: eta {ETA}, grace {GRACE}")
+    for problem in map(problem_of, PROBLEMS):
+        print(f"{problem.name}: the epochs of {problem.trials} trials of {problem.epochs}")
     with ProcessPoolExecutor() as pool:
         futures = {
             case: [pool.submit(simulate, case[1], case[0], case[2], seed) for seed in range(seeds)] for case in wanted
@@ -238,7 +336,8 @@ def main() -> None:
     for case in wanted:
         sampler, problem, stopper = case
         baseline = volumes[sampler, problem, "none"]
-        shares = ["{:.3f} ± {:.3f}".format(*interval(volumes[case][:, at])) for at in (BUDGET // 4, BUDGET)]
+        budget = problem_of(problem).budget
+        shares = ["{:.3f} ± {:.3f}".format(*interval(volumes[case][:, at])) for at in (budget // 4, budget)]
         low, high = ratio_interval(volumes[case], baseline)
         ratio = f"{epochs_to_target(volumes[case], baseline):.2f} [{low:.2f}, {high:.2f}]"
         print(f"{sampler:9}{problem:9}{stopper:16}{shares[0]:>16}{shares[1]:>16}{ratio:>24}")
@@ -258,4 +357,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:] == ["record"]:
+        record()
+    else:
+        main()
