@@ -45,7 +45,7 @@ points:
 """
 """More trials than the sampler draws at random before it learns."""
 
-TRIALS, EPOCHS, KILLS = 14, 4, 6
+TRIALS, EPOCHS, KILLS = 14, 4, 10
 UNDISTURBED = "undisturbed"
 TIMES = ("train_seconds", "evaluation_seconds", "time")
 STARTUP_SECONDS = 8.0
@@ -144,7 +144,7 @@ def workers_of(driver: subprocess.Popen[str], worker: re.Pattern[str] = WORKER) 
     return [int(pid) for pid, _, args in rows if worker.match(args) and below(int(pid))]
 
 
-def test_the_driver_is_killed_again_and_again(sweep: Sweep) -> None:
+def test_the_driver_is_killed_ten_times(sweep: Sweep) -> None:
     moments, name = random.Random(5), "killed"
     words, kills = sweep.run_words(name), 0
     for kill in range(KILLS):

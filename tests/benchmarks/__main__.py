@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -15,9 +15,9 @@ def main(names: list[str]) -> int:
     if unknown:
         print(f"unknown benchmark {unknown[0]!r}; known: {', '.join(known)}", file=sys.stderr)
         return 2
-    for name in names or known:
-        runpy.run_module(f"tests.benchmarks.{name}", run_name="__main__")
-    return 0
+    # A process for each: none inherits the arguments, the threads or the memory of another.
+    ended = [subprocess.run([sys.executable, "-m", f"tests.benchmarks.{name}"]).returncode for name in names or known]
+    return int(any(ended))
 
 
 if __name__ == "__main__":
