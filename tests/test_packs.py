@@ -347,24 +347,24 @@ def test_a_pack_that_cant_go_on_ends_the_sweep_and_fails_no_trial(plan: SweepPla
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             ),
         ).fit()
-    trial: Any = Keeper.kept  # pyright: ignore[reportAttributeAccessIssue]
-    reason = "--pack 2: so many trials don't fit into the memory of the GPU; give a smaller number"
-    assert Path(trial.error_file).read_text().count(reason) >= 2, "after the first time it was tried again"
-    assert why_failed(trial.error_file) == reason
-    results = Results(OBJECTIVES, {}, total=6)
-    with LedgerWriter(tmp_path) as ledger:
-        budget = Budget(plan, results, 2)
-        scribe = Scribe(
-            ledger,
-            results,
-            make_rungs(plan, results),
-            budget,
-            Slots(plan, 2, known=True),
-            listen=lambda number: None,
-            say=print,
-        )
-        trial.config["noted"] = ""
-        scribe.on_trial_start(0, [], trial)
-        scribe.on_trial_error(0, [], trial)
-    assert isinstance(scribe.trouble, PackFailed)
-    assert results.trials[0].state == "running", "a resume goes on with it"
+        trial: Any = Keeper.kept  # pyright: ignore[reportAttributeAccessIssue]
+        reason = "--pack 2: so many trials don't fit into the memory of the GPU; give a smaller number"
+        assert Path(trial.error_file).read_text().count(reason) >= 2, "after the first time it was tried again"
+        assert why_failed(trial.error_file) == reason
+        results = Results(OBJECTIVES, {}, total=6)
+        with LedgerWriter(tmp_path) as ledger:
+            budget = Budget(plan, results, 2)
+            scribe = Scribe(
+                ledger,
+                results,
+                make_rungs(plan, results),
+                budget,
+                Slots(plan, 2, known=True),
+                listen=lambda number: None,
+                say=print,
+            )
+            trial.config["noted"] = ""
+            scribe.on_trial_start(0, [], trial)
+            scribe.on_trial_error(0, [], trial)
+        assert isinstance(scribe.trouble, PackFailed)
+        assert results.trials[0].state == "running", "a resume goes on with it"
