@@ -422,7 +422,8 @@ def test_a_real_sweep_beside_its_forecast(storage: Path) -> None:
 def test_ctrl_c_leaves_nothing_running(storage: Path) -> None:
     said = storage / "said.txt"
     with said.open("w") as file:
-        process = subprocess.Popen(command(storage, "plan", *words(storage)), stdout=file, stderr=file)
+        plan = command(storage, "plan", *words(storage), "--name", "stopped")
+        process = subprocess.Popen(plan, stdout=file, stderr=file)
     while "opening the data" not in said.read_text():
         assert process.poll() is None, said.read_text()
         time.sleep(0.1)

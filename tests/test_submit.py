@@ -164,10 +164,10 @@ def test_what_is_wrong_there_is_said_here(head: Head) -> None:
 @pytest.mark.cluster
 def test_two_sweeps_at_once_stopped_resumed_and_kept_apart(head: Head, sent: subprocess.CompletedProcess[str]) -> None:
     """The second goes on beside the first, which is stopped as by Ctrl-C and comes to the undisturbed numbers."""
-    assert submit(head, "beside", "--max-concurrent", "1", "--seed", "5").returncode == 0
     assert submit(head, "stopped", "--max-concurrent", "1", "--epochs", "200").returncode == 0
-    log = head.storage / "stopped" / "ledger" / "log.jsonl"
-    wait_for(lambda: log.exists() and log.read_bytes().count(b'"reported"') >= 2)
+    assert submit(head, "beside", "--max-concurrent", "1", "--seed", "5").returncode == 0
+    logs = [head.storage / name / "ledger" / "log.jsonl" for name in ("stopped", "beside")]
+    wait_for(lambda: all(log.exists() and log.read_bytes().count(b'"reported"') >= 2 for log in logs))
     stopped = otsweep(head, "stop", "stopped")
     assert stopped.returncode == 0, stopped.stderr
     assert f"otsweep resume stopped --address {head.address}" in stopped.stdout
