@@ -6,6 +6,7 @@ tree or installed. No data, no environment, no secret: the cluster has its own.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import platform
@@ -166,14 +167,29 @@ def ask(cluster: Cluster) -> There:
                 raise ClusterError(f"{cluster.address}: its head has started nothing within {ASK_SECONDS:.0f} s")
             time.sleep(0.2)
     said = cluster.log(job_id).strip()
+    while state == "SUCCEEDED" and not answer_in(said) and time.monotonic() < deadline:
+        time.sleep(0.2)  # a job can have ended before all that it said is in its log
+        said = cluster.log(job_id).strip()
     with cluster.answering():
         client.delete_job(job_id)
     if state != "SUCCEEDED":
         raise ClusterError(f"{cluster.address}: its head has no command `python` that runs: {said[-300:]}")
-    answer = json.loads(said.splitlines()[-1])
+    answer = answer_in(said)
+    if not answer:
+        raise ClusterError(f"{cluster.address}: its head did not say what it runs, but: {said[-300:]}")
     return There(
         answer["python"], cluster.ray_version, tuple(answer["missing"]), answer["storage"], masked(answer["mlflow_uri"])
     )
+
+
+def answer_in(said: str) -> dict[str, Any]:
+    """What `QUESTION` printed, among lines that Ray may write around it; empty where it is not there."""
+    for line in reversed(said.splitlines()):
+        with contextlib.suppress(ValueError):
+            answer = json.loads(line)
+            if isinstance(answer, dict) and "python" in answer:
+                return answer
+    return {}
 
 
 def differences(there: There, *, python: str | None = None, ray: str | None = None) -> list[str]:

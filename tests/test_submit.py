@@ -20,7 +20,7 @@ import pytest
 from search_spaces import load_space
 from sweep.cluster import Job, check_address, exit_status, read_token, strip_preamble
 from sweep.ledger import read_ledger
-from sweep.submit import Submission, There, differences, free_id, pack, refuse_twice
+from sweep.submit import Submission, There, answer_in, differences, free_id, pack, refuse_twice
 from tests.ray_nodes import LOOPBACK, RAY, answers, end, environment, free_ports, need_jobs, start, wait_for
 from trainer.config import InputError
 
@@ -396,3 +396,10 @@ def test_a_log_is_shown_without_what_ray_writes_before_it() -> None:
     log = "2026 INFO job_manager.py -- Runtime env is setting up.\nRunning entrypoint for job a: python\nours\nmore"
     assert strip_preamble(log) == "ours\nmore"
     assert strip_preamble("2026 INFO job_manager.py -- Runtime env is setting up.\n") == ""
+
+
+def test_the_answer_of_a_cluster_is_found_among_what_ray_says() -> None:
+    answer = '{"python": "3.11.7", "missing": []}'
+    for said in (answer, f"a warning\n{answer}", f"{answer}\n2026-11-25 INFO worker.py -- Connecting\n"):
+        assert answer_in(said) == {"python": "3.11.7", "missing": []}
+    assert answer_in("") == answer_in("[1]\nTraceback") == {}
