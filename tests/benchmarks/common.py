@@ -19,7 +19,6 @@ from torch import Tensor
 from trainer.config import TrialConfig
 from trainer.data import Split
 from trainer.models import Classifier, build_model
-from trainer.preparation import TrainingPerturbation
 
 
 def print_machine(*packages: str) -> None:
@@ -85,16 +84,6 @@ def digits_of_mnist_shape(count: int) -> Split:
     images = F.interpolate(images, size=20, mode="bilinear", align_corners=False)
     rows = torch.arange(count) % len(images)
     return Split(F.pad(images, (4, 4, 4, 4))[rows], torch.from_numpy(classes).long()[rows])
-
-
-def towards_others(split: Split, *, epsilon: float) -> TrainingPerturbation:
-    """Stand-ins for invariance perturbations: each image moved towards another by at most epsilon, half of them
-    labelled as the other, a tenth left out."""
-    generator = torch.Generator().manual_seed(0)
-    other = torch.randperm(len(split.labels), generator=generator)
-    images = split.images + (split.images[other] - split.images).clamp(-epsilon, epsilon)
-    chance = torch.rand(len(other), generator=generator)
-    return TrainingPerturbation(images, torch.where(chance < 0.5, split.labels[other], split.labels), chance < 0.9)
 
 
 def fresh_model(config: TrialConfig, images: Tensor) -> Classifier:

@@ -37,7 +37,6 @@ from tests.benchmarks.common import (
     print_table,
     ratios,
     seconds,
-    towards_others,
 )
 from trainer import lanes, losses, training
 from trainer.config import TrialConfig
@@ -45,6 +44,7 @@ from trainer.data import Split
 from trainer.lanes import StackedAdamW, StackedModel
 from trainer.losses import Knobs
 from trainer.preparation import TrainingPerturbation
+from trainer.timing import stand_in
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
@@ -81,7 +81,7 @@ def configuration(seed: int) -> TrialConfig:
 
 def data() -> tuple[Split, TrainingPerturbation]:
     train = digits_of_mnist_shape(SIZE.batch * 4)
-    perturbed = towards_others(train, epsilon=0.3)
+    perturbed = stand_in(train, epsilon=0.3)
     return Split(*(each.to(DEVICE) for each in train)), TrainingPerturbation(*(each.to(DEVICE) for each in perturbed))
 
 

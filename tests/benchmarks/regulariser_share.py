@@ -23,11 +23,11 @@ from tests.benchmarks.common import (
     print_result,
     print_table,
     ratios,
-    towards_others,
 )
 from trainer import losses, training
 from trainer.config import TrialConfig
 from trainer.losses import Embedded, Knobs
+from trainer.timing import stand_in
 
 ROUNDS, WARM_STEPS, CPU = 7, 10, torch.device("cpu")
 
@@ -46,7 +46,7 @@ def configuration(regularizer: str) -> TrialConfig:
 def stepper(config: TrialConfig) -> tuple[Callable[[], object], Callable[[], object]]:
     """(one whole step, the regularisers' arithmetic alone), on a model that has learnt a little."""
     train = digits_of_mnist_shape(config.batch_size * 4)
-    perturbed = towards_others(train, epsilon=config.invariance_epsilon)
+    perturbed = stand_in(train, epsilon=config.invariance_epsilon)
     model = training.placed(fresh_model(config, train.images), CPU)
     optimizer, knobs = training.make_optimizer(model, config), Knobs.of(config, CPU)
     generator = torch.Generator().manual_seed(0)

@@ -30,7 +30,6 @@ from tests.benchmarks.common import (
     print_result,
     print_table,
     ratios,
-    towards_others,
 )
 from trainer import losses, training
 from trainer.config import TrialConfig
@@ -38,6 +37,7 @@ from trainer.data import Split
 from trainer.losses import Knobs
 from trainer.preparation import TrainingPerturbation
 from trainer.presets import preset
+from trainer.timing import stand_in
 
 ROUNDS, BATCHES, CPU = 7, 3, torch.device("cpu")
 CONFIG = TrialConfig(**preset("paper/nll-ml-sens-invar"))
@@ -137,7 +137,7 @@ def main() -> None:
     torch.manual_seed(0)  # the published trainer's loader draws from the global stream
     print_machine("torchvision", "pillow")
     split = digits_of_mnist_shape(CONFIG.batch_size * BATCHES)
-    perturbed = towards_others(split, epsilon=CONFIG.invariance_epsilon)
+    perturbed = stand_in(split, epsilon=CONFIG.invariance_epsilon)
     times = interleaved(
         {"published": published_steps(split, perturbed), "ours": our_steps(split, perturbed)}, rounds=ROUNDS
     )
