@@ -125,6 +125,9 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--eta", metavar="N", help="of the trials that reach a rung the best 1/eta go on (2)")
     parser.add_argument("--grace-epochs", metavar="N", help="epochs before anything is stopped (2)")
     parser.add_argument(
+        "--stop-chance", metavar="P", help="most chance of the front with which who is behind is stopped (0.05)"
+    )
+    parser.add_argument(
         "--ladder", metavar="N", help="judge first epochs with N attack steps, more later, all of them in the 2nd half"
     )
     parser.add_argument("--cpus-per-trial", metavar="N", help="cores, and threads, of a trial or pack (1)")
@@ -501,6 +504,11 @@ def add_replay(parser: argparse.ArgumentParser) -> None:
         "--eta", metavar="N", help="of the trials that reach a rung the best 1/eta go on; default: some"
     )
     parser.add_argument("--grace-epochs", metavar="N", help="epochs before anything is stopped; default: the sweep's")
+    parser.add_argument(
+        "--stop-chance",
+        metavar="P",
+        help="most chance of the front with which who is behind is stopped; 1 stops all who are; default: the sweep's",
+    )
 
 
 def replay(arguments: argparse.Namespace) -> int:
@@ -512,11 +520,12 @@ def replay(arguments: argparse.Namespace) -> int:
 
     plan = find_plan(arguments)
     etas = ETAS if arguments.eta is None else (check_option("eta", arguments.eta),)
-    grace = (
-        plan.grace_epochs if arguments.grace_epochs is None else check_option("grace_epochs", arguments.grace_epochs)
+    grace, chance = (
+        getattr(plan, name) if getattr(arguments, name) is None else check_option(name, getattr(arguments, name))
+        for name in ("grace_epochs", "stop_chance")
     )
     results = results_of(plan, read_ledger(plan.folder).trials)
-    replays = [run_replay(plan, results, eta=eta, grace_epochs=grace) for eta in etas]
+    replays = [run_replay(plan, results, eta=eta, grace_epochs=grace, stop_chance=chance) for eta in etas]
     console.print(replay_table(replays, results))
     show_agreements(plan, results)
     if cut := unknown(replays, results):

@@ -272,7 +272,9 @@ def make_rungs(plan: SweepPlan, results: Results) -> Rungs:
     """Where trials are compared, standing as the ledger says."""
     levels = rung_levels(grace_epochs=plan.grace_epochs, eta=plan.eta, epochs=plan.epochs_per_trial)
     levels = levels if plan.stopper == "asha" else []
-    rungs = Rungs(plan.objectives, levels=levels, eta=plan.eta, require=plan.space.require)
+    rungs = Rungs(
+        plan.objectives, levels=levels, eta=plan.eta, require=plan.space.require, stop_chance=plan.stop_chance
+    )
     rungs.restore(results.trials.values())
     return rungs
 

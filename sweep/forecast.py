@@ -229,7 +229,7 @@ def make_forecast(plan: SweepPlan, measured: Rehearsed) -> Forecast:
     slowed = [each._replace(cost=each.cost.slowed(slowness * company)) for each in measured.timed]
     preparation = {stage: slowness * seconds for stage, seconds in measured.preparation.items()}
     measured = measured._replace(timed=slowed, preparation=preparation)
-    rungs = expected_rungs(plan)
+    rungs = expected_rungs(plan, measured.slots)
     per_trial = mean_epochs(plan, rungs)
     courses = [
         place(trial_lengths(plan, measured, per_trial[which], which), measured.slots, plan, low=which == LOW)
@@ -277,7 +277,7 @@ def make_forecast(plan: SweepPlan, measured: Rehearsed) -> Forecast:
 # ------------------------------------------------------------------------------------------------------------ epochs
 
 
-def expected_rungs(plan: SweepPlan) -> list[Rung]:
+def expected_rungs(plan: SweepPlan, slots: int) -> list[Rung]:
     """The rungs of the plan's stopper, and the end, with who comes there."""
     from sweep.scheduler import rung_levels
 
@@ -286,21 +286,25 @@ def expected_rungs(plan: SweepPlan) -> list[Rung]:
     rungs, reach = [], Span(*[float(plan.trials)] * 3)
     for level in rung_levels(grace_epochs=plan.grace_epochs, eta=plan.eta, epochs=plan.epochs_per_trial):
         rungs.append(Rung(level, reach))
-        reach = Span(*(survivors(count, plan)[which] for which, count in enumerate(reach)))
+        reach = Span(*(survivors(count, plan, slots)[which] for which, count in enumerate(reach)))
     return [*rungs, Rung(plan.epochs_per_trial, reach)]
 
 
-def survivors(count: float, plan: SweepPlan) -> Span:
+def survivors(count: float, plan: SweepPlan, slots: int) -> Span:
     """Of so many trials that come to a rung, how many go on.
 
     Of arrivals in random order so many are expected: the i-th to come is at any place among the i so far alike, and
     ceil(i / eta) places let it go on (see `scheduler.behind`). The best 1/eta would, were all ranked at once; and all
-    do where none dominates another. Seeds of a configuration go on together.
+    do where none dominates another. Seeds of a configuration go on together. Unless all who are behind are stopped, the
+    first go on whatever they bring, until enough have finished to tell what may become of them.
     """
+    from sweep.scheduler import CHANGES
+
     groups = max(1, round(count / plan.seeds))
     if groups < plan.eta:
         return Span(count, count, count)
-    random_order = sum(1 if i < plan.eta else math.ceil(i / plan.eta) / i for i in range(1, groups + 1))
+    first = plan.eta if plan.stop_chance == 1 else max(plan.eta, slots + CHANGES)
+    random_order = sum(1 if i < first else math.ceil(i / plan.eta) / i for i in range(1, groups + 1))
     return Span(
         min(count, plan.seeds * math.ceil(groups / plan.eta)), min(count, plan.seeds * random_order), float(count)
     )

@@ -52,6 +52,7 @@ DECIDING = (
     "stopper",
     "eta",
     "grace_epochs",
+    "stop_chance",
     "ladder",
     "trials",
     "seeds",
@@ -110,6 +111,10 @@ class SweepPlan:
 
     grace_epochs: int = knob(2, low=1, high=100_000)
     """Epochs of the first rung; each next has eta times as many."""
+
+    stop_chance: float = knob(0.05, low=0, high=1)
+    """Who is behind at a rung is stopped if its chance of coming to the front, as finished trials tell it, is at most
+    this; 1 stops all who are behind."""
 
     ladder: int = knob(0, low=0, high=100_000)
     """Steps of the sensitivity attack that judges the first epochs; it grows with the epochs, and is the evaluation's
@@ -278,6 +283,7 @@ OPTIONS: dict[str, dataclasses.Field] = {
     "stopper": SweepPlan.__dataclass_fields__["stopper"],
     "eta": SweepPlan.__dataclass_fields__["eta"],
     "grace_epochs": SweepPlan.__dataclass_fields__["grace_epochs"],
+    "stop_chance": SweepPlan.__dataclass_fields__["stop_chance"],
     "ladder": SweepPlan.__dataclass_fields__["ladder"],
     "trials": SweepPlan.__dataclass_fields__["trials"],
     "seeds": SweepPlan.__dataclass_fields__["seeds"],

@@ -48,17 +48,17 @@ class Replay(NamedTuple):
         return 1 - self.spent / self.logged if self.logged else 0.0
 
 
-def replay(plan: SweepPlan, results: Results, *, eta: int, grace_epochs: int) -> Replay:
+def replay(plan: SweepPlan, results: Results, *, eta: int, grace_epochs: int, stop_chance: float) -> Replay:
     """Put every report of a ledger, as it came, to rungs of other settings."""
     levels = rung_levels(grace_epochs=grace_epochs, eta=eta, epochs=plan.epochs_per_trial)
-    rungs = Rungs(plan.objectives, levels=levels, eta=eta, require=plan.space.require)
+    rungs = Rungs(plan.objectives, levels=levels, eta=eta, require=plan.space.require, stop_chance=stop_chance)
     spent = logged = 0
     for number, report in reports_in_order(results):
-        logged += 1
+        logged += not report["final"]
         if rungs.stopped(number):
             continue
-        spent += 1
-        rungs.hear(number, results.trials[number].config, report)
+        spent += not report["final"]
+        (rungs.finish if report["final"] else rungs.hear)(number, results.trials[number].config, report)
     stopped = tuple(number for number in results.trials if rungs.stopped(number))
     cut = {results.members(number)[0].number for number in stopped}
     kept = [record for number, record in results.contenders.items() if number not in cut]
@@ -68,13 +68,8 @@ def replay(plan: SweepPlan, results: Results, *, eta: int, grace_epochs: int) ->
 
 
 def reports_in_order(results: Results) -> Iterator[tuple[int, dict[str, Any]]]:
-    """What trials said after their epochs, with their numbers, by the time at which they said it."""
-    said = [
-        (report["time"], number, report)
-        for number, record in results.trials.items()
-        for report in record.reports
-        if not report["final"]
-    ]
+    """What trials said, with their numbers, by the time at which they said it."""
+    said = [(report["time"], number, report) for number, record in results.trials.items() for report in record.reports]
     for _, number, report in sorted(said, key=lambda each: each[:2]):
         yield number, report
 

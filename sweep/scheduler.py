@@ -5,6 +5,12 @@ The best 1/eta go on. Better is who stands on an earlier non-dominated front; in
 an epsilon-net, farthest first, on objectives measured in the rung's own extent. Unlike there, trials are stopped where
 they stand instead of paused, and nobody on a rung's front is ever stopped.
 
+To be behind early is not yet to be behind at the end, and how far the one tells of the other is different in every
+sweep. So whoever is behind is stopped only if nothing speaks for its catching up: what finished trials changed by since
+the same rung is added to what it brought, and if more than `stop_chance` of the sums would stand on the front of the
+finished, it goes on. It is the bootstrap of a forecast's error, of the forecast that nothing changes: it needs no model
+of a learning curve and takes in whatever all of them have in common. While too few have finished nobody is stopped.
+
 What a trial brings to a rung is its mean over the second half of what it has trained so far: one epoch, judged on a few
 hundred images, is noise for a good part.
 
@@ -23,7 +29,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -45,6 +51,10 @@ ALIKE, ENOUGH = 1 / 3, 10
 """Rank correlation between two rungs below which it is an alarm, and trials from which on: at a third one pair of
 trials in three changes its order, half way from every pair's staying to a coin's toss; of fewer than ten trials chance
 alone moves it by a quarter and more."""
+
+CHANGES, NEWEST = 4, 500
+"""Finished trials that must have passed a rung before anybody is stopped in it, and how many of them count at most: the
+newest, so that a decision's cost is bounded."""
 
 NAMED = 3
 """Of all that dominate a stopped trial, how many its reason names."""
@@ -101,6 +111,12 @@ class Decision(NamedTuple):
     followed: int = -1
     """The trial of its group that was stopped before it, and whose standing this is; -1 for none."""
 
+    chance: float = 1.0
+    """Share of the changes below with which it would come to stand on the front of the finished; 1 for too few."""
+
+    changes: int = 0
+    """Finished trials that told what may change after the rung."""
+
     @property
     def reason(self) -> str:
         """For people."""
@@ -110,7 +126,15 @@ class Decision(NamedTuple):
         return (
             f"stopped after epoch {self.epoch}: place {self.place + 1} of {self.competitors} at epoch {self.rung}"
             f"{', not ' + self.broken if self.broken else ''}{', dominated by ' + others if others else ''}"
+            f"{self.hope}"
         )
+
+    @property
+    def hope(self) -> str:
+        """What finished trials tell of its end; empty while they are too few."""
+        if self.changes < CHANGES:
+            return ""
+        return f"; {round(self.chance * self.changes)} of {self.changes} finished trials rose enough to save it"
 
     def to_dict(self, objectives: Objectives) -> dict[str, Any]:
         """Plain scalars, as the ledger takes them."""
@@ -151,6 +175,8 @@ class Rung:
         self.violations, self.leads = np.empty(0), np.empty(0, dtype=int)
         self.layers = pareto.Layers(objectives)
         """Of the groups that fulfil what is required."""
+        self.changes: deque[np.ndarray] = deque(maxlen=NEWEST)
+        """By what the numbers (d + c,) of trials that finished have changed since."""
 
     def enter(self, group: str, trial: int, numbers: Sequence[float]) -> None:
         members = self.trials.setdefault(group, {})
@@ -160,13 +186,17 @@ class Rung:
         elif members and self.violations[row] == 0:
             self.layers.remove(self.points[:, row])
         members[trial] = tuple(map(float, numbers))
-        # Exactly the same in whatever order the trials came.
-        means = [math.fsum(column) / len(members) for column in zip(*members.values(), strict=True)]
+        means = self.means(group)
         self.points[:, row], required = means[: len(self.points)], self.required(means)
         self.violations[row] = violation(self.require, required) if np.isfinite(means).all() else np.inf
         self.leads[row] = min(members)
         if self.violations[row] == 0:
             self.layers.add(self.points[:, row])
+
+    def means(self, group: str) -> list[float]:
+        """Over a group's trials (d + c,): exactly the same in whatever order they came."""
+        members = self.trials[group]
+        return [math.fsum(column) / len(members) for column in zip(*members.values(), strict=True)]
 
     def required(self, means: Sequence[float]) -> dict[str, float]:
         """What a group's numbers are by the names that requirements know them by."""
@@ -175,8 +205,7 @@ class Rung:
     def standing(self, group: str) -> Standing:
         row, count = self.rows[group], len(self.rows)
         layer, place = self.place(row)
-        members = self.trials[group]
-        required = self.required([math.fsum(column) / len(members) for column in zip(*members.values(), strict=True)])
+        required = self.required(self.means(group))
         broken = " and ".join(str(each) for each in self.require if each.excess(required[each.name]) > 0)
         return Standing(layer, place, count, tuple(np.sort(self.leads[self.dominators(row)])[:NAMED].tolist()), broken)
 
@@ -206,6 +235,24 @@ class Rung:
         mine = gains[:, row, None]
         return np.flatnonzero((gains >= mine).all(axis=0) & (gains > mine).any(axis=0) & (violations == 0))
 
+    def on_front(self, group: str) -> bool:
+        """Whether a group has come here and stands on the front."""
+        row = self.rows.get(group)
+        return row is not None and self.violations[row] == 0 and self.layers.layer(self.points[:, row]) == 0
+
+    def would_lead(self, numbers: np.ndarray) -> np.ndarray:
+        """Which of some finite numbers (n, d + c) would stand on the front (n,); where nobody fulfils what is required,
+        which would break it no more than anybody does."""
+        points, rest = np.split(numbers, [len(self.objectives.names)], axis=1)
+        required = dict(zip(required_names(self.require), rest.T, strict=True))
+        excesses = [np.maximum(each.excess(required[each.name]), 0.0) for each in self.require]
+        violations = np.sum([np.zeros(len(numbers)), *excesses], axis=0)
+        if not len(self.layers):
+            return violations <= self.violations[: len(self.rows)].min(initial=np.inf)
+        front, gains = self.objectives.turn(self.layers.members(0)[0])[:, None], self.objectives.turn(points)
+        dominated = ((front >= gains).all(axis=2) & (front > gains).any(axis=2)).any(axis=0)
+        return (violations == 0) & ~dominated
+
 
 def with_room(rows: np.ndarray) -> np.ndarray:
     """The same (..., n) with as many again to come."""
@@ -230,12 +277,22 @@ class Rungs:
         levels: epochs at which trials are compared, ascending; see `rung_levels`.
         eta: of those that reach a rung the best 1/eta go on; below eta nobody is stopped.
         require: what counts for more than any objective.
+        stop_chance: who is behind goes on if its chance of coming to the front is larger; 1 stops all who are behind.
     """
 
     def __init__(
-        self, objectives: Objectives, *, levels: Sequence[int], eta: int, require: Sequence[Requirement] = ()
+        self,
+        objectives: Objectives,
+        *,
+        levels: Sequence[int],
+        eta: int,
+        require: Sequence[Requirement] = (),
+        stop_chance: float = 1.0,
     ) -> None:
         self.objectives, self.levels, self.eta, self.require = objectives, sorted(levels), eta, require
+        self.stop_chance = stop_chance
+        self.end = Rung(objectives, require)
+        """Who finished, with what came of it."""
         self.rungs: dict[tuple[int, str], Rung] = {}
         self.leaders: dict[str, int] = {}
         """Of every group that was stopped, the trial with which it was."""
@@ -276,12 +333,14 @@ class Rungs:
             return None
         rung = self.rung(level, strength)
         rung.enter(group, trial, [*values, *dict(brought).values()])
-        standing = rung.standing(group)
+        standing, chance = rung.standing(group), self.chance(rung, group)
         decision = Decision(
             rung=level,
             epoch=epoch,
             **standing._asdict(),
-            stop=behind(standing, eta=self.eta),
+            stop=behind(standing, eta=self.eta) and chance <= self.stop_chance,
+            chance=chance,
+            changes=len(rung.changes),
             strength=strength,
             values=tuple(map(float, values)),
             required=brought,
@@ -290,6 +349,29 @@ class Rungs:
         if decision.stop:
             self.leaders[group] = trial
         return decision
+
+    def chance(self, rung: Rung, group: str) -> float:
+        """Share of the finished trials by whose change since a rung a group that stands there would come to the front
+        of the finished; 1 where it stands on it already, and while they are too few."""
+        if len(rung.changes) < CHANGES or self.end.on_front(group):
+            return 1.0
+        brought = rung.means(group)
+        return (
+            float(self.end.would_lead(brought + np.array(rung.changes)).mean()) if np.isfinite(brought).all() else 0.0
+        )
+
+    def finish(self, trial: int, config: Mapping[str, Any], final: Mapping[str, Any]) -> None:
+        """Take in what came of a trial, as its final report tells it."""
+        group, numbers = group_key(config), self.numbers(final)
+        if trial in self.end.trials.get(group, ()):
+            return
+        self.end.enter(group, trial, numbers)
+        for decision in self.decisions.get(trial, ()):
+            if decision.followed >= 0:
+                continue
+            rung = self.rung(decision.rung, decision.strength)
+            if np.isfinite(change := np.subtract(numbers, rung.trials[group][trial])).all():
+                rung.changes.append(change)
 
     def hear(self, trial: int, config: Mapping[str, Any], report: Mapping[str, Any]) -> Decision | None:
         """`decide` on the means of what a trial of a configuration has reported over the second half of its epochs, as
@@ -312,11 +394,14 @@ class Rungs:
 
     def listen(self, trial: int, report: Mapping[str, Any]) -> dict[int, Said]:
         """Keep what a trial says, once for every epoch; what it said in the second half of its epochs so far."""
-        epoch, names = report["epoch"], (*self.objectives.names, *required_names(self.require))
-        said = self.heard.get(trial, {})
-        said[epoch] = Said(tuple(float(report[name]) for name in names), str(report.get(STRENGTH, "")))
+        epoch, said = report["epoch"], self.heard.get(trial, {})
+        said[epoch] = Said(self.numbers(report), str(report.get(STRENGTH, "")))
         self.heard[trial] = {each: said[each] for each in sorted(said) if epoch < 2 * each <= 2 * epoch}
         return self.heard[trial]
+
+    def numbers(self, report: Mapping[str, Any]) -> tuple[float, ...]:
+        """What of a report counts: objectives, then what requirements name."""
+        return tuple(float(report[name]) for name in (*self.objectives.names, *required_names(self.require)))
 
     def forget(self, trial: int) -> None:
         """It will say nothing more."""
@@ -331,7 +416,10 @@ class Rungs:
 
     def restore(self, records: Iterable[TrialRecord]) -> None:
         """Stand where the decisions in a ledger left off."""
+        finished: list[TrialRecord] = []
         for record in records:
+            if record.state == "finished" and record.result is not None:
+                finished.append(record)
             for report in record.reports if record.state == "running" else ():
                 self.listen(record.number, report)
             decisions = [Decision.from_dict(plain, self.objectives) for plain in record.decisions]
@@ -343,6 +431,8 @@ class Rungs:
                 rung.enter(group_key(record.config), record.number, [*each.values, *dict(each.required).values()])
                 if each.stop:
                     self.leaders[group_key(record.config)] = record.number
+        for record in sorted(finished, key=lambda each: (each.ended or 0.0, each.number)):
+            self.finish(record.number, record.config, record.result or {})
 
 
 def rung_levels(*, grace_epochs: int, eta: int, epochs: int) -> list[int]:
@@ -451,4 +541,8 @@ class MultiObjectiveASHA(FIFOScheduler):
         return TrialScheduler.STOP if self.rungs.stopped(number) else TrialScheduler.CONTINUE
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
-        self.rungs.forget(trial.config["number"])
+        number, report = trial.config["number"], report_of(result)
+        # Also comes with what a trial said last that failed, or for which there was no time any more.
+        if report.get("final"):
+            self.rungs.finish(number, trial.config["config"], report)
+        self.rungs.forget(number)

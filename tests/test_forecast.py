@@ -48,7 +48,7 @@ from sweep.ledger import TrialRecord, read_ledger
 from sweep.plan import OBJECTIVES, SweepPlan, make_plan, read_plan
 from sweep.rehearsal import candidates, extremes, work
 from sweep.results import results_of
-from sweep.scheduler import Rungs
+from sweep.scheduler import CHANGES, Rungs
 from sweep.slots import Node
 from sweep.trainable import Footprint
 from tests.test_sweep import command
@@ -130,7 +130,7 @@ def test_survivors_of_arrivals_in_random_order(planned: Any, count: int, eta: in
         rungs = Rungs(OBJECTIVES, levels=[1], eta=eta)
         decisions = [rungs.decide(number, str(number), 1, (place, place)) for number, place in enumerate(order)]
         gone_on.append(sum(not decision.stop for decision in decisions if decision is not None))
-    told = survivors(count, planned(stopper="asha", eta=eta))
+    told = survivors(count, planned(stopper="asha", eta=eta, stop_chance=1), 1)
     assert told.expected == pytest.approx(fmean(gone_on))
     assert told.high == count
     assert told.low == (count if count < eta else math.ceil(count / eta))
@@ -144,12 +144,19 @@ def test_nobody_is_stopped_where_none_is_behind_another() -> None:
 
 def test_seeds_go_on_together(planned: Any) -> None:
     alone, together = planned(stopper="asha", trials=8), planned(stopper="asha", trials=24, seeds=3)
-    assert survivors(24, together) == survivors(8, alone).times(3)
+    assert survivors(24, together, 1) == survivors(8, alone, 1).times(3)
+
+
+def test_all_go_on_before_enough_have_finished(planned: Any) -> None:
+    plan = planned(stopper="asha", eta=2, trials=40)
+    assert survivors(CHANGES + 1, plan, 2).expected == CHANGES + 1
+    assert survivors(40, plan, 2).low == 20
+    assert 20 < survivors(40, plan, 2).expected < survivors(40, plan, 8).expected < 40
 
 
 def test_rungs_and_epochs(planned: Any) -> None:
     plan = planned(stopper="asha", eta=2, grace_epochs=2, trials=16, epochs=10)
-    rungs = expected_rungs(plan)
+    rungs = expected_rungs(plan, 2)
     assert [rung.epoch for rung in rungs] == [2, 4, 8, 10]
     assert [rung.reach.low for rung in rungs] == [16, 8, 4, 2]
     assert [rung.reach.high for rung in rungs] == [16, 16, 16, 16]

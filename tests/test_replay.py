@@ -46,12 +46,12 @@ def results(plan: SweepPlan) -> Results:
 
 
 def test_it_tells_what_is_saved_and_what_is_lost(plan: SweepPlan, results: Results) -> None:
-    early = replay(plan, results, eta=2, grace_epochs=1)
+    early = replay(plan, results, eta=2, grace_epochs=1, stop_chance=1.0)
     assert early.stopped == (1, 2)
     assert (early.spent, early.logged) == (9 + 1 + 1, 27)
     assert early.lost == (2,)
     assert early.hypervolume == pytest.approx(0.25)
-    late = replay(plan, results, eta=2, grace_epochs=3)
+    late = replay(plan, results, eta=2, grace_epochs=3, stop_chance=1.0)
     assert late.stopped == (1,)
     assert (late.spent, late.lost) == (9 + 3 + 9, ())
     assert late.hypervolume == results.hypervolume == pytest.approx(0.81)
@@ -62,16 +62,16 @@ def test_reports_are_heard_in_the_order_of_their_times(plan: SweepPlan, results:
     for record in results.trials.values():
         for said in record.reports:
             said["time"] = -said["time"]
-    assert replay(plan, results, eta=2, grace_epochs=9 - 1).stopped == (1,)
+    assert replay(plan, results, eta=2, grace_epochs=9 - 1, stop_chance=1.0).stopped == (1,)
     for said in results.trials[1].reports:
         said["time"] -= 1000
-    assert replay(plan, results, eta=2, grace_epochs=9 - 1).stopped == ()
+    assert replay(plan, results, eta=2, grace_epochs=9 - 1, stop_chance=1.0).stopped == ()
 
 
 def test_what_the_sweep_stopped_itself_is_said_to_be_unknown(plan: SweepPlan, results: Results) -> None:
     results.trials[1].state = "stopped"
-    assert unknown([replay(plan, results, eta=2, grace_epochs=1)], results) == []
-    assert unknown([replay(plan, results, eta=5, grace_epochs=1)], results) == [1]
+    assert unknown([replay(plan, results, eta=2, grace_epochs=1, stop_chance=1.0)], results) == []
+    assert unknown([replay(plan, results, eta=5, grace_epochs=1, stop_chance=1.0)], results) == [1]
 
 
 def test_the_command_shows_one_row_per_setting(
@@ -85,7 +85,7 @@ def test_the_command_shows_one_row_per_setting(
                 ledger.reported(number, said, time=said["time"])
             ledger.ended(number, state="finished", time=0.0)
     storage = ["--storage", plan.storage]
-    assert main(["replay", "curves", "--eta", "2", *storage]) == 0
+    assert main(["replay", "curves", "--eta", "2", "--stop-chance", "1", *storage]) == 0
     row = capsys.readouterr().out.splitlines()[1].split()
     assert row == ["2", "1", "2", "4", "8", "11/27", "59.3%", "2/3", "30.9%", "1/1", "002"]
     assert main(["replay", "curves", *storage]) == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -142,10 +143,10 @@ def test_table_picture_and_json_say_how_many(plan: SweepPlan, results: Results) 
 
 def test_a_replay_loses_only_what_counts(plan: SweepPlan, results: Results) -> None:
     """Were clean accuracy ignored, the infeasible 1 would stop 4, which stands on the front."""
-    bounded = replay(plan, results, eta=2, grace_epochs=1)
+    bounded = replay(plan, results, eta=2, grace_epochs=1, stop_chance=1.0)
     assert (bounded.stopped, bounded.lost) == ((1, 3), ())
     free = dataclasses.replace(plan, space=dataclasses.replace(plan.space, require=()))
-    assert replay(free, results_of(free, results.trials), eta=2, grace_epochs=1).stopped == (2, 4)
+    assert replay(free, results_of(free, results.trials), eta=2, grace_epochs=1, stop_chance=1.0).stopped == (2, 4)
 
 
 def test_the_front_command_counts_what_the_ledger_holds(
@@ -216,6 +217,35 @@ def test_in_a_rung_feasible_stand_before_infeasible() -> None:
     )
     assert Decision.from_dict(last.to_dict(OBJECTIVES), OBJECTIVES) == last
     assert last.to_dict(OBJECTIVES)["required.clean_accuracy"] == 0.45
+
+
+def test_who_may_come_to_fulfil_what_is_required_goes_on() -> None:
+    """All gain 0.3 in clean accuracy; so 0.62 may be enough, and 0.5 is not."""
+    rungs = Rungs(OBJECTIVES, levels=[1], eta=2, require=(CLEAN,), stop_chance=0.0)
+
+    def told(clean: float, value: float = 0.5) -> dict[str, Any]:
+        return {"epoch": 1, **dict.fromkeys(OBJECTIVES.names, value), "clean_accuracy": clean}
+
+    for number in range(5):
+        rungs.hear(number, {"knob": number}, told(0.65))
+    for number in range(4):
+        rungs.finish(number, {"knob": number}, told(0.95))
+    ends = [rungs.hear(5 + number, {"knob": 5 + number}, told(clean, 0.6)) for number, clean in enumerate((0.62, 0.5))]
+    assert [(each.chance, each.stop) for each in ends if each] == [(1.0, False), (0.0, True)]
+
+
+def test_while_nobody_finished_fulfils_it_whoever_may_come_as_near_goes_on() -> None:
+    rungs = Rungs(OBJECTIVES, levels=[1], eta=2, require=(CLEAN,), stop_chance=0.0)
+
+    def told(clean: float) -> dict[str, Any]:
+        return {"epoch": 1, **dict.fromkeys(OBJECTIVES.names, 0.5), "clean_accuracy": clean}
+
+    for number in range(5):
+        rungs.hear(number, {"knob": number}, told(0.5 + number / 100))
+    for number in range(4):
+        rungs.finish(number, {"knob": number}, told(0.6 + 2 * number / 100))
+    ends = [rungs.hear(5 + number, {"knob": 5 + number}, told(clean)) for number, clean in enumerate((0.53, 0.505))]
+    assert [(each.chance, each.stop) for each in ends if each] == [(0.25, False), (0.0, True)]
 
 
 def test_while_none_is_feasible_the_nearest_is_the_front() -> None:

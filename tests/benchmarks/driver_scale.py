@@ -163,7 +163,7 @@ def simulate(storage: Path, clock: Clock, trials: int) -> Iterator[Part]:
 
         scribe = Scribe(ledger, results, rungs, budget, slots, listen=listen, say=screen.say)
         clock.watch(search, "search", "suggest", "on_trial_complete")
-        clock.watch(scheduler, "scheduler", "on_trial_result")
+        clock.watch(scheduler, "scheduler", "on_trial_result", "on_trial_complete")
         clock.watch(ledger, "ledger", "started", "reported", "decided", "ended")
         clock.watch(scribe, "front", "on_trial_start", "on_trial_result")
         clock.watch(budget, "budget", "hold", "held", "release", "spent", "enough", "overrun")
@@ -184,7 +184,8 @@ def simulate(storage: Path, clock: Clock, trials: int) -> Iterator[Part]:
             trial = running.popleft()
             report = next(trial.curve)
             flat = {REPORT + name: value for name, value in report.items()}
-            stop = scheduler.on_trial_result(None, trial, flat) == "STOP"  # pyright: ignore[reportArgumentType]
+            hear = scheduler.on_trial_complete if report["final"] else scheduler.on_trial_result
+            stop = hear(None, trial, flat) == "STOP"  # pyright: ignore[reportArgumentType]
             scribe.on_trial_result(0, [], trial, {"report": report, FOOTPRINT: (2**30, 2**28, 2**33)})
             stop |= asked(trial.trial_id, flat) or asked.stop_all()
             reports += 1

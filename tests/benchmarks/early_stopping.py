@@ -42,7 +42,7 @@ from sweep.search import make_sampler
 from tests.benchmarks.common import print_result, processor
 
 SEEDS, SLOTS, VARIABLES = 10, 4, 2
-ETA, GRACE = (SweepPlan.__dataclass_fields__[name].default for name in ("eta", "grace_epochs"))
+ETA, GRACE, CHANCE = (SweepPlan.__dataclass_fields__[name].default for name in ("eta", "grace_epochs", "stop_chance"))
 BIAS, NOISE = 1.0, 0.3
 """At the first epoch, in units of an objective's spread over random configurations: mean bias, and noise."""
 
@@ -126,10 +126,10 @@ def recorded_trials() -> list[tuple[dict[str, Any], Course]]:
     for row in rows:
         trials.setdefault(row["trial"], []).append(row)
     found = []
-    for said in trials.values():
-        config = {key.removeprefix("config."): value for key, value in said[0].items() if key.startswith("config.")}
-        values = np.array([[row[name] for name in OBJECTIVES.names] for row in said])
-        final = np.array([row["final"] for row in said])
+    for told in trials.values():
+        config = {key.removeprefix("config."): value for key, value in told[0].items() if key.startswith("config.")}
+        values = np.array([[row[name] for name in OBJECTIVES.names] for row in told])
+        final = np.array([row["final"] for row in told])
         found.append((config, Course(values[~final], values[final][0])))
     return found
 
@@ -196,42 +196,39 @@ Stops = Callable[[int, int, np.ndarray], bool]
 """Whether a trial is stopped: its number, its epoch, and the objectives (2,) that it reports."""
 
 
-def no_stopping(problem: Problem, seed: int) -> Stops:
+def no_stopping(rungs: Rungs, seed: int) -> Stops:
     return lambda trial, epoch, values: False
 
 
-def random_stopping(problem: Problem, seed: int) -> Stops:
+def random_stopping(rungs: Rungs, seed: int) -> Stops:
     """At every rung all but 1/eta, by chance."""
-    generator, levels = np.random.default_rng([seed, 1]), fresh_rungs(problem).levels
-    return lambda trial, epoch, values: epoch in levels and generator.random() > 1 / ETA
+    generator = np.random.default_rng([seed, 1])
+    return lambda trial, epoch, values: epoch in rungs.levels and generator.random() > 1 / ETA
 
 
-def stop_if_dominated(problem: Problem, seed: int) -> Stops:
+def stop_if_dominated(rungs: Rungs, seed: int) -> Stops:
     """At every rung whoever is dominated by anybody who was there before; by the means that ours looks at."""
-    decide = deciding(problem)
-    return lambda trial, epoch, values: bool((made := decide(trial, epoch, values)) and made.dominated_by)
+    return lambda trial, epoch, values: bool((made := decide(rungs, trial, epoch, values)) and made.dominated_by)
 
 
-def ours(problem: Problem, seed: int) -> Stops:
-    decide = deciding(problem)
-    return lambda trial, epoch, values: bool((made := decide(trial, epoch, values)) and made.stop)
+def ours(rungs: Rungs, seed: int) -> Stops:
+    return lambda trial, epoch, values: bool((made := decide(rungs, trial, epoch, values)) and made.stop)
 
 
-def deciding(problem: Problem) -> Callable[[int, int, np.ndarray], Decision | None]:
+def decide(rungs: Rungs, trial: int, epoch: int, values: np.ndarray) -> Decision | None:
     """What a sweep's scheduler decides on a report."""
-    rungs, names = fresh_rungs(problem), problem.objectives.names
-    return lambda trial, epoch, values: rungs.hear(
-        trial, {"number": trial}, {"epoch": epoch, **dict(zip(names, values.tolist(), strict=True))}
-    )
+    return rungs.hear(trial, {"number": trial}, {"epoch": epoch, **said(rungs.objectives, values)})
 
 
-def fresh_rungs(problem: Problem) -> Rungs:
-    levels = rung_levels(grace_epochs=GRACE, eta=ETA, epochs=problem.epochs)
-    return Rungs(problem.objectives, levels=levels, eta=ETA)
+def said(objectives: Objectives, values: np.ndarray) -> dict[str, float]:
+    """Objectives (2,) as a report has them."""
+    return dict(zip(objectives.names, values.tolist(), strict=True))
 
 
 class Stopper(NamedTuple):
-    make: Callable[[Problem, int], Stops]
+    make: Callable[[Rungs, int], Stops]
+    stop_chance: float = 1.0
+    """As a sweep's; 1 for successive halving alone."""
     told: TrialState = TrialState.PRUNED
     """What the sampler hears of a trial that was stopped: as in a sweep, or FAIL, which leaves it out."""
 
@@ -240,8 +237,9 @@ STOPPERS = {
     "none": Stopper(no_stopping),
     "random": Stopper(random_stopping),
     "if dominated": Stopper(stop_if_dominated),
-    "ours": Stopper(ours),
-    "ours, left out": Stopper(ours, TrialState.FAIL),
+    "halving alone": Stopper(ours),
+    "ours": Stopper(ours, CHANCE),
+    "ours, left out": Stopper(ours, CHANCE, TrialState.FAIL),
 }
 
 SAMPLERS = ("random", "tpe", "nsga2")
@@ -260,7 +258,9 @@ def simulate(name: str, sampler: str, stopper: str, seed: int) -> np.ndarray:
     directions = [StudyDirection.MAXIMIZE if high else StudyDirection.MINIMIZE for high in problem.objectives.maximise]
     made = make_sampler(sampler, seed, load_space(str(SPACE)), problem.trials)
     study = optuna.create_study(directions=directions, sampler=made)
-    stops, front = STOPPERS[stopper].make(problem, seed), Front(problem.objectives)
+    levels = rung_levels(grace_epochs=GRACE, eta=ETA, epochs=problem.epochs)
+    rungs = Rungs(problem.objectives, levels=levels, eta=ETA, stop_chance=STOPPERS[stopper].stop_chance)
+    stops, front = STOPPERS[stopper].make(rungs, seed), Front(problem.objectives)
     volumes, running = np.zeros(problem.budget + 1), [start(study, problem, seed) for _ in range(SLOTS)]
     for spent in range(1, problem.budget + 1):
         slot = spent % SLOTS
@@ -269,6 +269,7 @@ def simulate(name: str, sampler: str, stopper: str, seed: int) -> np.ndarray:
         if epoch == problem.epochs:
             study.tell(trial, course.final.tolist())
             front.add(course.final)
+            rungs.finish(trial.number, {"number": trial.number}, said(problem.objectives, course.final))
             running[slot] = start(study, problem, seed)
         elif stops(trial.number, epoch, values):
             study.tell(trial, state=STOPPERS[stopper].told)
@@ -324,7 +325,7 @@ def main() -> None:
     began = time.monotonic()
     print(f"machine: {processor()}, {os.cpu_count()} cores; python {platform.python_version()}, ", end="")
     print(f"optuna {importlib.metadata.version('optuna')}, numpy {np.__version__}")
-    print(f"{seeds} seeds, {SLOTS} slots; ours: eta {ETA}, grace {GRACE}")
+    print(f"{seeds} seeds, {SLOTS} slots; ours: eta {ETA}, grace {GRACE}, stop chance {CHANCE}")
     for problem in map(problem_of, PROBLEMS):
         print(f"{problem.name}: the epochs of {problem.trials} trials of {problem.epochs}")
     with ProcessPoolExecutor() as pool:
