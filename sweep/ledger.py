@@ -22,6 +22,7 @@ import math
 import os
 import re
 import socket
+import sys
 import time as clock
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -126,7 +127,8 @@ class TrialRecord:
         """One more report, in the place of an earlier one of the same epoch, or of an earlier final one."""
         place = bisect.bisect_left(self.reports, _order(report), key=_order)
         again = place < len(self.reports) and _order(self.reports[place]) == _order(report)
-        self.reports[place : place + again] = [report]
+        # Each report that is unpickled or parsed has names of its own, which take more room than its numbers.
+        self.reports[place : place + again] = [{sys.intern(name): value for name, value in report.items()}]
 
     def end(self, state: str, *, reason: str, time: float) -> None:
         self.state, self.reason, self.ended = state, reason, time

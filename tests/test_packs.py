@@ -199,7 +199,7 @@ def test_a_packed_sweep_is_the_unpacked_one_and_a_diverging_lane_leaves_the_othe
 @pytest.mark.slow
 def test_a_trial_that_is_stopped_makes_room_for_the_next(sweep: Sweep) -> None:
     """Two places, eight trials, of which the rung at epoch 2 stops some."""
-    asha = ("--stopper", "asha", "--grace-epochs", "2", "--eta", "2", "--trials", "8")
+    asha = ("--stopper", "asha", "--stop-chance", "1", "--grace-epochs", "2", "--eta", "2", "--trials", "8")
     done = sweep.call(*words(sweep, "asha", "--pack", "2", "--max-concurrent", "2", *asha))
     assert done.returncode == 0, done.stdout + done.stderr
     trials, alone = sweep.trials("asha"), sweep.trials("alone")
