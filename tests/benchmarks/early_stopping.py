@@ -343,14 +343,16 @@ def main() -> None:
         ratio = f"{epochs_to_target(volumes[case], baseline):.2f} [{low:.2f}, {high:.2f}]"
         print(f"{sampler:9}{problem:9}{stopper:16}{shares[0]:>16}{shares[1]:>16}{ratio:>24}")
     print("\nhypervolume over the whole front's, mean over seeds ± half its 95% interval; epochs: 95% by bootstrap")
-    behind = [
-        case[:2]
-        for case in wanted
-        if case[2] == "ours"
-        for mean, half in [interval(volumes[case][:, -1] - volumes[*case[:2], "if dominated"][:, -1])]
-        if mean + half < 0
-    ]
-    print(f"worse than 'if dominated' by more than the interval: {behind or 'nowhere'}")
+    for other in ("none", "if dominated"):
+        gains = {
+            case[:2]: interval(volumes[case][:, -1] - volumes[*case[:2], other][:, -1])
+            for case in wanted
+            if case[2] == "ours"
+        }
+        worse = [case for case, (mean, half) in gains.items() if mean + half < 0]
+        better = [case for case, (mean, half) in gains.items() if mean - half > 0]
+        print(f"ours at the end, by more than the interval: worse than '{other}' {worse or 'nowhere'}, ", end="")
+        print(f"better in {len(better)} of {len(gains)} cases")
     figures = [epochs_to_target(volumes[case], volumes[*case[:2], "none"]) for case in wanted if case[2] == "ours"]
     print(f"ours over none, epochs: median {np.median(figures):.2f}, worst {max(figures):.2f} of {len(figures)} cases")
     print(f"{time.monotonic() - began:.0f} s")
