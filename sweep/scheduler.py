@@ -431,7 +431,7 @@ class Rungs:
                 rung.enter(group_key(record.config), record.number, [*each.values, *dict(each.required).values()])
                 if each.stop:
                     self.leaders[group_key(record.config)] = record.number
-        for record in sorted(finished, key=lambda each: (each.ended or 0.0, each.number)):
+        for record in sorted(finished, key=lambda each: (each.ended_as, each.number)):
             self.finish(record.number, record.config, record.result or {})
 
 
