@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,6 +33,8 @@ SHARED = pytest.StashKey[Path]()
 
 def pytest_configure(config: pytest.Config) -> None:
     """Who starts the workers makes the folder, and removes it at the end: MNIST's tensors take 220 MB."""
+    # A shell that puts the tests into its background has them, and what they start, ignore Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     given = getattr(config, "workerinput", {}).get("shared")
     config.stash[SHARED] = Path(given or tempfile.mkdtemp(prefix="otsweep-tests-"))
 
