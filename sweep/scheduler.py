@@ -363,7 +363,8 @@ class Rungs:
     def finish(self, trial: int, config: Mapping[str, Any], final: Mapping[str, Any]) -> None:
         """Take in what came of a trial, as its final report tells it."""
         group, numbers = group_key(config), self.numbers(final)
-        if trial in self.end.trials.get(group, ()):
+        # Without rungs nobody asks who finished, and ranking them takes time.
+        if not self.levels or trial in self.end.trials.get(group, ()):
             return
         self.end.enter(group, trial, numbers)
         for decision in self.decisions.get(trial, ()):
