@@ -22,7 +22,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
@@ -183,14 +183,10 @@ class Space:
         different = {name: config[name] for name in base if name not in NOT_SWEPT and config[name] != base[name]}
         return {**self.active(config), **different}
 
-    def beginning_with(self, given: Sequence[Located]) -> Self:
-        """The same space with points before its own; of equal ones the first stays.
-
-        Raises:
-            InputError: for a point that is wrong, at its place.
-        """
+    def beginning_with(self, given: Iterable[dict[str, Any]]) -> Self:
+        """Return the same space with points before its own; of equal ones the first stays."""
         points: list[dict[str, Any]] = []
-        for point in (*(_read_point(node, self.fixed) for node in given), *self.points):
+        for point in (*given, *self.points):
             if point not in points:
                 points.append(point)
         return dataclasses.replace(self, points=tuple(points), trials=self.trials if self.swept else len(points))
@@ -207,7 +203,7 @@ class Space:
     def corners(self) -> Iterator[TrialConfig]:
         """Every given point, and of what is drawn the ends, one by one and in pairs: what each of them is allowed is
         taken to be allowed to all that can run."""
-        drawn = _corners(self.fixed, self.swept) if self.swept else ()
+        drawn = _corner_values(self.fixed, self.swept) if self.swept else ()
         for values in (*self.points, *drawn):
             yield TrialConfig.from_mapping(values)
 
@@ -246,37 +242,37 @@ class Space:
             **({"require": [str(each) for each in self.require]} if self.require else {}),
         }
 
-    @classmethod
-    def from_dict(cls, plain: Mapping[str, Any]) -> Self:
-        """The space that `to_dict` described.
 
-        Raises:
-            InputError: for values that no space has.
-        """
-        return cls.from_yaml(locate(plain, "space"), name=str(plain.get("name", "")))
+def space_from_dict(plain: Mapping[str, Any]) -> Space:
+    """Return the space that `Space.to_dict` described.
 
-    @classmethod
-    def from_yaml(cls, root: Located, *, name: str) -> Self:
-        """The space that a YAML tree describes; `name` stands where the tree names none.
+    Raises:
+        InputError: for values that no space has.
+    """
+    return space_from_yaml(locate(plain, "space"), name=str(plain.get("name", "")))
 
-        Raises:
-            InputError: with file and line, for the first thing that is wrong.
-        """
-        sections = root.mapping("a search space", known=SECTIONS)
-        if "space" not in sections:
-            raise root.error("a search space needs the section 'space:' (fields of TrialConfig: what is swept)")
-        fixed, swept = _read_space(sections["space"])
-        points = _read_points(sections.get("points"), fixed)
-        return cls(
-            name=sections["name"].word("name") if "name" in sections else name,
-            description=" ".join(_read_text(sections.get("description")).split()),
-            evaluation=_read_evaluation(sections.get("evaluation")),
-            fixed=fixed,
-            swept=swept,
-            points=points,
-            require=_read_require(sections.get("require")),
-            trials=_read_trials(sections.get("trials"), sections["space"], drawn=bool(swept), points=len(points)),
-        )
+
+def space_from_yaml(root: Located, *, name: str) -> Space:
+    """Return the space that a YAML tree describes; `name` stands where the tree names none.
+
+    Raises:
+        InputError: with file and line, for the first thing that is wrong.
+    """
+    sections = root.mapping("a search space", known=SECTIONS)
+    if "space" not in sections:
+        raise root.error("a search space needs the section 'space:' (fields of TrialConfig: what is swept)")
+    fixed, swept = _read_space(sections["space"])
+    points = _read_points(sections.get("points"), fixed)
+    return Space(
+        name=sections["name"].word("name") if "name" in sections else name,
+        description=" ".join(_read_text(sections.get("description")).split()),
+        evaluation=_read_evaluation(sections.get("evaluation")),
+        fixed=fixed,
+        swept=swept,
+        points=points,
+        require=_read_require(sections.get("require")),
+        trials=_read_trials(sections.get("trials"), sections["space"], drawn=bool(swept), points=len(points)),
+    )
 
 
 def load_space(name_or_path: str) -> Space:
@@ -293,7 +289,7 @@ def load_space(name_or_path: str) -> Space:
         )
     if is_name:
         path = FOLDER / f"{name_or_path}.yaml"
-    return Space.from_yaml(read_yaml(path), name=path.stem)
+    return space_from_yaml(read_yaml(path), name=path.stem)
 
 
 def names() -> list[str]:
@@ -511,11 +507,11 @@ def _check_corners(
 ) -> None:
     """Nothing that can be drawn is refused by TrialConfig: rules that tie two fields hold in every pair of ends."""
     with _blamed_by_name(entries, node):
-        for values in _corners(fixed, swept):
+        for values in _corner_values(fixed, swept):
             TrialConfig.from_mapping(values)
 
 
-def _corners(fixed: Mapping[str, Any], swept: Mapping[str, Swept]) -> Iterator[dict[str, Any]]:
+def _corner_values(fixed: Mapping[str, Any], swept: Mapping[str, Swept]) -> Iterator[dict[str, Any]]:
     """The fixed values: as they are, with each end of each knob, and with each pair of ends that may meet."""
     yield dict(fixed)
     for name, each in swept.items():
@@ -546,14 +542,14 @@ def _read_require(node: Located | None) -> tuple[Requirement, ...]:
 def _read_points(node: Located | None, fixed: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
     points: list[dict[str, Any]] = []
     for item in [] if node is None else node.items("points"):
-        point = _read_point(item, fixed)
+        point = read_point(item, fixed)
         if point in points:
             raise item.error(f"this point is the same as point {points.index(point) + 1}; it would only be run twice")
         points.append(point)
     return tuple(points)
 
 
-def _read_point(node: Located, fixed: Mapping[str, Any]) -> dict[str, Any]:
+def read_point(node: Located, fixed: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration: the space's fixed values, then a preset's, then those written here."""
     entries = dict(node.mapping("a point"))
     for key, reason in {**NOT_SWEPT, **NOT_GIVEN}.items():

@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Self
 
-from search_spaces import Space
+from search_spaces import Space, space_from_yaml
 from search_spaces.yaml_file import Located, dump_yaml, locate, read_yaml
 from sweep.mirror import pull, push, url_of
 from sweep.pareto import Objectives
@@ -267,7 +267,7 @@ class SweepPlan:
         if missing:
             raise root.error(f"is cut off or damaged: {', '.join(missing)} missing")
         values = {key: item.plain() for key, item in entries.items()}
-        values["space"] = Space.from_yaml(entries["space"], name="")
+        values["space"] = space_from_yaml(entries["space"], name="")
         values["versions"] = {key: item.word(key) for key, item in entries["versions"].mapping("versions").items()}
         if "objectives" in entries:
             values["objectives"] = _read_objectives(entries["objectives"])

@@ -6,7 +6,7 @@ import csv
 import io
 from pathlib import Path
 
-from search_spaces import NOT_GIVEN, NOT_SWEPT, TRIAL_FIELDS, Space
+from search_spaces import NOT_GIVEN, NOT_SWEPT, TRIAL_FIELDS, Space, read_point
 from search_spaces.requirement import MEASURES
 from search_spaces.yaml_file import LARGEST_FILE, Located, locate, parse_yaml, read_yaml
 from sweep.ledger import read_ledger
@@ -26,7 +26,7 @@ def with_given_points(space: Space, *, file: Path | None, sweep: str | None, sto
     """
     given = read_points(file) if file else []
     given += front_points(sweep, storage=storage) if sweep else []
-    return space.beginning_with(given) if given else space
+    return space.beginning_with(read_point(node, space.fixed) for node in given) if given else space
 
 
 def front_points(name: str, *, storage: str | None) -> list[Located]:

@@ -17,7 +17,7 @@ import pytest
 import ray
 from ray import tune
 
-from search_spaces import Space, load_space
+from search_spaces import Space, load_space, space_from_yaml
 from search_spaces.yaml_file import locate
 from sweep.budget import Budget
 from sweep.driver import Scribe, make_rungs, make_task, ray_session
@@ -58,7 +58,7 @@ SHARES = ("accuracy", "stuck", "unchanged", "original_label")
 
 
 def space_of(swept: dict[str, Any], **sections: Any) -> Space:
-    return Space.from_yaml(locate({"space": swept, **sections}, "test.yaml"), name="test")
+    return space_from_yaml(locate({"space": swept, **sections}, "test.yaml"), name="test")
 
 
 @pytest.fixture

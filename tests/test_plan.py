@@ -17,7 +17,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from search_spaces import Space, load_space
+from search_spaces import load_space, space_from_dict
 from search_spaces.yaml_file import dump_yaml, parse_yaml
 from sweep.pareto import Objectives
 from sweep.places import (
@@ -379,7 +379,7 @@ def test_any_text_is_an_options_value_or_an_input_error(option: str, text: str) 
 
 
 def test_more_trials_than_points_where_nothing_is_drawn(storage: str) -> None:
-    space = Space.from_dict({"space": {"epochs": 1}, "points": [{"margin": 0.1}, {"margin": 0.2}]})
+    space = space_from_dict({"space": {"epochs": 1}, "points": [{"margin": 0.1}, {"margin": 0.2}]})
     assert make_plan(space, storage=storage).trials == 2
     with pytest.raises(InputError, match="--trials 3: the space has 2 points and draws nothing"):
         make_plan(space, storage=storage, trials=3)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from optuna.trial import TrialState
 from ray.tune.utils import flatten_dict
 
-from search_spaces import Space, load_space
+from search_spaces import load_space, space_from_yaml
 from search_spaces.requirement import Requirement, violation
 from search_spaces.yaml_file import dump_yaml, parse_yaml
 from sweep.cli import main
@@ -88,11 +88,11 @@ def test_what_is_wrong_is_named(text: str, message: str, tmp_path: Path, capsys:
     assert main(["run", "--require", text, "--storage", str(tmp_path / "none")]) == 2
     assert f"otsweep: --require {text!r}: {message}" in capsys.readouterr().err
     with pytest.raises(InputError, match=r"a\.yaml, line 2: require"):
-        Space.from_yaml(parse_yaml(f"trials: 3\nrequire: {text}\nspace: {{margin: 1}}".encode(), "a.yaml"), name="a")
+        space_from_yaml(parse_yaml(f"trials: 3\nrequire: {text}\nspace: {{margin: 1}}".encode(), "a.yaml"), name="a")
 
 
 def test_a_space_and_a_plan_keep_it(plan: SweepPlan) -> None:
-    space = Space.from_yaml(parse_yaml(dump_yaml(plan.space.to_dict()).encode(), "a.yaml"), name="digits")
+    space = space_from_yaml(parse_yaml(dump_yaml(plan.space.to_dict()).encode(), "a.yaml"), name="digits")
     assert space.require == (CLEAN,)
     assert parse_plan(parse_yaml(plan_text(plan).encode(), "plan.yaml")).space.require == (CLEAN,)
     assert plan.hash != dataclasses.replace(plan, space=dataclasses.replace(plan.space, require=())).hash

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 import search_spaces
-from search_spaces import FOLDER, Range, Space, load_space
+from search_spaces import FOLDER, Range, Space, load_space, space_from_dict, space_from_yaml
 from search_spaces.yaml_file import LARGEST_FILE, LONGEST_TEXT, dump_yaml, parse_yaml
 from trainer.config import InputError, TrialConfig
 from trainer.presets import PRESETS
@@ -49,7 +49,7 @@ def _quiet() -> Iterator[None]:
 
 
 def read(text: str, name: str = "my.yaml") -> Space:
-    return Space.from_yaml(parse_yaml(text.encode(), name), name="my")
+    return space_from_yaml(parse_yaml(text.encode(), name), name="my")
 
 
 def study_for(seed: int = 0) -> optuna.Study:
@@ -146,7 +146,7 @@ def test_a_drawn_trial_can_be_told_again_from_its_configuration(space: Space) ->
 
 def test_equal_seeds_draw_equal_configurations_also_after_the_plan_was_stored() -> None:
     space = load_space("digits")
-    again = Space.from_dict(space.to_dict())
+    again = space_from_dict(space.to_dict())
     assert [c for c, _ in draws(space, 10)] == [c for c, _ in draws(again, 10)]
 
 
@@ -222,16 +222,16 @@ def test_the_values_of_a_field_include_those_of_points_and_of_a_condition_that_i
 
 
 def test_a_space_comes_back_from_its_plain_form_and_from_yaml(space: Space) -> None:
-    again = Space.from_dict(space.to_dict())
+    again = space_from_dict(space.to_dict())
     assert again == space
     assert list(again.swept) == list(space.swept)
-    assert Space.from_yaml(parse_yaml(dump_yaml(space.to_dict()).encode(), "plan"), name="") == space
+    assert space_from_yaml(parse_yaml(dump_yaml(space.to_dict()).encode(), "plan"), name="") == space
     assert pickle.loads(pickle.dumps(space)) == space
 
 
 def test_numbers_keep_their_last_bit_through_yaml() -> None:
     space = read("space:\n  margin: {low: 0.1, high: 0.30000000000000004}\n  learning_rate: 1.2345678901234567e-05")
-    again = Space.from_yaml(parse_yaml(dump_yaml(space.to_dict()).encode(), "plan"), name="")
+    again = space_from_yaml(parse_yaml(dump_yaml(space.to_dict()).encode(), "plan"), name="")
     assert again.swept["margin"].domain.corners() == (0.1, 0.30000000000000004)
     assert again.fixed["learning_rate"] == 1.2345678901234567e-05
 
@@ -519,7 +519,7 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
 
 def only_input_error(raw: bytes) -> Space | None:
     try:
-        return Space.from_yaml(parse_yaml(raw, "fuzz.yaml"), name="fuzz")
+        return space_from_yaml(parse_yaml(raw, "fuzz.yaml"), name="fuzz")
     except InputError as error:
         message = str(error)
     assert message.startswith("fuzz.yaml")
@@ -577,7 +577,7 @@ def mutated(draw: st.DrawFn) -> bytes:
 def test_mutated_files_raise_nothing_else_and_what_is_accepted_can_be_drawn(raw: bytes) -> None:
     space = only_input_error(raw)
     if space is not None:
-        assert Space.from_dict(space.to_dict()) == space
+        assert space_from_dict(space.to_dict()) == space
         for config, trial in draws(space, 2):
             TrialConfig.from_mapping(config)
             assert space.active(config) == trial.params
