@@ -20,7 +20,6 @@ import ray
 from ray import tune
 from ray.exceptions import RayTaskError
 
-from sweep import forecast
 from sweep.budget import Budget
 from sweep.ledger import EndState, LedgerWriter
 from sweep.mirror import push, url_of
@@ -216,6 +215,7 @@ def run_plan(
     begin: Callable[[], contextlib.AbstractContextManager[Any]],
     listen: Callable[[int], None],
     say: Callable[[str], None],
+    on_slots: Callable[[int], None] = lambda slots: None,
 ) -> bool:
     """Run what is left of a plan; False if it was interrupted, and so can be resumed.
 
@@ -225,6 +225,7 @@ def run_plan(
         begin: makes a context that is open while trials run (the living screen).
         listen: told the number of each trial that started, reported or ended.
         say: told what a person should know and nobody asked for: a damaged checkpoint, storage that refuses.
+        on_slots: called once with the number of slots that the nodes of now give.
 
     Raises:
         InputError: if the cluster can't give what one trial needs, or the data can't be had.
@@ -236,7 +237,7 @@ def run_plan(
     # In this order: Ray installs a handler of its own for SIGTERM.
     with ray_session(), Interruption() as interruption:
         concurrent = concurrency(plan, progress)
-        forecast.begin(plan, slots_now(plan, concurrent))
+        on_slots(slots_now(plan, concurrent))
         budget = Budget(plan, results, concurrent)
         if budget.spent() or (budget.enough() and not results.running):
             return True

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
     from trainer.preparation import Prepared
 
-MODEL, GALLERY = "mlflow-model", "gallery.png"
+MODEL = "mlflow-model"
+GALLERY = "gallery.png"
 EXAMPLES = 5
 """Worst examples of each attack in a gallery."""
 ATTACKED = 512
