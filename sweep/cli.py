@@ -289,7 +289,7 @@ def find_plan(arguments: argparse.Namespace) -> SweepPlan:
 
 def drive(plan: SweepPlan, *, fresh: bool) -> int:
     """Run a fresh sweep, or what is left of one, and show what it found."""
-    from sweep import forecast
+    from sweep.forecast import begin as begin_forecast
     from sweep.driver import run_plan
     from sweep.ledger import LedgerWriter, read_ledger
     from sweep.mirror import drop, push
@@ -331,7 +331,7 @@ def drive(plan: SweepPlan, *, fresh: bool) -> int:
                 begin=lambda: screen,
                 listen=listen,
                 say=screen.say,
-                on_slots=lambda slots: forecast.begin(plan, slots),
+                on_slots=lambda slots: begin_forecast(plan, slots),
             )
         except InputError:
             if fresh and not results.trials:
