@@ -8,8 +8,9 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple, Self
 
-from trainer.config import InputError, did_you_mean
+from trainer.errors import InputError
 from trainer.report import EpochReport
+from trainer.words import did_you_mean
 
 MEASURES = tuple(
     field.name for field in dataclasses.fields(EpochReport) if field.type in ("float", "int") and field.name != "epoch"

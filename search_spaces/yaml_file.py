@@ -18,7 +18,8 @@ import yaml
 from yaml.composer import ComposerError
 from yaml.reader import ReaderError
 
-from trainer.config import InputError, did_you_mean
+from trainer.errors import InputError
+from trainer.words import did_you_mean
 
 LARGEST_FILE = 256 * 1024
 LONGEST_TEXT = 5000

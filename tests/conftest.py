@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from trainer.config import EvaluationConfig
-from trainer.data import DATA_DIR_VARIABLE, Data, load_data
-from trainer.preparation import Prepared, prepare
+from trainer.data.datasets import Data, load_data
+from trainer.data.locate import DATA_DIR_VARIABLE
+from trainer.invariance.preparation import Prepared, prepare
 
 # One thread: sums come out the same on every machine, and the tests' small tensors gain nothing from more.
 torch.set_num_threads(1)

@@ -19,7 +19,7 @@ from typing import Any, Self
 
 from sqlalchemy import create_engine, text
 
-from sweep.server import free_port
+from sweep.tracking.server import free_port
 
 READY_SECONDS = 400
 

@@ -8,10 +8,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from sweep.ledger import LedgerWriter, TrialRecord, read_ledger
-from sweep.places import default_mlflow_uri
-from sweep.plan import SweepPlan, read_plan
-from sweep.results import Results, read_facts
+from sweep.ledger.reading import read_ledger
+from sweep.ledger.records import TrialRecord
+from sweep.ledger.writing import LedgerWriter
+from sweep.plan.mlflow_address import default_mlflow_uri
+from sweep.plan.plan import SweepPlan
+from sweep.plan.plan_file import read_plan
+from sweep.state.results import Results, read_facts
 
 RECORDED = Path(__file__).with_name("recorded")
 

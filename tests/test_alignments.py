@@ -8,7 +8,8 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from trainer.alignments import (
+from trainer.errors import InputError
+from trainer.invariance.alignments import (
     COARSE_STEP,
     AffineAligner,
     AffineDraws,
@@ -17,7 +18,6 @@ from trainer.alignments import (
     affine_maps,
     alignments_for,
 )
-from trainer.config import InputError
 
 CPU = torch.device("cpu")
 SMALL = AlignmentGrid(shift_limit=1.5, shift_count=3, rotation_limit=20, rotation_count=3)

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.test_sensitivity import CLASSES, Linear, answers, run, seeded, some_images, with_embedding
-from trainer import apgd
-from trainer.apgd import dlr, embedding_attack, targeted_apgd_attack, targeted_dlr
-from trainer.config import InputError
-from trainer.sensitivity import Attack, pgd_attack, worst_case
+from trainer.attacks import apgd
+from trainer.attacks.apgd import dlr, embedding_attack, targeted_apgd_attack, targeted_dlr
+from trainer.attacks.pgd import pgd_attack
+from trainer.attacks.worst_case import Attack, worst_case
+from trainer.errors import InputError
 
 
 @given(seed=st.integers(0, 1000), shift=st.floats(-5, 5), scale=st.floats(0.1, 10))

@@ -21,13 +21,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from search_spaces import load_space
-from sweep import audit as module
-from sweep.audit import Audit, read_options, run_audit
-from sweep.audit_figures import audit_figure, curves_figure
-from sweep.audit_tables import ROWS, command, doubles, front_line, judge_finalists, report, show_people
-from sweep.cli import main
-from sweep.finalists import (
+from search_spaces.reading import load_space
+from sweep.audit import audit as module
+from sweep.audit.audit import Audit, read_options, run_audit
+from sweep.audit.figures import audit_figure, curves_figure
+from sweep.audit.finalists import (
     COUNTS,
     MEASURED,
     Finalist,
@@ -38,19 +36,27 @@ from sweep.finalists import (
     share_interval,
     verdicts,
 )
-from sweep.judging import Audited, AuditOptions, draw, sealed
-from sweep.ledger import LedgerWriter, TrialRecord, read_ledger
-from sweep.pareto import Objectives, front_mask
-from sweep.plan import OBJECTIVES, SweepPlan, make_plan, read_plan, write_plan
-from sweep.results import Results, read_facts
+from sweep.audit.judging import Audited, AuditOptions, draw, sealed
+from sweep.audit.tables import ROWS, command, doubles, front_line, judge_finalists, report, show_people
+from sweep.cli.cli import main
+from sweep.front.objectives import Objectives
+from sweep.front.pareto import front_mask
+from sweep.ledger.reading import read_ledger
+from sweep.ledger.records import TrialRecord
+from sweep.ledger.writing import LedgerWriter
+from sweep.plan.objectives import OBJECTIVES
+from sweep.plan.plan import SweepPlan, make_plan
+from sweep.plan.plan_file import read_plan, write_plan
+from sweep.state.results import Results, read_facts
 from tests.test_sweep import PATIENCE, SPACE, otsweep, run_words, wait_for
 from tests.test_sweep import command as shell_words
-from trainer.config import InputError, TrialConfig
-from trainer.data import Split
-from trainer.evidence import wilson_interval
-from trainer.people import MODEL, ORACLE, ORIGINAL, Agreement, Comparison, ExamplesFolder, People, Share
-from trainer.preparation import Prepared
-from trainer.trial import run_trial
+from trainer.attacks.evidence import wilson_interval
+from trainer.config import TrialConfig
+from trainer.data.datasets import Split
+from trainer.errors import InputError
+from trainer.human_agreement import MODEL, ORACLE, ORIGINAL, Agreement, Comparison, ExamplesFolder, People, Share
+from trainer.invariance.preparation import Prepared
+from trainer.training.trial import run_trial
 
 CHANGED = 100
 IMAGES = 300

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sweep.judging import SEAL
-from sweep.plan import read_plan
+from sweep.audit.judging import SEAL
+from sweep.plan.plan_file import read_plan
 from tests.test_audit import OPTIONS, TINY
 from tests.test_sweep import otsweep, run_words
-from trainer.people import MODEL, ORACLE, ORIGINAL, People
+from trainer.human_agreement import MODEL, ORACLE, ORIGINAL, People
 
 MNIST = TINY.replace("dataset: digits, train_size: 300", "dataset: mnist, train_size: 1000").replace(
     "eval_sensitivity_steps: 3", "eval_sensitivity_steps: 3, eval_invariance_epsilon: 1.0"

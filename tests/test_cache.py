@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainer.cache import Cache, digest
-from trainer.config import InputError
+from trainer.errors import InputError
+from trainer.files.cache import Cache, digest
 
 
 def made(value: float, calls: list[float]) -> dict[str, torch.Tensor]:

@@ -7,7 +7,7 @@ import os
 import pytest
 import torch
 
-from trainer.checkpoint import KEPT, FolderStore, load_checkpoint, save_checkpoint, seal, unseal
+from trainer.files.checkpoints import KEPT, FolderStore, load_checkpoint, save_checkpoint, seal, unseal
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from sweep.cli import BAD_INPUT, COMMANDS, main
+from sweep.cli.cli import BAD_INPUT, COMMANDS, main
 from trainer.__main__ import REPORT_FILE, earlier_reports
-from trainer.checkpoint import FolderStore
+from trainer.files.checkpoints import FolderStore
 
 SPACES = {
     "low above high": ("space:\n  margin: {low: 1, high: 0.5}\n", "line 2: margin: low = 1.0 must be below high = 0.5"),

@@ -13,16 +13,19 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from search_spaces import load_space
-from sweep import compare as comparing
-from sweep import pareto
-from sweep.cli import main
-from sweep.compare import Side, Sweep, compare, heights
-from sweep.ledger import LedgerWriter, TrialRecord
-from sweep.plan import OBJECTIVES, SweepPlan, make_plan
-from sweep.results import Results
+from search_spaces.reading import load_space
+from sweep.cli.cli import main
+from sweep.front import pareto as pareto_module
+from sweep.ledger.records import TrialRecord
+from sweep.ledger.writing import LedgerWriter
+from sweep.plan.objectives import OBJECTIVES
+from sweep.plan.plan import SweepPlan, make_plan
+from sweep.report import comparison as comparing
+from sweep.report.comparison import Side, Sweep, compare, heights
+from sweep.state.results import Results
 from tests.recorded_sweeps import RECORDED, recorded
-from trainer.config import InputError, TrialConfig
+from trainer.config import TrialConfig
+from trainer.errors import InputError
 
 FACTS = {
     "data_fingerprint": "d",
@@ -86,9 +89,9 @@ def test_regions_hold_exactly_what_one_covers_alone(
     """A side leads somewhere if and only if it covers something alone; and outside of the regions both are equal."""
     a, b = side(plan, "a", mine), side(plan, "b", theirs)
     regions = comparing.regions(a, b)
-    whole = pareto.hypervolume(mine + theirs, OBJECTIVES)
+    whole = pareto_module.hypervolume(mine + theirs, OBJECTIVES)
     for one, other in ((a, b), (b, a)):
-        alone = whole - pareto.hypervolume(other.points, OBJECTIVES)
+        alone = whole - pareto_module.hypervolume(other.points, OBJECTIVES)
         led = [region for region in regions if region.leader == one.name]
         assert bool(led) == (alone > 1e-12)
         assert sum((region.high - region.low) * region.lead for region in led) >= alone - 1e-12
@@ -161,7 +164,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     assert stored["covered_alone"][1] == 0
     assert stored["additive_epsilon"][0] <= 0
     assert (tmp_path / "digits24" / "compare" / "half" / "compare.png").stat().st_size > 10_000
-    from sweep.tracking import connect
+    from sweep.tracking.tracking import connect
 
     client = connect(f"sqlite:///{tmp_path / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("digits")
@@ -175,7 +178,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
 
 
 def write_half(storage: Path) -> None:
-    from sweep.ledger import read_ledger
+    from sweep.ledger.reading import read_ledger
     from tests.recorded_sweeps import write_records
 
     folder = storage / "half"

@@ -21,7 +21,8 @@ from typing import Any
 import pytest
 import yaml
 
-from sweep.ledger import TrialRecord, read_ledger
+from sweep.ledger.reading import read_ledger
+from sweep.ledger.records import TrialRecord
 from tests.postgres import Postgres, need_postgres
 from tests.ray_nodes import RAY, answers, end, environment, free_ports, kill, need_jobs, start, wait_for
 
@@ -139,7 +140,7 @@ class Compose:
 
     def otsweep(self, *words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "sweep.cli", *words, "--address", self.dashboard],
+            [sys.executable, "-m", "sweep", *words, "--address", self.dashboard],
             env=environment(RAY_AUTH_TOKEN=self.values["RAY_AUTH_TOKEN"]),
             capture_output=True,
             text=True,
@@ -188,7 +189,7 @@ def numbers(storage: Path, name: str) -> dict[int, tuple[str, dict, list[dict]]]
 
 
 def front(storage: Path, name: str) -> dict[str, Any]:
-    words = [sys.executable, "-m", "sweep.cli", "front", name, "--format", "json", "--storage", str(storage)]
+    words = [sys.executable, "-m", "sweep", "front", name, "--format", "json", "--storage", str(storage)]
     return json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
 
 
@@ -257,7 +258,7 @@ def test_a_node_that_does_not_see_the_storage_is_named(compose: Compose) -> None
 
 def check_mlflow(compose: Compose, trials: dict[int, TrialRecord]) -> None:
     """What MLflow missed while it was away was written later."""
-    from sweep.tracking import connect
+    from sweep.tracking.tracking import connect
 
     client = connect(compose.mlflow)
     experiment = client.get_experiment_by_name("tiny")

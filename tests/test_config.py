@@ -15,20 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer import config
-from trainer.config import (
-    DATASET_DEFAULTS,
-    DATASETS,
-    SHORT_NAMES,
-    EvaluationConfig,
-    InputError,
-    OtsweepError,
-    TrialConfig,
-    describe_range,
-    did_you_mean,
-    field_type,
-    parse_settings,
-)
+from trainer.config import DATASET_DEFAULTS, DATASETS, EvaluationConfig, TrialConfig
+from trainer.errors import InputError, OtsweepError
+from trainer.fields import describe_range, field_type, parse_settings
+from trainer.words import SHORT_NAMES, did_you_mean
 
 RECORDS = (TrialConfig, EvaluationConfig)
 KNOBS = [(record, name, spec) for record in RECORDS for name, spec in record.fields().items()]
@@ -372,5 +362,5 @@ def test_every_knob_is_documented(record: type) -> None:
 
 
 def test_reading_configurations_costs_no_torch() -> None:
-    code = f"import sys, {config.__name__}; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    code = "import sys, trainer.config; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

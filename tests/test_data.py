@@ -29,9 +29,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer import data
-from trainer.config import EvaluationConfig, InputError
-from trainer.data import Data, Sizes, Split, load_data
+from trainer.config import EvaluationConfig
+from trainer.data import catalogue, downloads, formats, store
+from trainer.data.catalogue import Sizes
+from trainer.data.datasets import Data, Split, load_data
+from trainer.errors import InputError
 
 RAW = "FashionMNIST/raw"
 SMALL_IDX = {
@@ -66,9 +68,9 @@ def _no_named_folder(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """A Fashion-MNIST of 60 images, so that a test writes and reads little."""
-    monkeypatch.setitem(data.SIZES, "fashion_mnist", Sizes(30, 10, 20))
+    monkeypatch.setitem(catalogue.SIZES, "fashion_mnist", Sizes(30, 10, 20))
     for name, shape in SMALL_IDX.items():
-        monkeypatch.setitem(data.IDX_FILES, name, shape)
+        monkeypatch.setitem(catalogue.IDX_FILES, name, shape)
 
 
 @pytest.fixture
@@ -86,7 +88,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(url: str) -> None:
         raise urllib.error.URLError("Name or service not known")
 
-    monkeypatch.setattr(data, "connect", unreachable)
+    monkeypatch.setattr(downloads, "connect", unreachable)
 
 
 def whole(loaded: Data) -> Split:
@@ -153,7 +155,7 @@ def test_split_seed_decides_the_split(cache_dir: Path, digits: Data) -> None:
 @given(labels=st.lists(st.integers(0, 9), min_size=1, max_size=200), seed=st.integers(0, 2**31 - 1))
 def test_every_prefix_of_the_order_holds_each_class_in_proportion(labels: list[int], seed: int) -> None:
     array = np.array(labels)
-    order = data.stratified_order(array, np.random.default_rng(seed))
+    order = store.stratified_order(array, np.random.default_rng(seed))
     assert sorted(order) == list(range(len(array)))
     sizes = np.bincount(array, minlength=10)
     seen = np.cumsum(array[order][:, None] == np.arange(10), axis=0)[:, sizes > 0]
@@ -165,7 +167,7 @@ def test_every_prefix_of_the_order_holds_each_class_in_proportion(labels: list[i
 
 def test_order_is_random_within_a_class() -> None:
     labels = np.zeros(50, dtype=np.int64)
-    orders = {tuple(data.stratified_order(labels, np.random.default_rng(seed))) for seed in range(10)}
+    orders = {tuple(store.stratified_order(labels, np.random.default_rng(seed))) for seed in range(10)}
     assert len(orders) == 10
     assert tuple(range(50)) not in orders
 
@@ -303,7 +305,7 @@ def test_a_damaged_cache_is_built_again(damage: str, tmp_path: Path) -> None:
     assert after.fingerprint == before.fingerprint
     assert torch.equal(whole(after).images, images)
     assert torch.equal(whole(after).labels, labels)
-    assert data.open_stored(folder) is not None
+    assert store.open_stored(folder) is not None
 
 
 def test_what_a_killed_process_left_is_replaced(tmp_path: Path) -> None:
@@ -316,14 +318,14 @@ def test_what_a_killed_process_left_is_replaced(tmp_path: Path) -> None:
 
 def test_many_at_once_decode_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded = []
-    decode = data.decode
+    decode = formats.decode
 
-    def counted(name: str, files: list[Path]) -> data.Pixels:
+    def counted(name: str, files: list[Path]) -> formats.Pixels:
         decoded.append(name)
         time.sleep(0.2)
         return decode(name, files)
 
-    monkeypatch.setattr(data, "decode", counted)
+    monkeypatch.setattr(formats, "decode", counted)
     with ThreadPoolExecutor(8) as pool:
         loaded = list(pool.map(lambda _: load_data(EvaluationConfig(), cache_dir=tmp_path), range(8)))
     assert decoded == ["digits"]
@@ -335,13 +337,13 @@ def test_large_files_are_sampled_all_over(tmp_path: Path) -> None:
     (tmp_path / "labels.npy").write_bytes(b"")
     content = np.random.default_rng(0).bytes(4 << 20)
     (tmp_path / "images.npy").write_bytes(content)
-    before = data.measure(tmp_path)
+    before = store.measure(tmp_path)
     gap = len(content) // 63
     for start in range(0, len(content) - gap, 50_000):
         changed = bytearray(content)
         changed[start : start + gap] = bytes(gap)
         (tmp_path / "images.npy").write_bytes(changed)
-        assert data.measure(tmp_path) != before, start
+        assert store.measure(tmp_path) != before, start
 
 
 def test_a_cache_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
@@ -518,16 +520,16 @@ def read_as_labels(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> 
     folder = tmp_path_factory.getbasetemp() / "fuzz"
     folder.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(data.IDX_FILES, TEST_LABELS, (20,))
+        patch.setitem(catalogue.IDX_FILES, TEST_LABELS, (20,))
         for name, packed in ((TEST_LABELS, content), (TEST_LABELS + ".gz", gzip.compress(content))):
             (folder / name).write_bytes(packed)
             with contextlib.suppress(InputError):
-                labels = data.read_idx(folder / name, "fashion_mnist")
+                labels = formats.read_idx(folder / name, "fashion_mnist")
                 assert labels.shape == (20,)
                 assert labels.max() < 10
         (folder / f"{TEST_LABELS}.gz").write_bytes(content)
         with pytest.raises(InputError, match=TEST_LABELS):
-            data.read_idx(folder / f"{TEST_LABELS}.gz", "fashion_mnist")
+            formats.read_idx(folder / f"{TEST_LABELS}.gz", "fashion_mnist")
 
 
 # Missing files and downloads
@@ -573,8 +575,8 @@ def test_where_was_looked_is_told(prepare: Callable[[Path], object], told: str, 
 
 def test_a_server_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     given_up = threading.Event()
-    monkeypatch.setattr(data.urllib.request, "urlopen", lambda *_, **__: given_up.wait(100))
-    monkeypatch.setattr(data, "CONNECT_SECONDS", 0.1)
+    monkeypatch.setattr(downloads.urllib.request, "urlopen", lambda *_, **__: given_up.wait(100))
+    monkeypatch.setattr(downloads, "CONNECT_SECONDS", 0.1)
     start = time.perf_counter()
     with pytest.raises(InputError, match=r"cifar-10-python.tar.gz: no connection within 0 s"):
         load_data(CIFAR, cache_dir=tmp_path)
@@ -623,10 +625,10 @@ def server(small: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         packed = {name: gzip.compress(content, mtime=0) for name, content in idx_contents().items()}
         server.contents = {f"/{name}.gz": content for name, content in packed.items()}
         listed = [
-            data.Archive(f"{RAW}/{name}.gz", hashlib.md5(content).hexdigest(), [f"{server.url}/{name}.gz"])
+            downloads.Archive(f"{RAW}/{name}.gz", hashlib.md5(content).hexdigest(), [f"{server.url}/{name}.gz"])
             for name, content in packed.items()
         ]
-        monkeypatch.setattr(data, "archives", lambda name: listed)
+        monkeypatch.setattr(downloads, "archives", lambda name: listed)
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield server
@@ -654,9 +656,9 @@ def test_many_at_once_download_once(server: Server, tmp_path: Path) -> None:
 def test_the_next_mirror_is_tried(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archives = [
         archive._replace(urls=[f"{server.url}/gone/{index}", *archive.urls])
-        for index, archive in enumerate(data.archives("fashion_mnist"))
+        for index, archive in enumerate(downloads.archives("fashion_mnist"))
     ]
-    monkeypatch.setattr(data, "archives", lambda name: archives)
+    monkeypatch.setattr(downloads, "archives", lambda name: archives)
     load_data(FASHION, cache_dir=tmp_path)
     assert len(server.asked) == 8
 
@@ -693,7 +695,7 @@ def test_a_failed_download_leaves_nothing(
 def test_a_download_says_how_far_it_is(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(data, "PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr(downloads, "PROGRESS_SECONDS", 0.0)
     load_data(FASHION, cache_dir=tmp_path)
     said = capsys.readouterr()
     assert said.out == ""
@@ -703,18 +705,20 @@ def test_a_download_says_how_far_it_is(
 def test_a_download_that_never_ends_is_given_up(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data, "DOWNLOAD_SECONDS", -1.0)
+    monkeypatch.setattr(downloads, "DOWNLOAD_SECONDS", -1.0)
     with pytest.raises(InputError, match="not done after"):
         load_data(FASHION, cache_dir=tmp_path)
 
 
 def test_archives_are_those_of_torchvision() -> None:
-    for name in data.PUBLISHED:
-        for archive in data.archives(name):
+    for name in catalogue.PUBLISHED:
+        for archive in downloads.archives(name):
             assert re.fullmatch("[0-9a-f]{32}", archive.md5)
             assert all(url.startswith("http") and url.endswith(archive.path.split("/")[-1]) for url in archive.urls)
-    assert [archive.path for archive in data.archives("mnist")] == [f"MNIST/raw/{name}.gz" for name in data.IDX_FILES]
-    assert [archive.path for archive in data.archives("cifar10")] == [data.CIFAR_ARCHIVE]
+    assert [archive.path for archive in downloads.archives("mnist")] == [
+        f"MNIST/raw/{name}.gz" for name in catalogue.IDX_FILES
+    ]
+    assert [archive.path for archive in downloads.archives("cifar10")] == [catalogue.CIFAR_ARCHIVE]
 
 
 # CIFAR-10: pickles
@@ -728,7 +732,7 @@ def cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "data" / "cifar-10-batches-py"
     folder.mkdir(parents=True)
     checksums = []
-    for batch, name in enumerate(data.CIFAR_FILES):
+    for batch, name in enumerate(catalogue.CIFAR_FILES):
         pixels = np.full((10, 3072), 10 * batch, dtype=np.uint8) + np.arange(10, dtype=np.uint8)[:, None]
         pixels[:, :1024] += 100  # the red plane comes first
         content = pickle.dumps({"data": pixels, "labels": list(range(10))}, protocol=2)
@@ -736,7 +740,7 @@ def cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         checksums.append([name, hashlib.md5(content).hexdigest()])
     monkeypatch.setattr(CIFAR10, "train_list", checksums[:5])
     monkeypatch.setattr(CIFAR10, "test_list", checksums[5:])
-    monkeypatch.setitem(data.SIZES, "cifar10", Sizes(40, 10, 10))
+    monkeypatch.setitem(catalogue.SIZES, "cifar10", Sizes(40, 10, 10))
     return folder.parent
 
 
@@ -753,7 +757,7 @@ def test_cifar_is_read_plane_by_plane(cifar: Path, tmp_path: Path) -> None:
 
 def test_cifar_is_read_out_of_its_archive(cifar: Path, tmp_path: Path) -> None:
     plain = load_data(CIFAR, data_dir=cifar, cache_dir=tmp_path / "a")
-    with tarfile.open(cifar / data.CIFAR_ARCHIVE, "w:gz") as archive:
+    with tarfile.open(cifar / catalogue.CIFAR_ARCHIVE, "w:gz") as archive:
         archive.add(cifar / "cifar-10-batches-py", "cifar-10-batches-py")
     shutil.rmtree(cifar / "cifar-10-batches-py")
     assert same(load_data(CIFAR, data_dir=cifar, cache_dir=tmp_path / "b"), plain)
@@ -773,7 +777,7 @@ def test_a_pickle_of_a_stranger_is_never_opened(packed: bool, cifar: Path, tmp_p
     batch = cifar / "cifar-10-batches-py" / "data_batch_3"
     batch.write_bytes(pickle.dumps({"data": Trap(sprung), "labels": []}))
     if packed:
-        with tarfile.open(cifar / data.CIFAR_ARCHIVE, "w:gz") as archive:
+        with tarfile.open(cifar / catalogue.CIFAR_ARCHIVE, "w:gz") as archive:
             archive.add(cifar / "cifar-10-batches-py", "cifar-10-batches-py")
         shutil.rmtree(cifar / "cifar-10-batches-py")
     with pytest.raises(InputError, match=r"damaged or not the official file: its md5 is [0-9a-f]{32}, the official"):
@@ -797,8 +801,10 @@ def tar_of(**members: bytes) -> bytes:
     "content", [b"", b"not an archive", tar_of(other=b""), tar_of(other=bytes(5000))[:60]], ids=range(4)
 )
 def test_a_broken_archive_is_refused(content: bytes, tmp_path: Path) -> None:
-    (tmp_path / data.CIFAR_ARCHIVE).write_bytes(content)
-    with pytest.raises(InputError, match=rf"{data.CIFAR_ARCHIVE}' is damaged or not the official file: it cannot be"):
+    (tmp_path / catalogue.CIFAR_ARCHIVE).write_bytes(content)
+    with pytest.raises(
+        InputError, match=rf"{catalogue.CIFAR_ARCHIVE}' is damaged or not the official file: it cannot be"
+    ):
         load_data(CIFAR, data_dir=tmp_path, cache_dir=tmp_path / "cache")
 
 

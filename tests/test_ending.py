@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from search_spaces import load_space
-from sweep.budget import Budget
-from sweep.ledger import TrialRecord, read_ledger
-from sweep.plan import OBJECTIVES, make_plan
-from sweep.results import Results
+from search_spaces.reading import load_space
+from sweep.ledger.reading import read_ledger
+from sweep.ledger.records import TrialRecord
+from sweep.plan.objectives import OBJECTIVES
+from sweep.plan.plan import make_plan
+from sweep.search.budget import Budget
+from sweep.state.results import Results
 from tests.test_sweep import PATIENCE
 
 SPACE = """
@@ -99,7 +101,7 @@ def test_a_sweep_ends_when_its_front_is_flat_also_after_a_kill(new_storage: Call
 
     def words(name: str) -> list[str]:
         options = ["--max-concurrent", "1", "--stop-when-flat", "4", "--storage", str(storage)]
-        return [sys.executable, "-m", "sweep.cli", "run", str(storage / "flat.yaml"), "--name", name, *options]
+        return [sys.executable, "-m", "sweep", "run", str(storage / "flat.yaml"), "--name", name, *options]
 
     def configs(name: str) -> list[tuple]:
         trials = read_ledger(storage / name).trials.values()
@@ -117,7 +119,7 @@ def test_a_sweep_ends_when_its_front_is_flat_also_after_a_kill(new_storage: Call
         time.sleep(0.01)
     killed.kill()
     killed.wait()
-    resume = [sys.executable, "-m", "sweep.cli", "resume", "killed", "--storage", str(storage)]
+    resume = [sys.executable, "-m", "sweep", "resume", "killed", "--storage", str(storage)]
     for _ in range(2):
         assert subprocess.run(resume, capture_output=True, timeout=PATIENCE).returncode == 0
         assert json.dumps(configs("killed")) == json.dumps(configs("whole"))

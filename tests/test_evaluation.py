@@ -12,13 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from trainer.config import EvaluationConfig, TrialFailed
-from trainer.data import Split
-from trainer.evaluation import Evaluation, evaluate, judging_attacks
+from trainer.attacks.pgd import pgd_attack
+from trainer.attacks.worst_case import Attack, Victim
+from trainer.config import EvaluationConfig
+from trainer.data.datasets import Split
+from trainer.errors import TrialFailed
+from trainer.invariance.judge import ABSTAINS
+from trainer.invariance.perturbations import JudgingSet
 from trainer.models import Prediction
-from trainer.oracle import ABSTAINS
-from trainer.preparation import JudgingSet
-from trainer.sensitivity import Attack, Victim, pgd_attack
+from trainer.training.evaluation import Evaluation, evaluate, judging_attacks
 
 CLASSES = 5
 

@@ -14,9 +14,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
-from trainer.config import InputError
-from trainer.data import Data
-from trainer.evidence import (
+from trainer.attacks.evidence import (
     Curve,
     Evidence,
     accuracy_curve,
@@ -27,7 +25,11 @@ from trainer.evidence import (
     white_box,
     wilson_interval,
 )
-from trainer.sensitivity import NORMS, Logits, cross_entropy_loss, frozen, pgd, pgd_attack, worst_case
+from trainer.attacks.norms import NORMS
+from trainer.attacks.pgd import cross_entropy_loss, pgd, pgd_attack
+from trainer.attacks.worst_case import Logits, frozen, worst_case
+from trainer.data.datasets import Data
+from trainer.errors import InputError
 
 EPSILONS = {"linf": 0.15, "l2": 0.8}
 SIZE = 150

@@ -17,11 +17,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainer.config import EvaluationConfig, InputError
-from trainer.data import Split, load_data
-from trainer.examples import LabelledSet, agreement, answers_of, ask_people, compare, read_examples
+from trainer.config import EvaluationConfig
+from trainer.data.datasets import Split, load_data
+from trainer.errors import InputError
+from trainer.human_agreement import ExamplesFolder, People
+from trainer.invariance.labelled_sets import LabelledSet, agreement, answers_of, ask_people, compare, read_examples
 from trainer.models import Prediction
-from trainer.people import ExamplesFolder, People
 
 LABELS = torch.tensor([0, 1, 2, 3, 4, 5, 6, 7])
 

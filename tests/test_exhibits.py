@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from sweep.exhibits import EXAMPLES, draw, invariance_examples, sensitivity_examples, write_curves
-from sweep.judging import Audited, sealed
+from sweep.audit.judging import Audited, sealed
+from sweep.tracking.curves import write_curves
+from sweep.tracking.gallery import EXAMPLES, draw, invariance_examples, sensitivity_examples
 from tests.recorded_sweeps import recorded, results_of
+from trainer.invariance.preparation import Prepared
 from trainer.models import build_model
-from trainer.preparation import Prepared
 
 TRIAL = 3
 

@@ -16,10 +16,12 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from scipy.stats import norm
 
-from sweep.figures import front_figure, save_figure
-from sweep.ledger import TrialRecord
-from sweep.pareto import Objectives, front_mask, hypervolume
-from trainer.config import REGULARIZERS, EvaluationConfig, InputError
+from sweep.front.objectives import Objectives
+from sweep.front.pareto import front_mask, hypervolume
+from sweep.ledger.records import TrialRecord
+from sweep.report.figures import front_figure, save_figure
+from trainer.config import REGULARIZERS, EvaluationConfig
+from trainer.errors import InputError
 
 OBJECTIVES = Objectives(("sensitivity_accuracy", "invariance_accuracy"), (True, True), (0.0, 0.0))
 BENT = [(0.1, 0.6), (0.5, 0.55), (0.6, 0.1), (0.3, 0.3), (0.05, 0.2)]
@@ -243,7 +245,8 @@ class TestSaving:
 
     def test_neither_pyplot_nor_torch_is_imported(self):
         code = (
-            "import sys, sweep.figures; print([m for m in ('matplotlib.pyplot', 'torch', 'ray') if m in sys.modules])"
+            "import sys, sweep.report.figures; "
+            "print([m for m in ('matplotlib.pyplot', 'torch', 'ray') if m in sys.modules])"
         )
         root = Path(__file__).parent.parent
         done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)

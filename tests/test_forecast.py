@@ -17,44 +17,31 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search_spaces import load_space
-from sweep import forecast
-from sweep.cli import build_parser, plan_of, run_command
-from sweep.forecast import (
-    EXPECTED,
-    FORECAST,
-    HIGH,
-    HOUR,
-    KEPT_CHECKPOINTS,
-    LOW,
-    Candidate,
-    Packing,
-    Rehearsed,
-    Span,
-    Timed,
-    expected_rungs,
-    headline,
-    kept_at,
-    lines,
-    make_forecast,
-    mean_epochs,
-    place,
-    size,
-    survivors,
-    took,
-    trial_lengths,
-)
-from sweep.ledger import TrialRecord, read_ledger
-from sweep.plan import OBJECTIVES, SweepPlan, make_plan, read_plan
-from sweep.rehearsal import candidates, extremes, work
-from sweep.results import results_of
-from sweep.scheduler import CHANGES, Rungs
-from sweep.slots import Node
-from sweep.trainable import Footprint
+from search_spaces.reading import load_space
+from sweep.cli.cli import build_parser, plan_of, run_command
+from sweep.engine.slots import Node
+from sweep.engine.trainable import Footprint
+from sweep.forecast import forecast as forecast_module
+from sweep.forecast import kept, quantities
+from sweep.forecast.forecast import KEPT_CHECKPOINTS, make_forecast
+from sweep.forecast.kept import FORECAST, kept_at, took
+from sweep.forecast.measured import Candidate, Packing, Rehearsed, Timed
+from sweep.forecast.profiling import candidates, extremes, work
+from sweep.forecast.quantities import EXPECTED, HIGH, HOUR, LOW, Span, size
+from sweep.forecast.rungs import expected_rungs, mean_epochs, place, survivors, trial_lengths
+from sweep.forecast.table import headline, lines
+from sweep.ledger.reading import read_ledger
+from sweep.ledger.records import TrialRecord
+from sweep.plan.objectives import OBJECTIVES
+from sweep.plan.plan import SweepPlan, make_plan
+from sweep.plan.plan_file import read_plan
+from sweep.search.rung import CHANGES
+from sweep.search.rungs import Rungs
+from sweep.state.results import results_of
 from tests.test_sweep import command
-from trainer import checkpoint
 from trainer.config import TrialConfig
 from trainer.cost import Cost
+from trainer.files import checkpoints
 from trainer.report import EpochReport
 
 GIGABYTE = 10**9
@@ -231,12 +218,12 @@ def test_a_forecast_adds_up(planned: Any) -> None:
 
 
 def test_checkpoints_are_kept_as_trials_keep_them() -> None:
-    assert KEPT_CHECKPOINTS == checkpoint.KEPT
+    assert KEPT_CHECKPOINTS == checkpoints.KEPT
 
 
 def test_a_ledger_of_many_epochs_is_told_from_few(planned: Any) -> None:
     plan = planned()
-    of_50, of_5000 = (forecast.ledger_bytes(plan, measured(plan), epochs) for epochs in (50, 5000))
+    of_50, of_5000 = (forecast_module.ledger_bytes(plan, measured(plan), epochs) for epochs in (50, 5000))
     assert of_5000 == pytest.approx(100 * of_50, rel=0.05)
 
 
@@ -329,21 +316,21 @@ def test_what_it_took_beside_its_plan(planned: Any) -> None:
     """By the seconds in slots, so that a pause between two runs does not count."""
     plan = planned(name="mine", trials=10)
     told = make_forecast(plan, measured(plan))
-    forecast.keep(plan, told)
-    forecast.begin(plan, 2)
+    kept.keep(plan, told)
+    kept.begin(plan, 2)
     running = told.running_seconds
-    said = f"1:40 in 2 slots; planned {forecast.in_time(running)}"
+    said = f"1:40 in 2 slots; planned {quantities.in_time(running)}"
     assert took(plan, sweep_of(plan, [20.0] * 10)) == said
-    forecast.begin(plan, 2)
+    kept.begin(plan, 2)
     assert took(plan, sweep_of(plan, [20.0] * 10)) == said, "a resume keeps the plan"
-    forecast.begin(plan, 1)
+    kept.begin(plan, 1)
     assert "planned" not in took(plan, sweep_of(plan, [20.0] * 10)), "for other slots nothing was planned"
 
 
 def test_what_it_took_without_a_plan(planned: Any) -> None:
     plan = planned(name="mine", trials=10)
     assert took(plan, sweep_of(plan, [])) == ""
-    forecast.begin(plan, 1)
+    kept.begin(plan, 1)
     assert took(plan, sweep_of(plan, [30.0] + [20.0] * 9)) == (
         "3:30 in 1 slot; after the first trial 5:00 was to be expected"
     )

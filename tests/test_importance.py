@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sweep.importance import CONTRIBUTION, importance_csv, importance_figure, importances, note
-from sweep.plan import SweepPlan
-from sweep.results import Results
+from sweep.plan.plan import SweepPlan
+from sweep.report.importance import CONTRIBUTION, importance_csv, importance_figure, importances, note
+from sweep.state.results import Results
 from tests.recorded_sweeps import recorded, results_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")

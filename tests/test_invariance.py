@@ -12,8 +12,8 @@ from sklearn.cluster import DBSCAN
 from torch import Tensor
 from torchvision.datasets import MNIST
 
-from trainer.alignments import alignments_for
-from trainer.invariance import (
+from trainer.invariance.alignments import alignments_for
+from trainer.invariance.attacks import (
     ATTACKS,
     MOST_CLUSTERS,
     PAPER_TARGETS,
@@ -25,7 +25,7 @@ from trainer.invariance import (
     largest_subset,
     number_by_size,
 )
-from trainer.neighbours import ClassIndex, Neighbours, bring_back, find_neighbours
+from trainer.invariance.neighbours import ClassIndex, Neighbours, bring_back, find_neighbours
 
 LINF, L0 = ATTACKS["linf"], ATTACKS["l0"]
 

@@ -24,16 +24,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainer.cache import Cache
-from trainer.config import EvaluationConfig, InputError
-from trainer.data import Data, Split
-from trainer.evaluation import Evaluation, ensemble, evaluate
-from trainer.invariance import ATTACKS, Linf
+from trainer.attacks.pgd import pgd_attack
+from trainer.config import EvaluationConfig
+from trainer.data.datasets import Data, Split
+from trainer.errors import InputError
+from trainer.files.cache import Cache
+from trainer.invariance.attacks import ATTACKS, Linf
+from trainer.invariance.judge import Oracle
+from trainer.invariance.neighbours import Neighbours
+from trainer.invariance.perturbations import JudgingSet, Pairs
+from trainer.invariance.preparation import Prepared, Workshop
 from trainer.models import Prediction
-from trainer.neighbours import Neighbours
-from trainer.oracle import Oracle
-from trainer.preparation import JudgingSet, Pairs, Prepared, Workshop
-from trainer.sensitivity import pgd_attack
+from trainer.training.evaluation import Evaluation, ensemble, evaluate
 
 SIZE, CLASSES = 16, 4
 WHITE = 255

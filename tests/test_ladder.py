@@ -9,19 +9,23 @@ from typing import Any
 import numpy as np
 import pytest
 
-from search_spaces import load_space
-from sweep.ledger import TrialRecord, read_ledger
-from sweep.plan import OBJECTIVES, make_plan, read_plan
-from sweep.replay import agreements_of, alarms
-from sweep.results import results_of
-from sweep.scheduler import agreements
+from search_spaces.reading import load_space
+from sweep.ledger.reading import read_ledger
+from sweep.ledger.records import TrialRecord
+from sweep.plan.objectives import OBJECTIVES
+from sweep.plan.plan import make_plan
+from sweep.plan.plan_file import read_plan
+from sweep.report.replay import agreements_of, alarms
+from sweep.search.agreement import agreements
+from sweep.state.results import results_of
 from tests.test_sweep import otsweep, run_words
-from trainer.checkpoint import FolderStore
-from trainer.config import EvaluationConfig, InputError, TrialConfig
-from trainer.evaluation import on_ladder
-from trainer.preparation import Prepared
+from trainer.config import EvaluationConfig, TrialConfig
+from trainer.errors import InputError
+from trainer.files.checkpoints import FolderStore
+from trainer.invariance.preparation import Prepared
 from trainer.report import STRENGTH
-from trainer.trial import run_trial
+from trainer.training.evaluation import on_ladder
+from trainer.training.trial import run_trial
 
 WALL = ("train_seconds", "evaluation_seconds")
 
@@ -177,7 +181,7 @@ def test_no_trial_of_a_sweep_is_on_the_front_by_a_cheap_number(tmp_path: Path) -
     assert "Order kept from rung to rung" in done.stdout
     shown = otsweep(tmp_path, "replay", "laddered").stdout
     assert f"{found[0].correlation:.2f}" in shown
-    from sweep.tracking import connect
+    from sweep.tracking.tracking import connect
 
     client = connect(plan.mlflow_uri)
     experiment = client.get_experiment_by_name("tiny")

@@ -18,9 +18,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sweep import ledger as ledger_module
-from sweep.ledger import Ledger, LedgerWriter, TrialRecord, read_ledger
-from trainer.config import InputError, TrialConfig
+from sweep.ledger import reading
+from sweep.ledger.reading import read_ledger
+from sweep.ledger.records import Ledger, TrialRecord
+from sweep.ledger.writing import LedgerWriter
+from trainer.config import TrialConfig
+from trainer.errors import InputError
 from trainer.report import EpochReport
 
 scalars = (
@@ -436,7 +439,7 @@ class TestReading:
         log = fill_log(tmp_path, range(1))
         whole = log.read_bytes()
         log.write_bytes(whole[:-9])
-        monkeypatch.setattr(ledger_module.clock, "sleep", lambda _: log.write_bytes(whole))
+        monkeypatch.setattr(reading.clock, "sleep", lambda _: log.write_bytes(whole))
         ledger = read_ledger(tmp_path)
         assert (ledger.trials[0].state, ledger.warnings) == ("finished", [])
 
@@ -448,8 +451,8 @@ class TestReading:
                 writer.ended(0, state="finished", time=1.0)
                 return list_parts(folder)
 
-            list_parts = ledger_module._list_parts
-            monkeypatch.setattr(ledger_module, "_list_parts", roll_then_list)
+            list_parts = reading._list_parts
+            monkeypatch.setattr(reading, "_list_parts", roll_then_list)
             ledger = read_ledger(tmp_path)
         assert (ledger.trials[0].state, ledger.warnings) == ("finished", [])
 

@@ -19,10 +19,12 @@ from pytorch_metric_learning.miners import BatchHardMiner
 from pytorch_metric_learning.reducers import MeanReducer
 from torch import Tensor, nn
 
-from trainer import losses, transport
 from trainer.config import TrialConfig
-from trainer.losses import Embedded, Knobs, LossTerms, Penalty, loss_terms, regularizer, solver
 from trainer.models import Prediction
+from trainer.objective import diagnosis, regularizers, transport
+from trainer.objective import terms as terms_module
+from trainer.objective.regularizers import Embedded, Penalty, regularizer, solver
+from trainer.objective.terms import Knobs, LossTerms, loss_terms
 
 REGULARIZERS = ("triplet", "sinkhorn", "ot_triplet")
 METRICS = ("cosine", "euclidean")
@@ -112,7 +114,7 @@ def triplet_by_hand(distance: Tensor, anchors: Embedded, clean: Embedded, margin
 @settings(max_examples=30)
 def test_triplet_is_its_definition(metric: str, mining: str, seed: int, images: int, margin: float) -> None:
     anchors, clean = batch(seed, images)
-    distance = losses.DISTANCES[metric](anchors.points, clean.points)
+    distance = regularizers.DISTANCES[metric](anchors.points, clean.points)
     ours = penalty("triplet", anchors, clean, ground_metric=metric, mining=mining, margin=margin).value
     assert ours.item() == pytest.approx(triplet_by_hand(distance, anchors, clean, margin, mining), rel=1e-9, abs=1e-12)
 
@@ -164,7 +166,7 @@ def test_sinkhorn_is_the_divergence_of_the_images_kept(seed: int, metric: str, e
     ours = penalty("sinkhorn", anchors, clean, ground_metric=metric, entropy=entropy, label_cost=0.7)
 
     def value(x: Tensor, x_labels: Tensor, y: Tensor, y_labels: Tensor) -> Tensor:
-        cost = losses.COSTS[metric](x, y) + 0.7 * (x_labels[:, None] != y_labels)
+        cost = regularizers.COSTS[metric](x, y) + 0.7 * (x_labels[:, None] != y_labels)
         even = torch.ones(1, len(x), dtype=x.dtype), torch.ones(1, len(y), dtype=x.dtype)
         return transport.entropic_transport(cost[None], *even, entropy=entropy).value[0]
 
@@ -179,7 +181,7 @@ def test_sinkhorn_is_the_divergence_of_the_images_kept(seed: int, metric: str, e
 def ot_triplet_by_hand(anchors: Embedded, clean: Embedded, metric: str, margin: float, entropy: float) -> float:
     """Class by class with POT, an image kept from its own perturbation by a cost that nothing is worth."""
     assert anchors.keep is not None
-    cost = losses.COSTS[metric](anchors.points, clean.points)
+    cost = regularizers.COSTS[metric](anchors.points, clean.points)
     itself = torch.eye(len(cost))
     total = 0.0
     for c in range(CLASSES):
@@ -221,7 +223,7 @@ def test_by_class_lists_each_image_kept_once_under_its_class(seed: int, images: 
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(classes, (images,), generator=generator)
     keep = torch.rand(images, generator=generator) < 0.7
-    index, there = losses.by_class(Embedded(torch.zeros(images, 1), labels, keep), classes)
+    index, there = regularizers.by_class(Embedded(torch.zeros(images, 1), labels, keep), classes)
     for c in range(classes):
         assert index[c][there[c]].tolist() == ((labels == c) & keep).nonzero()[:, 0].tolist()
 
@@ -400,21 +402,23 @@ KEEP = torch.arange(12) < 9
 def terms_of(config: TrialConfig, seen: dict[str, Prediction] | None = None) -> LossTerms:
     knobs = Knobs.of(config, torch.device("cpu"))
     seen = predictions() if seen is None else seen
-    return losses.loss_terms(config, knobs, seen, LABELS, invariance_labels=INVARIANCE_LABELS, invariance_keep=KEEP)
+    return terms_module.loss_terms(
+        config, knobs, seen, LABELS, invariance_labels=INVARIANCE_LABELS, invariance_keep=KEEP
+    )
 
 
 def total_of(config: TrialConfig) -> Tensor:
-    return losses.total(terms_of(config), Knobs.of(config, torch.device("cpu")))
+    return terms_module.total(terms_of(config), Knobs.of(config, torch.device("cpu")))
 
 
 @pytest.mark.parametrize("name", ["none", *REGULARIZERS])
 def test_every_weight_at_zero_is_the_cross_entropy_to_the_bit(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for term in ("regularizer", "embedding_norm", "trades"):
-        monkeypatch.setattr(losses, term, _must_not_run(term))
+        monkeypatch.setattr(terms_module, term, _must_not_run(term))
     config = TrialConfig(regularizer=name)
     terms = terms_of(config, {"clean": predictions()["clean"]})
     assert terms._replace(cross_entropy=None) == LossTerms(None)  # type: ignore[arg-type]
-    total = losses.total(terms, Knobs.of(config, torch.device("cpu")))
+    total = terms_module.total(terms, Knobs.of(config, torch.device("cpu")))
     assert torch.equal(total, F.cross_entropy(predictions()["clean"].logits, LABELS))
 
 
@@ -437,7 +441,7 @@ def test_cross_entropy_sees_what_the_configuration_says() -> None:
 
 def test_cross_entropy_over_nothing_is_zero_with_zero_gradient() -> None:
     logits = torch.randn(3, CLASSES, requires_grad=True)
-    value = losses.cross_entropy(logits, LABELS[:3], torch.zeros(3, dtype=torch.bool))
+    value = terms_module.cross_entropy(logits, LABELS[:3], torch.zeros(3, dtype=torch.bool))
     (gradient,) = torch.autograd.grad(value, logits)
     assert value.item() == gradient.abs().sum().item() == 0
 
@@ -488,13 +492,13 @@ def test_trades_is_the_mean_divergence_of_the_predictions() -> None:
     seen = predictions()
     clean, perturbed = seen["clean"].logits.detach(), seen["sensitivity"].logits.detach()
     reference = scipy.stats.entropy(clean.softmax(1).numpy(), perturbed.softmax(1).numpy(), axis=1).mean()
-    assert losses.trades(clean, perturbed).item() == pytest.approx(reference, rel=1e-5)
-    assert losses.trades(clean, clean).item() == pytest.approx(0, abs=1e-7)
+    assert terms_module.trades(clean, perturbed).item() == pytest.approx(reference, rel=1e-5)
+    assert terms_module.trades(clean, clean).item() == pytest.approx(0, abs=1e-7)
 
 
 def test_norm_penalty_has_a_gradient_at_zero() -> None:
     points = torch.zeros(3, 2, requires_grad=True)
-    losses.embedding_norm([points]).backward()
+    terms_module.embedding_norm([points]).backward()
     assert points.grad is not None
     assert torch.isfinite(points.grad).all()
 
@@ -508,7 +512,7 @@ def test_transport_attack_follows_the_gradient_of_the_batch_transport() -> None:
     def logits(images: Tensor) -> Tensor:
         return images.flatten(1) @ weights.T
 
-    shares = losses.transport_attack_loss(logits, clean)(images)
+    shares = terms_module.transport_attack_loss(logits, clean)(images)
     assert shares.shape == (6,)
     even = torch.ones(1, 6)
     value = transport.entropic_transport(
@@ -523,7 +527,7 @@ def test_transport_attack_follows_the_gradient_of_the_batch_transport() -> None:
 @pytest.mark.parametrize("dimensions", [2, 5, 16])
 def test_round_cloud_has_full_rank_and_spread(dimensions: int) -> None:
     cloud = torch.randn(4000, dimensions, generator=torch.Generator().manual_seed(0))
-    shape = losses.embedding_spread(cloud)
+    shape = diagnosis.embedding_spread(cloud)
     assert shape.rank.item() == pytest.approx(dimensions, rel=0.01)
     assert shape.spread.item() == pytest.approx(1, abs=0.01)
     assert not shape.collapsed
@@ -539,7 +543,7 @@ def test_round_cloud_has_full_rank_and_spread(dimensions: int) -> None:
     ],
 )
 def test_collapsed_clouds_raise_the_alarm(cloud: Tensor, rank: float, spread: float) -> None:
-    shape = losses.embedding_spread(cloud)
+    shape = diagnosis.embedding_spread(cloud)
     assert shape.rank.item() == pytest.approx(rank, abs=1e-2)
     assert shape.spread.item() == pytest.approx(spread, abs=1e-2)
     assert shape.collapsed
@@ -552,7 +556,7 @@ def test_shape_of_a_cloud_ignores_scale_and_rotation(seed: int, scale: float) ->
     cloud = torch.randn(30, 4, generator=generator, dtype=torch.float64) + 1
     rotation = torch.linalg.qr(torch.randn(4, 4, generator=generator, dtype=torch.float64)).Q
     for part, other in zip(
-        losses.embedding_spread(cloud), losses.embedding_spread(scale * cloud @ rotation), strict=True
+        diagnosis.embedding_spread(cloud), diagnosis.embedding_spread(scale * cloud @ rotation), strict=True
     ):
         torch.testing.assert_close(part, other, rtol=1e-9, atol=0)
 
@@ -564,7 +568,7 @@ def test_gradient_share_is_the_weighted_norm_over_the_cross_entropys() -> None:
     output = model(images)
     terms = LossTerms(cross_entropy=output[:, 0].sum(), norm=3 * output[:, 0].sum(), trades=output[:, 1].sum() * 0)
     knobs = Knobs.of(TrialConfig(norm_weight=2.0, trades_weight=1.0), torch.device("cpu"))
-    shares = losses.gradient_shares(terms, knobs, model.parameters())
+    shares = diagnosis.gradient_shares(terms, knobs, model.parameters())
     assert {name: share.item() for name, share in shares.items()} == pytest.approx({"norm": 6.0, "trades": 0.0})
-    losses.total(terms, knobs).backward()  # the graph is still there
+    terms_module.total(terms, knobs).backward()  # the graph is still there
     assert all(parameter.grad is not None and math.isfinite(parameter.grad.sum()) for parameter in model.parameters())

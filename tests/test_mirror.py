@@ -12,12 +12,13 @@ from typing import NamedTuple
 
 import pytest
 
-from sweep.ledger import TrialRecord, read_ledger
-from sweep.mirror import MARK, UrlStore, folder_of, pull, push, url_of
-from sweep.places import storage_folder
+from sweep.ledger.reading import read_ledger
+from sweep.ledger.records import TrialRecord
+from sweep.plan.paths import storage_folder
+from sweep.plan.remote_storage import MARK, UrlStore, folder_of, pull, push, url_of
 from tests.ray_nodes import answers, end, free_ports, kill, start, wait_for
 from tests.test_sweep import PATIENCE
-from trainer.config import InputError
+from trainer.errors import InputError
 
 SPACE = """
 trials: 3
@@ -123,7 +124,7 @@ def test_a_killed_sweep_goes_on_elsewhere_from_the_url(bucket: Bucket, tmp_path:
     mlflow = f"sqlite:///{tmp_path}/mlflow.db"
 
     def words(*said: str) -> list[str]:
-        return [sys.executable, "-m", "sweep.cli", *said, "--storage", bucket.url]
+        return [sys.executable, "-m", "sweep", *said, "--storage", bucket.url]
 
     def run(name: str) -> list[str]:
         space = str(tmp_path / "tiny.yaml")

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.config import ARCHITECTURES, InputError
+from trainer.config import ARCHITECTURES
+from trainer.errors import InputError
 from trainer.models import Classifier, CnnEncoder, Prediction, build_model, pooled_prelu, transposed_convolution
 
 DIGITS, MNIST, CIFAR = (1, 8, 8), (1, 28, 28), (3, 32, 32)

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from tests.test_alignments import SMALL, grid_alignments, scipy_align
-from trainer.alignments import AffineAligner, AffineDraws, AlignmentGrid, alignments_for
-from trainer.config import EvaluationConfig, InputError
-from trainer.data import Data, load_data
-from trainer.invariance import PAPER_TARGETS, allowed_targets
-from trainer.neighbours import (
+from trainer.config import EvaluationConfig
+from trainer.data.datasets import Data, load_data
+from trainer.errors import InputError
+from trainer.invariance.alignments import AffineAligner, AffineDraws, AlignmentGrid, alignments_for
+from trainer.invariance.attacks import PAPER_TARGETS, allowed_targets
+from trainer.invariance.neighbours import (
     COVARIANCE_IMAGES,
     SINGLE,
     ClassIndex,

@@ -7,9 +7,9 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from trainer import oracle as oracle_module
-from trainer.config import InputError
-from trainer.oracle import (
+from trainer.errors import InputError
+from trainer.invariance import judge as oracle_module
+from trainer.invariance.judge import (
     ABSTAINS,
     RECIPES,
     ROLES,

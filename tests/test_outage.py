@@ -21,15 +21,15 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from sweep import tracking
-from sweep.plan import SweepPlan
-from sweep.results import Results
-from sweep.tracking import Tracker, sync
+from sweep.plan.plan import SweepPlan
+from sweep.state.results import Results
+from sweep.tracking import tracking
+from sweep.tracking.tracking import Tracker, sync
 from tests.mlflow_stores import Proxy, Server, Trouble, contents
 from tests.postgres import Postgres, need_postgres
 from tests.ray_nodes import end, free_ports
 from tests.recorded_sweeps import recorded, replay, results_of
-from trainer.config import InputError
+from trainer.errors import InputError
 
 pytestmark = pytest.mark.slow
 
@@ -80,7 +80,7 @@ def named_as_recorded(found: dict[str, Any], name: str) -> dict[str, Any]:
     """A store's contents, were the sweep named as it was when it was recorded; its views' links are the name's too."""
     import ast
 
-    from sweep.views import FRONT, view_key
+    from sweep.report.links import FRONT, view_key
 
     text = repr(found).replace(view_key(FRONT, name), view_key(FRONT, "digits24"))
     return ast.literal_eval(re.sub(rf"\b{re.escape(name)}\b", "digits24", text))

@@ -16,15 +16,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainer import lanes, losses, trial
-from trainer.checkpoint import FolderStore, from_bytes, unseal
-from trainer.config import InputError, StorageFailed, TrialConfig, TrialFailed
-from trainer.lanes import StackedAdamW, StackedModel
-from trainer.pack import Lane, Pack, check_packable, structure
-from trainer.preparation import Prepared
+from trainer.config import TrialConfig
+from trainer.errors import InputError, StorageFailed, TrialFailed
+from trainer.files.checkpoints import FolderStore, from_bytes, unseal
+from trainer.invariance.preparation import Prepared
+from trainer.objective import regularizers
 from trainer.report import EpochReport
-from trainer.training import make_optimizer
-from trainer.trial import MODEL_FILE, run_trial
+from trainer.training import stacked_evaluation, trial
+from trainer.training.pack import Lane, Pack, check_packable, structure
+from trainer.training.stacking import StackedAdamW, StackedModel
+from trainer.training.step import make_optimizer
+from trainer.training.trial import MODEL_FILE, run_trial
 
 EXACT = {"rel": 1e-8, "abs": 1e-9}
 """Of numbers of any epoch, in double precision."""
@@ -121,7 +123,7 @@ def in_double(monkeypatch: pytest.MonkeyPatch, prepared: Prepared) -> Iterator[P
     def doubled(fields: Any) -> Any:
         return type(fields)(*(each.double() if each.is_floating_point() else each for each in fields))
 
-    found, solver = trial.invariance_images, losses.solver
+    found, solver = trial.invariance_images, regularizers.solver
 
     def invariance_images(*arguments: Any) -> Any:
         torch.set_default_dtype(torch.float32)  # the cached plans are made in it
@@ -130,7 +132,7 @@ def in_double(monkeypatch: pytest.MonkeyPatch, prepared: Prepared) -> Iterator[P
         return images and doubled(images)
 
     monkeypatch.setattr(trial, "invariance_images", invariance_images)
-    monkeypatch.setattr(losses, "solver", lambda name, entropy, looks: solver(name, entropy, looks=False))
+    monkeypatch.setattr(regularizers, "solver", lambda name, entropy, looks: solver(name, entropy, looks=False))
     data = dataclasses.replace(
         prepared.data, train=doubled(prepared.data.train), validation=doubled(prepared.data.validation)
     )
@@ -189,7 +191,7 @@ def test_restarts_of_an_l2_judge_meet_the_same_images(in_double: Prepared) -> No
 
 def test_many_passes_of_the_judge_are_one(monkeypatch: pytest.MonkeyPatch, in_double: Prepared) -> None:
     """Whatever number of images goes through the models at once."""
-    monkeypatch.setitem(lanes.JUDGED, "cpu", 3 * 7)
+    monkeypatch.setitem(stacked_evaluation.JUDGED, "cpu", 3 * 7)
     configs, pack = configs_of("pgd", architecture="mlp"), Pack(in_double.evaluation, in_double)
     for config, reports in zip(configs, told(pack, [pack.join(config) for config in configs]), strict=True):
         agree(reports, alone(config, in_double))

@@ -17,18 +17,25 @@ import pytest
 import ray
 from ray import tune
 
-from search_spaces import Space, load_space, space_from_yaml
+from search_spaces.reading import load_space, space_from_yaml
+from search_spaces.space import Space
 from search_spaces.yaml_file import locate
-from sweep.budget import Budget
-from sweep.driver import Scribe, make_rungs, make_task, ray_session
-from sweep.ledger import LedgerWriter, TrialRecord
-from sweep.packs import LIGHT, PackedTrial, PackFailed, PackLost, Packs, PackWorker, why_failed
-from sweep.plan import OBJECTIVES, SweepPlan, make_plan, under_circumstances
-from sweep.results import Results
-from sweep.slots import Node, Slots, concurrency
+from sweep.engine.driver import make_rungs
+from sweep.engine.ledger_callback import Scribe
+from sweep.engine.pack_worker import PackFailed, PackLost, PackWorker
+from sweep.engine.packs import LIGHT, PackedTrial, Packs, why_failed
+from sweep.engine.preparation import make_task
+from sweep.engine.ray_session import ray_session
+from sweep.engine.slots import Node, Slots, concurrency
+from sweep.ledger.records import TrialRecord
+from sweep.ledger.writing import LedgerWriter
+from sweep.plan.objectives import OBJECTIVES
+from sweep.plan.plan import SweepPlan, make_plan, under_circumstances
+from sweep.search.budget import Budget
+from sweep.state.results import Results
 from tests.test_slots import offer
 from tests.test_survival import TIMES, Sweep, wait_for, workers_of
-from trainer.config import InputError
+from trainer.errors import InputError
 
 SPACE = """
 trials: 6

@@ -20,11 +20,11 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from sweep.front_page import as_script, front_page
-from sweep.plan import read_plan
-from sweep.results import Results
-from sweep.tracking import connect
-from sweep.views import DOMINATED_COLOUR, FRONT_COLOUR, KNEE_COLOUR
+from sweep.plan.plan_file import read_plan
+from sweep.report.page import as_script, front_page
+from sweep.state.results import Results
+from sweep.tracking.tracking import connect
+from sweep.tracking.views import DOMINATED_COLOUR, FRONT_COLOUR, KNEE_COLOUR
 from tests.chromium import BROWSER, Page
 from tests.mlflow_stores import Server
 from tests.recorded_sweeps import recorded, results_of
@@ -61,7 +61,7 @@ def shown_in(storage: Path) -> Iterator[dict[str, Shown]]:
     printed = {}
     for name in ("digits24", "thousand"):
         plan = recorded(name, storage)
-        words = [sys.executable, "-m", "sweep.cli", "resume", name, "--storage", str(storage)]
+        words = [sys.executable, "-m", "sweep", "resume", name, "--storage", str(storage)]
         done = subprocess.run(words, capture_output=True, text=True, timeout=900)
         assert done.returncode == 0, done.stdout + done.stderr
         link = re.search(r"^opens +(http://127\.0\.0\.1:5000)(/\S+)$", done.stdout, re.MULTILINE)

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from search_spaces import load_space
-from sweep.ledger import TrialRecord
-from sweep.paper import PREFIX, PUBLISHED, RELATED, paper_table, published_trials
-from sweep.plan import SweepPlan, make_plan
-from sweep.results import Results
-from sweep.search import ParetoSearch
-from sweep.tables import verdict
+from search_spaces.reading import load_space
+from sweep.ledger.records import TrialRecord
+from sweep.plan.plan import SweepPlan, make_plan
+from sweep.report.paper import PREFIX, PUBLISHED, RELATED, paper_table, published_trials
+from sweep.report.tables import verdict
+from sweep.search.search import ParetoSearch
+from sweep.state.results import Results
 from trainer.presets import PRESETS
 
 REPORT = {

@@ -11,19 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from sweep.pareto import (
-    Front,
-    Layers,
-    Objectives,
-    binomial_resampling,
-    contributions,
-    epsilon_indicator,
-    front_mask,
-    hypervolume,
-    hypervolume_interval,
-    knee,
-    ranks,
-)
+from sweep.front.incremental import Front, Layers
+from sweep.front.objectives import Objectives
+from sweep.front.pareto import contributions, epsilon_indicator, front_mask, hypervolume, knee, ranks
+from sweep.front.resampling import binomial_resampling, hypervolume_interval
 
 
 def objectives(dimensions: int, *, reference: float = 0.0, maximise: bool = True) -> Objectives:

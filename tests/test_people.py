@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from trainer.config import InputError
-from trainer.evidence import wilson_interval
-from trainer.people import HEADINGS, Agreement, Share, cells, find_examples, unknown_agreement
+from trainer.attacks.evidence import wilson_interval
+from trainer.errors import InputError
+from trainer.human_agreement import HEADINGS, Agreement, Share, cells, find_examples, unknown_agreement
 
 
 @pytest.fixture

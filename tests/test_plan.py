@@ -17,34 +17,14 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from search_spaces import load_space, space_from_dict
+from search_spaces.reading import load_space, space_from_dict
 from search_spaces.yaml_file import dump_yaml, parse_yaml
-from sweep.pareto import Objectives
-from sweep.places import (
-    PLAN,
-    absolute_uri,
-    check_mlflow_uri,
-    check_name,
-    default_name,
-    list_sweeps,
-    masked,
-    open_storage,
-    storage_folder,
-)
-from sweep.plan import (
-    OPTIONS,
-    SAMPLERS,
-    SweepPlan,
-    _digest,
-    check_option,
-    make_plan,
-    parse_plan,
-    plan_text,
-    read_plan,
-    under_circumstances,
-    write_plan,
-)
-from trainer.config import InputError
+from sweep.front.objectives import Objectives
+from sweep.plan.mlflow_address import absolute_uri, check_mlflow_uri, masked
+from sweep.plan.paths import PLAN, check_name, default_name, list_sweeps, open_storage, storage_folder
+from sweep.plan.plan import OPTIONS, SAMPLERS, SweepPlan, _digest, check_option, make_plan, under_circumstances
+from sweep.plan.plan_file import parse_plan, plan_text, read_plan, write_plan
+from trainer.errors import InputError
 
 SPACE = load_space("digits")
 
@@ -393,7 +373,7 @@ def test_objectives_are_at_least_two_and_different(plan: SweepPlan, names: tuple
 
 
 def test_the_samplers_are_those_that_the_search_has() -> None:
-    from sweep.search import SAMPLERS as SEARCHED
+    from sweep.search.samplers import SAMPLERS as SEARCHED
 
     assert set(SEARCHED) == set(SAMPLERS)
 

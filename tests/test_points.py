@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 
-from search_spaces import NOT_SWEPT, Space, load_space
-from sweep.cli import main
-from sweep.ledger import LedgerWriter
-from sweep.plan import SweepPlan, make_plan, parse_plan, plan_text, write_plan
-from sweep.points import with_given_points
-from trainer.config import InputError
+from search_spaces.reading import load_space
+from search_spaces.space import NOT_SWEPT, Space
+from sweep.cli.cli import main
+from sweep.ledger.writing import LedgerWriter
+from sweep.plan.plan import SweepPlan, make_plan
+from sweep.plan.plan_file import parse_plan, plan_text, write_plan
+from sweep.search.points import with_given_points
+from trainer.errors import InputError
 from trainer.presets import preset
 
 DRAWN = {"regularizer": "sinkhorn", "entropy": 0.1, "sensitivity_weight": 1e-05, "cross_entropy_on": "invariance"}

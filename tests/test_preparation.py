@@ -7,12 +7,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainer.config import EvaluationConfig, InputError
-from trainer.data import Split
-from trainer.invariance import ATTACKS
-from trainer.neighbours import Neighbours
-from trainer.oracle import ABSTAINS
-from trainer.preparation import Adversary, Bank, Pairs, Prepared, prepare
+from trainer.config import EvaluationConfig
+from trainer.data.datasets import Split
+from trainer.errors import InputError
+from trainer.invariance.attacks import ATTACKS
+from trainer.invariance.judge import ABSTAINS
+from trainer.invariance.neighbours import Neighbours
+from trainer.invariance.perturbations import Adversary, Bank, Pairs
+from trainer.invariance.preparation import Prepared, prepare
 
 LIMIT = EvaluationConfig().eval_invariance_epsilon
 

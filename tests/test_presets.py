@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from trainer.config import InputError, TrialConfig
+from trainer.config import TrialConfig
+from trainer.errors import InputError
 from trainer.presets import PRESETS, preset
 
 

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from search_spaces import load_space
-from sweep.cli import main
-from sweep.ledger import LedgerWriter, TrialRecord
-from sweep.plan import SweepPlan, make_plan, write_plan
-from sweep.replay import replay, unknown
-from sweep.results import Results
+from search_spaces.reading import load_space
+from sweep.cli.cli import main
+from sweep.ledger.records import TrialRecord
+from sweep.ledger.writing import LedgerWriter
+from sweep.plan.plan import SweepPlan, make_plan
+from sweep.plan.plan_file import write_plan
+from sweep.report.replay import replay, unknown
+from sweep.state.results import Results
 
 EPOCHS = 9
 

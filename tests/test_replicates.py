@@ -20,16 +20,21 @@ from optuna.trial import TrialState
 from ray.tune.utils import flatten_dict
 from scipy.stats import t
 
-from search_spaces import Space, load_space
-from sweep.ledger import TrialRecord, read_ledger
-from sweep.pareto import constrained_ranks, front_mask, front_probability, mean_intervals, ranks
-from sweep.plan import OBJECTIVES, SAMPLERS, SweepPlan, make_plan, read_plan
-from sweep.results import Results, results_of
-from sweep.scheduler import Rungs
-from sweep.search import ParetoSearch
-from sweep.tables import cells, front_picture, front_rows, front_table
+from search_spaces.reading import load_space
+from search_spaces.space import Space
+from sweep.front.pareto import constrained_ranks, front_mask, ranks
+from sweep.front.resampling import front_probability, mean_intervals
+from sweep.ledger.reading import read_ledger
+from sweep.ledger.records import TrialRecord
+from sweep.plan.objectives import OBJECTIVES
+from sweep.plan.plan import SAMPLERS, SweepPlan, make_plan
+from sweep.plan.plan_file import read_plan
+from sweep.report.tables import cells, front_picture, front_rows, front_table
+from sweep.search.rungs import Rungs
+from sweep.search.search import ParetoSearch
+from sweep.state.results import Results, results_of
 from tests.test_sweep import PATIENCE, command, otsweep
-from trainer.config import InputError
+from trainer.errors import InputError
 
 numbers = st.integers(0, 6).map(float)
 
@@ -360,7 +365,7 @@ def test_a_sweep_shows_configurations(storage: Path, undisturbed: subprocess.Com
 
 @pytest.mark.slow
 def test_mlflow_has_what_the_seeds_tell_together(storage: Path, undisturbed: subprocess.CompletedProcess[str]) -> None:
-    from sweep.tracking import connect
+    from sweep.tracking.tracking import connect
 
     client = connect(f"sqlite:///{storage / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("quick")

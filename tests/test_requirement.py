@@ -13,19 +13,23 @@ from hypothesis import strategies as st
 from optuna.trial import TrialState
 from ray.tune.utils import flatten_dict
 
-from search_spaces import load_space, space_from_yaml
+from search_spaces.reading import load_space, space_from_yaml
 from search_spaces.requirement import Requirement, violation
 from search_spaces.yaml_file import dump_yaml, parse_yaml
-from sweep.cli import main
-from sweep.finalists import choose_finalists
-from sweep.ledger import LedgerWriter, TrialRecord
-from sweep.plan import OBJECTIVES, SweepPlan, make_plan, parse_plan, plan_text, write_plan
-from sweep.replay import replay
-from sweep.results import Results, results_of
-from sweep.scheduler import Decision, Rungs
-from sweep.search import ParetoSearch
-from sweep.tables import front_json, front_picture, verdict
-from trainer.config import InputError
+from sweep.audit.finalists import choose_finalists
+from sweep.cli.cli import main
+from sweep.ledger.records import TrialRecord
+from sweep.ledger.writing import LedgerWriter
+from sweep.plan.objectives import OBJECTIVES
+from sweep.plan.plan import SweepPlan, make_plan
+from sweep.plan.plan_file import parse_plan, plan_text, write_plan
+from sweep.report.replay import replay
+from sweep.report.tables import front_json, front_picture, verdict
+from sweep.search.rung import Decision
+from sweep.search.rungs import Rungs
+from sweep.search.search import ParetoSearch
+from sweep.state.results import Results, results_of
+from trainer.errors import InputError
 
 CLEAN = Requirement("clean_accuracy", True, 0.9)
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from optuna.trial import TrialState
 
-from sweep.ledger import read_ledger
-from sweep.plan import SAMPLERS, read_plan
-from sweep.search import ParetoSearch
+from sweep.ledger.reading import read_ledger
+from sweep.plan.plan import SAMPLERS
+from sweep.plan.plan_file import read_plan
+from sweep.search.search import ParetoSearch
 from tests.test_sweep import otsweep
 
 SPACE = """

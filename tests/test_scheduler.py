@@ -16,26 +16,21 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sweep.scheduler import STRENGTH
 
-from sweep.ledger import LedgerWriter, TrialRecord, read_ledger
-from sweep.pareto import Objectives
-from sweep.plan import OBJECTIVES, SweepPlan, read_plan
-from sweep.replay import replay
-from sweep.results import Results
-from sweep.scheduler import (
-    CHANGES,
-    STRENGTH,
-    Decision,
-    MultiObjectiveASHA,
-    Rung,
-    Rungs,
-    Standing,
-    behind,
-    farthest_first,
-    group_key,
-    rung_levels,
-)
-from sweep.search import ParetoSearch
+from sweep.engine.stopper import MultiObjectiveASHA
+from sweep.front.objectives import Objectives
+from sweep.ledger.reading import read_ledger
+from sweep.ledger.records import TrialRecord
+from sweep.ledger.writing import LedgerWriter
+from sweep.plan.objectives import OBJECTIVES
+from sweep.plan.plan import SweepPlan
+from sweep.plan.plan_file import read_plan
+from sweep.report.replay import replay
+from sweep.search.rung import CHANGES, Decision, Rung, Standing, behind, farthest_first, group_key
+from sweep.search.rungs import Rungs, rung_levels
+from sweep.search.search import ParetoSearch
+from sweep.state.results import Results
 from tests.test_sweep import PATIENCE, command, otsweep, run_words
 
 MINIMISE = Objectives(("a", "b"), (False, False), (9.0, 9.0))
@@ -587,7 +582,7 @@ def test_the_front_holds_no_trial_that_was_stopped(
 def test_mlflow_tells_the_stopped_from_the_finished(
     storage: Path, undisturbed: subprocess.CompletedProcess[str]
 ) -> None:
-    from sweep.tracking import connect
+    from sweep.tracking.tracking import connect
 
     client = connect(f"sqlite:///{storage / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("tiny")

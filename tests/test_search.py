@@ -13,11 +13,14 @@ from optuna.trial import FixedTrial, TrialState
 from ray.tune.search import Searcher
 from ray.tune.utils import flatten_dict
 
-from search_spaces import Choices, Space, Swept, load_space
-from sweep.ledger import TrialRecord
-from sweep.plan import OBJECTIVES, SAMPLERS
-from sweep.search import ParetoSearch, mix
-from sweep.trainable import FAILURE
+from search_spaces.reading import load_space
+from search_spaces.space import Choices, Space, Swept
+from sweep.ledger.records import TrialRecord
+from sweep.plan.objectives import OBJECTIVES
+from sweep.plan.plan import SAMPLERS
+from sweep.search.result_keys import FAILURE
+from sweep.search.samplers import mix
+from sweep.search.search import ParetoSearch
 from trainer.config import TrialConfig
 
 

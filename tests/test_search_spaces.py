@@ -17,9 +17,11 @@ from hypothesis import strategies as st
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 import search_spaces
-from search_spaces import FOLDER, Range, Space, load_space, space_from_dict, space_from_yaml
+from search_spaces.reading import FOLDER, load_space, space_from_dict, space_from_yaml
+from search_spaces.space import Range, Space
 from search_spaces.yaml_file import LARGEST_FILE, LONGEST_TEXT, dump_yaml, parse_yaml
-from trainer.config import InputError, TrialConfig
+from trainer.config import TrialConfig
+from trainer.errors import InputError
 from trainer.presets import PRESETS
 
 NAMES = search_spaces.names()

@@ -14,25 +14,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from trainer import sensitivity
-from trainer.apgd import apgd_attack, embedding_attack, targeted_apgd_attack
-from trainer.config import EvaluationConfig, InputError, TrialFailed
-from trainer.data import Split, load_data
-from trainer.evaluation import ensemble
-from trainer.sensitivity import (
-    NORMS,
-    Attack,
-    WorstCase,
-    cross_entropy_loss,
-    fgsm,
-    fgsm_attack,
-    frozen,
-    kl_loss,
-    pgd,
-    pgd_attack,
-    worst_case,
-)
-from trainer.square import square_attack
+from trainer.attacks import norms as norms_module
+from trainer.attacks import pgd as pgd_module
+from trainer.attacks.apgd import apgd_attack, embedding_attack, targeted_apgd_attack
+from trainer.attacks.norms import NORMS
+from trainer.attacks.pgd import cross_entropy_loss, fgsm, fgsm_attack, kl_loss, pgd, pgd_attack
+from trainer.attacks.square import square_attack
+from trainer.attacks.worst_case import Attack, WorstCase, frozen, worst_case
+from trainer.config import EvaluationConfig
+from trainer.data.datasets import Split, load_data
+from trainer.errors import InputError, TrialFailed
+from trainer.training.evaluation import ensemble
 
 CLASSES = 5
 SHAPE = (2, 6, 6)
@@ -192,7 +184,7 @@ def test_kl_is_that_of_torch_distributions():
 # FGSM and PGD
 
 
-def linear_loss(weight: Tensor) -> sensitivity.Loss:
+def linear_loss(weight: Tensor) -> pgd_module.Loss:
     return lambda images: (images * weight).flatten(1).sum(1)
 
 
@@ -686,7 +678,7 @@ def test_apgd_from_the_same_start_ends_as_torchattacks_does(target: Target, norm
     target = target._replace(images=target.images[right], labels=target.labels[right])
 
     class SameStart(type(NORMS[norm])):
-        def random_start(self, images: Tensor, epsilon: sensitivity.Budget, generator: torch.Generator) -> Tensor:
+        def random_start(self, images: Tensor, epsilon: norms_module.Budget, generator: torch.Generator) -> Tensor:
             torch.manual_seed(0)
             return 2 * torch.rand(images.shape) - 1 if norm == "linf" else torch.randn(images.shape)
 

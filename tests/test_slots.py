@@ -9,16 +9,17 @@ from typing import Any
 
 import pytest
 
-from search_spaces import load_space
-from sweep import slots
-from sweep.budget import Budget
-from sweep.ledger import TrialRecord
-from sweep.plan import OBJECTIVES, SweepPlan, make_plan
-from sweep.results import Results
-from sweep.slots import Node, Slots, concurrency
-from sweep.trainable import Footprint
+from search_spaces.reading import load_space
+from sweep.engine import slots
+from sweep.engine.slots import Node, Slots, concurrency
+from sweep.engine.trainable import Footprint
+from sweep.ledger.records import TrialRecord
+from sweep.plan.objectives import OBJECTIVES
+from sweep.plan.plan import SweepPlan, make_plan
+from sweep.search.budget import Budget
+from sweep.state.results import Results
 from tests.test_survival import SPACE, Sweep, assert_everything_once
-from trainer.config import InputError
+from trainer.errors import InputError
 
 GIGABYTE = 10**9
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from tests.test_sensitivity import Linear, norms, seeded, sizes, some_images
-from trainer import square
-from trainer.sensitivity import Attack, fgsm_attack, worst_case
-from trainer.square import SQUARES, square_attack
+from trainer.attacks import square
+from trainer.attacks.pgd import fgsm_attack
+from trainer.attacks.square import SQUARES, square_attack
+from trainer.attacks.worst_case import Attack, worst_case
 
 
 @norms

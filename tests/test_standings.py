@@ -8,10 +8,10 @@ import random
 import pytest
 
 from search_spaces.requirement import Requirement
-from sweep.ledger import TrialRecord
-from sweep.plan import OBJECTIVES
-from sweep.results import Results
-from sweep.standings import GROWTH, Standings
+from sweep.ledger.records import TrialRecord
+from sweep.plan.objectives import OBJECTIVES
+from sweep.state.rank_tracker import GROWTH, Standings
+from sweep.state.results import Results
 
 COUNT = 60
 SWEEPS = [

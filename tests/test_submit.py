@@ -17,12 +17,12 @@ from typing import NamedTuple
 
 import pytest
 
-from search_spaces import load_space
-from sweep.cluster import Job, check_address, exit_status, read_token, strip_preamble
-from sweep.ledger import read_ledger
-from sweep.submit import Submission, There, answer_in, differences, free_id, pack, refuse_twice
+from search_spaces.reading import load_space
+from sweep.cluster.cluster import Job, check_address, exit_status, read_token, strip_preamble
+from sweep.cluster.submit import Submission, There, answer_in, differences, free_id, pack, refuse_twice
+from sweep.ledger.reading import read_ledger
 from tests.ray_nodes import LOOPBACK, RAY, answers, end, environment, free_ports, need_jobs, start, wait_for
-from trainer.config import InputError
+from trainer.errors import InputError
 
 SPACE = """
 trials: 3
@@ -82,7 +82,7 @@ def head(cache_dir: Path) -> Iterator[Head]:
 
 def otsweep(head: Head, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "sweep.cli", *words, "--address", head.address],
+        [sys.executable, "-m", "sweep", *words, "--address", head.address],
         env=environment(**{"RAY_AUTH_TOKEN": head.token, **more}),
         capture_output=True,
         text=True,
@@ -118,7 +118,8 @@ def test_a_sweep_is_sent_and_followed_to_its_front(head: Head, sent: subprocess.
 @pytest.mark.slow
 @pytest.mark.cluster
 def test_what_runs_there_is_what_is_here(head: Head, sent: subprocess.CompletedProcess[str]) -> None:
-    from sweep.plan import code_version, read_plan
+    from sweep.plan.plan_file import read_plan
+    from sweep.plan.version import code_version
 
     assert read_plan("first", storage=str(head.storage)).code_version == code_version()
     [package] = (head.folder / "ray").glob("session_2*/runtime_resources/working_dir_files/_ray_pkg_*/")
@@ -214,9 +215,9 @@ def test_a_difference_is_said_before_anything_is_sent(head: Head, sent: subproce
         "import platform, sys; from importlib import metadata; real = metadata.version\n"
         "platform.python_version = lambda: '3.99.1'\n"
         "metadata.version = lambda name: '2.51.0' if name == 'ray' else real(name)\n"
-        "import sweep.submit\n"
+        "import sweep.cluster.submit\n"
         "def never(*_, **__): raise SystemExit('it was going to be sent')\n"
-        "sweep.submit.pack = never\n"
+        "sweep.cluster.submit.pack = never\n"
         "from sweep.cli import main; sys.exit(main())"
     )
     done = subprocess.run(

@@ -22,9 +22,10 @@ from typing import NamedTuple
 
 import pytest
 
-from sweep.ledger import TrialRecord, read_ledger
+from sweep.ledger.reading import read_ledger
+from sweep.ledger.records import TrialRecord
 from tests.test_sweep import PATIENCE, WORKER, front
-from trainer.config import InputError
+from trainer.errors import InputError
 
 pytestmark = pytest.mark.slow
 
@@ -59,7 +60,7 @@ class Sweep(NamedTuple):
     environment: dict[str, str] = {}  # noqa: RUF012
 
     def command(self, *words: str) -> list[str]:
-        return [sys.executable, "-m", "sweep.cli", *words, "--storage", str(self.storage)]
+        return [sys.executable, "-m", "sweep", *words, "--storage", str(self.storage)]
 
     def run_words(self, name: str) -> tuple[str, ...]:
         return ("run", str(self.storage / "tiny.yaml"), "--name", name, "--max-concurrent", "1", "--seed", "3")
@@ -233,8 +234,8 @@ def test_another_machine_goes_on_with_the_same_storage(sweep: Sweep, half: Sweep
 
 
 def test_other_data_on_the_other_machine_is_refused(tmp_path: Path) -> None:
-    from sweep.driver import record_facts
-    from sweep.results import REQUIRED_FACTS, read_facts
+    from sweep.engine.preparation import record_facts
+    from sweep.state.results import REQUIRED_FACTS, read_facts
 
     facts = dict.fromkeys(REQUIRED_FACTS, 1) | {"data_fingerprint": "d1g1t5"}
     record_facts(tmp_path, facts)

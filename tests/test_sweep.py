@@ -19,9 +19,10 @@ import pyarrow.parquet as pq
 import pytest
 from mlflow.entities import Run
 
-from sweep.cli import main
-from sweep.ledger import TrialRecord, read_ledger
-from sweep.tracking import connect
+from sweep.cli.cli import main
+from sweep.ledger.reading import read_ledger
+from sweep.ledger.records import TrialRecord
+from sweep.tracking.tracking import connect
 from tests.mlflow_stores import contents
 
 SPACE = """
@@ -56,7 +57,7 @@ def storage(new_storage: Callable[[str], Path]) -> Path:
 
 
 def command(storage: Path, *words: str) -> list[str]:
-    return [sys.executable, "-m", "sweep.cli", *words, "--storage", str(storage)]
+    return [sys.executable, "-m", "sweep", *words, "--storage", str(storage)]
 
 
 def otsweep(storage: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -180,7 +181,7 @@ def test_the_fronts_models_load_without_this_code(
 ) -> None:
     import torch
 
-    from trainer.trial import load_model
+    from trainer.training.trial import load_model
 
     uri = f"sqlite:///{storage / 'mlflow.db'}"
     run = front_runs(storage)[0]

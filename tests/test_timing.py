@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainer.cache import NotPrepared, ReadOnlyCache
-from trainer.checkpoint import FolderStore
-from trainer.config import EvaluationConfig, InputError, TrialConfig
+from trainer.config import EvaluationConfig, TrialConfig
 from trainer.cost import Cost
-from trainer.preparation import Prepared, Workshop, prepare
-from trainer.timing import Timer
-from trainer.trial import MODEL_FILE, run_trial
+from trainer.errors import InputError
+from trainer.files.cache import NotPrepared, ReadOnlyCache
+from trainer.files.checkpoints import FolderStore
+from trainer.invariance.preparation import Prepared, Workshop, prepare
+from trainer.training.profiling import Timer
+from trainer.training.trial import MODEL_FILE, run_trial
 
 FEW = EvaluationConfig(train_size=200, validation_size=60, eval_sensitivity_steps=5)
 

@@ -15,27 +15,17 @@ from typing import Any
 import mlflow
 import pytest
 
-from sweep import tracking
-from sweep.ledger import TrialRecord
-from sweep.plan import SweepPlan
-from sweep.results import Results
-from sweep.server import free_port, page
-from sweep.tracking import SHARE, Tracker, Writer, connect, is_over, sync
-from sweep.views import (
-    CHECKED_VERSION,
-    FRONT,
-    LONGEST_VIEW,
-    MOST_SWEEPS,
-    NAMES,
-    TAG,
-    outdated,
-    view_key,
-    view_link,
-    view_tags,
-)
+from sweep.ledger.records import TrialRecord
+from sweep.plan.plan import SweepPlan
+from sweep.report.links import FRONT, view_key, view_link
+from sweep.state.results import Results
+from sweep.tracking import tracking
+from sweep.tracking.server import free_port, page
+from sweep.tracking.tracking import SHARE, Tracker, Writer, connect, is_over, sync
+from sweep.tracking.views import CHECKED_VERSION, LONGEST_VIEW, MOST_SWEEPS, NAMES, TAG, outdated, view_tags
 from tests.mlflow_stores import contents
 from tests.recorded_sweeps import recorded, replay, results_of
-from trainer.config import InputError
+from trainer.errors import InputError
 
 TRIALS = 5
 
@@ -168,7 +158,7 @@ def test_a_command_runs_the_same_point_again(plan: SweepPlan) -> None:
     import argparse
     import shlex
 
-    from sweep.tables import run_again
+    from sweep.report.tables import run_again
     from trainer.__main__ import add_arguments, configs
 
     for record in results_of(plan).trials.values():

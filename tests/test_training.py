@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from trainer import models
-from trainer.config import InputError, TrialConfig
-from trainer.data import Split
-from trainer.losses import Knobs, LossTerms, loss_terms, total
+from trainer.config import TrialConfig
+from trainer.data.datasets import Split
+from trainer.errors import InputError
+from trainer.invariance.perturbations import TrainingPerturbation
 from trainer.models import Prediction, build_model, transposed_convolution
-from trainer.preparation import TrainingPerturbation
-from trainer.training import (
+from trainer.objective.terms import Knobs, LossTerms, loss_terms, total
+from trainer.training.step import (
     LARGEST_SHARE,
     PURPOSES,
     Batch,

@@ -11,8 +11,8 @@ from hypothesis import example, given, settings
 from scipy.optimize import linear_sum_assignment, linprog
 from torch import Tensor
 
-from trainer import transport
-from trainer.transport import entropic_transport, sinkhorn_divergence
+from trainer.objective import transport
+from trainer.objective.transport import entropic_transport, sinkhorn_divergence
 
 COSTS = {"cosine": transport.cosine_cost, "squared_euclidean": transport.squared_euclidean_cost}
 

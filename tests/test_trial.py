@@ -15,14 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from trainer import trial
-from trainer.checkpoint import FolderStore, from_bytes
-from trainer.config import EvaluationConfig, InputError, StorageFailed, TrialConfig, TrialFailed
-from trainer.evaluation import Evaluation, predict
-from trainer.losses import LossTerms
-from trainer.preparation import Prepared
+from trainer.config import EvaluationConfig, TrialConfig
+from trainer.errors import InputError, StorageFailed, TrialFailed
+from trainer.files.checkpoints import FolderStore, from_bytes
+from trainer.invariance.preparation import Prepared
+from trainer.objective.terms import LossTerms
 from trainer.report import EpochReport
-from trainer.trial import MODEL_FILE, TrialState, advance, load_model, run_trial, summarise
+from trainer.training import trial
+from trainer.training.evaluation import Evaluation, predict
+from trainer.training.trial import MODEL_FILE, TrialState, advance, load_model, run_trial, summarise
 
 EPOCHS = 3
 SHORT: dict[str, Any] = {"architecture": "mlp", "epochs": EPOCHS, "batch_size": 50, "sensitivity_steps": 2}

@@ -21,22 +21,23 @@ from typing import Any
 import pytest
 import torch
 
-from sweep import cli
-from trainer import __main__ as command
-from trainer.checkpoint import from_bytes
+from sweep.cli import cli
+from trainer import __main__, progress
+from trainer import summary as summary_module
+from trainer.attacks.evidence import wilson_interval
 from trainer.config import DATASETS, EvaluationConfig, TrialConfig
-from trainer.evidence import wilson_interval
-from trainer.losses import LEAST_RANK, LEAST_SPREAD
-from trainer.preparation import Prepared
+from trainer.files.checkpoints import from_bytes
+from trainer.invariance.preparation import Prepared
+from trainer.objective.diagnosis import LEAST_RANK, LEAST_SPREAD
 from trainer.presets import PRESETS
 from trainer.report import EpochReport
-from trainer.trial import load_model, run_trial
+from trainer.training.trial import load_model, run_trial
 
 SHORT: dict[str, Any] = {"architecture": "mlp", "batch_size": 50, "epochs": 2}
 
 Command = Callable[[list[str]], int]
 BOTH = pytest.mark.parametrize(
-    "main", [command.main, lambda words: cli.main(["trial", *words])], ids=["python -m trainer", "otsweep trial"]
+    "main", [__main__.main, lambda words: cli.main(["trial", *words])], ids=["python -m trainer", "otsweep trial"]
 )
 
 
@@ -76,7 +77,7 @@ def test_json_is_one_report_a_line_and_nothing_else(
 
 
 def test_report_and_model_are_written(prepared: Prepared, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command.main(words_of(prepared, tmp_path, sensitivity_weight=0.5, regularizer="triplet")) == 0
+    assert __main__.main(words_of(prepared, tmp_path, sensitivity_weight=0.5, regularizer="triplet")) == 0
     written = json.loads((tmp_path / "report.json").read_text())
     assert TrialConfig(**written["config"]) == TrialConfig(**SHORT, sensitivity_weight=0.5, regularizer="triplet")
     assert EvaluationConfig(**written["evaluation"]) == prepared.evaluation
@@ -91,7 +92,7 @@ def test_report_and_model_are_written(prepared: Prepared, tmp_path: Path, capsys
 def test_elsewhere_than_on_a_terminal_it_speaks_in_plain_lines(
     prepared: Prepared, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert command.main(words_of(prepared, tmp_path)) == 0
+    assert __main__.main(words_of(prepared, tmp_path)) == 0
     printed = capsys.readouterr()
     assert "\r" not in printed.out + printed.err
     assert "\x1b" not in printed.out + printed.err
@@ -104,7 +105,7 @@ def test_elsewhere_than_on_a_terminal_it_speaks_in_plain_lines(
 def test_the_summary_tells_each_number_with_its_interval(
     prepared: Prepared, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert command.main(words_of(prepared, tmp_path)) == 0
+    assert __main__.main(words_of(prepared, tmp_path)) == 0
     summary, final = capsys.readouterr().out, expected(prepared)[-1]
     sizes = {
         "clean": ("clean_accuracy", 60),
@@ -129,14 +130,14 @@ def test_a_trial_that_collapsed_says_so(prepared: Prepared, tmp_path: Path, caps
     """Batch-hard triplets at a weight that drowns everything else pull all embeddings together."""
     drowned = {"regularizer": "triplet", "sensitivity_weight": 1000, "learning_rate": 0.01, "embedding_size": 4}
     assert (
-        command.main(words_of(prepared, tmp_path / "drowned", **drowned, architecture="cnn", sensitivity_steps=1)) == 0
+        __main__.main(words_of(prepared, tmp_path / "drowned", **drowned, architecture="cnn", sensitivity_steps=1)) == 0
     )
     alarm = re.search(
         r"its embeddings have collapsed \(effective rank ([\d.]+), spread ([\d.]+)%\)", capsys.readouterr().out
     )
     assert alarm is not None
     assert float(alarm[1]) < LEAST_RANK or float(alarm[2]) < 100 * LEAST_SPREAD
-    assert command.main(words_of(prepared, tmp_path / "usual")) == 0
+    assert __main__.main(words_of(prepared, tmp_path / "usual")) == 0
     assert "have collapsed" not in capsys.readouterr().out
 
 
@@ -149,7 +150,7 @@ def terminal(columns: int) -> tuple[io.TextIOWrapper, int]:
 
 def test_on_a_terminal_one_line_is_written_over_again() -> None:
     stream, reader = terminal(columns=50)
-    with command.StatusLine(stream, shown=True) as line:
+    with progress.StatusLine(stream, shown=True) as line:
         line.prepare("judge oracle", 1, 4)
         line.draw(f"epoch 1/2 {'x' * 100}", now=True)
         line.say("warning: something")
@@ -164,16 +165,18 @@ def test_on_a_terminal_one_line_is_written_over_again() -> None:
 
 def test_time_left_is_what_the_rest_would_take(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([100.0, 110.0, 130.0])
-    monkeypatch.setattr(command.time, "monotonic", lambda: next(clock))
-    left = command.TimeLeft()
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    left = progress.TimeLeft()
     assert [left.after(share) for share in (0.5, 0.6, 0.75)] == ["", "0:40 left", "0:30 left"]
 
 
-@pytest.mark.parametrize(("share", "filled"), [(0.0, 0), (0.5, command.BAR_WIDTH // 2), (1.0, command.BAR_WIDTH)])
+@pytest.mark.parametrize(
+    ("share", "filled"), [(0.0, 0), (0.5, summary_module.BAR_WIDTH // 2), (1.0, summary_module.BAR_WIDTH)]
+)
 def test_a_bar_is_as_full_as_its_share(share: float, filled: int) -> None:
-    assert command.bar(share).count("━") == filled
-    assert command.bar(share).count("╌") == command.BAR_WIDTH - filled
-    assert command.bar(share).endswith(f" {share:.0%}")
+    assert summary_module.bar(share).count("━") == filled
+    assert summary_module.bar(share).count("╌") == summary_module.BAR_WIDTH - filled
+    assert summary_module.bar(share).endswith(f" {share:.0%}")
 
 
 def test_a_trial_gets_a_folder_of_its_own(
@@ -186,7 +189,7 @@ def test_a_trial_gets_a_folder_of_its_own(
     monkeypatch.setenv("OTSWEEP_STORAGE", str(tmp_path))
     (tmp_path / "cache").symlink_to(cache_dir)
     for _ in range(2):
-        assert command.main(words_of(prepared, tmp_path, epochs=1)[2:]) == 0
+        assert __main__.main(words_of(prepared, tmp_path, epochs=1)[2:]) == 0
     folders = sorted((tmp_path / "trials").iterdir())
     assert len(folders) == 2
     assert all((folder / "model.pt").exists() for folder in folders)
@@ -199,8 +202,8 @@ def test_a_trial_gets_a_folder_of_its_own(
 def test_the_last_word_counts() -> None:
     def configs(*words: str) -> tuple[TrialConfig, EvaluationConfig]:
         parser = argparse.ArgumentParser()
-        command.add_arguments(parser)
-        return command.configs(parser.parse_args(words))
+        __main__.add_arguments(parser)
+        return __main__.configs(parser.parse_args(words))
 
     assert configs() == (TrialConfig(), EvaluationConfig())
     assert configs("--dataset", "mnist")[0].sensitivity_epsilon == 0.3
@@ -213,8 +216,8 @@ def test_the_last_word_counts() -> None:
 
 def test_weights_of_zero_are_the_baseline(prepared: Prepared, tmp_path: Path) -> None:
     zero = {"invariance_weight": 0, "sensitivity_weight": 0, "regularizer": "ot_triplet", "margin": 2}
-    assert command.main([*words_of(prepared, tmp_path / "zero", **zero), "--json"]) == 0
-    assert command.main([*words_of(prepared, tmp_path / "plain"), "--preset", "baseline", "--json"]) == 0
+    assert __main__.main([*words_of(prepared, tmp_path / "zero", **zero), "--json"]) == 0
+    assert __main__.main([*words_of(prepared, tmp_path / "plain"), "--preset", "baseline", "--json"]) == 0
     zero_file, plain_file = (from_bytes((tmp_path / which / "model.pt").read_bytes()) for which in ("zero", "plain"))
     torch.testing.assert_close(zero_file["weights"], plain_file["weights"], rtol=0, atol=0)
 
@@ -272,7 +275,7 @@ def test_a_wrong_word_gets_one_answer_and_status_2(
 
 
 def test_a_value_without_its_option_is_told_where_it_goes(capsys: pytest.CaptureFixture[str]) -> None:
-    assert command.main(["margin=0.1"]) == 2
+    assert __main__.main(["margin=0.1"]) == 2
     assert "unexpected 'margin=0.1': write --set margin=0.1" in capsys.readouterr().err
 
 
@@ -291,10 +294,10 @@ def test_a_trial_that_fails_says_why_and_gives_status_1(
 def test_the_folder_of_another_trial_is_refused(
     prepared: Prepared, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert command.main([*words_of(prepared, tmp_path), "--json"]) == 0
+    assert __main__.main([*words_of(prepared, tmp_path), "--json"]) == 0
     before = (tmp_path / "report.json").read_bytes()
     capsys.readouterr()
-    assert command.main([*words_of(prepared, tmp_path, seed=1), "--json"]) == 2
+    assert __main__.main([*words_of(prepared, tmp_path, seed=1), "--json"]) == 2
     assert "another configuration, with seed = 0 (not 1): give this trial a folder" in capsys.readouterr().err
     assert (tmp_path / "report.json").read_bytes() == before
 
@@ -329,7 +332,7 @@ def test_stopped_by_ctrl_c_it_says_how_to_go_on_and_goes_on(
     heard = reported("".join([*first, rest]))
     assert 2 <= len(heard) < LONG["epochs"]
 
-    assert command.main([*words, "--json"]) == 0
+    assert __main__.main([*words, "--json"]) == 0
     resumed = reported(capsys.readouterr().out)
     undisturbed = expected(prepared, **LONG)
     assert heard == undisturbed[: len(heard)]
@@ -355,7 +358,7 @@ def test_ctrl_c_before_the_first_epoch_leaves_nothing(
     def interrupted(*args: Any, **kwargs: Any) -> EpochReport:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("trainer.preparation.prepare", interrupted)
-    assert command.main(words_of(prepared, tmp_path / "out")) == 130
+    monkeypatch.setattr("trainer.invariance.preparation.prepare", interrupted)
+    assert __main__.main(words_of(prepared, tmp_path / "out")) == 130
     assert capsys.readouterr().err == "trainer: stopped\n"
     assert not (tmp_path / "out").exists()

@@ -9,48 +9,36 @@ import json
 import os
 import sys
 import tempfile
-import textwrap
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any
 
-from trainer.config import (
-    DATASET_DEFAULTS,
-    EvaluationConfig,
-    InputError,
-    OtsweepError,
-    TrialConfig,
-    did_you_mean,
-    parse_settings,
-)
-from trainer.people import (
-    HEADINGS,
-    LEGEND,
+from trainer.config import DATASET_DEFAULTS, EvaluationConfig, TrialConfig
+from trainer.errors import InputError, OtsweepError
+from trainer.fields import parse_settings
+from trainer.human_agreement import (
     MODEL,
     OPTION,
     ORACLE,
     ExamplesFolder,
     People,
-    cells,
     find_examples,
-    unknown_agreement,
 )
 from trainer.presets import PRESETS, preset
-from trainer.report import collapse
 
 if TYPE_CHECKING:
-    from trainer.checkpoint import Store
-    from trainer.examples import LabelledSet
-    from trainer.preparation import Prepared
+    from trainer.files.checkpoints import Store
+    from trainer.invariance.labelled_sets import LabelledSet
+    from trainer.invariance.preparation import Prepared
     from trainer.report import EpochReport
+from trainer.arguments import Parser
+from trainer.progress import StatusLine, TimeLeft, brief
+from trainer.summary import bar, people_lines, summary
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 REPORT_FILE = "report.json"
-REDRAW_SECONDS = 0.1
-BAR_WIDTH = 12
-COLUMNS = 80
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -105,9 +93,9 @@ def run(arguments: argparse.Namespace) -> int:
         line.draw("loading torch")
         import torch
 
-        from trainer.data import SIZES
-        from trainer.training import check_batch_size
-        from trainer.trial import MODEL_FILE
+        from trainer.data.catalogue import SIZES
+        from trainer.training.step import check_batch_size
+        from trainer.training.trial import MODEL_FILE
 
         # What can be refused is refused before anything is prepared, which may take minutes.
         device = pick_device(arguments.device)
@@ -194,7 +182,7 @@ def prepare_all(
     config: TrialConfig, evaluation: EvaluationConfig, data_dir: Path | None, storage: Path, line: StatusLine
 ) -> Prepared:
     """Data, judging set, what is known of the oracle, and the training perturbations that the trial uses."""
-    from trainer.preparation import prepare
+    from trainer.invariance.preparation import prepare
 
     prepared = prepare(
         evaluation,
@@ -217,8 +205,8 @@ def train(
     tell: Callable[[EpochReport], None],
 ) -> EpochReport:
     """Run the trial, tell each report, and keep all of them in the folder's `report.json`; the last one."""
-    from trainer.checkpoint import FolderStore
-    from trainer.trial import run_trial
+    from trainer.files.checkpoints import FolderStore
+    from trainer.training.trial import run_trial
 
     store, oracle = FolderStore(folder), prepared.judge_quality
     head = {
@@ -264,7 +252,7 @@ def earlier_reports(store: Store, head: dict[str, Any]) -> dict[tuple[bool, int]
 
 def read_sets(examples: ExamplesFolder | None, prepared: Prepared) -> list[LabelledSet]:
     """The examples that people labelled, read before the training, so that damaged ones cost none."""
-    from trainer.examples import read_examples
+    from trainer.invariance.labelled_sets import read_examples
 
     data = prepared.data
     return read_examples(Path(examples.path), data.test, classes=data.classes) if examples else []
@@ -272,9 +260,9 @@ def read_sets(examples: ExamplesFolder | None, prepared: Prepared) -> list[Label
 
 def compare_with_people(examples: ExamplesFolder, sets: list[LabelledSet], prepared: Prepared, folder: Path) -> People:
     """How far the oracle and the chosen model agree with people; kept in the folder's `report.json` too."""
-    from trainer.checkpoint import FolderStore
-    from trainer.examples import answers_of, ask_people
-    from trainer.trial import MODEL_FILE, load_model
+    from trainer.files.checkpoints import FolderStore
+    from trainer.invariance.labelled_sets import answers_of, ask_people
+    from trainer.training.trial import MODEL_FILE, load_model
 
     model = load_model(folder / MODEL_FILE)
     people = ask_people(examples, sets, {ORACLE: prepared.judge.label, MODEL: answers_of(model)})
@@ -286,183 +274,6 @@ def compare_with_people(examples: ExamplesFolder, sets: list[LabelledSet], prepa
 
 def print_json(report: EpochReport) -> None:
     print(json.dumps(report.to_dict()), flush=True)
-
-
-def brief(report: EpochReport | None) -> str:
-    """The three accuracies of an epoch, where there is little room."""
-    if report is None:
-        return ""
-    clean, sensitivity, invariance = report.clean_accuracy, report.sensitivity_accuracy, report.invariance_accuracy
-    return f"clean {clean:.1%}  sens {sensitivity:.1%}  inv {invariance:.1%}"
-
-
-def summary(report: EpochReport, config: TrialConfig, prepared: Prepared) -> str:
-    """What a person wants to know at the end: what was measured, and how surely."""
-    images, changed = len(prepared.data.validation.labels), report.invariance_changed_size
-    evaluation, oracle = prepared.evaluation, prepared.judge_quality
-    unchanged = int(prepared.judging.unchanged.sum())
-    attack = f"PGD-{evaluation.eval_sensitivity_steps}, {evaluation.eval_sensitivity_norm}"
-    perturbed = f"{evaluation.eval_invariance_norm} {evaluation.eval_invariance_epsilon:.3g}"
-    return "\n".join(
-        [
-            f"{evaluation.dataset}: epoch {report.epoch} of {config.epochs} chosen",
-            "                        95% interval  share of",
-            row("clean", report.clean_accuracy, f"{images} validation images: right", size=images),
-            row(
-                "sensitivity",
-                report.sensitivity_accuracy,
-                f"them: right, also under {attack} {evaluation.eval_sensitivity_epsilon:.3g}",
-                size=images,
-            ),
-            row(
-                "invariance",
-                report.invariance_accuracy,
-                f"{changed} changed by {perturbed}: new label given",
-                size=changed,
-            ),
-            row("  stuck", report.invariance_stuck, "those right before: old label given"),
-            row(
-                "  unchanged",
-                report.invariance_unchanged,
-                f"{unchanged} not changed by it: old label given",
-                size=unchanged,
-            ),
-            "What is changed, and to which label, says an oracle, a proxy for people. It",
-            f"answers {oracle.coverage:.1%} of the images as they are, and {oracle.accuracy:.1%} of these right.",
-            *([f"Of this trial, {alarm}."] if (alarm := collapse(report.to_dict())) else []),
-        ]
-    )
-
-
-def people_lines(people: People | None, dataset: str) -> list[str]:
-    """A table per set of examples, as wide as a terminal."""
-    if people is None:
-        return textwrap.wrap(unknown_agreement(dataset), COLUMNS)
-    lines = ["", f"Agreement with people, on the examples in {people.folder}", ""]
-    for each in people.sets:
-        lines += [each.title, *columns([HEADINGS, *(cells([agreement]) for agreement in each.agreements)]), ""]
-    return [*lines, *textwrap.wrap(LEGEND, COLUMNS)]
-
-
-def columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows of cells one below the other; the first row holds headings of two lines."""
-    lines = [*zip(*(heading.split("\n") for heading in rows[0]), strict=True), *rows[1:]]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return [
-        "  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True))]).rstrip()
-        for line in lines
-    ]
-
-
-def row(name: str, share: float, meaning: str, *, size: int | None = None) -> str:
-    """A line of the summary, with Wilson's interval where the share is one of `size` images."""
-    from trainer.intervals import wilson_interval
-
-    interval = ""
-    if size:
-        low, high = wilson_interval(round(share * size), size)
-        interval = f"{100 * low:.1f} to {100 * high:.1f}"
-    return f"  {name:<12}{share:7.1%}   {interval:<14}{meaning}"
-
-
-def bar(share: float) -> str:
-    """A share as a bar and in percent."""
-    filled = int(BAR_WIDTH * share)
-    return f"{'━' * filled}{'╌' * (BAR_WIDTH - filled)} {share:4.0%}"
-
-
-class TimeLeft:
-    """How long the rest takes if it goes on as it went."""
-
-    def __init__(self) -> None:
-        self.begun: tuple[float, float] | None = None
-
-    def after(self, share: float) -> str:
-        """In words, once there is something to go by; the first share that it hears of is where it starts."""
-        now = time.monotonic()
-        start, before = self.begun = self.begun or (now, share)
-        if share == before:
-            return ""
-        seconds = int((now - start) * (1 - share) / (share - before))
-        return f"{seconds // 60}:{seconds % 60:02d} left"
-
-
-class StatusLine:
-    """On a terminal one line that is written over again, elsewhere plain lines; a context that ends with a clean one.
-
-    Args:
-        stream: where it stands.
-        shown: False keeps all but what is said to oneself.
-    """
-
-    def __init__(self, stream: TextIO, *, shown: bool) -> None:
-        self.stream, self.shown, self.living = stream, shown, shown and stream.isatty()
-        self.stage, self.drawn = "", 0.0
-
-    def __enter__(self) -> StatusLine:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.clear()
-
-    def begin(self, stage: str) -> None:
-        """Something else is being done now."""
-        if stage != self.stage:
-            self.stage = stage
-            self.draw(stage, now=True)
-            if self.shown and not self.living:
-                self.say(stage)
-
-    def draw(self, text: str, *, now: bool = False) -> None:
-        """The living line; as often as eyes can follow, or `now`."""
-        if self.living and (now or time.monotonic() - self.drawn > REDRAW_SECONDS):
-            columns = os.get_terminal_size(self.stream.fileno()).columns or 80
-            self.stream.write(f"\r\x1b[K{text[: columns - 1]}")
-            self.stream.flush()
-            self.drawn = time.monotonic()
-
-    def prepare(self, stage: str, done: int, total: int) -> None:
-        """How far a stage of the preparation is."""
-        self.begin(f"preparing: {stage}")
-        self.draw(f"{self.stage} {bar(done / max(total, 1))}", now=done == total)
-
-    def tell(self, report: EpochReport) -> None:
-        """An epoch's accuracies; on a terminal the living line has them."""
-        if not self.living and not report.final:
-            self.say(f"epoch {report.epoch}: {brief(report)}")
-
-    def say(self, text: str) -> None:
-        """A line that stays."""
-        self.clear()
-        print(text, file=self.stream, flush=True)
-
-    def clear(self) -> None:
-        if self.living:
-            self.stream.write("\r\x1b[K")
-            self.stream.flush()
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse, with the nearest right word for a wrong one, and one line instead of the whole usage."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, allow_abbrev=False, **kwargs)
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message} (see {self.prog} --help)")
-
-    def parse_all(self, argv: list[str] | None) -> argparse.Namespace:
-        """As `parse_args`; an unknown word is blamed on the subcommand's parser where `arguments.parser` names one."""
-        arguments, unknown = self.parse_known_args(argv)
-        known = getattr(arguments, "parser", self).options()
-        if unknown and "--set" in known and "=" in unknown[0] and not unknown[0].startswith("-"):
-            raise InputError(f"unexpected {unknown[0]!r}: write --set {unknown[0]}")
-        if unknown:
-            raise InputError(f"unknown option {unknown[0]!r}: {did_you_mean(unknown[0], known)}")
-        return arguments
-
-    def options(self) -> list[str]:
-        return [word for action in self._actions for word in action.option_strings if word.startswith("--")]
 
 
 def main(argv: list[str] | None = None) -> int:

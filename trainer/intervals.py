@@ -6,7 +6,7 @@ import math
 from statistics import NormalDist
 from typing import NamedTuple
 
-from trainer.config import InputError
+from trainer.errors import InputError
 
 
 class Interval(NamedTuple):

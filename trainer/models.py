@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import Function
 
-from trainer.config import ARCHITECTURES, InputError, did_you_mean
+from trainer.config import ARCHITECTURES
+from trainer.errors import InputError
+from trainer.words import did_you_mean
 
 HIDDEN = 256
 

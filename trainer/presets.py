@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from trainer.config import InputError, did_you_mean
+from trainer.errors import InputError
+from trainer.words import did_you_mean
 
 _PAPER = {"embedding_size": 4, "learning_rate": 1e-4, "batch_size": 256}
 """Ovalle, Czyzycki and Hsieh 2022 (arXiv 2211.02468): a 4-dimensional embedding, Adam at 1e-4, batches of 256. Their

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from trainer.config import TrialFailed
+from trainer.errors import TrialFailed
 
 STRENGTH = "evaluation_strength"
 """Term of a report that says what its sensitivity was measured with, where that changes from epoch to epoch: gradient

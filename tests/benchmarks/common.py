@@ -17,7 +17,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from trainer.config import TrialConfig
-from trainer.data import Split
+from trainer.data.datasets import Split
 from trainer.models import Classifier, build_model
 
 

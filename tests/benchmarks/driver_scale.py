@@ -25,18 +25,20 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from search_spaces import load_space
-from sweep.budget import Budget
-from sweep.driver import Asked, Scribe
-from sweep.ledger import LedgerWriter
-from sweep.plan import make_plan, write_plan
-from sweep.results import results_of
-from sweep.scheduler import MultiObjectiveASHA, Rungs
-from sweep.screen import Screen
-from sweep.search import ParetoSearch
-from sweep.slots import Slots
-from sweep.tracking import Tracker
-from sweep.trainable import FOOTPRINT, REPORT
+from search_spaces.reading import load_space
+from sweep.engine.ledger_callback import Asked, Scribe
+from sweep.engine.slots import Slots
+from sweep.engine.stopper import MultiObjectiveASHA
+from sweep.ledger.writing import LedgerWriter
+from sweep.plan.plan import make_plan
+from sweep.plan.plan_file import write_plan
+from sweep.report.screen import Screen
+from sweep.search.budget import Budget
+from sweep.search.result_keys import FOOTPRINT, REPORT
+from sweep.search.rungs import Rungs
+from sweep.search.search import ParetoSearch
+from sweep.state.results import results_of
+from sweep.tracking.tracking import Tracker
 from tests.benchmarks.common import print_machine, print_result
 
 TRIALS, EPOCHS, SLOTS, PART = 10_000, 10, 16, 1000

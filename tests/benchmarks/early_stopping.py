@@ -34,11 +34,16 @@ import pyarrow.parquet as pq
 from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
-from search_spaces import Range, Space, load_space
-from sweep.pareto import Front, Objectives, hypervolume
-from sweep.plan import OBJECTIVES, SweepPlan
-from sweep.scheduler import Decision, Rungs, rung_levels
-from sweep.search import make_sampler
+from search_spaces.reading import load_space
+from search_spaces.space import Range, Space
+from sweep.front.incremental import Front
+from sweep.front.objectives import Objectives
+from sweep.front.pareto import hypervolume
+from sweep.plan.objectives import OBJECTIVES
+from sweep.plan.plan import SweepPlan
+from sweep.search.rung import Decision
+from sweep.search.rungs import Rungs, rung_levels
+from sweep.search.samplers import make_sampler
 from tests.benchmarks.common import print_result, processor
 
 SEEDS, SLOTS, VARIABLES = 10, 4, 2
@@ -179,7 +184,7 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
 
 def record() -> None:
     """Run the trials of the table, with the very command of a sweep, and keep what the benchmark reads of them."""
-    from sweep.cli import main as otsweep
+    from sweep.cli.cli import main as otsweep
 
     with tempfile.TemporaryDirectory() as storage:
         words = ["run", str(SPACE), "--sampler", "qmc", "--epochs", str(RECORDED_EPOCHS), "--keep-models", "none"]

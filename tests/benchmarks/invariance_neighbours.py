@@ -28,9 +28,9 @@ from sklearn.neighbors import NearestNeighbors
 from threadpoolctl import threadpool_limits
 from torchvision.datasets import MNIST
 
-from trainer.alignments import AlignmentGrid, alignments_for
-from trainer.invariance import allowed_targets
-from trainer.neighbours import ClassIndex, find_neighbours
+from trainer.invariance.alignments import AlignmentGrid, alignments_for
+from trainer.invariance.attacks import allowed_targets
+from trainer.invariance.neighbours import ClassIndex, find_neighbours
 
 THREADS, PAIRS, REFERENCE_IMAGES, IMAGES = 2, 5, 1, 64
 GRID = alignments_for("mnist", "linf")

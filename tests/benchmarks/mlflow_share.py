@@ -19,10 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from sweep.ledger import TrialRecord, read_ledger
-from sweep.plan import SweepPlan
-from sweep.results import Results
-from sweep.tracking import Child, Tracker
+from sweep.ledger.reading import read_ledger
+from sweep.ledger.records import TrialRecord
+from sweep.plan.plan import SweepPlan
+from sweep.state.results import Results
+from sweep.tracking.tracking import Child, Tracker
 from tests.benchmarks.common import print_machine, print_result
 from tests.recorded_sweeps import recorded
 

@@ -38,13 +38,15 @@ from tests.benchmarks.common import (
     ratios,
     seconds,
 )
-from trainer import lanes, losses, training
 from trainer.config import TrialConfig
-from trainer.data import Split
-from trainer.lanes import StackedAdamW, StackedModel
-from trainer.losses import Knobs
-from trainer.preparation import TrainingPerturbation
-from trainer.timing import stand_in
+from trainer.data.datasets import Split
+from trainer.invariance.perturbations import TrainingPerturbation
+from trainer.objective import terms as terms_module
+from trainer.objective.terms import Knobs
+from trainer.training import stacked
+from trainer.training import step as training
+from trainer.training.profiling import stand_in
+from trainer.training.stacking import StackedAdamW, StackedModel
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
@@ -105,7 +107,7 @@ def single() -> Callable[[], None]:
 
     def step() -> None:
         terms = training.forward(model, next(source), config, knobs, generator).terms
-        training.update(optimizer, losses.total(terms, knobs))
+        training.update(optimizer, terms_module.total(terms, knobs))
 
     return step
 
@@ -119,10 +121,10 @@ def packed(count: int, *, compiled: bool = False) -> Callable[[], None]:
     optimizer = StackedAdamW(model, [training.make_optimizer(m, c) for m, c in zip(models, configs, strict=True)])
     if compiled:
         model.compile()
-    shared, knobs = lanes.stack_knobs(configs, DEVICE)
+    shared, knobs = stacked.stack_knobs(configs, DEVICE)
     noise = generators(count)
     shuffle = [training.shuffled(len(train.labels), batch_size=SIZE.batch, generator=each) for each in noise]
-    most = lanes.largest_class(train.labels, shuffle, [perturbed] * count)
+    most = stacked.largest_class(train.labels, shuffle, [perturbed] * count)
 
     def endless() -> Iterator[tuple[Tensor, ...]]:
         while True:
@@ -131,9 +133,9 @@ def packed(count: int, *, compiled: bool = False) -> Callable[[], None]:
     source = endless()
 
     def step() -> None:
-        batch = lanes.batch_of(train, [perturbed] * count, next(source))
-        terms = lanes.forward(model, batch, shared, knobs, noise, most=most).terms
-        optimizer.step(torch.autograd.grad(losses.total(terms, knobs).sum(), optimizer.parameters))
+        batch = stacked.batch_of(train, [perturbed] * count, next(source))
+        terms = stacked.forward(model, batch, shared, knobs, noise, most=most).terms
+        optimizer.step(torch.autograd.grad(terms_module.total(terms, knobs).sum(), optimizer.parameters))
 
     return step
 

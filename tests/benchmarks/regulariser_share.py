@@ -24,10 +24,13 @@ from tests.benchmarks.common import (
     print_table,
     ratios,
 )
-from trainer import losses, training
 from trainer.config import TrialConfig
-from trainer.losses import Embedded, Knobs
-from trainer.timing import stand_in
+from trainer.objective import regularizers
+from trainer.objective import terms as terms_module
+from trainer.objective.regularizers import Embedded
+from trainer.objective.terms import Knobs
+from trainer.training import step as training
+from trainer.training.profiling import stand_in
 
 ROUNDS, WARM_STEPS, CPU = 7, 10, torch.device("cpu")
 
@@ -59,7 +62,7 @@ def stepper(config: TrialConfig) -> tuple[Callable[[], object], Callable[[], obj
 
     def step(config: TrialConfig = config) -> None:
         terms = training.forward(model, next(source), config, knobs, generator).terms
-        training.update(optimizer, losses.total(terms, knobs))
+        training.update(optimizer, terms_module.total(terms, knobs))
 
     for _ in range(WARM_STEPS):
         step(config.replace(sensitivity_steps=1))
@@ -85,13 +88,13 @@ def arithmetic(
 
     def both() -> object:
         values = [
-            losses.regularizer(
+            regularizers.regularizer(
                 config.regularizer,
                 side,
                 clean,
                 classes=10,
                 margin=knobs.margin,
-                solve=losses.solver(config.transport, knobs.entropy),
+                solve=regularizers.solver(config.transport, knobs.entropy),
                 label_cost=knobs.label_cost,
             ).value
             for side in anchors

@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 
 from ray import tune
 
-from search_spaces import load_space
-from sweep.ledger import read_ledger
+from search_spaces.reading import load_space
+from sweep.ledger.reading import read_ledger
 from tests.benchmarks.common import print_machine, print_result
 from trainer.config import EvaluationConfig, TrialConfig
 
@@ -87,7 +87,7 @@ def ours(folder: Path) -> list[Held]:
     """The sweep by the command, as its ledger tells."""
     words = ["run", str(folder / "space.yaml"), "--name", "ours", "--max-concurrent", str(SLOTS), "--seed", str(SEED)]
     subprocess.run(
-        [sys.executable, "-m", "sweep.cli", *words, "--storage", str(folder)], check=True, stdout=subprocess.DEVNULL
+        [sys.executable, "-m", "sweep", *words, "--storage", str(folder)], check=True, stdout=subprocess.DEVNULL
     )
     return [
         Held(record.started or 0.0, record.ended or 0.0, sum(map(epoch_seconds, record.reports)))
@@ -125,9 +125,9 @@ def proposed(trial: Any) -> dict[str, Any]:
 def plain_trial(config: dict[str, Any]) -> None:
     import torch
 
-    from trainer.checkpoint import FolderStore
-    from trainer.preparation import prepare
-    from trainer.trial import run_trial
+    from trainer.files.checkpoints import FolderStore
+    from trainer.invariance.preparation import prepare
+    from trainer.training.trial import run_trial
 
     torch.set_num_threads(1)
     evaluation, folder = EvaluationConfig(dataset="digits"), Path(os.environ["SLOT_BUSY_FOLDER"])
@@ -174,8 +174,8 @@ def seconds_per_epoch(folder: Path) -> float:
     """Of one trial of the space alone, when everything is warm; fills the cache of what all trials share."""
     import torch
 
-    from trainer.preparation import prepare
-    from trainer.trial import run_trial
+    from trainer.invariance.preparation import prepare
+    from trainer.training.trial import run_trial
 
     torch.set_num_threads(1)
     evaluation = EvaluationConfig(dataset="digits")

@@ -31,13 +31,14 @@ from tests.benchmarks.common import (
     print_table,
     ratios,
 )
-from trainer import losses, training
 from trainer.config import TrialConfig
-from trainer.data import Split
-from trainer.losses import Knobs
-from trainer.preparation import TrainingPerturbation
+from trainer.data.datasets import Split
+from trainer.invariance.perturbations import TrainingPerturbation
+from trainer.objective import terms as terms_module
+from trainer.objective.terms import Knobs
 from trainer.presets import preset
-from trainer.timing import stand_in
+from trainer.training import step as training
+from trainer.training.profiling import stand_in
 
 ROUNDS, BATCHES, CPU = 7, 3, torch.device("cpu")
 CONFIG = TrialConfig(**preset("paper/nll-ml-sens-invar"))
@@ -128,7 +129,7 @@ def our_steps(split: Split, perturbed: TrainingPerturbation) -> Callable[[], obj
     def epoch() -> None:
         for batch in shuffled():
             terms = training.forward(model, batch, CONFIG, knobs, generator).terms
-            training.update(optimizer, losses.total(terms, knobs))
+            training.update(optimizer, terms_module.total(terms, knobs))
 
     return epoch
 

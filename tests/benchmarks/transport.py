@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from tests.benchmarks.common import interleaved, print_machine, print_result, print_table, ratios
-from trainer.losses import Embedded, by_class
-from trainer.transport import cosine_cost, entropic_transport
+from trainer.objective.regularizers import Embedded, by_class
+from trainer.objective.transport import cosine_cost, entropic_transport
 
 BATCH, CLASSES, DIMENSIONS, ROUNDS = 256, 10, 32, 15
 ERROR = 1e-5

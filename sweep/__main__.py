@@ -1,0 +1,8 @@
+"""Run the command `otsweep` as `python -m sweep`."""
+
+import sys
+
+from sweep.cli.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,96 @@
+"""Pictures of an audit: the audited front beside the selected one, and accuracy over epsilon."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+
+from sweep.audit.audit import Audit
+from sweep.audit.finalists import Finalist
+from sweep.front.objectives import Objectives
+from sweep.front.pareto import front_mask
+from sweep.ledger.records import TrialRecord
+from sweep.report import figures
+from sweep.report.figures import MUTED, NORMS, Spot, staircase
+
+
+def audit_figure(audit: Audit, finalists: Sequence[Finalist]) -> Figure:
+    """The audited front beside the selected one, between the first two objectives; every finalist's way is drawn."""
+    objectives = audit.plan.objectives
+    plane = Objectives(
+        objectives.names[:2], objectives.maximise[:2], tuple(100 * value for value in objectives.reference[:2])
+    )
+    records = [audited_record(one) for one in finalists]
+    before = 100 * np.array([[one.selected[name] for name in plane.names] for one in finalists])
+    after = 100 * np.array([[one.mean[name] for name in plane.names] for one in finalists])
+    everyone = figures.front_spots(records, after, np.ones(len(after), dtype=bool), None)
+    on_front, was_front = front_mask(after, plane), front_mask(before, plane)
+    intervals = figures.wilson_segments(everyone, plane, finalists[0].images)
+    with figures.house_style():
+        figure = Figure(figsize=(7.2, 5.8), dpi=figures.DPI, layout="constrained")
+        axes = figure.add_subplot()
+        figures.draw_axes(axes, np.vstack([before, after, *intervals]), plane)
+        draw_selected(axes, before, after, figures.front_spots(records, before, was_front, None), plane)
+        figures.draw_trials(axes, records, after, on_front)
+        figures.draw_intervals(axes, intervals)
+        figures.draw_staircase(axes, figures.front_spots(records, after, on_front, None), plane)
+        figures.draw_title(axes, f"{audit.plan.name}, audited", budgets(audit, finalists))
+        figures.draw_legend(figure, axes, with_dominated=not on_front.all())
+        figures.draw_labels(figure, axes, everyone, np.vstack([before, after]), plane)
+    return figure
+
+
+def audited_record(one: Finalist) -> TrialRecord:
+    """The audited numbers in the shape that pictures are drawn from."""
+    return TrialRecord(one.record.number, config=one.record.config, reports=[{**one.mean, "final": True}])
+
+
+def draw_selected(axes: Axes, before: np.ndarray, after: np.ndarray, spots: Sequence[Spot], plane: Objectives) -> None:
+    """Where the finalists (n, 2) were, hollow, with their front and the way that each went, in percent."""
+    axes.add_collection(
+        LineCollection(list(np.stack([before, after], axis=1)), colors=MUTED, linewidths=0.9, linestyles=":")
+    )
+    axes.scatter(*before.T, s=28, facecolors="white", edgecolors=MUTED, linewidths=1, zorder=4, label="selected")
+    edge = staircase(spots, plane)
+    axes.plot(*edge.T, color=MUTED, linewidth=1, linestyle=(0, (4, 3)), zorder=3, label="selected front")
+
+
+def budgets(audit: Audit, finalists: Sequence[Finalist]) -> str:
+    """What the pictures show, in two lines."""
+    evaluation, options = audit.plan.space.evaluation, audit.options
+    return (
+        f"{evaluation.dataset}; sensitivity: {NORMS[evaluation.eval_sensitivity_norm]} "
+        f"{evaluation.eval_sensitivity_epsilon:g}, full set of attacks, {options.steps} steps; invariance: "
+        f"{NORMS[evaluation.eval_invariance_norm]} {evaluation.eval_invariance_epsilon:g}\n"
+        f"selected on validation; audited on {finalists[0].images} test images, mean of {options.seeds} fresh seeds"
+    )
+
+
+def curves_figure(audit: Audit, finalists: Sequence[Finalist]) -> Figure:
+    """Accuracy over the budget, a line per finalist: the mean over its seeds, in a band from the worst to the best."""
+    evaluation = audit.plan.space.evaluation
+    colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(finalists)))
+    with figures.house_style():
+        figure = Figure(figsize=(7.2, 5.0), dpi=figures.DPI, layout="constrained")
+        axes = figure.add_subplot()
+        for one, colour in zip(finalists, colours, strict=True):
+            epsilons = one.runs[0].curve["epsilons"]
+            accuracies = 100 * np.array([run.curve["accuracies"] for run in one.runs])
+            name = f"{one.record.number:03d}: area {one.mean['curve_area']:.3f}"
+            axes.fill_between(epsilons, accuracies.min(0), accuracies.max(0), color=colour, alpha=0.15, linewidth=0)
+            axes.plot(epsilons, accuracies.mean(0), color=colour, marker="o", markersize=3.5, label=name)
+        axes.axvline(evaluation.eval_sensitivity_epsilon, color=MUTED, linestyle=":", linewidth=1)
+        axes.set_xlabel(f"Sensitivity epsilon ({NORMS[evaluation.eval_sensitivity_norm]}, pixel units)")
+        axes.set_ylabel("Accuracy (%)")
+        axes.set_ylim(-1, 101)
+        axes.grid(color="#E8E8E8", linewidth=0.6)
+        steps = max(1, audit.options.steps // 2)
+        note = f"APGD-CE and APGD-T, {steps} steps\ndotted: the budget that trials are judged by"
+        figures.draw_title(axes, f"{audit.plan.name}: accuracy over epsilon", f"{evaluation.dataset}; {note}")
+        figures.draw_legend(figure, axes, with_dominated=False)
+    return figure

@@ -1,0 +1,157 @@
+"""Who of a sweep is audited, and which of them held: rules on numbers and their intervals.
+
+Shapes: n finalists, d objectives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sweep.audit.judging import Audited
+from sweep.front.objectives import Objectives
+from sweep.front.pareto import contributions, front_mask
+from sweep.ledger.records import TrialRecord
+from sweep.report.tables import ACCURACIES
+from sweep.state.results import Results
+from trainer.config import TrialConfig
+from trainer.intervals import wilson_interval
+
+MEASURED = ("sensitivity_accuracy", "invariance_accuracy", "clean_accuracy")
+"""Report fields that can be compared with what was selected, since the images behind each share are counted."""
+
+COUNTS = {"invariance_accuracy": "invariance_changed_size", "adversary_accuracy": "adversary_size"}
+"""Shares of images that are counted in the result itself; the others with an interval are of all test images."""
+
+
+@dataclass(frozen=True)
+class Finalist:
+    """A trial of the sweep beside what became of it."""
+
+    record: TrialRecord
+    runs: tuple[Audited, ...]
+    """At least one, by seed."""
+
+    @property
+    def selected(self) -> Mapping[str, float]:
+        """The numbers it was selected by, on the validation split."""
+        assert self.record.result is not None
+        return self.record.result
+
+    @property
+    def mean(self) -> dict[str, float]:
+        """The audited numbers, mean over the seeds."""
+        return {name: fmean(run.numbers[name] for run in self.runs) for name in self.runs[0].numbers}
+
+    @property
+    def images(self) -> int:
+        return self.runs[0].images
+
+    def spread(self, name: str) -> float:
+        """Sample standard deviation over the seeds; 0 for one seed."""
+        return stdev(run.numbers[name] for run in self.runs) if len(self.runs) > 1 else 0.0
+
+
+class Cloud(NamedTuple):
+    """Points with their 95% Wilson intervals, (n, d) each, turned so that more is better."""
+
+    gains: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+def cloud(results: Sequence[Mapping[str, float]], objectives: Objectives, *, images: int) -> Cloud:
+    """The points of results, each share counted on its own number of images.
+
+    Args:
+        results: shares by name; means over seeds too, which have no more images than one seed: all saw the same.
+        images: behind clean and sensitivity accuracy; how many are behind invariance accuracy is in the results.
+    """
+    points = [[result[name] for name in objectives.names] for result in results]
+    bounds = np.array(
+        [[share_interval(name, result, images=images) for name in objectives.names] for result in results]
+    )
+    ends = objectives.turn(bounds[..., 0]), objectives.turn(bounds[..., 1])
+    return Cloud(objectives.turn(points), np.minimum(*ends), np.maximum(*ends))
+
+
+def share_interval(name: str, result: Mapping[str, float], *, images: int) -> tuple[float, float]:
+    """Wilson's 95% interval of a share of `images`, or of as many as the result itself counts."""
+    count = int(result[COUNTS[name]]) if name in COUNTS else images
+    return wilson_interval(round(result[name] * count), count)
+
+
+def dominated_beyond(points: Cloud, by: Cloud) -> np.ndarray:
+    """(n,) bool: one of `by` is at least as good in every objective and, in at least one, so much better that the two
+    intervals don't meet."""
+    at_least = np.all(by.gains[None] >= points.gains[:, None], axis=-1)
+    beyond = np.any(by.low[None] > points.high[:, None], axis=-1)
+    return np.logical_and(at_least, beyond).any(axis=1)
+
+
+def choose_finalists(results: Results, *, images: int) -> list[TrialRecord]:
+    """The front and its near neighbours: the finished trials that none dominates beyond the intervals, of those that
+    fulfil what the sweep requires. Of several seeds of a configuration the first stands for all, with their means.
+
+    Those on the front come first, by what each alone adds to the hypervolume; then the others, by the least amount
+    that, added to every objective, would bring each onto the front.
+    """
+    finished = sorted(results.contenders.values(), key=lambda record: record.number)
+    points, objectives = results.points(finished), results.objectives
+    measured = cloud([record.reports[-1] for record in finished], objectives, images=images)
+    on_front = front_mask(points, objectives)
+    # Whoever is dominated beyond the intervals is so by the front: an interval rises with its share.
+    front = Cloud(*(field[on_front] for field in measured))
+    short = (front.gains[None] - measured.gains[:, None]).min(-1).max(1)
+    # A tie in one objective leaves a dominated trial short of nothing: so whoever is on the front comes first.
+    best_first = np.lexsort((-contributions(points, objectives), short, ~on_front))
+    near = ~dominated_beyond(measured, front)
+    return [finished[place] for place in best_first if near[place]]
+
+
+def one_of_each(records: Sequence[TrialRecord]) -> list[list[TrialRecord]]:
+    """The trials grouped by what they really train, in the given order: all of a group are the same experiment."""
+    groups: dict[tuple[Any, ...], list[TrialRecord]] = {}
+    for record in records:
+        groups.setdefault(tuple(effective(record.config).items()), []).append(record)
+    return list(groups.values())
+
+
+def effective(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a configuration decides the training, its seed aside."""
+    trained = TrialConfig.from_mapping(config)
+    weight = max(trained.sensitivity_weight, trained.invariance_weight)
+    regularizer = trained.regularizer if weight > 0 else "none"
+    transported = regularizer in ("sinkhorn", "ot_triplet")
+    sensitivity = ("sensitivity_norm", "sensitivity_epsilon", "sensitivity_steps", "sensitivity_objective")
+    invariance = ("invariance_norm", "invariance_epsilon")
+    regularised = ("regularizer", "regularizer_on", "ground_metric", "sensitivity_weight", "invariance_weight")
+    used = {
+        **dict.fromkeys(sensitivity, trained.uses_sensitivity),
+        **dict.fromkeys(invariance, trained.uses_invariance),
+        **dict.fromkeys(regularised, regularizer != "none"),
+        "margin": regularizer in ("triplet", "ot_triplet"),
+        "mining": regularizer == "triplet",
+        "transport": transported,
+        "entropy": transported and trained.transport == "entropic",
+        "label_cost": regularizer == "sinkhorn",
+        "seed": False,
+    }
+    return {name: value for name, value in trained.to_dict().items() if used.get(name, True)}
+
+
+def verdicts(selected: Cloud, audited: Cloud, names: Sequence[str]) -> list[str]:
+    """What became of each of n finalists.
+
+    A point held if no audited point dominates it beyond the intervals and if, in every objective, the audited interval
+    reaches the selected one or lies above it. Else it is `dominated`, `lower` in the objectives named, or both.
+    """
+    lower, dominated = audited.high < selected.low, dominated_beyond(audited, audited)
+    said = [["dominated"] * int(fell) for fell in dominated]
+    for words, row in zip(said, lower, strict=True):
+        words += [f"lower {ACCURACIES[name]}" for name, fell in zip(names, row, strict=True) if fell]
+    return [", ".join(words) or "held" for words in said]

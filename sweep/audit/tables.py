@@ -1,0 +1,168 @@
+"""What an audit found, for people: a summary, a table, warnings and the pictures."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from sweep.audit.audit import OPTIONS, Audit, flag
+from sweep.audit.figures import audit_figure, curves_figure
+from sweep.audit.finalists import COUNTS, MEASURED, Finalist, cloud, share_interval, verdicts
+from sweep.front.objectives import Objectives
+from sweep.front.pareto import front_mask, hypervolume
+from sweep.plan.paths import storage_folder
+from sweep.report.figures import save_figure
+from sweep.report.tables import ACCURACIES, label, percent
+from trainer.human_agreement import HEADINGS, LEGEND, MODEL, OPTION, People, cells, unknown_agreement
+
+FRONT_PICTURE, CURVES_PICTURE = "audit.png", "curves.png"
+
+ROWS = {
+    **ACCURACIES,
+    "adversary_accuracy": "per-model invariance",
+    "adversary_stuck": "per-model stuck",
+    "curve_area": "curve area",
+}
+"""Numbers of a finalist's rows, and their headings."""
+
+
+def show_audit(audit: Audit, console: Console) -> bool:
+    """Summary, table, warnings and pictures; False if there is nothing to show."""
+    finalists = audit.finalists()
+    if not finalists:
+        return False
+    console.print()
+    console.print(summary(audit, finalists), "\n", sep="", markup=False)
+    console.print(*report(audit, finalists), *warnings(finalists), *doubles(audit), sep="\n", markup=False)
+    show_people(audit, finalists, console)
+    save_figure(audit_figure(audit, finalists), audit.folder / FRONT_PICTURE)
+    save_figure(curves_figure(audit, finalists), audit.folder / CURVES_PICTURE)
+    console.print(f"\npicture  {audit.folder / FRONT_PICTURE}\ncurves   {audit.folder / CURVES_PICTURE}", markup=False)
+    return True
+
+
+def command(audit: Audit) -> str:
+    """The command that goes on with an audit."""
+    given = {name: getattr(audit.options, name) for name in OPTIONS}
+    words = [f"{flag(name)} {value}" for name, value in given.items() if value != OPTIONS[name].default]
+    if audit.examples:
+        words.append(f"{OPTION} {shlex.quote(audit.examples.path)}")
+    if Path(audit.plan.storage) != storage_folder():
+        words.append(f"--storage {shlex.quote(audit.plan.storage)}")
+    return " ".join(["otsweep audit", audit.plan.name, *words])
+
+
+def judge_finalists(audit: Audit, finalists: Sequence[Finalist]) -> list[str]:
+    """The verdict on each."""
+    objectives = audit.plan.objectives
+    selected = cloud([one.selected for one in finalists], objectives, images=audit.results.facts["validation_images"])
+    audited = cloud([one.mean for one in finalists], objectives, images=finalists[0].images)
+    return verdicts(selected, audited, objectives.names)
+
+
+def summary(audit: Audit, finalists: Sequence[Finalist]) -> str:
+    """What of the front held, and how it was judged."""
+    plan, options, facts = audit.plan, audit.options, audit.results.facts
+    evaluation, mean = plan.space.evaluation, finalists[0].mean
+    left_out = len(audit.candidates()) - len(finalists)
+    return (
+        f"{evaluation.dataset}: {judge_finalists(audit, finalists).count('held')} of {len(finalists)} finalists held"
+        f"{f' ({left_out} more were not audited)' if left_out else ''}. "
+        f"Selected: {front_line([one.selected for one in finalists], finalists, plan.objectives)}; "
+        f"audited: {front_line([one.mean for one in finalists], finalists, plan.objectives)}.\n"
+        f"Audited on {finalists[0].images} test images, mean ± standard deviation over {options.seeds} fresh seeds: "
+        f"sensitivity under {evaluation.eval_sensitivity_norm} {evaluation.eval_sensitivity_epsilon:.3g} (APGD-CE, "
+        f"APGD-T and the embedding's, {options.steps} steps; Square, {options.queries} queries); invariance under "
+        f"{evaluation.eval_invariance_norm} {evaluation.eval_invariance_epsilon:.3g} on "
+        f"{mean['invariance_changed_size']:.0f} changed images, the per-model attack on {mean['adversary_size']:.0f}, "
+        f"judged by the oracle (a proxy for people; on clean "
+        f"validation images it answers {percent(facts['oracle_coverage'])} and is right on "
+        f"{percent(facts['oracle_accuracy'])} of those)."
+    )
+
+
+def front_line(points: Sequence[Mapping[str, float]], finalists: Sequence[Finalist], objectives: Objectives) -> str:
+    """`front 003, 001, hypervolume 0.2345` of the finalists at these points."""
+    values = np.array([[point[name] for name in objectives.names] for point in points])
+    on_front = front_mask(values, objectives)
+    numbers = [f"{one.record.number:03d}" for one, member in zip(finalists, on_front, strict=True) if member]
+    return f"front {', '.join(numbers)}, hypervolume {hypervolume(values, objectives):.4f}"
+
+
+def report(audit: Audit, finalists: Sequence[Finalist]) -> list[str]:
+    """The table: per finalist its verdict and configuration, then a line for every number. Within 80 columns."""
+    lines = [f"{'trial':5}  {'':20}  {'selected':>8}  {'audited':>14}  {'95% interval':>16}"]
+    for one, verdict in zip(finalists, judge_finalists(audit, finalists), strict=True):
+        seeds = "" if len(one.runs) == audit.options.seeds else f" ({len(one.runs)} of {audit.options.seeds} seeds)"
+        lines.append(f"  {one.record.number:03d}  {verdict}{seeds}: {label(audit.plan.space, one.record.config)}")
+        lines += [row(one, name) for name in ROWS]
+    return lines
+
+
+def row(one: Finalist, name: str) -> str:
+    """A number as it was selected, audited, and the interval of the latter where its images are counted."""
+    selected = percent(one.selected[name]) if name in one.selected else ""
+    audited = f"{percent(one.mean[name])} ± {100 * one.spread(name):4.1f}"
+    interval = ""
+    if name in MEASURED or name in COUNTS:
+        low, high = share_interval(name, one.mean, images=one.images)
+        interval = f"{percent(low)} to {percent(high)}"
+    return f"{'':5}  {ROWS[name]:20}  {selected:>8}  {audited:>14}  {interval:>16}"
+
+
+def warnings(finalists: Sequence[Finalist]) -> list[str]:
+    """Every failed check against a meaningless attack, by trial and seed."""
+    return [
+        f"trial {one.record.number:03d}, seed {run.seed}: {warning}"
+        for one in finalists
+        for run in one.runs
+        for warning in run.warnings
+    ]
+
+
+def doubles(audit: Audit) -> list[str]:
+    """Trials that are finalists too, and yet were not audited again under another number."""
+    return [
+        f"trial {other.number:03d} is trial {first.number:03d} again: they differ in knobs that neither uses"
+        for first, *others in audit.candidates()
+        for other in others
+    ]
+
+
+def show_people(audit: Audit, finalists: Sequence[Finalist], console: Console) -> None:
+    """How far the oracle, and each finalist, agrees with people: a table per set of examples."""
+    known = people_of(audit, finalists)
+    console.print()
+    if not known:
+        console.print(unknown_agreement(audit.plan.space.evaluation.dataset), markup=False)
+        return
+    first = next(iter(known.values()))[0]
+    console.print(f"Agreement with people, on the examples in {first.folder}\n", markup=False)
+    for place, compared in enumerate(first.sets):
+        table = Table(title=compared.title, title_justify="left", title_style="", box=None, pad_edge=False)
+        for position, heading in enumerate(HEADINGS):
+            table.add_column(heading, justify="right" if position else "left", header_style="bold", no_wrap=True)
+        for each in compared.agreements:
+            if each.answerer != MODEL:
+                table.add_row(*cells([each]))
+        for number, runs in known.items():
+            _, *shares = cells([run.sets[place].by(MODEL) for run in runs])
+            table.add_row(f"trial {number:03d}", *shares)
+        console.print(table, "")
+    console.print(LEGEND, markup=False)
+
+
+def people_of(audit: Audit, finalists: Sequence[Finalist]) -> dict[int, list[People]]:
+    """By finalist, a comparison per seed: those on the given examples, else on those of the first that was compared."""
+    compared = [(one, run.people) for one in finalists for run in one.runs if run.people]
+    digest = audit.examples.digest if audit.examples else compared[0][1]["digest"] if compared else ""
+    known: dict[int, list[People]] = {}
+    for one, people in compared:
+        if people["digest"] == digest:
+            known.setdefault(one.record.number, []).append(People.from_plain(people))
+    return known

@@ -1,0 +1,5 @@
+"""The command `otsweep`."""
+
+from sweep.cli.cli import main
+
+__all__ = ["main"]

@@ -1,0 +1,706 @@
+"""The command `otsweep`: read the words, call the part that does it, say what happened.
+
+Exit status: 0 done, 1 failed, 2 bad usage or input, 130 stopped by Ctrl-C. Heavy imports wait until they are needed,
+so that `--help` and a mistyped word are answered at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from trainer.arguments import Parser
+from trainer.errors import InputError, OtsweepError, StorageFailed
+from trainer.human_agreement import OPTION, find_examples
+from trainer.words import did_you_mean
+
+if TYPE_CHECKING:
+    from sweep.plan.plan import SweepPlan
+    from sweep.state.results import Results
+
+PLACES = ("storage", "data_dir", "mlflow_uri")
+"""Options that say where things are."""
+
+DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+PROGRESS_SECONDS = 10.0
+
+console = Console(soft_wrap=True, highlight=False)
+errors = Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; the exit status."""
+    words = sys.argv[1:] if argv is None else argv
+    try:
+        parser = build_parser()
+        if not words:
+            parser.print_help()
+            return BAD_INPUT
+        check_command(words)
+        arguments = parser.parse_all(words)
+        return arguments.run(arguments)
+    except InputError as error:
+        errors.print(f"otsweep: {error}", markup=False)
+        return BAD_INPUT
+    except OtsweepError as error:
+        errors.print(f"otsweep: failed: {error}", markup=False)
+        return FAILED
+    except KeyboardInterrupt:
+        errors.print("otsweep: stopped")
+        return INTERRUPTED
+
+
+def check_command(words: list[str]) -> None:
+    """argparse's own answer to a wrong command names no nearest one."""
+    if words and not words[0].startswith("-") and words[0] not in COMMANDS:
+        raise InputError(f"unknown command {words[0]!r}: {did_you_mean(words[0], COMMANDS)}")
+
+
+def build_parser() -> Parser:
+    parser = Parser(prog="otsweep", description="Map how robust one classifier can be to two opposite attacks at once.")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
+    for name, (add, run, about) in COMMANDS.items():
+        sub = commands.add_parser(name, help=about, description=about)
+        add(sub)
+        sub.set_defaults(run=run, parser=sub)
+    return parser
+
+
+def add_storage(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--storage", metavar="DIR", help="folder of all sweeps (or OTSWEEP_STORAGE; default ~/otsweep)")
+
+
+def add_circumstances(parser: argparse.ArgumentParser) -> None:
+    """What does not decide a trial's numbers, and so may differ when a sweep is gone on with."""
+    parser.add_argument("--data-dir", metavar="DIR", help="where data sets lie (or OTSWEEP_DATA_DIR)")
+    parser.add_argument(
+        "--mlflow-uri", metavar="URI", help="MLflow server or store; default: SQLite in the storage folder"
+    )
+    parser.add_argument("--max-hours", metavar="H", help="begin no trial after H hours")
+    parser.add_argument("--max-gpu-hours", metavar="H", help="spend no more than H hours of GPUs on trials")
+    parser.add_argument(
+        "--max-concurrent",
+        metavar="N",
+        help="most trials at once, or auto: by measured memory; default: as many as fit",
+    )
+    parser.add_argument(
+        "--pack", metavar="K", help="train K trials in one process, alike ones in one vectorised step, on a GPU (1)"
+    )
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("space", nargs="?", default="digits", help="a name in search_spaces/ or a YAML file (digits)")
+    parser.add_argument("--name", help="of the sweep; default: the space's name and the time")
+    add_storage(parser)
+    add_circumstances(parser)
+    parser.add_argument("--trials", metavar="N", help="how many trials in all; each seed of a configuration is one")
+    parser.add_argument("--seeds", metavar="N", help="on how many seeds each configuration runs, ranked together (1)")
+    parser.add_argument(
+        "--require",
+        metavar="BOUND",
+        action="append",
+        default=[],
+        help="what a trial must reach to be on the front: 'clean_accuracy >= 0.9'; may be given again",
+    )
+    parser.add_argument("--epochs", metavar="N", help="epochs of every trial")
+    parser.add_argument("--seed", metavar="N", help="decides the search and, with it, every trial (0)")
+    parser.add_argument(
+        "--sampler", metavar="NAME", help="who proposes configurations: tpe, nsga2, nsga3, gp, random, qmc (tpe)"
+    )
+    parser.add_argument("--points", metavar="FILE", type=Path, help="configurations to run first: YAML, JSON or CSV")
+    parser.add_argument("--from", metavar="NAME", dest="front_of", help="run the front of an earlier sweep first")
+    parser.add_argument("--stop-when-flat", metavar="N", help="end once the hypervolume has not grown over N trials")
+    parser.add_argument("--flat-growth", metavar="X", help="share up to which it has not grown (0.01)")
+    parser.add_argument("--stopper", metavar="NAME", help="who stops trials early: asha or none (none)")
+    parser.add_argument("--eta", metavar="N", help="of the trials that reach a rung the best 1/eta go on (2)")
+    parser.add_argument("--grace-epochs", metavar="N", help="epochs before anything is stopped (2)")
+    parser.add_argument(
+        "--stop-chance", metavar="P", help="most chance of the front with which who is behind is stopped (0.05)"
+    )
+    parser.add_argument(
+        "--ladder", metavar="N", help="judge first epochs with N attack steps, more later, all of them in the 2nd half"
+    )
+    parser.add_argument("--cpus-per-trial", metavar="N", help="cores, and threads, of a trial or pack (1)")
+    parser.add_argument("--gpus-per-trial", metavar="N", help="GPUs of a trial or pack; 0.25 shares one among four (0)")
+    parser.add_argument(
+        "--keep-models", metavar="WHOSE", help="models that MLflow is given: front, all or none (front)"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    return drive(plan_of(arguments), fresh=True)
+
+
+def plan_of(arguments: argparse.Namespace) -> SweepPlan:
+    """The plan that the options of `run` describe."""
+    from search_spaces.reading import load_space
+    from sweep.plan.plan import OPTIONS, make_plan
+    from sweep.search.points import with_given_points
+
+    space = load_space(arguments.space).requiring(arguments.require)
+    return make_plan(
+        with_given_points(space, file=arguments.points, sweep=arguments.front_of, storage=arguments.storage),
+        name=arguments.name,
+        storage=arguments.storage,
+        mlflow_uri=arguments.mlflow_uri,
+        data_dir=arguments.data_dir,
+        **{option: getattr(arguments, option) for option in OPTIONS},
+    )
+
+
+def add_plan(parser: argparse.ArgumentParser) -> None:
+    add_run(parser)
+    parser.add_argument("--format", metavar="FORMAT", default="table", help="table or json (table)")
+
+
+def plan(arguments: argparse.Namespace) -> int:
+    """Time a little of what would run, and say what the whole would take; nothing is run or logged."""
+    from sweep.forecast.forecast import make_forecast
+    from sweep.forecast.kept import keep
+    from sweep.forecast.profiling import rehearse
+    from sweep.forecast.table import forecast_table, headline
+
+    if arguments.format not in ("table", "json"):
+        raise InputError(f"--format {arguments.format}: {did_you_mean(arguments.format, ('table', 'json'))}")
+    plan = plan_of(arguments)
+    with timing_progress() as tell:
+        forecast = make_forecast(plan, rehearse(plan, tell))
+    keep(plan, forecast)
+    if arguments.format == "json":
+        print(json.dumps({**forecast.to_dict(), "command": run_command(arguments)}, indent=2))
+        return DONE
+    console.print(headline(plan, forecast), "", sep="\n", markup=False, soft_wrap=False)
+    console.print(forecast_table(plan, forecast), soft_wrap=False)
+    console.print(f"\nRun it:\n  {run_command(arguments)}", markup=False)
+    return DONE
+
+
+def run_command(arguments: argparse.Namespace) -> str:
+    """The command that runs what was planned, in the options that were given."""
+    from sweep.plan.plan import OPTIONS
+
+    given = {option: getattr(arguments, option) for option in (*OPTIONS, *PLACES, "name", "points")}
+    words = [program(), "run", shlex.quote(arguments.space)]
+    for option, value in {**given, "from": arguments.front_of}.items():
+        words += [f"--{option.replace('_', '-')} {shlex.quote(str(value))}"] if value is not None else []
+    return " ".join([*words, *(f"--require {shlex.quote(bound)}" for bound in arguments.require)])
+
+
+@contextlib.contextmanager
+def timing_progress() -> Iterator[Callable[[str, int, int], None]]:
+    """How far the timing is: a spinner on a terminal, elsewhere a line per stage; standard output is the forecast's."""
+    said: set[str] = set()
+
+    def tell(stage: str, done: int, total: int) -> None:
+        if errors.is_terminal:
+            status.update(f"{stage} {done}/{total} ..." if total > 1 else f"{stage} ...")
+        elif stage not in said:
+            said.add(stage)
+            errors.print(f"{stage} ...")
+
+    status = errors.status("starting Ray ...")
+    with status if errors.is_terminal else contextlib.nullcontext():
+        yield tell
+
+
+def add_name(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", help="of a sweep in the storage folder")
+    add_storage(parser)
+
+
+def add_resume(parser: argparse.ArgumentParser) -> None:
+    add_name(parser)
+    add_circumstances(parser)
+    add_address(parser)
+    add_wait(parser)
+
+
+def resume(arguments: argparse.Namespace) -> int:
+    if arguments.address:
+        from sweep.cluster import jobs
+
+        return jobs.resume(arguments, console, errors)
+    from sweep.plan.plan import under_circumstances
+
+    return drive(under_circumstances(find_plan(arguments), vars(arguments)), fresh=False)
+
+
+def add_address(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--address", metavar="URL", help="of the cluster's dashboard (or RAY_API_SERVER_ADDRESS)")
+
+
+def add_wait(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--wait", action="store_true", help="follow the job to its end, and end as it did")
+
+
+def add_submit(parser: argparse.ArgumentParser) -> None:
+    add_run(parser)
+    add_address(parser)
+    add_wait(parser)
+
+
+def submit(arguments: argparse.Namespace) -> int:
+    from sweep.cluster import jobs
+
+    return jobs.submit(arguments, console, errors)
+
+
+def show_jobs(arguments: argparse.Namespace) -> int:
+    from sweep.cluster import jobs
+
+    return jobs.show_jobs(arguments, console)
+
+
+def add_job(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("job", help="its id, or the name of its sweep")
+    add_address(parser)
+
+
+def add_logs(parser: argparse.ArgumentParser) -> None:
+    add_job(parser)
+    parser.add_argument("--follow", action="store_true", help="go on showing until the job ends, and end as it did")
+
+
+def logs(arguments: argparse.Namespace) -> int:
+    from sweep.cluster import jobs
+
+    return jobs.logs(arguments, console, errors)
+
+
+def stop(arguments: argparse.Namespace) -> int:
+    from sweep.cluster import jobs
+
+    return jobs.stop(arguments, console)
+
+
+def find_plan(arguments: argparse.Namespace) -> SweepPlan:
+    from sweep.plan.plan_file import read_plan
+
+    return read_plan(arguments.name, storage=arguments.storage)
+
+
+def drive(plan: SweepPlan, *, fresh: bool) -> int:
+    """Run a fresh sweep, or what is left of one, and show what it found."""
+    from sweep.engine.driver import run_plan
+    from sweep.engine.pack_worker import PackFailed
+    from sweep.forecast.kept import begin as begin_forecast
+    from sweep.ledger.reading import read_ledger
+    from sweep.ledger.writing import LedgerWriter
+    from sweep.plan.plan_file import write_plan
+    from sweep.plan.remote_storage import drop, push
+    from sweep.report.screen import Screen
+    from sweep.search.search import remarks
+    from sweep.state.results import read_facts, results_of
+    from sweep.tracking.tracking import Tracker
+
+    results = results_of(plan, {})
+    tracker = Tracker(plan, results, say=lambda message: screen.say(message))
+    screen = Screen(console, plan, results)
+
+    def listen(number: int) -> None:
+        tracker.changed(number)
+        screen.trial_changed(number)
+
+    tracker.start()
+    if fresh:
+        write_plan(plan)
+    complete = False
+    with LedgerWriter(plan.folder) as ledger:
+        recorded = read_ledger(plan.folder)
+        # The writer's first: it cut a torn line off, and the reader sees none any more.
+        for warning in dict.fromkeys([*ledger.warnings, *recorded.warnings]):
+            screen.say(f"ledger: {warning}")
+        results.load(recorded.to_go_on_from())
+        results.facts = read_facts(plan.folder)
+        screen.open(resumed=bool(recorded.trials))
+        for remark in remarks(plan):
+            screen.say(remark)
+        try:
+            complete = run_plan(
+                plan,
+                ledger,
+                results,
+                progress=screen.prepare,
+                begin=lambda: screen,
+                listen=listen,
+                say=screen.say,
+                on_slots=lambda slots: begin_forecast(plan, slots),
+            )
+        except InputError:
+            if fresh and not results.trials:
+                shutil.rmtree(plan.folder, ignore_errors=True)
+                drop(plan.folder)
+            raise
+        except (StorageFailed, PackFailed) as error:
+            raise type(error)(f"{error}. Nothing recorded is lost; to go on:\n  {resumption(plan)}") from None
+        finally:
+            screen.close()
+            with mlflow_progress() as tell:
+                tracker.close(complete=complete, tell=tell)
+    try:
+        save_front(plan, results)
+        push(plan.folder)
+    except (OSError, InputError) as error:
+        screen.say(f"the front's table and picture are not written: {error}; `otsweep front` shows it")
+    show_end(plan, results, tracker.link, complete=complete)
+    if not complete:
+        return INTERRUPTED
+    return DONE if results.finished else FAILED
+
+
+@contextlib.contextmanager
+def mlflow_progress() -> Iterator[Callable[[int, int], None]]:
+    """How far the writing is: a living line on a terminal, elsewhere a plain one every ten seconds."""
+    said = time.monotonic()
+
+    def tell(done: int, total: int) -> None:
+        nonlocal said
+        text = f"Writing to MLflow: {done} of {total} ..."
+        if console.is_terminal:
+            status.update(text)
+        elif time.monotonic() - said > PROGRESS_SECONDS:
+            said = time.monotonic()
+            console.print(text)
+
+    status = console.status("Writing to MLflow ...")
+    with status if console.is_terminal else contextlib.nullcontext():
+        yield tell
+
+
+def save_front(plan: SweepPlan, results: Results) -> None:
+    """The flat table and the picture, beside the ledger."""
+    from sweep.ledger.records import Ledger
+    from sweep.report.figures import save_figure
+    from sweep.report.files import ledger_metadata
+    from sweep.report.tables import front_picture
+
+    Ledger(results.trials, []).write_parquet(plan.folder / "ledger.parquet", ledger_metadata(plan, results))
+    if results.finished:
+        save_figure(front_picture(plan, results), plan.folder / "front.png")
+
+
+def show_end(plan: SweepPlan, results: Results, link: Callable[[str], str], *, complete: bool) -> None:
+    """The front, where everything is, and the one command that comes next."""
+    from sweep.forecast.kept import took
+
+    console.print()
+    if results.finished:
+        show_front(plan, results)
+    if plan.stopper != "none" or plan.ladder:
+        show_agreements(plan, results)
+    for number, record in results.failed.items():
+        console.print(f"trial {number:03d} failed: {record.reason}", markup=False)
+    if not complete:
+        left = plan.trials - len(results.ended)
+        console.print(f"Stopped with {left} trials to go. Nothing is lost; to go on:\n  {resumption(plan)}")
+        return
+    if len(results.ended) < plan.trials:
+        if results.running:
+            console.print(
+                f"{len(results.running)} were stopped by the budget; a larger one goes on with them:\n"
+                f"  {resumption(plan)} --max-gpu-hours {2 * plan.max_gpu_hours:g}\n"
+            )
+        grown = f"; hypervolume +{results.growth(plan.stop_when_flat):.1%} over the last {plan.stop_when_flat}"
+        why = grown if plan.stop_when_flat else ""
+        console.print(f"Ended after {len(results.ended)} of {plan.trials} trials, as the plan has it{why}.\n")
+    if told := took(plan, results):
+        console.print(f"time     {told}")
+    if results.finished:
+        console.print(f"picture  {plan.folder / 'front.png'}")
+    console.print(f"ledger   {plan.folder / 'ledger.parquet'}")
+    if plan.mlflow_uri.startswith("http"):
+        console.print(f"MLflow   {link(plan.mlflow_uri)}")
+        return
+    console.print(f"MLflow   {program()} ui {called(plan)}")
+    console.print(f"opens    {link('http://127.0.0.1:5000')}")
+
+
+def resumption(plan: SweepPlan) -> str:
+    """The command that goes on with a sweep."""
+    return f"{program()} resume {called(plan)}"
+
+
+def called(plan: SweepPlan) -> str:
+    """A sweep's name, as commands take it, with its storage where that is another than they look in."""
+    from sweep.plan.paths import storage_folder
+
+    where = "" if Path(plan.storage) == storage_folder() else f" --storage {shlex.quote(plan.storage)}"
+    return plan.name + where
+
+
+def program() -> str:
+    """How this command is called again: by its name where the shell finds it, else by the path it was called by."""
+    typed = Path(sys.argv[0])
+    if typed.name != "otsweep" or shutil.which("otsweep"):
+        return "otsweep"
+    return shlex.quote(os.path.relpath(typed))
+
+
+def add_front(parser: argparse.ArgumentParser) -> None:
+    add_name(parser)
+    parser.add_argument("--format", metavar="FORMAT", default="table", help="table, json or csv (table)")
+    parser.add_argument("--plot", metavar="FILE", type=Path, help="draw the picture: .png, .svg or .pdf")
+
+
+def front(arguments: argparse.Namespace) -> int:
+    from sweep.ledger.reading import read_ledger
+    from sweep.report.figures import save_figure
+    from sweep.report.tables import front_csv, front_json, front_picture
+    from sweep.state.results import read_facts, results_of
+
+    if arguments.format not in ("table", "json", "csv"):
+        raise InputError(f"--format {arguments.format}: {did_you_mean(arguments.format, ('table', 'json', 'csv'))}")
+    plan = find_plan(arguments)
+    recorded = read_ledger(plan.folder)
+    for warning in recorded.warnings:
+        errors.print(f"ledger: {warning}", markup=False)
+    results = results_of(plan, recorded.trials)
+    results.facts = read_facts(plan.folder)
+    if arguments.plot:
+        save_figure(front_picture(plan, results), arguments.plot)
+    if arguments.format == "json":
+        print(front_json(plan, results))
+    elif arguments.format == "csv":
+        print(front_csv(plan, results), end="")
+    elif results.finished:
+        show_front(plan, results)
+    else:
+        console.print(f"No trial of {plan.name} has finished yet.")
+    return DONE
+
+
+def show_front(plan: SweepPlan, results: Results) -> None:
+    """The verdict, the front, and published configurations beside what was published, where any ran."""
+    from sweep.report.paper import paper_table, published_trials
+    from sweep.report.tables import front_table, verdict
+
+    console.print(verdict(plan, results), "\n", sep="")
+    console.print(front_table(plan, results))
+    console.print()
+    published = published_trials(plan, results)
+    if published:
+        console.print(paper_table(plan, published), "\n", sep="")
+
+
+def show_agreements(plan: SweepPlan, results: Results) -> None:
+    """Whether the order at each rung tells that at the next, and an alarm where it does not."""
+    from sweep.report.replay import agreement_table, agreements_of, alarms
+
+    if found := agreements_of(plan, results):
+        console.print("\nOrder kept from rung to rung (Kendall's tau: 1 all of it, 0 none):")
+        console.print(agreement_table(found))
+        for line in alarms(found):
+            console.print(line)
+
+
+def add_replay(parser: argparse.ArgumentParser) -> None:
+    add_name(parser)
+    parser.add_argument(
+        "--eta", metavar="N", help="of the trials that reach a rung the best 1/eta go on; default: some"
+    )
+    parser.add_argument("--grace-epochs", metavar="N", help="epochs before anything is stopped; default: the sweep's")
+    parser.add_argument(
+        "--stop-chance",
+        metavar="P",
+        help="most chance of the front with which who is behind is stopped; 1 stops all who are; default: the sweep's",
+    )
+
+
+def replay(arguments: argparse.Namespace) -> int:
+    from sweep.ledger.reading import read_ledger
+    from sweep.plan.plan import check_option
+    from sweep.report.replay import ETAS, replay_table, unknown
+    from sweep.report.replay import replay as run_replay
+    from sweep.state.results import results_of
+
+    plan = find_plan(arguments)
+    etas = ETAS if arguments.eta is None else (check_option("eta", arguments.eta),)
+    grace, chance = (
+        getattr(plan, name) if getattr(arguments, name) is None else check_option(name, getattr(arguments, name))
+        for name in ("grace_epochs", "stop_chance")
+    )
+    results = results_of(plan, read_ledger(plan.folder).trials)
+    replays = [run_replay(plan, results, eta=eta, grace_epochs=grace, stop_chance=chance) for eta in etas]
+    console.print(replay_table(replays, results))
+    show_agreements(plan, results)
+    if cut := unknown(replays, results):
+        console.print(f"\n{len(cut)} trials were stopped by the sweep itself: how they would have ended is not known.")
+    return DONE
+
+
+def add_audit(parser: argparse.ArgumentParser) -> None:
+    add_name(parser)
+    parser.add_argument("--seeds", metavar="N", help="fresh seeds that every finalist is trained on (3)")
+    parser.add_argument("--finalists", metavar="N", help="most trials that are audited, the front's first (8)")
+    parser.add_argument("--test-size", metavar="N", help="test images that are attacked; 0 takes all (1000)")
+    parser.add_argument("--steps", metavar="N", help="gradient steps of every round of the attacks (100)")
+    parser.add_argument("--queries", metavar="N", help="calls of the model by the Square attack (5000)")
+    parser.add_argument(
+        OPTION, metavar="DIR", help="images that people labelled; the models and the oracle are compared with them"
+    )
+
+
+def audit(arguments: argparse.Namespace) -> int:
+    from sweep.audit.audit import Audit, read_options, run_audit
+    from sweep.audit.tables import command, show_audit
+    from sweep.ledger.reading import read_ledger
+    from sweep.plan.remote_storage import url_of
+    from sweep.state.results import read_facts, results_of
+
+    plan = find_plan(arguments)
+    if url := url_of(plan.folder):
+        raise InputError(f"{url}: a sweep at a URL can't be audited there; copy its folder here and give --storage DIR")
+    examples = find_examples(
+        arguments.invariance_examples, dataset=plan.space.evaluation.dataset, data_dir=plan.data_dir
+    )
+    results = results_of(plan, read_ledger(plan.folder).trials)
+    results.facts = read_facts(plan.folder)
+    begun = Audit(plan, results, read_options(vars(arguments)), examples)
+    if not run_audit(begun, console):
+        console.print(f"Stopped. Nothing that is done is lost; to go on:\n  {command(begun)}")
+        return INTERRUPTED
+    passed = show_audit(begun, console)
+    bring_up_to_date(plan)
+    return DONE if passed else FAILED
+
+
+def bring_up_to_date(plan: SweepPlan) -> None:
+    """What was found about a sweep's trials after its end, in MLflow too; where that does not answer, it is said."""
+    from sweep.tracking.tracking import sync as run_sync
+
+    try:
+        with mlflow_progress() as tell:
+            run_sync(plan, plan.mlflow_uri, say=errors.print, tell=tell)
+    except InputError as error:
+        errors.print(f"{error}\nWhen it answers: {program()} sync {plan.name}", markup=False)
+
+
+def add_trial(parser: argparse.ArgumentParser) -> None:
+    from trainer.__main__ import add_arguments
+
+    add_arguments(parser)
+
+
+def trial(arguments: argparse.Namespace) -> int:
+    from trainer.__main__ import run
+
+    return run(arguments)
+
+
+def add_ui(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", nargs="?", help="sweep to open at; default: the newest")
+    add_storage(parser)
+    parser.add_argument("--port", metavar="N", type=int, default=5000, help="on 127.0.0.1; 0 takes a free one (5000)")
+    parser.add_argument("--no-browser", action="store_true", help="only print the link")
+
+
+def ui(arguments: argparse.Namespace) -> int:
+    from sweep.tracking.server import serve
+
+    arguments.name = arguments.name or newest(arguments.storage)
+    plan = find_plan(arguments)
+    return serve(plan, port=arguments.port, browser=not arguments.no_browser, say=console.print)
+
+
+def newest(storage: str | None) -> str:
+    from sweep.plan.paths import list_sweeps, storage_folder
+
+    folder = storage_folder(storage)
+    sweeps = list_sweeps(folder)
+    if not sweeps:
+        raise InputError(f"no sweep in {folder} yet: run one with otsweep run")
+    return sweeps[0]
+
+
+def add_compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("a", help="a sweep; A1,A2,A3 for the same one on several seeds")
+    parser.add_argument("b", help="another")
+    add_storage(parser)
+
+
+def compare(arguments: argparse.Namespace) -> int:
+    from sweep.report import comparison as comparing
+    from sweep.tracking.tracking import write_comparison
+
+    a, b = (comparing.read_side(names, storage=arguments.storage) for names in (arguments.a, arguments.b))
+    with console.status("Comparing ...") if console.is_terminal else contextlib.nullcontext():
+        comparison = comparing.compare(a, b)
+        folder = comparing.write_files(comparison)
+    console.print(f"A: {a.name}\nB: {b.name}", markup=False)
+    console.print(comparing.verdict(comparison), "", sep="\n", markup=False, soft_wrap=False)
+    for table in comparing.tables(comparison):
+        console.print(table, "", sep="\n", soft_wrap=False)
+    console.print(f"picture  {folder / 'compare.png'}\nnumbers  {folder / 'compare.json'}", markup=False)
+    plan = a.sweeps[0].plan
+    try:
+        link = write_comparison(
+            plan,
+            f"{a.name} vs {b.name}",
+            metrics=comparing.metrics(comparison),
+            note=lambda run: comparing.markdown(comparison, run),
+            folder=folder,
+            time=max(record.ended or 0.0 for record in (*a.trials, *b.trials)),
+            say=errors.print,
+        )
+    except InputError as error:
+        errors.print(str(error), markup=False)
+        return FAILED
+    address = plan.mlflow_uri if plan.mlflow_uri.startswith("http") else "http://127.0.0.1:5000"
+    console.print(f"MLflow   {address}{link}", markup=False)
+    return DONE
+
+
+def add_sync(parser: argparse.ArgumentParser) -> None:
+    add_name(parser)
+    parser.add_argument("--mlflow-uri", metavar="URI", help="write into this server or store; default: the sweep's")
+
+
+def sync(arguments: argparse.Namespace) -> int:
+    from sweep.plan.mlflow_address import absolute_uri
+    from sweep.tracking.tracking import sync as run_sync
+
+    plan = find_plan(arguments)
+    uri = plan.mlflow_uri if arguments.mlflow_uri is None else absolute_uri(arguments.mlflow_uri)
+    with mlflow_progress() as tell:
+        results = run_sync(plan, uri, say=errors.print, tell=tell)
+    if not results.trials:
+        console.print(f"{plan.name} has no trial yet: there is nothing to write.")
+        return DONE
+    console.print(f"{plan.name}: all {len(results.trials)} trials are in MLflow at {uri}", markup=False)
+    return DONE
+
+
+Add = Callable[[argparse.ArgumentParser], None]
+Run = Callable[[argparse.Namespace], int]
+
+COMMANDS: dict[str, tuple[Add, Run, str]] = {
+    "run": (add_run, run, "Run a sweep on this machine, or on the Ray cluster that this runs in."),
+    "plan": (add_plan, plan, "Tell how long a sweep would take, and what it would leave behind, before it is run."),
+    "submit": (add_submit, submit, "Send a sweep to a Ray cluster, as a job."),
+    "jobs": (add_address, show_jobs, "List the sweeps of a cluster."),
+    "logs": (add_logs, logs, "Show what a job says."),
+    "stop": (add_job, stop, "End a job as Ctrl-C would; `resume` goes on with it."),
+    "resume": (add_resume, resume, "Go on with a sweep after any crash or Ctrl-C, here or on a cluster."),
+    "front": (add_front, front, "Show the front of a sweep, also of one that still runs."),
+    "replay": (add_replay, replay, "Tell what another way of stopping trials early would have saved and lost."),
+    "audit": (add_audit, audit, "Train the finalists again and judge them on the test split by every attack."),
+    "trial": (add_trial, trial, "Train and judge one configuration, here, without Ray."),
+    "compare": (add_compare, compare, "Compare the fronts of two sweeps, or of one on several seeds with another."),
+    "sync": (add_sync, sync, "Bring MLflow up to date from the sweep's ledger, also another server or store."),
+    "ui": (add_ui, ui, "Open MLflow on this machine's store, at the front."),
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

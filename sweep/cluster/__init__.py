@@ -1,0 +1,1 @@
+"""Sweeps on a Ray cluster that someone else runs: submit, jobs, logs."""

@@ -1,0 +1,1 @@
+"""Run a plan on Ray: driver, callbacks, workers, packs, nodes. The one place that touches Ray's internals."""

@@ -1,0 +1,165 @@
+"""Run a plan on Ray Tune: prepare what all trials share, schedule them, write every event into the ledger.
+
+Ray Tune places trials, reuses workers and brings back those whose worker was lost. The truth stays in the ledger: a
+sweep is resumed by replaying it, never by unpickling Ray's own state.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+
+from sweep.engine.ledger_callback import Asked, Scribe
+from sweep.engine.nodes import check_storage
+from sweep.engine.packs import LIGHT, PackedTrial, Packs, Vacating
+from sweep.engine.preparation import (
+    WAIT_SECONDS,
+    Progress,
+    make_task,
+    prepare,
+    record_facts,
+)
+from sweep.engine.ray_session import (
+    ray_session,
+)
+from sweep.engine.signals import Interruption
+from sweep.engine.slots import SlotLimiter, Slots, concurrency, slots_now
+from sweep.engine.stopper import MultiObjectiveASHA
+from sweep.engine.trainable import Task, TrialTrainable
+from sweep.ledger.writing import LedgerWriter
+from sweep.plan.plan import SweepPlan
+from sweep.plan.remote_storage import url_of
+from sweep.search.budget import Budget
+from sweep.search.rungs import Rungs, rung_levels
+from sweep.search.search import ParetoSearch
+from sweep.state.results import Results
+
+LOST_WORKER_RETRIES = 3
+"""How often a trial is brought back after its worker was lost (killed, out of memory). A node that left does not count:
+on spot machines that is nobody's fault, and happens any number of times."""
+
+
+def run_plan(
+    plan: SweepPlan,
+    ledger: LedgerWriter,
+    results: Results,
+    *,
+    progress: Progress,
+    begin: Callable[[], contextlib.AbstractContextManager[Any]],
+    listen: Callable[[int], None],
+    say: Callable[[str], None],
+    on_slots: Callable[[int], None] = lambda slots: None,
+) -> bool:
+    """Run what is left of a plan; False if it was interrupted, and so can be resumed.
+
+    Args:
+        results: what the ledger holds already; brought up to date as trials report.
+        progress: told about the preparation: stage, done, total.
+        begin: makes a context that is open while trials run (the living screen).
+        listen: told the number of each trial that started, reported or ended.
+        say: told what a person should know and nobody asked for: a damaged checkpoint, storage that refuses.
+        on_slots: called once with the number of slots that the nodes of now give.
+
+    Raises:
+        InputError: if the cluster can't give what one trial needs, or the data can't be had.
+        StorageFailed: if the storage refused for long; what it took before can be resumed.
+        PackFailed: if packs can't run, again and again; so can what came before.
+    """
+    if len(results.ended) >= plan.trials:
+        return True
+    # In this order: Ray installs a handler of its own for SIGTERM.
+    with ray_session(), Interruption() as interruption:
+        concurrent = concurrency(plan, progress)
+        on_slots(slots_now(plan, concurrent))
+        budget = Budget(plan, results, concurrent)
+        if budget.spent() or (budget.enough() and not results.running):
+            return True
+        check_storage(url_of(Path(plan.storage)) or plan.storage, progress)
+        task = make_task(plan)
+        facts = prepare(task, plan, progress, interruption)
+        if facts is None:
+            return False
+        record_facts(plan.folder, facts)
+        results.facts = facts
+        with contextlib.ExitStack() as running:
+            most = min(concurrent, plan.trials - len(results.ended))
+            packs = running.enter_context(Packs(plan, task, most)) if plan.pack > 1 else None
+            while packs and not packs.places(wait=WAIT_SECONDS):
+                progress(f"packs of {plan.pack}", 0, len(packs.workers))
+                if interruption.asked:
+                    return False
+            running.enter_context(begin())
+            scratch = running.enter_context(tempfile.TemporaryDirectory(prefix="otsweep-tune-"))
+            rungs = make_rungs(plan, results)
+            slots = Slots(plan, concurrent, known=budget.usual > 0, places=packs.places if packs else None)
+            scribe = Scribe(ledger, results, rungs, budget, slots, listen=listen, say=say)
+            asked = Asked(
+                asked=lambda: interruption.asked or scribe.trouble is not None or budget.overrun(), spent=budget.spent
+            )
+            make_tuner(plan, task, results, scribe, asked, scratch, packs).fit()
+            if scribe.trouble is not None:
+                raise scribe.trouble
+    return not interruption.asked
+
+
+def make_rungs(plan: SweepPlan, results: Results) -> Rungs:
+    """Where trials are compared, standing as the ledger says."""
+    levels = rung_levels(grace_epochs=plan.grace_epochs, eta=plan.eta, epochs=plan.epochs_per_trial)
+    levels = levels if plan.stopper == "asha" else []
+    rungs = Rungs(
+        plan.objectives, levels=levels, eta=plan.eta, require=plan.space.require, stop_chance=plan.stop_chance
+    )
+    rungs.restore(results.trials.values())
+    return rungs
+
+
+def make_tuner(
+    plan: SweepPlan,
+    task: Task,
+    results: Results,
+    scribe: Scribe,
+    asked: Asked,
+    scratch: str,
+    packs: Packs | None,
+) -> tune.Tuner:
+    """Ray Tune over what is left of the plan. `scratch` takes Ray's own state, which nobody reads."""
+    search = ParetoSearch(
+        plan.space,
+        plan.objectives,
+        sampler=plan.sampler,
+        seed=plan.seed,
+        configurations=plan.configurations,
+        epochs=plan.epochs,
+        seeds=plan.seeds,
+        require=plan.space.require,
+        history=results.trials.values(),
+        enough=scribe.budget.enough,
+    )
+    if packs:
+        trainable, resources = tune.with_parameters(PackedTrial, packs=packs.workers), LIGHT
+    else:
+        trainable = tune.with_parameters(TrialTrainable, task=task)
+        resources = {"cpu": plan.cpus_per_trial, "gpu": plan.gpus_per_trial}
+    return tune.Tuner(
+        tune.with_resources(trainable, resources),
+        tune_config=tune.TuneConfig(
+            search_alg=SlotLimiter(search, scribe.slots, scribe.budget),
+            scheduler=MultiObjectiveASHA(scribe.rungs),
+            num_samples=plan.trials - len(results.ended),
+            reuse_actors=True,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=scratch,
+            callbacks=[scribe, Vacating(packs)] if packs else [scribe],
+            stop=asked,
+            failure_config=tune.FailureConfig(max_failures=LOST_WORKER_RETRIES),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            verbose=0,
+        ),
+    )

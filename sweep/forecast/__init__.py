@@ -1,0 +1,1 @@
+"""Forecast what a sweep will take, from a profile of a few configurations."""

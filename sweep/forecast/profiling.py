@@ -1,0 +1,234 @@
+"""A few configurations of a plan on real workers, before it is run: what they take is what its trials will take.
+
+As many are timed side by side as there are slots, by Ray's own workers, so that a trial is measured where, and in the
+company in which, it would run: two on one machine fight for its caches.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from search_spaces.space import Space
+from sweep.engine.preparation import Progress, make_task
+from sweep.engine.ray_session import ray_session
+from sweep.engine.slots import Slots, concurrency, nodes, slots_now
+from sweep.engine.trainable import (
+    Footprint,
+    Task,
+    cache_folder,
+    data_folder,
+    evaluation_of,
+    explain,
+    measure,
+    trial_store,
+)
+from sweep.forecast.measured import Candidate, Packing, Rehearsed, Timed
+from sweep.plan.plan import SweepPlan
+from sweep.plan.remote_storage import is_url
+from sweep.search.search import ParetoSearch
+from trainer.config import TrialConfig
+from trainer.cost import Cost
+from trainer.errors import InputError, OtsweepError
+
+SECONDS = 30.0
+"""No further configuration is begun after so many seconds of timing; the cheapest and the dearest are in any case."""
+
+MOST_DRAWN = 24
+"""Configurations drawn to be timed."""
+
+FEW_LANES = {"cpu": 4, "gpu": 16}
+"""Of a pack that is tried where the plan has none."""
+
+WORK = {"mlp": 1.0, "cnn": 3.0, "resnet18": 100.0}
+"""Of a pass through an architecture: only which is more matters."""
+
+
+class Worker:
+    """A slot that times configurations; torch is imported here alone."""
+
+    def __init__(self, task: Task) -> None:
+        self.task, self.on_gpu = task, False
+
+    def open(self) -> None:
+        """Make ready; not at once, since Ray tells nobody why an actor could not be made."""
+        import torch
+
+        from trainer.training.profiling import Timer
+
+        task = self.task
+        torch.set_num_threads(task.threads)
+        self.on_gpu = task.use_gpu and torch.cuda.is_available()
+        self.timer = Timer(
+            evaluation_of(task),
+            data_dir=data_folder(task),
+            cache_dir=cache_folder(task),
+            device="cuda" if self.on_gpu else "cpu",
+        )
+
+    def time(self, config: dict[str, Any]) -> tuple[Cost, Footprint] | str:
+        """The cost of a configuration with the footprint so far, or why there is none."""
+        place = f"{self.task.cache_dir}/rehearsal-{uuid.uuid4().hex}"
+        try:
+            cost = self.timer.cost(TrialConfig.from_mapping(config), trial_store(place, 0))
+        except InputError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a trial of it would fail in the same way, and the sweep go on
+            return explain(error)
+        finally:
+            if not is_url(place):
+                shutil.rmtree(place, ignore_errors=True)
+        return cost, measure(gpu=self.on_gpu)
+
+    def pack_gain(self, config: dict[str, Any], lanes: int) -> Packing | None:
+        """What so many trials of a configuration gain from a pack; None where it can't be packed."""
+        try:
+            return Packing(lanes, self.timer.pack_gain(TrialConfig.from_mapping(config), lanes))
+        except InputError:
+            return None
+
+    def preparation(self) -> dict[str, float]:
+        """Seconds of a core that the missing stages would take."""
+        return self.timer.stages.seconds(self.task.invariance_norms)
+
+
+def rehearse(plan: SweepPlan, progress: Progress, *, seconds: float = SECONDS) -> Rehearsed:
+    """Time what the plan would run, on this machine or the cluster that this runs in.
+
+    Args:
+        progress: told what is done: a stage, how much of it is done, and how much there is.
+        seconds: after so many nothing more is begun.
+
+    Raises:
+        InputError: if the cluster can't give what one trial needs, or the data can't be had.
+        OtsweepError: if nothing could be timed.
+    """
+    begun = time.monotonic()
+    progress("starting Ray", 0, 1)
+    with ray_session():
+        concurrent, task = concurrency(plan, progress), make_task(plan)
+        slots = slots_now(plan, concurrent)
+        ray_seconds, begun = time.monotonic() - begun, time.monotonic()
+        progress("opening the data", 0, 1)
+        actor: Any = ray.remote(num_cpus=plan.cpus_per_trial, num_gpus=plan.gpus_per_trial)(Worker)
+        workers = [actor.remote(task) for _ in range(max(1, slots // plan.pack))]
+        try:
+            ray.get([worker.open.remote() for worker in workers])
+            worker_seconds = time.monotonic() - begun
+            timed, failed, footprint = time_all(workers, list(candidates(plan)), progress, seconds)
+            progress("timing a pack", 0, 1)
+            pack = time_pack(workers[0], plan, timed)
+            progress("timing what of the preparation is missing", 0, 1)
+            preparation: Any = ray.get(workers[0].preparation.remote())
+        except RayTaskError as error:
+            if isinstance(error.cause, InputError):
+                raise InputError(str(error.cause)) from None
+            raise
+        except RayActorError:
+            raise OtsweepError("a worker was lost while a trial was timed: killed, or out of memory") from None
+        if not timed:
+            raise OtsweepError(f"no configuration could be timed: {failed[0]}")
+        limiter = Slots(plan, slots, known=True)
+        limiter.heard(footprint)
+        return Rehearsed(
+            timed, failed, limiter.limit, nodes(), ray_seconds, worker_seconds, preparation, limiter.most, pack
+        )
+
+
+def time_all(
+    workers: list[Any], waiting: list[Candidate], progress: Progress, seconds: float
+) -> tuple[list[Timed], list[str], Footprint]:
+    """Every worker takes the next configuration once it is done with one, until the seconds are over."""
+    timed, failed, footprint = [], [], Footprint(0, 0, 0)
+    total, begun, must = len(waiting), time.monotonic(), min(2, len(waiting))
+    running: dict[Any, tuple[Any, Candidate]] = {}
+
+    def begin(worker: Any) -> None:
+        nonlocal must
+        if waiting and (must or time.monotonic() - begun < seconds):
+            candidate, must = waiting.pop(0), max(0, must - 1)
+            running[worker.time.remote(candidate.config)] = (worker, candidate)
+
+    for worker in workers:
+        begin(worker)
+    while running:
+        progress("timing steps of configurations", len(timed) + len(failed), total)
+        [done], _ = ray.wait(list(running))
+        worker, candidate = running.pop(done)
+        answer = ray.get(done)
+        if isinstance(answer, str):
+            failed.append(answer)
+        else:
+            timed.append(Timed(candidate, answer[0]))
+            footprint = Footprint(*map(max, footprint, answer[1]))
+        begin(worker)
+    return timed, failed, footprint
+
+
+def time_pack(worker: Any, plan: SweepPlan, timed: list[Timed]) -> Packing | None:
+    """Trials of the configuration whose step takes the median time, side by side in one pack."""
+    if not timed:
+        return None
+    usual = sorted(timed, key=lambda each: each.cost.step)[len(timed) // 2]
+    lanes = plan.pack if plan.pack > 1 else FEW_LANES["gpu" if plan.gpus_per_trial else "cpu"]
+    return ray.get(worker.pack_gain.remote(usual.candidate.config, lanes))
+
+
+def candidates(plan: SweepPlan) -> Iterator[Candidate]:
+    """The cheapest and the dearest that may be drawn, of every regulariser the dearest, the points, and some draws."""
+    if plan.configurations > len(plan.space.points):
+        yield from map(Candidate, extremes(plan.space, plan.epochs_per_trial))
+    search = ParetoSearch(
+        plan.space, plan.objectives, sampler="random", seed=plan.seed, configurations=plan.configurations
+    )
+    fixed = {} if plan.epochs is None else {"epochs": plan.epochs}
+    points = min(len(plan.space.points), plan.configurations)
+    for number in range(min(plan.configurations, points + MOST_DRAWN)):
+        config = search.propose().config | fixed
+        yield Candidate(config, point=number) if number < points else Candidate(config, drawn=True)
+
+
+def extremes(space: Space, epochs: int) -> Iterator[dict[str, Any]]:
+    """Corners of the space: that of least work, then of every regulariser that of most, the most first."""
+    corners = [{**config, "epochs": epochs} for config in space.grid(COST_KNOBS)]
+    yield min(corners, key=work)
+    dearest: dict[str, dict[str, Any]] = {}
+    for config in sorted(corners, key=work):
+        dearest[config["regularizer"]] = config
+    yield from sorted(dearest.values(), key=work, reverse=True)
+
+
+COST_KNOBS = (
+    "architecture",
+    "regularizer",
+    "sensitivity_weight",
+    "invariance_weight",
+    "trades_weight",
+    "norm_weight",
+    "entropy",
+    "cross_entropy_on",
+    "sensitivity_steps",
+    "sensitivity_objective",
+)
+"""What `work` looks at."""
+
+
+def work(values: dict[str, Any]) -> float:
+    """What an epoch costs, roughly: enough to find the ends, which are then timed."""
+    config = TrialConfig.from_mapping(values)
+    regularised = (
+        0 if config.regularizer == "none" else (config.sensitivity_weight > 0) + (config.invariance_weight > 0)
+    )
+    # Forward and back, a pass through the network counts for three.
+    attack = config.uses_sensitivity * (
+        3.0 * config.sensitivity_steps + (config.sensitivity_objective != "cross_entropy")
+    )
+    passes = attack + 3.0 * (1 + config.uses_sensitivity + config.uses_invariance) + 0.1 * (config.norm_weight > 0)
+    # The less entropy, the more steps of the solver.
+    return WORK[config.architecture] * passes + regularised * (2.0 + 0.1 / config.entropy)

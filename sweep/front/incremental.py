@@ -1,0 +1,180 @@
+"""TODO one line."""
+
+from __future__ import annotations
+
+import bisect
+from collections import Counter
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from sweep.front.objectives import Objectives
+from sweep.front.pareto import (
+    hypervolume,
+    ranks,
+)
+
+
+class Front:
+    """The front of the points added so far and its hypervolume, kept up to date.
+
+    With two objectives a point costs O(log n). The hypervolume is the exact sum of the front's rectangles, rounded
+    once: it does not depend on the order in which the points came, and equals `hypervolume` bit for bit.
+    """
+
+    def __init__(self, objectives: Objectives) -> None:
+        self.objectives = objectives
+        self._reference = tuple(objectives.turned_reference.tolist())
+        self._gains: list[tuple[float, ...]] = []
+        """The front's different points, turned, in ascending order."""
+        self._counts: list[int] = []
+        self._area = Fraction(0)
+        self.size = 0
+        """Points on the front, equal ones counted each."""
+
+    @property
+    def points(self) -> np.ndarray:
+        """The front's different points (m, d), from the worst to the best in the first objective."""
+        return self.objectives.turn(self._gains)
+
+    @property
+    def hypervolume(self) -> float:
+        if len(self._reference) == 2:
+            return float(self._area)
+        return hypervolume(self.points, self.objectives)
+
+    def add(self, point: ArrayLike) -> bool:
+        """Add a point (d,); whether it is on the front, as one that equals a point of the front is."""
+        gain = tuple(self.objectives.turn(np.asarray(point)[None])[0].tolist())
+        place = bisect.bisect_left(self._gains, gain)
+        if place < len(self._gains) and self._gains[place] == gain:
+            self._counts[place] += 1
+            self.size += 1
+            return True
+        return self._insert_2d(gain, place) if len(gain) == 2 else self._insert(gain, place)
+
+    def _insert_2d(self, gain: tuple[float, ...], place: int) -> bool:
+        """The second gain falls along the front: what dominates `gain` stands right behind its place, and what it
+        dominates right before."""
+        if place < len(self._gains) and self._gains[place][1] >= gain[1]:
+            return False
+        start = place
+        while start > 0 and self._gains[start - 1][1] <= gain[1]:
+            start -= 1
+        # The rectangle behind the place begins where the one before it ends.
+        self._area -= self._rectangles(start, place + 1)
+        self.size += 1 - sum(self._counts[start:place])
+        self._gains[start:place], self._counts[start:place] = [gain], [1]
+        self._area += self._rectangles(start, start + 2)
+        return True
+
+    def _rectangles(self, start: int, stop: int) -> Fraction:
+        """The exact sum of some points' rectangles, as in `_rectangles`."""
+        left, floor = self._reference
+        total = Fraction(0)
+        for i in range(start, min(stop, len(self._gains))):
+            x, y = self._gains[i]
+            before = max(self._gains[i - 1][0], left) if i > 0 else left
+            total += Fraction((max(x, left) - before) * max(y - floor, 0.0))
+        return total
+
+    def _insert(self, gain: tuple[float, ...], place: int) -> bool:
+        gains = np.array(self._gains).reshape(-1, len(gain))
+        if (gains >= gain).all(axis=1).any():
+            return False
+        # What it dominates stands before its place, in ascending order.
+        for i in np.flatnonzero((gains[:place] <= gain).all(axis=1))[::-1]:
+            self.size -= self._counts.pop(i)
+            del self._gains[i]
+        place = bisect.bisect_left(self._gains, gain)
+        self._gains.insert(place, gain)
+        self._counts.insert(place, 1)
+        self.size += 1
+        return True
+
+
+class Layers:
+    """The points added so far by non-dominated sorting, kept up to date: layer 0 is the front, 1 that of the rest.
+
+    With two objectives a point costs O(log n) for every layer that it moves points out of (Buzdalov, Yakupov and
+    Stankevich 2015); with more, and where a point is removed, all are sorted anew.
+    """
+
+    def __init__(self, objectives: Objectives) -> None:
+        self._objectives = objectives
+        self._layers: list[list[tuple[float, ...]]] = []
+        """Different points, turned, in ascending order."""
+        self._counts: Counter[tuple[float, ...]] = Counter()
+        self._sizes: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    def size(self, layers: int) -> int:
+        """Points of the first so many layers, equal ones counted each."""
+        return sum(self._sizes[:layers])
+
+    def layer(self, point: ArrayLike) -> int:
+        """That of a point (d,) that was added."""
+        gain = self._turn(point)
+        if len(gain) == 2:
+            return self._first_beaten_by(gain)
+        return next(k for k, layer in enumerate(self._layers) if gain in layer)
+
+    def members(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
+        """Different points (m, d) of a layer in ascending order of gain, and how often each was added (m,)."""
+        gains = self._layers[layer]
+        return self._objectives.turn(gains), np.array([self._counts[gain] for gain in gains])
+
+    def add(self, point: ArrayLike) -> None:
+        """One more point (d,), finite."""
+        gain = self._turn(point)
+        self._counts[gain] += 1
+        if self._counts[gain] > 1:
+            self._sizes[self.layer(point)] += 1
+        elif len(gain) == 2:
+            self._insert(gain)
+        else:
+            self._sort()
+
+    def remove(self, point: ArrayLike) -> None:
+        """Undo the adding of a point (d,)."""
+        gain = self._turn(point)
+        self._counts -= Counter([gain])
+        self._sort()
+
+    def _turn(self, point: ArrayLike) -> tuple[float, ...]:
+        return tuple(self._objectives.turn(np.asarray(point)[None])[0].tolist())
+
+    def _sort(self) -> None:
+        gains = sorted(self._counts)
+        layers = ranks(self._objectives.turn(gains), self._objectives) if gains else np.array([], dtype=int)
+        self._layers = [[gains[i] for i in np.flatnonzero(layers == k)] for k in range(layers.max(initial=-1) + 1)]
+        self._sizes = [sum(map(self._counts.__getitem__, layer)) for layer in self._layers]
+
+    def _first_beaten_by(self, gain: tuple[float, ...]) -> int:
+        """The first layer without a point that dominates `gain`; what a layer dominates all layers before it do."""
+
+        def dominates(layer: list[tuple[float, ...]]) -> bool:
+            # Of those at least as good in the first gain, the one that comes first is the best in the second.
+            place = bisect.bisect_left(layer, (gain[0],))
+            return place < len(layer) and layer[place] != gain and layer[place][1] >= gain[1]
+
+        return bisect.bisect_left(self._layers, True, key=lambda layer: not dominates(layer))
+
+    def _insert(self, gain: tuple[float, ...]) -> None:
+        """What the new point dominates in its layer moves to the next one, and there does the same."""
+        moved = [gain]
+        for k in range(self._first_beaten_by(gain), len(self._layers)):
+            layer = self._layers[k]
+            # Where the first gain is no better than the last one's, and the second no better than the first one's.
+            stop = bisect.bisect_right(layer, moved[-1][0], key=lambda each: each[0])
+            start = bisect.bisect_left(layer, -moved[0][1], hi=stop, key=lambda each: -each[1])
+            beaten, layer[start:stop] = layer[start:stop], moved
+            self._sizes[k] += sum(map(self._counts.__getitem__, moved)) - sum(map(self._counts.__getitem__, beaten))
+            moved = beaten
+            if not moved:
+                return
+        self._layers.append(moved)
+        self._sizes.append(sum(map(self._counts.__getitem__, moved)))

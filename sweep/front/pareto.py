@@ -1,0 +1,162 @@
+"""The front: pure functions on arrays.
+
+Every function takes `points` (n, d), finite, one row per trial and one column per objective, in the objectives' own
+units and directions, and an `Objectives` that carries those directions. `Objectives.turn` is the one place that knows
+them: behind it more is better in every column, and turned points are called gains.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from sweep.front.objectives import Objectives
+
+KNEE_TOLERANCE = 1e-9
+"""How far beyond the line between a front's ends a knee lies at least, in units of the front's extent: rounding."""
+
+
+def front_mask(points: ArrayLike, objectives: Objectives) -> np.ndarray:
+    """Which points (n,) no other dominates; of equal points all or none are on the front."""
+    return _front_mask(objectives.turn(points))
+
+
+def ranks(points: ArrayLike, objectives: Objectives) -> np.ndarray:
+    """Ranks (n,) by non-dominated sorting: 0 on the front, 1 on the front of the rest, and so on."""
+    gains, inverse = np.unique(objectives.turn(points), axis=0, return_inverse=True)
+    layers = _layers_2d(gains) if gains.shape[1] == 2 else _layers(gains)
+    return layers[inverse.ravel()]
+
+
+def constrained_ranks(points: ArrayLike, violations: ArrayLike, objectives: Objectives) -> np.ndarray:
+    """Ranks (n,) where some points break a constraint, by `violations` (n,), at least 0 and 0 where all hold: feasible
+    before infeasible, those by `ranks`, these by their violation, the least first (Deb 2002, definition 1)."""
+    points, violations = np.asarray(points, dtype=float), np.asarray(violations, dtype=float)
+    feasible = violations <= 0
+    layers = np.zeros(len(violations), dtype=int)
+    layers[feasible] = ranks(points[feasible], objectives)
+    behind = np.unique(violations[~feasible], return_inverse=True)[1]
+    layers[~feasible] = layers[feasible].max(initial=-1) + 1 + behind
+    return layers
+
+
+def hypervolume(points: ArrayLike, objectives: Objectives) -> float:
+    """The volume between the reference and the front; what is worse than the reference anywhere adds nothing."""
+    return _hypervolume(objectives.turn(points), objectives.turned_reference)
+
+
+def contributions(points: ArrayLike, objectives: Objectives) -> np.ndarray:
+    """The hypervolume (n,) that would be lost without each point, all others staying; 0 for one of equal points."""
+    gains, reference = objectives.turn(points), objectives.turned_reference
+    on_front = _front_mask(gains)
+    # A point of the front that goes uncovers at most what is on the front of the rest.
+    kept = gains[~on_front]
+    others = np.vstack([gains[on_front], kept[_front_mask(kept)]])
+    volume = _hypervolume(gains, reference)
+    lost = [volume - _hypervolume(np.delete(others, i, axis=0), reference) for i in range(on_front.sum())]
+    alone = np.zeros(len(gains))
+    alone[on_front] = np.maximum(lost, 0.0)
+    return alone
+
+
+def knee(points: ArrayLike, objectives: Objectives) -> int | None:
+    """The index of the front's knee: where giving up a little of one objective no longer buys much of another.
+
+    It is the front's point farthest beyond the line (plane) through the front's ends, with every objective measured
+    in the front's own extent (Das 1999). A front without a point beyond that line has no knee: one of fewer than
+    three different points, or one that bends inwards.
+    """
+    gains = objectives.turn(points)
+    on_front = np.flatnonzero(_front_mask(gains))
+    if len(on_front) == 0:
+        return None
+    front = gains[on_front]
+    extent = np.ptp(front, axis=0)
+    shares = (front - front.min(axis=0)) / np.where(extent > 0, extent, 1.0)
+    # In these units the line through the ends is where the shares sum to 1.
+    beyond = shares.sum(axis=1)
+    ends = beyond[shares.argmax(axis=0)]
+    best = int(beyond.argmax())
+    return int(on_front[best]) if beyond[best] > ends.max() + KNEE_TOLERANCE else None
+
+
+def epsilon_indicator(points: ArrayLike, other: ArrayLike, objectives: Objectives) -> float:
+    """The least amount that, added to every objective of `points` (n, d), makes them cover `other` (m, d) everywhere.
+
+    At most 0 where they already do (additive epsilon indicator, Zitzler et al. 2003).
+    """
+    front, targets = (_staircase(objectives.turn(side)) for side in (points, other))
+    if len(front) == 0 or len(targets) == 0:
+        raise ValueError("the epsilon indicator needs at least one point on either side")
+    return float(max((target - front).max(axis=1).min() for target in targets))
+
+
+def _front_mask(gains: np.ndarray) -> np.ndarray:
+    if gains.shape[1] == 2:
+        return _front_mask_2d(gains)
+    mask = np.zeros(len(gains), dtype=bool)
+    # In descending lexical order a point is dominated only by what came before it.
+    for i in np.lexsort(gains.T[::-1])[::-1]:
+        front = gains[mask]
+        mask[i] = not ((front >= gains[i]).all(axis=1) & (front > gains[i]).any(axis=1)).any()
+    return mask
+
+
+def _front_mask_2d(gains: np.ndarray) -> np.ndarray:
+    """On the front: the best second gain among equal first gains, and better than at every better first gain."""
+    columns, column = np.unique(-gains[:, 0], return_inverse=True)
+    best = np.full(len(columns), -np.inf)
+    np.maximum.at(best, column, gains[:, 1])
+    before = np.concatenate([[-np.inf], np.maximum.accumulate(best)[:-1]])[: len(columns)]
+    return (gains[:, 1] == best[column]) & (best > before)[column]
+
+
+def _staircase(gains: np.ndarray) -> np.ndarray:
+    """The front's different points (m, d) in ascending order; with two objectives the second falls."""
+    return np.unique(gains[_front_mask(gains)], axis=0)
+
+
+def _layers(gains: np.ndarray) -> np.ndarray:
+    """Front by front; `gains` (n, d) all different."""
+    layers = np.zeros(len(gains), dtype=int)
+    rest = np.arange(len(gains))
+    while len(rest):
+        dominated = ~_front_mask(gains[rest])
+        rest = rest[dominated]
+        layers[rest] += 1
+    return layers
+
+
+def _layers_2d(gains: np.ndarray) -> np.ndarray:
+    """In O(n log n); `gains` (n, 2) all different and in ascending order."""
+    layers = np.zeros(len(gains), dtype=int)
+    # The best second gain of each layer so far, with its sign turned: ascending, so that it can be searched.
+    tops: list[float] = []
+    for i in range(len(gains) - 1, -1, -1):
+        # All that came before has a first gain at least as good, so a layer dominates the point if its top does.
+        layer = bisect.bisect_right(tops, -gains[i, 1])
+        tops[layer : layer + 1] = [-gains[i, 1]]
+        layers[i] = layer
+    return layers
+
+
+def _hypervolume(gains: np.ndarray, reference: np.ndarray) -> float:
+    front = _staircase(gains[(gains > reference).all(axis=1)])
+    if len(front) == 0:
+        return 0.0
+    if len(reference) == 1:
+        return float(front[0, 0] - reference[0])
+    if len(reference) == 2:
+        return math.fsum(_rectangles(front, reference))
+    # Slices along the last objective, from the best downwards (While et al. 2006).
+    front = front[np.argsort(-front[:, -1], kind="stable")]
+    depths = -np.diff(front[:, -1], append=reference[-1])
+    return math.fsum(depths[i] * _hypervolume(front[: i + 1, :-1], reference[:-1]) for i in np.flatnonzero(depths))
+
+
+def _rectangles(staircase: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """The area (m,) that each point of a staircase (m, 2) adds to that of the points on its left."""
+    return np.diff(staircase[:, 0], prepend=reference[0]) * (staircase[:, 1] - reference[1])

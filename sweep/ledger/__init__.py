@@ -1,0 +1,1 @@
+"""The durable record of a sweep: events on disk, read and written."""

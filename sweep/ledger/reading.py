@@ -1,0 +1,183 @@
+"""Results as Arrow/Parquet: the durable truth of a sweep.
+
+A ledger is the folder `<sweep>/ledger/`. It holds every event of every trial, numbered without gaps:
+
+    log.jsonl                           the newest events, one checked JSON line each, on disk before `append` returns
+    part-<first>-<last>-<crc32>.parquet older events, immutable, in columns `sequence` and `event` (the same JSON)
+    lock                                held by the one process that writes, with its host and pid
+
+An event that stands in the log and in a part (the writer died between the two) counts once, by its number. Whatever is
+damaged is named in `warnings`, and the rest is used. Floats pass through their shortest exact form and come back
+bit for bit.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import time as clock
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sweep.ledger.records import Ledger, TrialRecord
+from trainer.errors import InputError
+
+LOG_NAME = "log.jsonl"
+PART_NAME = re.compile(r"part-(\d{12})-(\d{12})-([0-9a-f]{8})\.parquet")
+LINE = re.compile(rb'\{"crc32":"([0-9a-f]{8})",(.*)\}', re.DOTALL)
+REREAD_SECONDS = 0.05
+
+
+def read_ledger(sweep: Path) -> Ledger:
+    """Everything the ledger of the folder `sweep` holds; needs no lock, also while a writer appends.
+
+    Raises:
+        InputError: if there is no ledger, or it can't be read.
+    """
+    folder = sweep / "ledger"
+    if not folder.is_dir():
+        raise InputError(f"no results in {str(sweep)!r}: it has no folder 'ledger', so no sweep was started there")
+    try:
+        # The log before the parts: what a writer moves from one to the other meanwhile is then seen twice, by number
+        # once, and never not at all.
+        log, parts = _read_log(folder / LOG_NAME), _list_parts(folder)
+    except OSError as error:
+        raise InputError(f"can't read the ledger in {str(sweep)!r}: {error.strerror}") from error
+    warnings = list(log.warnings)
+    accounted = set(log.damaged)
+    sources = itertools.chain(_read_parts(parts, warnings, accounted), [log.events])
+    trials = _replay(_decode_once(sources, accounted), warnings)
+    return Ledger(trials, warnings + _gaps(accounted))
+
+
+class _Log(NamedTuple):
+    """The log as found."""
+
+    events: dict[int, str]
+    """JSON by sequence number."""
+
+    damaged: list[int]
+    """The numbers that damaged lines most likely had."""
+
+    size: int
+    """Bytes up to the end of the last whole line."""
+
+    warnings: list[str]
+
+
+class _Part(NamedTuple):
+    """A part as its name tells."""
+
+    path: Path
+    first: int
+    last: int
+    crc32: int
+
+
+def _checked_line(text: str) -> bytes:
+    """An event's JSON with its checksum as first field: still one JSON line, and checked byte for byte."""
+    body = text.encode()
+    return b'{"crc32":"%08x",%b\n' % (zlib.crc32(body), body[1:])
+
+
+def _read_line(line: bytes) -> str | None:
+    """The JSON inside a checked line; None if the line is not what was written."""
+    match = LINE.fullmatch(line)
+    if match is None:
+        return None
+    body = b"{%b}" % match[2]
+    return body.decode() if zlib.crc32(body) == int(match[1], 16) else None
+
+
+def _read_log(path: Path, *, after: int = 0) -> _Log:
+    """The log's events; `after` is the last number before it, where that is known."""
+    before, data = None, path.read_bytes() if path.exists() else b""
+    while data and not data.endswith(b"\n") and data != before:
+        # A writer may be in the middle of this very line: it is torn only if nothing follows.
+        clock.sleep(REREAD_SECONDS)
+        before, data = data, path.read_bytes()
+    *lines, tail = data.split(b"\n")
+    events: dict[int, str] = {}
+    damaged: list[int] = []
+    warnings: list[str] = []
+    number = after
+    for i, line in enumerate(lines, start=1):
+        text = _read_line(line)
+        number = number + 1 if text is None else json.loads(text)["sequence"]
+        if text is None:
+            damaged.append(number)
+            warnings.append(f"{path.name}: line {i} is damaged and left out")
+        else:
+            events[number] = text
+    if tail:
+        warnings.append(f"{path.name}: the last line is torn ({len(tail)} bytes, never acknowledged) and cut off")
+    return _Log(events, damaged, len(data) - len(tail), warnings)
+
+
+def _list_parts(folder: Path) -> list[_Part]:
+    matches = [(path, PART_NAME.fullmatch(path.name)) for path in sorted(folder.iterdir())]
+    return [_Part(path, int(match[1]), int(match[2]), int(match[3], 16)) for path, match in matches if match]
+
+
+def _read_parts(parts: Iterable[_Part], warnings: list[str], accounted: set[int]) -> Iterator[dict[int, str]]:
+    """The events of one part after another; a damaged one is told in `warnings`, and its numbers in `accounted`."""
+    for part in parts:
+        try:
+            data, trouble = part.path.read_bytes(), "is damaged"
+        except OSError as error:
+            data, trouble = b"", f"can't be read ({error.strerror})"
+        # The whole file is checked before any of it is decoded.
+        if zlib.crc32(data) != part.crc32:
+            warnings.append(f"{part.path.name} {trouble}: events {part.first} to {part.last} are left out")
+            accounted.update(range(part.first, part.last + 1))
+            continue
+        table = pq.read_table(pa.BufferReader(data))
+        yield dict(zip(table["sequence"].to_pylist(), table["event"].to_pylist(), strict=True))
+
+
+def _decode_once(sources: Iterable[dict[int, str]], accounted: set[int]) -> Iterator[dict[str, Any]]:
+    """Every event of the sources once, in their order; its number joins `accounted`."""
+    seen: set[int] = set()
+    for source in sources:
+        fresh = [text for number, text in source.items() if number not in seen]
+        seen.update(source)
+        # One call for many events: the decoder then shares the keys between them.
+        yield from json.loads(f"[{','.join(fresh)}]")
+    accounted.update(seen)
+
+
+def _replay(events: Iterable[dict[str, Any]], warnings: list[str]) -> dict[int, TrialRecord]:
+    trials: dict[int, TrialRecord] = {}
+    for event in events:
+        trial = trials.setdefault(event["trial"], TrialRecord(event["trial"]))
+        if event["event"] == "reported":
+            trial.say(event["report"])
+        elif event["event"] == "decided":
+            trial.decisions.append(event["decision"])
+        elif event["event"] == "started":
+            attempt = {key: event[key] for key in ("seed", "attempt", "host", "time")}
+            trial.begin(event["config"], **attempt, noted=event.get("noted", ""))
+        else:
+            trial.end(event["state"], reason=event["reason"], time=event["time"])
+            trial.ended_as = event["sequence"]
+        trial.hold(event.get("held", 0.0))
+    for number, trial in trials.items():
+        if trial.started is None:
+            warnings.append(f"trial {number}: the event of its start is lost, and with it its configuration")
+    return dict(sorted(trials.items()))
+
+
+def _gaps(numbers: set[int]) -> list[str]:
+    """A warning per run of numbers below the largest that no file accounts for."""
+    warnings, expected = [], 1
+    for number in sorted(numbers):
+        if number > expected:
+            warnings.append(f"events {expected} to {number - 1} are missing")
+        expected = number + 1
+    return warnings

@@ -1,0 +1,146 @@
+"""TODO one line."""
+
+from __future__ import annotations
+
+import bisect
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from sweep.ledger.table import REPORT_TYPES, TRIAL_TYPES, _column, _keys, _parquet_bytes
+from trainer.files.atomic import write_whole
+
+EndState = Literal["finished", "stopped", "failed"]
+END_STATES = ("finished", "stopped", "failed")
+
+
+@dataclass(slots=True)
+class TrialRecord:
+    """What a ledger knows of one trial."""
+
+    number: int
+
+    config: dict[str, Any] = field(default_factory=dict)
+    """The trial's settings, plain scalars by name; empty where the start was lost."""
+
+    seed: int | None = None
+
+    state: str = "running"
+    """`running` (begun and not ended, also when its driver died), `finished`, `stopped` or `failed`."""
+
+    reason: str = ""
+    """Why the trial ended as it did, for people."""
+
+    started: float | None = None
+    """Unix seconds at the first attempt's start."""
+
+    ended: float | None = None
+    """Unix seconds at the end; None while running."""
+
+    host: str = ""
+    """Where the latest attempt ran."""
+
+    attempts: int = 0
+
+    noted: str = ""
+    """What the search noted of it when it was drawn, for itself: see `search`."""
+    held: float = 0.0
+    """Seconds that it has held its slot, all attempts together, by a clock that never jumps; what an attempt did after
+    its last event is not in it."""
+
+    ended_as: int = field(default=0, compare=False, repr=False)
+    """The number of the event that ended it: orders trials by their ends, whatever the clock said."""
+
+    reports: list[dict[str, Any]] = field(default_factory=list)
+    """One flat dict per epoch, in order, then the final one; what a retry says again counts once, as said last."""
+
+    decisions: list[dict[str, Any]] = field(default_factory=list)
+    """What was decided about it at each rung and why, in order: see `scheduler.Decision`."""
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """The final report: the chosen checkpoint's numbers; None before it was made."""
+        return self.reports[-1] if self.reports and self.reports[-1]["final"] else None
+
+    def begin(
+        self, config: Mapping[str, Any], *, seed: int, attempt: int, host: str, time: float, noted: str = ""
+    ) -> None:
+        """An attempt, counted from 1, starts at `time` in unix seconds."""
+        self.config, self.seed, self.host, self.noted = dict(config), seed, host, noted
+        self.attempts = max(self.attempts, attempt)
+        self.started = time if self.started is None else self.started
+        self.state, self.reason, self.ended = "running", "", None
+
+    def say(self, report: dict[str, Any]) -> None:
+        """One more report, in the place of an earlier one of the same epoch, or of an earlier final one."""
+        place = bisect.bisect_left(self.reports, _order(report), key=_order)
+        again = place < len(self.reports) and _order(self.reports[place]) == _order(report)
+        # Each report that is unpickled or parsed has names of its own, which take more room than its numbers.
+        self.reports[place : place + again] = [{sys.intern(name): value for name, value in report.items()}]
+
+    def end(self, state: str, *, reason: str, time: float) -> None:
+        self.state, self.reason, self.ended = state, reason, time
+
+    def hold(self, seconds: float) -> None:
+        """It has held its slot for so long by now."""
+        self.held = max(self.held, seconds)
+
+
+def _order(report: Mapping[str, Any]) -> float:
+    """Where a report stands among its trial's: by epoch, the final one last."""
+    return math.inf if report["final"] else report["epoch"]
+
+
+@dataclass
+class Ledger:
+    """A sweep as read from its ledger."""
+
+    trials: dict[int, TrialRecord]
+    """By number, in ascending order."""
+
+    warnings: list[str]
+    """What was damaged or missing and so is not in `trials`, by file and line."""
+
+    def to_go_on_from(self) -> dict[int, TrialRecord]:
+        """The trials as a resume takes them up: one whose start was lost is to be begun anew, one whose result was lost
+        to be gone on with."""
+        known = {number: trial for number, trial in self.trials.items() if trial.started is not None}
+        for trial in known.values():
+            if trial.state == "finished" and trial.result is None:
+                trial.state = "running"
+        return known
+
+    def to_table(self, metadata: Mapping[str, str] | None = None) -> pa.Table:
+        """One row per report and one, with nulls, for a trial without any; `metadata` goes into the schema.
+
+        Columns: `trial`, `seed`, `state`, `reason`, `host`, `attempts`, `held` (seconds), `started` and `ended` (unix
+        seconds), then
+        `config.<field>` for every setting, then `epoch`, `final` and every metric, and where a scheduler compared
+        trials `decision.<field>` in the row of the report that it looked at.
+        """
+        rows = [
+            (trial, _with_decision(trial, report)) for trial in self.trials.values() for report in trial.reports or [{}]
+        ]
+        settings = _keys(trial.config for trial in self.trials.values())
+        metrics = _keys(report for _, report in rows)
+        attributes = {name: "number" if name == "trial" else name for name in TRIAL_TYPES}
+        columns = {name: [getattr(trial, attribute) for trial, _ in rows] for name, attribute in attributes.items()}
+        columns |= {f"config.{key}": [trial.config.get(key) for trial, _ in rows] for key in settings}
+        columns |= {key: [report.get(key) for _, report in rows] for key in metrics | REPORT_TYPES}
+        table = pa.table({name: _column(name, values) for name, values in columns.items()})
+        return table.replace_schema_metadata(dict(metadata or {}))
+
+    def write_parquet(self, path: Path, metadata: Mapping[str, str] | None = None) -> None:
+        """Write `to_table` as one file, whole or not at all."""
+        write_whole(path, _parquet_bytes(self.to_table(metadata)))
+
+
+def _with_decision(trial: TrialRecord, report: dict[str, Any]) -> dict[str, Any]:
+    """A report with what was decided on it; what both say stands once."""
+    made = [each for each in trial.decisions if each["epoch"] == report.get("epoch") and not report["final"]]
+    return report | {f"decision.{key}": made[0][key] for key in made[0] if key not in report} if made else report

@@ -1,0 +1,201 @@
+"""TODO one line."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import zlib
+from collections.abc import Mapping
+from io import FileIO
+from pathlib import Path
+from typing import Any, Self
+
+import pyarrow as pa
+
+from sweep.ledger.reading import (
+    LOG_NAME,
+    _checked_line,
+    _list_parts,
+    _read_log,
+)
+from sweep.ledger.records import END_STATES, EndState
+from sweep.ledger.table import TRIAL_TYPES, _parquet_bytes, _plain
+from sweep.plan.remote_storage import push, url_of
+from trainer.errors import InputError
+from trainer.files.atomic import sync_folder, write_whole
+
+URL_PART_EVENTS = 256
+"""The same in storage at a URL, where the whole log is written again with every event."""
+
+PART_EVENTS = 4096
+"""Events after which the log is rolled into a part: about 3 MB of log, and 30 parts for 10,000 trials of 10 reports."""
+
+
+class LedgerWriter:
+    """The one writer of a sweep's ledger; for one thread. An event is on disk when its method returns.
+
+    Cost per event and memory are constant: nothing older than the log is held or read.
+
+    Raises:
+        InputError: if another process writes this ledger, or the folder can't be written or locked.
+    """
+
+    def __init__(self, sweep: Path, *, part_events: int = PART_EVENTS) -> None:
+        self.folder = sweep / "ledger"
+        self.warnings: list[str] = []
+        """What was found damaged at the opening, and what the storage refused since without loss."""
+        self._part_events = URL_PART_EVENTS if url_of(sweep) else part_events
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with contextlib.ExitStack() as undo:
+                self._lock = undo.enter_context(
+                    take_lock(self.folder / "lock", f"sweep {sweep.name!r} is already being run")
+                )
+                self._recover()
+                undo.pop_all()
+        except OSError as error:
+            raise InputError(f"can't write the ledger in {str(sweep)!r}: {error.strerror}") from error
+
+    def started(
+        self,
+        number: int,
+        *,
+        config: Mapping[str, Any],
+        seed: int,
+        attempt: int,
+        host: str,
+        time: float,
+        noted: str = "",
+    ) -> None:
+        """Trial `number` begins its `attempt`, counted from 1, at `time` in unix seconds."""
+        facts = {"config": _plain(config), "seed": seed, "attempt": attempt, "host": host}
+        facts |= {"noted": noted} if noted else {}
+        self._append("started", number, time, facts)
+
+    def reported(self, number: int, report: Mapping[str, Any], *, time: float, held: float = 0.0) -> None:
+        """Trial `number` said `report`, as made by `EpochReport.to_dict`, after `held` seconds in its slots."""
+        if not {"epoch", "final"} <= report.keys():
+            raise ValueError(f"report {dict(report)!r}: must name its epoch and whether it is final")
+        if taken := report.keys() & TRIAL_TYPES.keys():
+            raise ValueError(f"metric {min(taken)!r}: a column of the ledger has this name")
+        self._append("reported", number, time, {"report": _plain(report), "held": float(held)})
+
+    def decided(self, number: int, decision: Mapping[str, Any], *, time: float) -> None:
+        """At a rung it was decided whether trial `number` goes on; as made by `Decision.to_dict`."""
+        self._append("decided", number, time, {"decision": _plain(decision)})
+
+    def ended(self, number: int, *, state: EndState, reason: str = "", time: float, held: float = 0.0) -> None:
+        """Trial `number` ended after `held` seconds in its slots; a later `started` makes it running again."""
+        if state not in END_STATES:
+            raise ValueError(f"state {state!r}: must be one of {', '.join(END_STATES)}")
+        self._append("ended", number, time, {"state": state, "reason": reason, "held": float(held)})
+
+    def close(self) -> None:
+        """Roll the log into a part and let go of the lock; a second time does nothing."""
+        if self._pending and not self._log.closed:
+            self._roll()
+        self._log.close()
+        self._lock.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _recover(self) -> None:
+        """Take up where the last writer stopped, be it at its close or in the middle of anything."""
+        for leftover in self.folder.glob(".*.unfinished"):
+            leftover.unlink()
+        rolled = max((part.last for part in _list_parts(self.folder)), default=0)
+        log = _read_log(self.folder / LOG_NAME, after=rolled)
+        self.warnings += log.warnings
+        self._pending = {number: text for number, text in log.events.items() if number > rolled}
+        self._next = max([rolled, *log.events, *log.damaged]) + 1
+        self._log = _open_in_place(self.folder / LOG_NAME)
+        self._end = log.size
+        os.ftruncate(self._log.fileno(), self._end)
+        os.fsync(self._log.fileno())
+        sync_folder(self.folder)
+
+    def _append(self, kind: str, number: int, time: float, facts: Mapping[str, Any]) -> None:
+        event = {"sequence": self._next, "event": kind, "trial": number, "time": float(time), **facts}
+        text = json.dumps(event, allow_nan=False, separators=(",", ":"))
+        self._write_line(_checked_line(text))
+        self._push(self.folder / LOG_NAME)
+        self._pending[self._next] = text
+        self._next += 1
+        if len(self._pending) % self._part_events == 0:
+            self._roll()
+
+    def _write_line(self, line: bytes) -> None:
+        """Put the line on disk, or leave the log as it was and raise."""
+        log, written = self._log.fileno(), 0
+        try:
+            # Positioned, not appended: a failed line that could not be cut off is overwritten by the next.
+            while written < len(line):
+                written += os.pwrite(log, line[written:], self._end + written)
+            os.fsync(log)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.ftruncate(log, self._end)
+            raise
+        self._end += len(line)
+
+    def _push(self, path: Path) -> None:
+        """To where the folder follows; what does not go through goes with the next event, and is said once."""
+        try:
+            push(path)
+        except InputError as error:
+            if str(error) not in self.warnings:
+                self.warnings.append(str(error))
+
+    def _roll(self) -> None:
+        """Move the log's events into a part. If the storage refuses, they stay in the log until the next time."""
+        try:
+            self._push(_write_part(self.folder, self._pending))
+            # A new log takes the old one's place instead of being emptied: a reader in the middle keeps the old one.
+            temporary = self.folder / f".{LOG_NAME}.unfinished"
+            with contextlib.ExitStack() as undo:
+                log = undo.enter_context(_open_in_place(temporary))
+                os.replace(temporary, self.folder / LOG_NAME)
+                undo.pop_all()
+            self._log.close()
+            self._log, self._end, self._pending = log, 0, {}
+            self._push(self.folder / LOG_NAME)
+            sync_folder(self.folder)
+        except OSError as error:
+            self.warnings.append(f"{LOG_NAME} could not be rolled into a part ({error.strerror}); nothing is lost")
+
+
+def _write_part(folder: Path, events: Mapping[int, str]) -> Path:
+    data = _parquet_bytes(pa.table({"sequence": list(events), "event": list(events.values())}))
+    name = f"part-{min(events):012d}-{max(events):012d}-{zlib.crc32(data):08x}.parquet"
+    write_whole(folder / name, data)
+    return folder / name
+
+
+def _open_in_place(path: Path) -> FileIO:
+    """The file for reading and writing, made if need be, never emptied, unbuffered."""
+    return FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+")
+
+
+def take_lock(path: Path, taken: str) -> FileIO:
+    """The lock, held until it is closed or this process ends, however it ends.
+
+    Raises:
+        InputError: saying what is `taken`, and by whom.
+    """
+    lock = _open_in_place(path)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        with lock:
+            holder = lock.read(1000).decode(errors="replace") or "another process"
+        raise InputError(f"{taken} by {holder}") from None
+    lock.truncate(0)
+    lock.write(f"pid {os.getpid()} on host {socket.gethostname()}".encode())
+    return lock

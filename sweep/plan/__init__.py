@@ -1,0 +1,1 @@
+"""Everything that decides a sweep: options, the plan and its file, paths, remote storage."""

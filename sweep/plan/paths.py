@@ -1,0 +1,168 @@
+"""Where a sweep's things are: the storage folder with a folder per sweep, a sweep's name, the address of MLflow."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import os
+import re
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sweep.plan.mlflow_address import (
+    DATABASE,
+    masked,
+)
+from sweep.plan.remote_storage import MARK, UrlStore, folder_of, is_url, pull, url_of
+from trainer.errors import InputError
+
+if TYPE_CHECKING:
+    pass
+
+
+PLAN = "plan.yaml"
+CACHE = "cache"
+RESERVED = (CACHE, DATABASE, "artifacts", "trials")
+"""Names in the storage folder that no sweep may take."""
+
+NAME_LENGTH = 64
+NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{NAME_LENGTH - 1}}}")
+STEM_LENGTH = 40
+SHOWN_NAMES = 10
+
+
+def check_name(name: str) -> str:
+    """A sweep's name is a plain folder name.
+
+    Raises:
+        InputError: quoting the name.
+    """
+    if not NAME.fullmatch(name):
+        raise InputError(
+            f"--name {name!r}: must be 1 to {NAME_LENGTH} letters, digits, '.', '_' or '-', the first a letter or digit"
+        )
+    if name in RESERVED:
+        raise InputError(f"--name {name!r}: is kept for what all sweeps share; choose another")
+    return name
+
+
+def free_name(name: str, folder: Path) -> str:
+    """A name that is right and that no sweep has.
+
+    Raises:
+        InputError: quoting the name.
+    """
+    if (folder / check_name(name)).exists():
+        raise taken(folder / name)
+    return name
+
+
+def taken(folder: Path) -> InputError:
+    """The error of a name that a sweep has already."""
+    return InputError(
+        f"--name {folder.name!r}: exists in {folder.parent}; choose another, or go on with it by "
+        f"`otsweep resume {folder.name}`"
+    )
+
+
+def default_name(space_name: str, folder: Path, *, now: float | None = None) -> str:
+    """The space's name and the time in UTC, so that names sort by time; numbered where that is taken."""
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", space_name)[:STEM_LENGTH].strip("-._") or "sweep"
+    name = f"{stem}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime(now))}"
+    candidates = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    return next(candidate for candidate in candidates if not (folder / candidate).exists())
+
+
+def storage_folder(given: str | None = None) -> Path:
+    """The folder that holds all sweeps: as given, else $OTSWEEP_STORAGE, else ~/otsweep. Made by `open_storage`.
+
+    Raises:
+        InputError: if that is no path.
+    """
+    said, text = _storage_text(given)
+    if masked(text) != text:
+        raise InputError(f"{said} {masked(text)!r}: holds a secret; set it in the environment instead")
+    if is_url(text):
+        return folder_of(text)
+    text = text.removeprefix("file://")
+    if "://" in text:
+        raise InputError(f"{said} {text!r}: must be a folder, or begin with s3://, gs:// or file://")
+    if "?" in text:
+        raise InputError(f"{said} {text!r}: must not hold '?', which ends the path in a database's URI")
+    return _absolute(said, text)
+
+
+def open_storage(given: str | None = None) -> Path:
+    """The same folder, created if missing, after a file was really written into it.
+
+    Raises:
+        InputError: naming the folder and the reason.
+    """
+    folder, said = storage_folder(given), _storage_text(given)[0]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe-") as probe:
+            probe.write(b"otsweep")
+            probe.flush()
+            os.fsync(probe.fileno())
+        if url := url_of(folder):
+            UrlStore(url).write(MARK, url.encode())
+            pull(folder, only=f"/{PLAN}")
+    except OSError as error:
+        raise InputError(f"{said} {str(folder)!r}: can't be written: {error.strerror}") from None
+    return folder
+
+
+def _storage_text(given: str | None) -> tuple[str, str]:
+    """Where the storage's path was said, and the path."""
+    if given is not None:
+        return "--storage", given
+    if os.environ.get("OTSWEEP_STORAGE"):
+        return "OTSWEEP_STORAGE", os.environ["OTSWEEP_STORAGE"]
+    return "storage", "~/otsweep"
+
+
+def existing_folder(said: str, text: str) -> str:
+    """An absolute path of a folder that is there.
+
+    Raises:
+        InputError: naming the option and the path.
+    """
+    folder = _absolute(said, text)
+    if not folder.is_dir():
+        raise InputError(f"{said} {text!r}: {'is not a folder' if folder.exists() else 'no such folder'}")
+    return str(folder)
+
+
+def _absolute(said: str, text: str) -> Path:
+    if not text or not text.isprintable():
+        raise InputError(f"{said} {text!r}: must be a path of printable characters")
+    try:
+        return Path(os.path.abspath(Path(text).expanduser()))
+    except RuntimeError as error:
+        raise InputError(f"{said} {text!r}: {error}") from None
+
+
+def list_sweeps(folder: Path) -> list[str]:
+    """Names of the sweeps in a storage folder, the latest plan first."""
+    try:
+        plans = sorted(folder.glob(f"[!.]*/{PLAN}"), key=lambda path: path.stat().st_mtime, reverse=True)
+    except OSError:
+        return []
+    return [path.parent.name for path in plans]
+
+
+def nearest_sweeps(name: str, folder: Path) -> str:
+    """A clause that names the sweep that was probably meant, and the latest ones."""
+    sweeps = list_sweeps(folder)
+    nearest = difflib.get_close_matches(name, sweeps, n=1)
+    hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+    latest = f"the latest: {', '.join(sweeps[:SHOWN_NAMES])}" if sweeps else "there is none yet"
+    return hint + latest
+
+
+def trial_folder(sweep_folder: str | Path, number: int) -> Path:
+    """Where a trial keeps its checkpoints and its chosen model."""
+    return Path(sweep_folder) / "trials" / f"{number:04d}"

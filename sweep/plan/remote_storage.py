@@ -1,0 +1,163 @@
+"""Storage at a URL (`s3://`, `gs://`): a folder of this machine that follows it.
+
+Whoever reads pulls before, whoever writes pushes after; everything between works on plain files. In a folder that
+follows no URL both do nothing, so that callers need not ask. What the URL holds is the truth: a pull takes away what it
+has not. Keys come from the machine's own environment, as every client of such a store finds them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+from collections.abc import Iterator
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trainer.errors import InputError
+
+if TYPE_CHECKING:
+    from pyarrow.fs import FileSystem
+
+SCHEMES = ("s3", "gs")
+MARK = ".url"
+"""In a folder that follows a URL: that URL."""
+
+CACHE_SUFFIXES = (".pt", ".sha256")
+"""Of prepared data: never changed once written, so what is there by its size need not be pulled again."""
+
+
+def is_url(text: str | Path) -> bool:
+    return str(text).partition("://")[0] in SCHEMES
+
+
+class UrlStore:
+    """A `trainer.checkpoint.Store` at a URL. Such stores show an object whole or not at all."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    @cached_property
+    def place(self) -> tuple[FileSystem, str]:
+        from pyarrow.fs import FileSystem
+
+        try:
+            return FileSystem.from_uri(self.url)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{self.url}: {str(error).splitlines()[0]}") from None
+
+    def files(self) -> dict[str, int]:
+        """Sizes in bytes by name, folders below included."""
+        from pyarrow.fs import FileSelector, FileType
+
+        system, path = self.place
+        found = system.get_file_info(FileSelector(path, allow_not_found=True, recursive=True))
+        return {each.path[len(path) :].lstrip("/"): each.size for each in found if each.type == FileType.File}
+
+    def names(self) -> list[str]:
+        return sorted(name for name in self.files() if "/" not in name)
+
+    def read(self, name: str) -> bytes:
+        system, path = self.place
+        with system.open_input_file(f"{path}/{name}") as file:
+            return file.readall()
+
+    def write(self, name: str, content: bytes) -> None:
+        system, path = self.place
+        try:
+            with system.open_output_stream(f"{path}/{name}") as file:
+                file.write(content)
+        except OSError as error:
+            raise InputError(f"cannot write {self.url}/{name}: {str(error).splitlines()[0][:300]}") from None
+
+    def delete(self, name: str) -> None:
+        system, path = self.place
+        with contextlib.suppress(FileNotFoundError):
+            system.delete_file(f"{path}/{name}")
+
+
+def folder_of(url: str) -> Path:
+    """This machine's folder that follows a URL; made, and marked, if missing."""
+    root = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "otsweep"
+    folder = root / hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / MARK).exists():
+        (folder / MARK).write_text(url.rstrip("/"))
+    return folder
+
+
+@lru_cache(maxsize=256)
+def url_of(path: Path) -> str | None:
+    """What a path follows, if it lies in a folder that follows a URL."""
+    for folder in (path, *path.parents):
+        if (folder / MARK).is_file():
+            rest = path.relative_to(folder).as_posix()
+            return (folder / MARK).read_text() + ("" if rest == "." else f"/{rest}")
+    return None
+
+
+def pull(folder: Path, *, only: str = "") -> None:
+    """Make a folder what its URL holds, checkpoints aside; `only` those whose names end so.
+
+    Raises:
+        InputError: if the URL can't be read.
+    """
+    url = url_of(folder)
+    if url is None:
+        return
+    with locked(folder), answering(url):
+        store = UrlStore(url)
+        there = {name: size for name, size in store.files().items() if "trials/" not in name and name.endswith(only)}
+        for name, size in there.items():
+            path = folder / name
+            if not (path.exists() and path.suffix in CACHE_SUFFIXES and path.stat().st_size == size):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                aside = path.with_name(f"{path.name}.{os.getpid()}.pulled")
+                aside.write_bytes(store.read(name))
+                aside.replace(path)
+        for path in (folder / "ledger").glob("*"):
+            if not only and f"ledger/{path.name}" not in there and path.name != "lock":
+                path.unlink()
+
+
+def push(path: Path) -> None:
+    """Bring a file, or all files below a folder, to where it follows.
+
+    Raises:
+        InputError: if the URL can't be written.
+    """
+    url = url_of(path.parent)
+    if url is None:
+        return
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file() and file.name != "lock" and not file.name.endswith((".lock", ".tmp", ".pulled")):
+            UrlStore(url).write(
+                f"{path.name}/{file.relative_to(path)}" if path.is_dir() else path.name, file.read_bytes()
+            )
+
+
+def drop(folder: Path) -> None:
+    """Delete what a folder follows."""
+    if url := url_of(folder):
+        store = UrlStore(url)
+        for name in store.files():
+            store.delete(name)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """One process of a machine at a time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".pull.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def answering(url: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{url}: can't be read: {str(error).splitlines()[0][:300]}") from None

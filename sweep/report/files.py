@@ -1,0 +1,58 @@
+"""The front as files: what an MLflow run carries, and what anybody can open without MLflow."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from search_spaces.yaml_file import dump_yaml
+from sweep.ledger.records import Ledger
+from sweep.plan.plan import SweepPlan
+from sweep.plan.plan_file import plan_text
+from sweep.report.figures import save_figure
+from sweep.report.importance import importance_csv, importance_figure, importances
+from sweep.report.page import front_page
+from sweep.report.tables import ACCURACIES, front_csv, front_picture
+from sweep.state.results import Results
+
+PAGE_DPI = 100
+"""MLflow's page shows a picture in its own size, and has room for about 900 pixels across."""
+
+LOGGED_TABLES = json.dumps([{"path": "front/trials.json", "type": "table"}])
+"""Value of the tag that makes MLflow's page show the file as a table."""
+
+
+def write_front_files(plan: SweepPlan, results: Results, folder: Path, *, over: bool) -> None:
+    """Picture, page, tables, search space and plan into a folder that exists; once a sweep is over, what mattered."""
+    (folder / "front.csv").write_text(front_csv(plan, results), encoding="utf-8")
+    (folder / "trials.json").write_text(json.dumps(trials_table(plan, results)), encoding="utf-8")
+    (folder / "plan.yaml").write_text(plan_text(plan), encoding="utf-8")
+    (folder / "space.yaml").write_text(dump_yaml(plan.space.to_dict()), encoding="utf-8")
+    Ledger(dict(results.trials), []).write_parquet(folder / "trials.parquet", ledger_metadata(plan, results))
+    if results.finished:
+        save_figure(front_picture(plan, results), folder / "front.png", dpi=PAGE_DPI)
+        (folder / "front.html").write_text(front_page(plan, results), encoding="utf-8")
+    if over and (found := importances(plan, results)):
+        (folder / "importance.csv").write_text(importance_csv(found), encoding="utf-8")
+        save_figure(importance_figure(plan, results, found), folder / "importance.png", dpi=PAGE_DPI)
+
+
+def ledger_metadata(plan: SweepPlan, results: Results) -> dict[str, str]:
+    """What a flat table of a ledger says about itself."""
+    metadata = {"plan_hash": plan.hash, "code_version": plan.code_version, "sweep": plan.name}
+    return metadata | {name: str(value) for name, value in results.facts.items()}
+
+
+def trials_table(plan: SweepPlan, results: Results) -> dict[str, Any]:
+    """One row per trial, in the form that MLflow's page shows as a table: finished ones by rank, then the others."""
+    ranks, swept = results.ranks(), list(plan.space.swept)
+    columns = ["trial", "state", "rank", *ACCURACIES.values(), "epoch", *swept, "reason"]
+    first = sorted(results.trials.values(), key=lambda record: (ranks.get(record.number, len(ranks)), record.number))
+    rows = []
+    for record in first:
+        result, active = record.result or {}, plan.space.active(record.config)
+        numbers = [result.get(name) for name in (*ACCURACIES, "epoch")]
+        settings = [active.get(name) for name in swept]
+        rows.append([record.number, record.state, ranks.get(record.number), *numbers, *settings, record.reason])
+    return {"columns": columns, "data": rows}

@@ -1,0 +1,140 @@
+"""Which swept parameters matter, for each objective and for what a trial adds to the front.
+
+Told by PED-ANOVA (Watanabe et al. 2023) on an Optuna study that is rebuilt from the ledger: how far the better trials'
+values of a parameter lie from all trials'. A parameter that not every trial uses is judged among those that use it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from sweep.front import pareto as pareto_module
+from sweep.front.pareto import contributions
+from sweep.ledger.records import TrialRecord
+from sweep.plan.plan import SweepPlan
+from sweep.report.tables import ACCURACIES
+from sweep.state.results import Results
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+CONTRIBUTION = "hypervolume contribution"
+FEWEST = 8
+"""Finished trials that use a parameter; of fewer nothing is told."""
+TOO_FEW = 50
+"""Finished trials below which the picture says that it is only a hint."""
+
+
+class Importance(NamedTuple):
+    """What a parameter matters for, in shares that sum to 1 over the parameters that were judged together."""
+
+    parameter: str
+    target: str
+    share: float
+    trials: int
+    """That used the parameter."""
+
+
+def importances(plan: SweepPlan, results: Results) -> list[Importance]:
+    """By target, the most important parameter first; nothing where there are too few trials."""
+    finished = list(results.finished.values())
+    if len(finished) < FEWEST:
+        return []
+    points, objectives = results.points(finished), plan.objectives
+    targets = {ACCURACIES.get(name, name): points[:, axis] for axis, name in enumerate(objectives.names)}
+    best = dict(zip(targets, objectives.maximise, strict=True))
+    # A trial off the front adds nothing, and how far off it is matters then.
+    ranks = pareto_module.ranks(points, objectives)
+    added = contributions(points, objectives)
+    targets[CONTRIBUTION] = np.where(ranks == 0, added, -ranks.astype(float))
+    best[CONTRIBUTION] = True
+    found = []
+    for target, values in targets.items():
+        found += sorted(judge(plan, finished, target, values, best[target]), key=lambda each: -each.share)
+    return found
+
+
+def judge(
+    plan: SweepPlan, finished: Sequence[TrialRecord], target: str, values: np.ndarray, maximise: bool
+) -> list[Importance]:
+    """The importances for one target with a value (n,) per trial."""
+    raw: dict[str, tuple[float, int]] = {}
+    for name in plan.space.swept:
+        chosen = [place for place, record in enumerate(finished) if name in plan.space.active(record.config)]
+        if len(chosen) >= FEWEST and len({finished[place].config[name] for place in chosen}) > 1:
+            records = [finished[place] for place in chosen]
+            raw[name] = (distance(plan, name, records, values[chosen], maximise), len(chosen))
+    total = sum(size for size, _ in raw.values()) or 1.0
+    return [Importance(name, target, size / total, trials) for name, (size, trials) in raw.items()]
+
+
+def distance(plan: SweepPlan, name: str, records: Sequence[TrialRecord], values: np.ndarray, maximise: bool) -> float:
+    """PED-ANOVA's divergence between the better half's values of a parameter and all trials'; not normalised."""
+    import optuna
+    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(direction="maximize" if maximise else "minimize")
+    swept = plan.space.swept[name].domain.distribution()
+    for record, value in zip(records, values.tolist(), strict=True):
+        # A given point may lie outside of what is swept.
+        with contextlib.suppress(ValueError):
+            params = {name: record.config[name]}
+            study.add_trial(optuna.trial.create_trial(value=value, params=params, distributions={name: swept}))
+    if len(study.get_trials(deepcopy=False)) < FEWEST:
+        return 0.0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        evaluator = PedAnovaImportanceEvaluator(target_quantile=0.25, region_quantile=1.0)
+        return float(get_param_importances(study, evaluator=evaluator, normalize=False).get(name, 0.0))
+
+
+def note(results: Results) -> str:
+    """What the numbers cannot tell."""
+    count = len(results.finished)
+    few = f" {count} trials are few: take it as a hint, not as a ranking." if count < TOO_FEW else ""
+    return (
+        f"From {count} finished trials (PED-ANOVA). It tells where the better trials lie, not why, says nothing of "
+        f"parameters acting together, and leans on where the sampler looked.{few}"
+    )
+
+
+def importance_csv(found: Sequence[Importance]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(Importance._fields)
+    writer.writerows(found)
+    return text.getvalue()
+
+
+def importance_figure(plan: SweepPlan, results: Results, found: Sequence[Importance]) -> Figure:
+    """Bars, a panel per target."""
+    import textwrap
+
+    from matplotlib.figure import Figure
+
+    from sweep.report import figures
+
+    targets = list(dict.fromkeys(each.target for each in found))
+    names = [name for name in plan.space.swept if any(each.parameter == name for each in found)]
+    with figures.house_style():
+        figure = Figure(figsize=(9.0, 1.7 + 0.32 * len(names)), dpi=figures.DPI, layout="constrained")
+        panels = figure.subplots(1, len(targets), sharey=True, squeeze=False)[0]
+        for axes, target in zip(panels, targets, strict=True):
+            shares = {each.parameter: each.share for each in found if each.target == target}
+            axes.barh(names[::-1], [100 * shares.get(name, 0.0) for name in names[::-1]], color=figures.AREA_COLOUR)
+            axes.set_title(target, fontsize=9, color=figures.INK)
+            axes.set_xlabel("share (%)")
+            axes.grid(axis="x", color="#E8E8E8", linewidth=0.6)
+            axes.set_axisbelow(True)
+        figure.suptitle(
+            f"{plan.name}: what mattered\n" + textwrap.fill(note(results), 130), x=0.01, ha="left", fontsize=8
+        )
+    return figure

@@ -1,0 +1,67 @@
+"""The front as one HTML page that needs nothing else: points show their configuration under the pointer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sweep.front.objectives import Objectives
+from sweep.front.pareto import front_mask
+from sweep.plan.plan import SweepPlan
+from sweep.report.figures import AXES, LOOKS, UNKNOWN_LOOK, front_spots, staircase
+from sweep.report.tables import ACCURACIES, percent, verdict
+from sweep.state.results import Results
+
+TEMPLATE = Path(__file__).with_suffix(".html")
+
+
+def front_page(plan: SweepPlan, results: Results) -> str:
+    """The page's text; at least one trial has finished."""
+    return TEMPLATE.read_text(encoding="utf-8").replace("{data}", as_script(page_data(plan, results)))
+
+
+def as_script(data: dict[str, Any]) -> str:
+    """JSON that can stand inside a script element, whatever its texts hold."""
+    text = json.dumps(data, separators=(",", ":"))
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def page_data(plan: SweepPlan, results: Results) -> dict[str, Any]:
+    """What the page draws: the first two objectives of all finished trials, shares in percent."""
+    objectives = plan.objectives
+    finished = list(results.finished.values())
+    units = np.array([100.0 if name in AXES else 1.0 for name in objectives.names[:2]])
+    reference = tuple(units * objectives.reference[:2])
+    plane = Objectives(objectives.names[:2], objectives.maximise[:2], reference)
+    points = results.points(finished)[:, :2] * units
+    on_front, ranks, knee = front_mask(points, plane), results.ranks(), results.knee
+    groups = [str(record.config.get("regularizer", "unknown")) for record in finished]
+    drawn = [
+        {
+            "trial": record.number,
+            "x": x,
+            "y": y,
+            "front": front,
+            "knee": record.number == knee,
+            "rank": ranks[record.number],
+            "group": group,
+            "numbers": {ACCURACIES[name]: percent(record.result[name]) for name in ACCURACIES}
+            | {"epoch": str(record.result["epoch"])},
+            "config": plan.space.active(record.config),
+        }
+        for record, (x, y), front, group in zip(finished, points.tolist(), on_front.tolist(), groups, strict=True)
+        if record.result is not None
+    ]
+    return {
+        "name": plan.name,
+        "verdict": verdict(plan, results),
+        "axes": [AXES.get(name, name) for name in plane.names],
+        "maximise": list(plane.maximise),
+        # The front's own are drawn last, over the others.
+        "points": sorted(drawn, key=lambda point: (point["front"], point["knee"])),
+        "edge": staircase(front_spots(finished, points, on_front, None), plane).tolist(),
+        "colours": {group: LOOKS.get(group, UNKNOWN_LOOK)[0] for group in sorted(set(groups))},
+    }

@@ -1,0 +1,136 @@
+"""What a sweep looks like while it runs: one living screen on a terminal, a plain line per ended trial elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from rich.columns import Columns
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from sweep.ledger.records import TrialRecord
+from sweep.plan.plan import SweepPlan
+from sweep.report.tables import label, percent
+from sweep.report.words import duration
+from sweep.state.results import Results
+
+FRONT_SHOWN = 6
+BAR_WIDTH = 80
+
+
+class Screen:
+    """Shows `Results` while they change; a context that is open while trials run. Holds nothing but the clock."""
+
+    def __init__(self, console: Console, plan: SweepPlan, results: Results) -> None:
+        self.console, self.plan, self.results = console, plan, results
+        self.begun, self.share_before = 0.0, 0.0
+        self.said: set[str] = set()
+        self.spinner = console.status("Starting Ray ...")
+        self.living = contextlib.ExitStack()
+
+    def open(self, *, resumed: bool) -> None:
+        """The first lines: what is going to be done."""
+        plan = self.plan
+        left = plan.trials - len(self.results.ended)
+        verb = (
+            f"Resuming {plan.name}: {left} of {plan.trials} trials to go"
+            if resumed
+            else f"{plan.name}: {plan.trials} trials"
+        )
+        if plan.seeds > 1:
+            verb += f" ({plan.configurations} configurations on {plan.seeds} seeds each)"
+        if plan.pack > 1:
+            verb += f", in packs of {plan.pack},"
+        self.say(f"{verb} of {plan.epochs_per_trial} epochs on {plan.space.evaluation.dataset}, seed {plan.seed}")
+        if self.console.is_terminal:
+            self.spinner.start()
+
+    def prepare(self, stage: str, done: int, total: int) -> None:
+        """Before the first trial: a spinner with the stage on a terminal, a line per stage elsewhere."""
+        if self.console.is_terminal:
+            self.spinner.update(f"Preparing what all trials share: {escape(stage)} {done}/{total}")
+        elif stage not in self.said:
+            self.said.add(stage)
+            self.say(f"preparing: {stage}")
+
+    def __enter__(self) -> Screen:
+        self.spinner.stop()
+        self.begun, self.share_before = time.monotonic(), self.results.share_done(self.plan.epochs_per_trial)
+        if self.console.is_terminal:
+            self.living.enter_context(
+                Live(get_renderable=self.render, console=self.console, refresh_per_second=4, transient=True)
+            )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Nothing moves any more."""
+        self.spinner.stop()
+        self.living.close()
+
+    def say(self, message: str) -> None:
+        """A line that stays, above the living part."""
+        self.console.print(escape(message))
+
+    def trial_changed(self, number: int) -> None:
+        record = self.results.trials[number]
+        if record.state == "failed":
+            self.say(f"trial {number:03d} failed: {record.reason}")
+        elif record.state != "running" and not self.console.is_terminal:
+            how = f" {record.reason}" if record.state == "stopped" else ""
+            self.say(f"{self.counts()}; trial {number:03d}{how}: {accuracies(record.reports[-1])}; {self.outlook()}")
+
+    def render(self) -> Group:
+        done, total = (
+            self.results.epochs_done(self.plan.epochs_per_trial),
+            self.plan.trials * self.plan.epochs_per_trial,
+        )
+        return Group(
+            Text(f"{self.counts()}; {self.outlook()}"),
+            Columns([ProgressBar(total=total, completed=done, width=BAR_WIDTH)]),
+            self.trials_table("running", sorted(self.results.running.values(), key=lambda record: record.number)),
+            self.trials_table("front", self.results.front_records[:FRONT_SHOWN]),
+        )
+
+    def counts(self) -> str:
+        states = self.results.states()
+        told = [f"{states.total() - states['running']}/{self.results.total} done"]
+        named = {"running": "running", "stopped": "stopped early", "failed": "failed"}
+        told += [f"{states[state]} {name}" for state, name in named.items() if states[state]]
+        return ", ".join(told)
+
+    def outlook(self) -> str:
+        """The front so far, and the time left at the pace of this run."""
+        gone, share = time.monotonic() - self.begun, self.results.share_done(self.plan.epochs_per_trial)
+        front = f"front {self.results.front.size}, hypervolume {self.results.hypervolume:.4f}"
+        pace = (share - self.share_before) / gone
+        left = f", about {duration((1 - share) / pace)} left" if pace > 0 and share < 1 else ""
+        return f"{front}; {duration(gone)} gone{left}"
+
+    def trials_table(self, heading: str, records: list[TrialRecord]) -> Table:
+        table = Table.grid(padding=(0, 2))
+        for position, record in enumerate(records):
+            last = record.reports[-1] if record.reports else None
+            epoch = f"{last['epoch'] if last else 0:3g}/{self.plan.epochs_per_trial}"
+            table.add_row(
+                heading if position == 0 else "",
+                f"{record.number:03d}",
+                epoch,
+                accuracies(last) if last else "",
+                Text(label(self.plan.space, record.config), overflow="ellipsis", no_wrap=True),
+            )
+        return table
+
+
+def accuracies(report: Mapping[str, Any]) -> str:
+    shares = {"sensitivity": "sensitivity_accuracy", "invariance": "invariance_accuracy", "clean": "clean_accuracy"}
+    return "  ".join(f"{name} {percent(report[field]):>6}" for name, field in shares.items())

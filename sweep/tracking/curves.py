@@ -1,0 +1,42 @@
+"""TODO one line."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sweep.plan.plan import SweepPlan
+from sweep.report.figures import save_figure
+from sweep.state.results import Results
+
+if TYPE_CHECKING:
+    pass
+
+
+def write_curves(plan: SweepPlan, results: Results, number: int, folder: Path) -> str:
+    """A trial's accuracy over epsilon as its audit measured it, as picture and table; a digest of what is shown, or
+    nothing for one that was not audited."""
+    from sweep.audit.audit import FOLDER, Audit
+    from sweep.audit.figures import curves_figure
+    from sweep.audit.finalists import Finalist
+    from sweep.audit.judging import AuditOptions, read_audited
+
+    found = [read_audited(path) for path in sorted((plan.folder / FOLDER).glob(f"{number:04d}-*.json"))]
+    known = [audited for audited in found if audited is not None]
+    runs = [audited for audited in known if audited.judged_by == known[0].judged_by]
+    if not runs:
+        return ""
+    given = {name: value for name, value in runs[0].judged_by.items() if name != "format"}
+    audit = Audit(plan, results, AuditOptions(seeds=len(runs), **given), None)
+    folder.mkdir()
+    figure = curves_figure(audit, [Finalist(results.trials[number], tuple(runs))])
+    save_figure(figure, folder / "curve.png", dpi=100)
+    rows = [
+        (run.seed, epsilon, accuracy)
+        for run in runs
+        for epsilon, accuracy in zip(run.curve["epsilons"], run.curve["accuracies"], strict=True)
+    ]
+    text = "".join(f"{seed},{epsilon},{accuracy}\n" for seed, epsilon, accuracy in rows)
+    (folder / "curve.csv").write_text("seed,epsilon,accuracy\n" + text)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,119 @@
+"""What a trial of the front shows of itself: its model in a form that needs none of our code, and its worst examples.
+
+It runs in a process of its own, `python -m sweep.tracking.model_export STORAGE SWEEP NUMBER ...`: the driver is spared
+torch. What it makes lies in the trial's folder, is made once, and is uploaded by `tracking`.
+
+    mlflow-model/     an MLflow model in torch's own export format (pt2): no code of ours, nothing is unpickled
+    gallery.png       its worst sensitivity and invariance examples
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sweep.plan.paths import trial_folder
+from sweep.plan.plan import SweepPlan
+from sweep.plan.plan_file import read_plan
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from trainer.invariance.preparation import Prepared
+from sweep.tracking.gallery import EXAMPLE_BATCH, GALLERY, draw_gallery
+
+MODEL = "mlflow-model"
+
+
+def make_exhibits(plan: SweepPlan, numbers: Iterable[int], *, models: Iterable[int]) -> str:
+    """Make what is missing, in another process; why that failed, or nothing.
+
+    Args:
+        numbers: trials that get a gallery.
+        models: trials that get a model.
+    """
+    wanted = [f"gallery:{n}" for n in numbers if not (trial_folder(plan.folder, n) / GALLERY).exists()]
+    wanted += [f"model:{n}" for n in models if not (trial_folder(plan.folder, n) / MODEL / "MLmodel").exists()]
+    wanted = [each for each in wanted if (trial_folder(plan.folder, int(each.partition(":")[2])) / "model.pt").exists()]
+    if not wanted:
+        return ""
+    command = [sys.executable, "-m", "sweep.tracking.model_export", plan.storage, plan.name, *wanted]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return "" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["it was killed"])[-1]
+
+
+def main(storage: str, name: str, *wanted: str) -> None:
+    from sweep.engine.preparation import make_task
+    from sweep.engine.trainable import prepare_shared
+    from trainer.training.trial import MODEL_FILE, load_model
+
+    plan = read_plan(name, storage=storage)
+    prepared = prepare_shared(make_task(plan), lambda stage, done, total: None)
+    for each in wanted:
+        kind, _, number = each.partition(":")
+        folder = trial_folder(plan.folder, int(number))
+        model = load_model(folder / MODEL_FILE)
+        if kind == "model":
+            export(model, prepared, folder / MODEL)
+        else:
+            draw_gallery(plan, int(number), model, prepared, folder / GALLERY)
+
+
+def export(model: nn.Module, prepared: Prepared, folder: Path) -> None:
+    """An MLflow model, images (B, C, H, W) in [0, 1] to logits (B, K); the folder appears whole or not at all."""
+    import numpy as np
+    from mlflow import pytorch
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    images = prepared.data.validation.images[:EXAMPLE_BATCH].numpy()
+    shape, classes = prepared.data.shape, prepared.data.classes
+    signature = ModelSignature(
+        inputs=Schema([TensorSpec(np.dtype(np.float32), (-1, *shape))]),
+        outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, classes))]),
+    )
+    unfinished = folder.with_suffix(".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pytorch.save_model(
+            logits_of(model),
+            str(unfinished),
+            signature=signature,
+            input_example=images,
+            serialization_format="pt2",
+            # Given: found out by MLflow itself they would take ten seconds a model.
+            pip_requirements=[f"{package}=={metadata.version(package)}" for package in ("torch", "mlflow", "numpy")],
+        )
+    shutil.rmtree(folder, ignore_errors=True)
+    unfinished.rename(folder)
+
+
+def logits_of(model: nn.Module) -> nn.Module:
+    """The model without its embedding, in operations that torch can export."""
+    from torch import nn
+
+    class Logits(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.model(images).logits
+
+    for module in model.modules():
+        if getattr(module, "lean", False):
+            module.lean = False  # type: ignore[assignment]
+    return Logits().eval()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

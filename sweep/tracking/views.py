@@ -1,0 +1,230 @@
+"""Saved views of an experiment on MLflow's page: what a sweep's link opens.
+
+MLflow has no call that makes a view. Its page keeps each in a tag of the experiment, in a format that is documented
+nowhere; the one written here was read off the page of version `CHECKED_VERSION`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from sweep.plan.plan import SweepPlan
+from sweep.report.links import ALL, COST, FRONT, view_key
+
+CHECKED_VERSION = "3.17"
+"""Of MLflow, with which the views were seen to open."""
+NAMES = (FRONT, ALL, COST)
+TAG = "mlflow.sharedViewState."
+LONGEST_VIEW = 20_000
+MOST_SWEEPS = 10
+"""Whose views an experiment keeps, the latest: MLflow takes 40, and some of them are the user's own."""
+
+FRONT_COLOUR, KNEE_COLOUR, DOMINATED_COLOUR = "#0072B2", "#D55E00", "#B8BDC4"
+"""Of runs on MLflow's page."""
+
+MOST_CHARTED = 1000
+"""Runs in a chart. The page loads 100 at a time, those with the lowest rank first."""
+EPOCH_METRICS = ("sensitivity_accuracy", "invariance_accuracy", "clean_accuracy")
+SELECTED = ("sel_sens", "sel_inv", "sel_clean")
+
+
+def view_tags(plan: SweepPlan, created: int) -> dict[str, str]:
+    """The tags of a sweep's views; `created` in milliseconds."""
+    states = {FRONT: front_view(plan), ALL: all_trials_view(plan), COST: cost_view(plan)}
+    return {
+        TAG + view_key(view, plan.name): json.dumps(
+            {
+                "name": f"{view}: {plan.name}",
+                "createdAt": created,
+                "updatedAt": created,
+                "state": json.dumps(state, separators=(",", ":")),
+            }
+        )
+        for view, state in states.items()
+    }
+
+
+def outdated(tags: Mapping[str, str]) -> list[str]:
+    """Tags of views of the sweeps that came before the latest `MOST_SWEEPS`."""
+    ours: dict[str, list[str]] = {}
+    created: dict[str, float] = {}
+    for tag, value in tags.items():
+        view = read_view(value) if tag.startswith(TAG) else {}
+        name, _, sweep = str(view.get("name", "")).partition(": ")
+        if name in NAMES and tag == TAG + view_key(name, sweep):
+            ours.setdefault(sweep, []).append(tag)
+            created[sweep] = float(view.get("createdAt") or 0)
+    latest_first = sorted(ours, key=lambda sweep: created[sweep], reverse=True)
+    return [tag for sweep in latest_first[MOST_SWEEPS:] for tag in ours[sweep]]
+
+
+def read_view(value: str) -> dict[str, Any]:
+    """Empty for what is no view: such a tag can be anybody's."""
+    try:
+        view = json.loads(value)
+    except ValueError:
+        return {}
+    return view if isinstance(view, dict) else {}
+
+
+def front_view(plan: SweepPlan) -> dict[str, Any]:
+    """The two accuracies of all trials, the swept parameters, and the curves over the epochs."""
+    scatter = chart(
+        plan,
+        "SCATTER",
+        "front",
+        "Sensitivity and invariance accuracy: blue the front, orange its knee",
+        xaxis=axis("sel_sens"),
+        yaxis=axis("sel_inv"),
+    )
+    swept = list(plan.space.swept)
+    parallel = chart(
+        plan,
+        "PARALLEL",
+        "front",
+        "Swept parameters",
+        selectedParams=swept,
+        selectedMetrics=["sel_sens", "sel_inv"],
+        showAllRuns=False,
+    )
+    curves = [line(plan, metric, "curves") for metric in EPOCH_METRICS]
+    sections = [section("front", "Front", columns=1), section("curves", "Over the epochs", columns=2)]
+    return state(
+        search=of_kind(plan, "trial"),
+        order=metric_column("pareto_rank"),
+        columns=[*map(metric_column, (*SELECTED, "pareto_rank")), *map(param_column, swept)],
+        charts=[scatter, parallel, *curves],
+        sections=sections,
+    )
+
+
+def all_trials_view(plan: SweepPlan) -> dict[str, Any]:
+    """Every trial as a row, with bars of the chosen numbers."""
+    bars = [
+        chart(plan, "BAR", "selected", name, metricKey=name, displayName=name)
+        for name in (*SELECTED, "sel_epoch", "pareto_rank")
+    ]
+    tags = [tag_column(name) for name in ("pareto.front", "pareto.rank", "otsweep.reason", "otsweep.cost")]
+    params = [param_column(name) for name in plan.space.swept]
+    return state(
+        search=of_kind(plan, "trial"),
+        order="attributes.start_time",
+        columns=["attributes.`Duration`", *map(metric_column, SELECTED), *tags, *params],
+        charts=bars,
+        sections=[section("selected", "Chosen checkpoints", columns=3)],
+    )
+
+
+def cost_view(plan: SweepPlan) -> dict[str, Any]:
+    """What the front cost: the hypervolume over trials and over hours."""
+    hours = "front_gpu_hours" if plan.gpus_per_trial else "front_cpu_hours"
+    by_hours = {"xAxisKey": "metric", "selectedXAxisMetricKey": hours, "useGlobalXaxisKey": False}
+    charts = [
+        line(plan, "front_hypervolume", "cost"),
+        line(plan, "front_hypervolume", "cost", name=f"front_hypervolume over {hours}", **by_hours),
+        line(plan, "front_size", "cost"),
+    ]
+    return state(
+        search=of_kind(plan, "sweep"),
+        order="attributes.start_time",
+        columns=[metric_column(name) for name in ("front_hypervolume", "front_size", hours)],
+        charts=charts,
+        sections=[section("cost", "Hypervolume by finished trials and by cost", columns=3)],
+    )
+
+
+def state(
+    *, search: str, order: str, columns: list[str], charts: list[dict[str, Any]], sections: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """A view's whole state; every key that the page expects is there."""
+    return {
+        "searchFilter": search,
+        "orderByKey": order,
+        "orderByAsc": True,
+        "startTime": "ALL",
+        "lifecycleFilter": "Active",
+        "datasetsFilter": [],
+        "modelVersionFilter": "All Runs",
+        "selectedColumns": ["attributes.`Run Name`", *columns],
+        "columnOrder": [],
+        "columnWidths": {},
+        "runsHiddenMode": "SHOWALL",
+        "runsPinned": [],
+        "runsHidden": [],
+        "runsVisibilityMap": {},
+        "viewMaximized": False,
+        "runListHidden": False,
+        # Else sections that the page makes itself come first.
+        "isAccordionReordered": True,
+        "useGroupedValuesInCharts": False,
+        "hideEmptyCharts": True,
+        "groupBy": None,
+        "groupsExpanded": {},
+        "autoRefreshEnabled": True,
+        "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
+        "compareRunCharts": charts,
+        "compareRunSections": sections,
+    }
+
+
+def of_kind(plan: SweepPlan, kind: str) -> str:
+    return f'tags."otsweep.sweep" = "{plan.name}" and tags."otsweep.kind" = "{kind}"'
+
+
+def chart(plan: SweepPlan, kind: str, section: str, name: str, **given: Any) -> dict[str, Any]:
+    return {
+        "uuid": hashlib.sha256(f"{plan.name} {kind} {name}".encode()).hexdigest()[:16],
+        "type": kind,
+        "deleted": False,
+        "isGenerated": False,
+        "metricSectionId": section,
+        "runsCountToCompare": MOST_CHARTED,
+        "displayName": name,
+        **given,
+    }
+
+
+def line(plan: SweepPlan, metric: str, section: str, *, name: str = "", **given: Any) -> dict[str, Any]:
+    fields = {
+        "metricKey": metric,
+        "selectedMetricKeys": [metric],
+        "xAxisKey": "step",
+        "selectedXAxisMetricKey": "",
+        "lineSmoothness": 0,
+        "useGlobalLineSmoothness": True,
+        "useGlobalXaxisKey": True,
+        "scaleType": "linear",
+        "xAxisScaleType": "linear",
+        "yAxisKey": "metric",
+        "yAxisExpressions": [],
+        "range": {},
+    }
+    return chart(plan, "LINE", section, name or metric, **fields | given)
+
+
+def section(uuid: str, name: str, *, columns: int) -> dict[str, Any]:
+    return {"uuid": uuid, "name": name, "display": True, "isReordered": True, "columns": columns, "cardHeight": 420}
+
+
+def axis(metric: str) -> dict[str, str]:
+    return {"key": metric, "type": "METRIC"}
+
+
+def metric_column(name: str) -> str:
+    return f"metrics.`{name}`"
+
+
+def param_column(name: str) -> str:
+    return f"params.`{name}`"
+
+
+def tag_column(name: str) -> str:
+    return f"tags.`{name}`"
+
+
+def check_size(tags: Iterable[str]) -> bool:
+    """Whether MLflow takes every view."""
+    return all(len(json.loads(tag)["state"]) <= LONGEST_VIEW for tag in tags)

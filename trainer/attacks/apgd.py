@@ -1,0 +1,279 @@
+"""Auto-PGD (Croce and Hein 2020): on the cross-entropy, on the targeted DLR loss, and on distances of embeddings.
+
+Shape letters: N images of a set, B of a batch, C channels, H rows, W columns, K classes, D embedding size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from trainer.attacks.norms import Norm, checked_ball, choose, positive
+from trainer.attacks.pgd import cross_entropy_scores, score_with_gradient
+from trainer.attacks.worst_case import Attack, Objective, Scores, Victim, is_wrong, logit_at, margin
+from trainer.errors import InputError
+
+
+def dlr(logits: Tensor, labels: Tensor) -> Tensor:
+    """Difference of logits ratio (Croce & Hein 2020, eq. 6): blind to a shift or a scale of the logits.
+
+    Args:
+        logits: (B, K) with at least 3 classes.
+        labels: (B,).
+
+    Returns:
+        (B,) above 0 where the answer is wrong.
+    """
+    _need_classes("the DLR loss", logits, 3)
+    ordered = logits.sort(dim=1, descending=True).values
+    return -margin(logits, labels) / (ordered[:, 0] - ordered[:, 2]).clamp_min(1e-12)
+
+
+def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
+    """DLR towards a target class (Croce & Hein 2020, eq. 7).
+
+    Args:
+        logits: (B, K) with at least 4 classes.
+        labels: (B,).
+        targets: (B,) other than the labels.
+    """
+    _need_classes("the targeted DLR loss", logits, 4)
+    ordered = logits.sort(dim=1, descending=True).values
+    rise = logit_at(logits, targets) - logit_at(logits, labels)
+    return rise / (ordered[:, 0] - (ordered[:, 2] + ordered[:, 3]) / 2).clamp_min(1e-12)
+
+
+def apgd_attack(*, norm: str, epsilon: float, steps: int = 100, restarts: int = 1) -> Attack:
+    """APGD-CE: Auto-PGD on the cross-entropy.
+
+    Args:
+        norm: a name in `NORMS`.
+        epsilon: budget in pixel units.
+        steps: gradient steps of a round.
+        restarts: rounds, each from its own random start.
+    """
+    ball = checked_ball(norm, epsilon)
+    positive("steps", steps)
+
+    def run(victim: Victim, rows: Tensor, number: int, generator: torch.Generator) -> Tensor:
+        return _apgd(cross_entropy_scores(victim), victim, rows, ball, epsilon, steps, generator)
+
+    return Attack("apgd-ce", positive("restarts", restarts), run)
+
+
+def targeted_apgd_attack(*, norm: str, epsilon: float, steps: int = 100, targets: int = 9) -> Attack:
+    """APGD-T: Auto-PGD on the targeted DLR loss, a round for each target class from the likeliest wrong one down.
+
+    Args:
+        norm: a name in `NORMS`.
+        epsilon: budget in pixel units.
+        steps: gradient steps of a round.
+        targets: rounds; where there are fewer wrong classes the first ones have another round.
+    """
+    ball = checked_ball(norm, epsilon)
+    positive("steps", steps)
+
+    def run(victim: Victim, rows: Tensor, number: int, generator: torch.Generator) -> Tensor:
+        goals = torch.zeros_like(victim.labels)
+        goals[rows] = _likely_target(victim, rows, number)
+
+        def objective(perturbed: Tensor, rows: Tensor) -> Scores:
+            answer, labels = victim.logits(perturbed), victim.labels[rows]
+            return Scores(targeted_dlr(answer, labels, goals[rows]), is_wrong(answer, labels))
+
+        return _apgd(objective, victim, rows, ball, epsilon, steps, generator)
+
+    return Attack("apgd-t", positive("targets", targets), run)
+
+
+@torch.no_grad()
+def _likely_target(victim: Victim, rows: Tensor, number: int) -> Tensor:
+    """The wrong class (B,) that has the number-th largest logit on the clean image."""
+    answer, labels = victim.logits(victim.images[rows]), victim.labels[rows]
+    ranking = answer.scatter(1, labels[:, None], -math.inf).argsort(dim=1, descending=True, stable=True)
+    return ranking[:, number % (answer.shape[1] - 1)]
+
+
+def embedding_attack(
+    model: Callable[[Tensor], tuple[Tensor, Tensor]],
+    *,
+    norm: str,
+    epsilon: float,
+    steps: int = 100,
+    restarts: int = 1,
+    towards_other: bool = False,
+) -> Attack:
+    """Auto-PGD on the squared Euclidean distance of embeddings: what a defence of embeddings should withstand.
+
+    Args:
+        model: images (B, C, H, W) to (logits (B, K), embedding (B, D)).
+        norm: a name in `NORMS`.
+        epsilon: budget in pixel units.
+        steps: gradient steps of a round.
+        restarts: rounds, each from its own random start.
+        towards_other: instead of away from its clean embedding, towards the nearest clean embedding of the set that
+            the model gives another class.
+    """
+    ball = checked_ball(norm, epsilon)
+    positive("steps", steps)
+    sign = -1 if towards_other else 1
+
+    def run(victim: Victim, rows: Tensor, number: int, generator: torch.Generator) -> Tensor:
+        anchors = _anchors(model, victim, rows, towards_other)
+
+        def objective(perturbed: Tensor, rows: Tensor) -> Scores:
+            answer, embedding = model(perturbed)
+            distance = (embedding - anchors[rows]).square().sum(1)
+            return Scores(sign * distance, is_wrong(answer, victim.labels[rows]))
+
+        return _apgd(objective, victim, rows, ball, epsilon, steps, generator)
+
+    return Attack("embedding-other" if towards_other else "embedding", positive("restarts", restarts), run)
+
+
+@torch.no_grad()
+def _anchors(
+    model: Callable[[Tensor], tuple[Tensor, Tensor]], victim: Victim, rows: Tensor, towards_other: bool
+) -> Tensor:
+    """By row of the set (N, D): the embedding that an image leaves, or the one that it makes for."""
+    parts = [model(batch) for batch in victim.images.split(len(rows))]
+    embeddings = torch.cat([embedding for _, embedding in parts])
+    if not towards_other:
+        return embeddings
+    answers = torch.cat([logits.argmax(1) for logits, _ in parts])
+    same_class = victim.labels[rows, None] == answers
+    distances = torch.cdist(embeddings[rows], embeddings).masked_fill(same_class, math.inf)
+    anchors = embeddings.clone()
+    anchors[rows] = embeddings[distances.argmin(1)]
+    return anchors
+
+
+class _Climb(NamedTuple):
+    """Where Auto-PGD stands on each of the B images that the model still has right."""
+
+    place: Tensor
+    """(B,) position in the result."""
+    rows: Tensor
+    """(B,) position in the set."""
+    images: Tensor
+    perturbed: Tensor
+    """(B, C, H, W) x(k)."""
+    previous: Tensor
+    """(B, C, H, W) x(k-1)."""
+    loss: Tensor
+    """(B,) f(x(k))."""
+    gradient: Tensor
+    best: Tensor
+    """(B, C, H, W) x_max."""
+    best_loss: Tensor
+    best_gradient: Tensor
+    step_size: Tensor
+    """(B, 1, 1, 1) eta."""
+    rises: Tensor
+    """(B,) steps since the last checkpoint that raised the loss."""
+    checked_loss: Tensor
+    """(B,) the best loss at the last checkpoint."""
+    halved: Tensor
+    """(B,) bool: whether the last checkpoint halved the step size."""
+
+
+def _apgd(
+    objective: Objective,
+    victim: Victim,
+    rows: Tensor,
+    ball: Norm,
+    epsilon: float,
+    steps: int,
+    generator: torch.Generator,
+) -> Tensor:
+    """Auto-PGD (Croce & Hein 2020, algorithm 1); an image leaves at its first wrong answer, else gives its best."""
+    images, delta = victim.images[rows], ball.random_start(victim.images, epsilon, generator)[rows]
+    # From the surface of the ball: with these long first steps restarts then end further apart than from within.
+    start = (images + delta * epsilon / ball.size(delta).clamp_min(torch.finfo(delta.dtype).tiny)).clamp(0, 1)
+    found = start.clone()
+    climb = _leave_if_wrong(found, *_first_point(objective, images, start, rows, epsilon))
+    for begin, end in pairwise(_checkpoints(steps)):
+        for k in range(begin, end):
+            if not len(climb.rows):
+                return found
+            climb, wrong = _step(objective, climb, ball, epsilon, momentum=0.25 if k else 0.0)
+            climb = _leave_if_wrong(found, climb, wrong)
+        climb = _check_progress(climb, window=end - begin)
+    found[climb.place] = climb.best
+    return found
+
+
+def _first_point(
+    objective: Objective, images: Tensor, start: Tensor, rows: Tensor, epsilon: float
+) -> tuple[_Climb, Tensor]:
+    (loss, wrong), gradient = score_with_gradient(objective, start, rows)
+    place = torch.arange(len(rows), device=rows.device)
+    step_size = torch.full_like(loss, 2 * epsilon).view(-1, 1, 1, 1)
+    rises, halved = torch.zeros_like(rows), torch.zeros_like(wrong)
+    best = (start, loss, gradient)
+    return _Climb(place, rows, images, start, start, loss, gradient, *best, step_size, rises, loss, halved), wrong
+
+
+def _step(objective: Objective, climb: _Climb, ball: Norm, epsilon: float, *, momentum: float) -> tuple[_Climb, Tensor]:
+    """Lines 6 to 10: the projected step, mixed with the one before it, and the best point so far."""
+
+    def project(points: Tensor) -> Tensor:
+        return (climb.images + ball.project(points - climb.images, epsilon)).clamp(0, 1)
+
+    here = climb.perturbed
+    ahead = project(here + climb.step_size * ball.steepest_step(climb.gradient))
+    moved = project(here + (1 - momentum) * (ahead - here) + momentum * (here - climb.previous))
+    (loss, wrong), gradient = score_with_gradient(objective, moved, climb.rows)
+    better = loss > climb.best_loss
+    climb = climb._replace(
+        perturbed=moved,
+        previous=here,
+        loss=loss,
+        gradient=gradient,
+        best=choose(better, moved, climb.best),
+        best_loss=torch.where(better, loss, climb.best_loss),
+        best_gradient=choose(better, gradient, climb.best_gradient),
+        rises=climb.rises + (loss > climb.loss),
+    )
+    return climb, wrong
+
+
+def _leave_if_wrong(found: Tensor, climb: _Climb, wrong: Tensor) -> _Climb:
+    """Write broken images into the result and go on with the others."""
+    found[climb.place[wrong]] = climb.perturbed[wrong]
+    return _Climb(*(values[~wrong] for values in climb))
+
+
+def _check_progress(climb: _Climb, *, window: int) -> _Climb:
+    """Lines 11 to 16: halve the step and go back to the best point where the loss has not risen as it should."""
+    rarely_rose = climb.rises < 0.75 * window  # condition 1
+    stalled = ~climb.halved & (climb.checked_loss == climb.best_loss)  # condition 2
+    halve = rarely_rose | stalled
+    return climb._replace(
+        perturbed=choose(halve, climb.best, climb.perturbed),
+        loss=torch.where(halve, climb.best_loss, climb.loss),
+        gradient=choose(halve, climb.best_gradient, climb.gradient),
+        step_size=choose(halve, climb.step_size / 2, climb.step_size),
+        rises=torch.zeros_like(climb.rises),
+        checked_loss=climb.best_loss,
+        halved=halve,
+    )
+
+
+def _checkpoints(steps: int) -> list[int]:
+    """0, then w_j = ceil(p_j steps) with p_1 = 0.22, p_j+1 = p_j + max(p_j - p_j-1 - 0.03, 0.06), then `steps`."""
+    shares = [0.0, 0.22]
+    while shares[-1] < 1:
+        shares.append(shares[-1] + max(shares[-1] - shares[-2] - 0.03, 0.06))
+    # Rounded first: sums of such floats exceed a whole number of steps by a hair.
+    return sorted({min(math.ceil(round(share * steps, 6)), steps) for share in shares})
+
+
+def _need_classes(what: str, logits: Tensor, least: int) -> None:
+    if logits.shape[1] < least:
+        raise InputError(f"{what} needs at least {least} classes: the model has {logits.shape[1]}")

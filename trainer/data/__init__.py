@@ -1,0 +1,1 @@
+"""Images and labels as shared tensors: built-in data sets, file formats, downloads."""

@@ -1,0 +1,54 @@
+"""TODO one line."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Sizes(NamedTuple):
+    """Images per split, in the order in which they are stored."""
+
+    train: int
+    validation: int
+    test: int
+
+
+class Published(NamedTuple):
+    """How a data set's files lie in a folder, as torchvision lays them out; training files before test files."""
+
+    torchvision_name: str
+    folder: str
+    files: dict[str, tuple[int, ...]]
+    """The shape that each file must hold, by name."""
+
+
+CLASSES = 10
+"""K, of every data set known so far."""
+SIZES = {
+    "digits": Sizes(1_200, 300, 297),
+    "mnist": Sizes(50_000, 10_000, 10_000),
+    "fashion_mnist": Sizes(50_000, 10_000, 10_000),
+    "cifar10": Sizes(45_000, 5_000, 10_000),
+}
+IDX_FILES = {
+    "train-images-idx3-ubyte": (60_000, 28, 28),
+    "train-labels-idx1-ubyte": (60_000,),
+    "t10k-images-idx3-ubyte": (10_000, 28, 28),
+    "t10k-labels-idx1-ubyte": (10_000,),
+}
+CIFAR_FILES = {name: (10_000, 3, 32, 32) for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")}
+CIFAR_ARCHIVE = "cifar-10-python.tar.gz"
+PUBLISHED = {
+    "mnist": Published("MNIST", "MNIST/raw", IDX_FILES),
+    "fashion_mnist": Published("FashionMNIST", "FashionMNIST/raw", IDX_FILES),
+    "cifar10": Published("CIFAR10", "cifar-10-batches-py", CIFAR_FILES),
+}
+IDX_MD5 = {
+    "mnist": {
+        "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+        "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+        "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+        "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+    }
+}
+"""Of unpacked files, where known: torchvision lists the checksums of the archives only."""

@@ -1,0 +1,80 @@
+"""TODO one line."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from trainer.data.catalogue import (
+    CIFAR_ARCHIVE,
+    PUBLISHED,
+)
+from trainer.data.downloads import (
+    DownloadFailed,
+    download,
+)
+from trainer.data.store import (
+    locked,
+)
+from trainer.errors import InputError
+
+DATA_DIR_VARIABLE = "OTSWEEP_DATA_DIR"
+
+
+# Finding and downloading
+
+
+def find_files(name: str, data_dir: Path | None, *, downloads: Path) -> list[Path]:
+    """A data set's files, in order: from the first folder that has them all, else downloaded.
+
+    Raises:
+        InputError: saying which folders were looked in, what was missing there, why the download failed, what to do.
+    """
+    folders = [*given_folder(data_dir), downloads]
+    for folder in folders:
+        files, missing = search(folder, name)
+        if not missing:
+            return files
+    looked = [f"{str(folder)!r} {absence(folder, name)}" for folder in folders]
+    try:
+        with locked(downloads):
+            download(name, downloads)
+    except DownloadFailed as error:
+        published = PUBLISHED[name]
+        raise InputError(
+            f"{published.torchvision_name} is not on this machine and could not be downloaded.\n"
+            f"  Looked in: {'; '.join(looked)}.\n"
+            f"  Download:  {error}.\n"
+            f"  To go on:  put {', '.join(published.files)} into <folder>/{published.folder} and give "
+            f"--data-dir <folder> or set {DATA_DIR_VARIABLE}; or connect this machine to the internet; or choose the "
+            "dataset 'digits', which needs no download."
+        ) from error
+    return search(downloads, name)[0]
+
+
+def given_folder(data_dir: Path | None) -> list[Path]:
+    """The folder that the user named, if any."""
+    named = data_dir or os.environ.get(DATA_DIR_VARIABLE)
+    return [Path(named).expanduser().absolute()] if named else []
+
+
+def search(folder: Path, name: str) -> tuple[list[Path], list[str]]:
+    """The files of a data set that a folder holds, unpacked or packed, and the names of those that it lacks."""
+    published = PUBLISHED[name]
+    found, missing = [], []
+    for file in published.files:
+        plain = folder / published.folder / file
+        packed = folder / CIFAR_ARCHIVE if name == "cifar10" else plain.with_name(f"{file}.gz")
+        here = [path for path in (plain, packed) if path.is_file()]
+        found += here[:1]
+        missing += [] if here else [f"{published.folder}/{file}"]
+    return found, missing
+
+
+def absence(folder: Path, name: str) -> str:
+    """What a folder lacks, in words."""
+    if not folder.is_dir():
+        return "(no such folder)"
+    missing = search(folder, name)[1]
+    whole = len(missing) == len(PUBLISHED[name].files)
+    return f"(holds no {PUBLISHED[name].folder})" if whole else f"(lacks {', '.join(missing)})"

@@ -1,0 +1,161 @@
+"""TODO one line."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import field
+from typing import Any, Self
+
+from trainer.errors import InputError
+from trainer.words import did_you_mean
+
+
+def knob(
+    default: Any,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    choices: tuple[str, ...] | None = None,
+) -> Any:
+    """A dataclass field with its range: `low` and `high` are allowed themselves, `above` is not."""
+    return field(default=default, metadata={"low": low, "high": high, "above": above, "choices": choices})
+
+
+class _Checked:
+    """Typed, range-checked construction that both records share."""
+
+    def __post_init__(self) -> None:
+        for name, spec in self.fields().items():
+            object.__setattr__(self, name, check_value(name, getattr(self, name), spec))
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """Rules that tie several fields."""
+
+    @classmethod
+    def fields(cls) -> dict[str, dataclasses.Field]:
+        """Every knob by name, in order."""
+        return {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> Self:
+        """Build from keys and values; an unknown key is answered with the nearest known one."""
+        for key in values:
+            if key not in cls.fields():
+                raise InputError(f"unknown setting {key!r}: {did_you_mean(key, cls.fields())}")
+        return cls(**values)
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some fields changed; checked again."""
+        return type(self).from_mapping({**self.to_dict(), **changes})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values by field name, ready for YAML, JSON or Parquet."""
+        return dataclasses.asdict(self)  # type: ignore[call-overload]
+
+
+def field_type(spec: dataclasses.Field) -> type:
+    """The plain type of a knob: bool, int, float or str."""
+    return {"bool": bool, "int": int, "float": float, "str": str}[str(spec.type)]
+
+
+def check_value(name: str, value: Any, spec: dataclasses.Field) -> Any:
+    """`value` in the knob's own type.
+
+    Raises:
+        InputError: naming the field, the value and the range or type that would be right.
+    """
+    kind, limits = field_type(spec), spec.metadata
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if kind is int and isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not (number if kind is float else isinstance(value, kind) and isinstance(value, bool) == (kind is bool)):
+        raise InputError(f"{name} = {quoted(value)}: must be {describe_type(spec)}")
+    with contextlib.suppress(OverflowError):  # an integer beyond all floats is beyond every range too
+        value = kind(value)
+    if limits["choices"] is not None and value not in limits["choices"]:
+        raise InputError(f"{name} = {quoted(value)}: {did_you_mean(value, limits['choices'])}")
+    if kind in (int, float) and not in_range(value, limits):
+        raise InputError(f"{name} = {quoted(value)}: must be {describe_range(spec)}")
+    return value
+
+
+def quoted(value: object) -> str:
+    """`value` as an error shows it: cut where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python refuses to write out an integer of more than 4,300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def in_range(value: float, limits: Mapping[str, Any]) -> bool:
+    """Whether a number is finite and inside a knob's limits."""
+    return (
+        (isinstance(value, int) or math.isfinite(value))
+        and (limits["low"] is None or value >= limits["low"])
+        and (limits["above"] is None or value > limits["above"])
+        and (limits["high"] is None or value <= limits["high"])
+    )
+
+
+def describe_type(spec: dataclasses.Field) -> str:
+    """The type of a knob in words, and its range."""
+    kind = field_type(spec)
+    if kind is bool:
+        return "true or false"
+    if kind is str:
+        return describe_range(spec) if spec.metadata["choices"] else "a word"
+    return f"a {'whole ' if kind is int else ''}number, {describe_range(spec)}"
+
+
+def describe_range(spec: dataclasses.Field) -> str:
+    """The range of a knob in words."""
+    low, high, above = (spec.metadata[key] for key in ("low", "high", "above"))
+    if spec.metadata["choices"] is not None:
+        return "one of " + ", ".join(spec.metadata["choices"])
+    start = f"above {above}" if above is not None else f"at least {low}" if low is not None else ""
+    if high is None:
+        return start or "a finite number"
+    return f"{start} and at most {high}" if start else f"at most {high}"
+
+
+def parse_settings(pairs: Iterable[str], *records: type[_Checked]) -> dict[str, Any]:
+    """`["margin=0.1", ...]` as given to `--set`, read in the type of the field each one names.
+
+    Raises:
+        InputError: for a pair without `=`, an unknown key, or a value that is not of the field's type.
+    """
+    known = {name: spec for record in records for name, spec in record.fields().items()}
+    settings: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        key = key.strip().replace("-", "_")
+        if not equals:
+            raise InputError(f"--set {pair!r}: write it as key=value")
+        if key not in known:
+            raise InputError(f"unknown setting {key!r}: {did_you_mean(key, known)}")
+        settings[key] = check_value(key, _parse(text.strip(), field_type(known[key])), known[key])
+    return settings
+
+
+def _parse(text: str, kind: type) -> Any:
+    """Text in a knob's type where it can be; else the text itself, which `check_value` then refuses by name."""
+    if kind is bool:
+        return {"true": True, "false": False}.get(text.lower(), text)
+    if kind is str:
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def check_budget(name: str, epsilon: float, norm: str) -> None:
+    """An L0 or Linf budget is a share of the pixel range or of the pixels and so lies in [0, 1]."""
+    if norm != "l2" and epsilon > 1:
+        raise InputError(f"{name} = {epsilon!r}: must be at least 0 and at most 1 (pixel units of [0,1] images)")

@@ -1,0 +1,1 @@
+"""Invariance attacks and their judge: alignments, neighbours, perturbations, human-labelled sets, preparation."""

@@ -1,0 +1,1 @@
+"""The objective of a trial, term by term: transport, regularisers, weights."""

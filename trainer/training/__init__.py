@@ -1,0 +1,1 @@
+"""Train and evaluate: the step, evaluation, one trial, stacked trials (vmap), profiling."""

@@ -1,0 +1,35 @@
+"""TODO one line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+SHORT_NAMES = {
+    "sensitivity_weight": "ws",
+    "invariance_weight": "wv",
+    "norm_weight": "wn",
+    "sensitivity_epsilon": "eps",
+    "invariance_epsilon": "epsv",
+    "regularizer": "R",
+    "margin": "m",
+    "learning_rate": "lr",
+    "cross_entropy_on": "ce",
+    "entropy": "ent",
+    "sensitivity_steps": "steps",
+}
+"""Short names for a trial's label in tables and pictures; a knob without one goes by its full name."""
+
+FEW_WORDS = 8
+"""So many known words are all shown beside the nearest one."""
+
+
+def did_you_mean(word: object, known: Iterable[str]) -> str:
+    """A clause that names the nearest right word, and all of them where they are few or none is near."""
+    known = list(known)
+    meant = [name for name, short in SHORT_NAMES.items() if short == word and name in known]
+    nearest = meant or difflib.get_close_matches(str(word).lower(), known, n=1, cutoff=0.5)
+    if nearest and len(known) > FEW_WORDS:
+        return f"did you mean {nearest[0]!r}?"
+    hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+    return f"{hint}known: {', '.join(known)}"
