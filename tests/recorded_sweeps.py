@@ -14,7 +14,7 @@ from sweep.ledger.writing import LedgerWriter
 from sweep.plan.mlflow_address import default_mlflow_uri
 from sweep.plan.plan import SweepPlan
 from sweep.plan.plan_file import read_plan
-from sweep.state.results import Results, read_facts
+from sweep.state.sweep_state import SweepState, read_data_summary
 
 RECORDED = Path(__file__).with_name("recorded")
 
@@ -59,14 +59,14 @@ def events_of(records: Iterable[TrialRecord]) -> Iterator[Event]:
         yield record.ended or 0.0, 2, record.number, record, None
 
 
-def results_of(plan: SweepPlan) -> Results:
+def results_of(plan: SweepPlan) -> SweepState:
     """What a sweep's ledger holds."""
-    results = Results(plan.objectives, read_ledger(plan.folder).trials, total=plan.trials)
-    results.facts = read_facts(plan.folder)
+    results = SweepState(plan.objectives, read_ledger(plan.folder).trials, total=plan.trials)
+    results.facts = read_data_summary(plan.folder)
     return results
 
 
-def replay(plan: SweepPlan, results: Results) -> Iterator[int]:
+def replay(plan: SweepPlan, results: SweepState) -> Iterator[int]:
     """Bring `results` through the sweep's course event by event, as a driver does; the trial that each concerns."""
     records = read_ledger(plan.folder).trials.values()
     for moment, kind, number, record, report in sorted(events_of(records), key=lambda event: event[:3]):

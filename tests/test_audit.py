@@ -36,7 +36,7 @@ from sweep.audit.finalists import (
     share_interval,
     verdicts,
 )
-from sweep.audit.judging import Audited, AuditOptions, draw, sealed
+from sweep.audit.judging import AuditOptions, AuditResult, draw, sealed
 from sweep.audit.tables import ROWS, command, doubles, front_line, judge_finalists, report, show_people
 from sweep.cli.cli import main
 from sweep.front.objectives import Objectives
@@ -47,14 +47,23 @@ from sweep.ledger.writing import LedgerWriter
 from sweep.plan.objectives import OBJECTIVES
 from sweep.plan.plan import SweepPlan, make_plan
 from sweep.plan.plan_file import read_plan, write_plan
-from sweep.state.results import Results, read_facts
+from sweep.state.sweep_state import SweepState, read_data_summary
 from tests.test_sweep import PATIENCE, SPACE, otsweep, run_words, wait_for
 from tests.test_sweep import command as shell_words
 from trainer.attacks.evidence import wilson_interval
 from trainer.config import TrialConfig
 from trainer.data.datasets import Split
 from trainer.errors import InputError
-from trainer.human_agreement import MODEL, ORACLE, ORIGINAL, Agreement, Comparison, ExamplesFolder, People, Share
+from trainer.human_agreement import (
+    MODEL,
+    ORACLE,
+    ORIGINAL,
+    Agreement,
+    ExamplesFolder,
+    HumanAgreement,
+    SetComparison,
+    Share,
+)
 from trainer.invariance.preparation import Prepared
 from trainer.training.trial import run_trial
 
@@ -78,9 +87,9 @@ def trial(number: int, sensitivity: float, invariance: float, **config: object) 
     return TrialRecord(number, config={"seed": 0, **config}, seed=0, state="finished", reports=[final])
 
 
-def results_of(points: Sequence[tuple[float, float]]) -> Results:
+def results_of(points: Sequence[tuple[float, float]]) -> SweepState:
     trials = {number: trial(number, *point) for number, point in enumerate(points)}
-    return Results(OBJECTIVES, trials, total=len(trials))
+    return SweepState(OBJECTIVES, trials, total=len(trials))
 
 
 def chosen(points: Sequence[tuple[float, float]], *, images: int = IMAGES) -> list[int]:
@@ -92,8 +101,8 @@ def plan(tmp_path: Path) -> SweepPlan:
     return make_plan(load_space("digits"), name="hand-made", storage=str(tmp_path))
 
 
-def audited(number: int, seed: int, numbers: Mapping[str, float]) -> Audited:
-    return Audited(
+def audited(number: int, seed: int, numbers: Mapping[str, float]) -> AuditResult:
+    return AuditResult(
         number=number,
         config={"seed": seed},
         judged_by=AuditOptions().judged_by,
@@ -111,14 +120,14 @@ def audited(number: int, seed: int, numbers: Mapping[str, float]) -> Audited:
     )
 
 
-def people(digest: str, *, hits: int = 10) -> People:
+def people(digest: str, *, hits: int = 10) -> HumanAgreement:
     """One set of 100 images, of which people see 40 changed; the oracle answers 60, the model all."""
     whole, none = Share(100, 100), Share(0, 0)
-    return People(
+    return HumanAgreement(
         "there",
         digest,
         (
-            Comparison(
+            SetComparison(
                 name="linf/some",
                 images=100,
                 changed=40,
@@ -142,7 +151,7 @@ def shown_people(audit: Audit, finalists: Sequence[Finalist]) -> str:
 
 
 def audit_of(plan: SweepPlan, trials: Sequence[TrialRecord], **options: int) -> Audit:
-    results = Results(plan.objectives, {record.number: record for record in trials}, total=plan.trials)
+    results = SweepState(plan.objectives, {record.number: record for record in trials}, total=plan.trials)
     results.facts = {"validation_images": IMAGES, "oracle_accuracy": 0.99, "oracle_coverage": 0.8}
     return Audit(plan, results, AuditOptions(**options))
 
@@ -569,8 +578,8 @@ def results(storage: Path, first: subprocess.CompletedProcess[str]) -> Iterator[
 
 def audit_in(storage: Path, seeds: int) -> Audit:
     plan = read_plan("swept", storage=str(storage))
-    swept = Results(plan.objectives, read_ledger(plan.folder).trials, total=plan.trials)
-    swept.facts = read_facts(plan.folder)
+    swept = SweepState(plan.objectives, read_ledger(plan.folder).trials, total=plan.trials)
+    swept.facts = read_data_summary(plan.folder)
     options = {
         word.removeprefix("--").replace("-", "_"): n for word, n in zip(OPTIONS[::2], OPTIONS[1::2], strict=True)
     }

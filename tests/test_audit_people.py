@@ -17,7 +17,7 @@ from sweep.audit.judging import SEAL
 from sweep.plan.plan_file import read_plan
 from tests.test_audit import OPTIONS, TINY
 from tests.test_sweep import otsweep, run_words
-from trainer.human_agreement import MODEL, ORACLE, ORIGINAL, People
+from trainer.human_agreement import MODEL, ORACLE, ORIGINAL, HumanAgreement
 
 MNIST = TINY.replace("dataset: digits, train_size: 300", "dataset: mnist, train_size: 1000").replace(
     "eval_sensitivity_steps: 3", "eval_sensitivity_steps: 3, eval_invariance_epsilon: 1.0"
@@ -64,7 +64,7 @@ def test_an_audit_is_compared_with_people_once_and_says_so_ever_after(mnist_stor
     for again in (audit_of_mnist(mnist_storage, *words), audit_of_mnist(mnist_storage)):
         assert again.stdout == first.stdout[first.stdout.index("\nmnist: ") :]
     for result in asked.values():
-        compared = People.from_plain(result["people"])
+        compared = HumanAgreement.from_plain(result["people"])
         sizes = {each.name: (each.images, each.changed, each.unchanged) for each in compared.sets}
         assert sizes == {"linf/automated_eps03": (100, 21, 79), "l0/automated": (100, 55, 45)}
         for each in compared.sets:
@@ -107,7 +107,7 @@ def test_a_trial_is_compared_with_people_too(mnist_storage: Path, data_dir: Path
     assert done.returncode == 0, done.stdout + done.stderr
     paths = (str(tmp_path), str(data_dir))  # as long as whoever owns them likes
     assert max(len(line) for line in done.stdout.splitlines() if not any(path in line for path in paths)) <= 80
-    compared = People.from_plain(json.loads((tmp_path / "report.json").read_text())["people"])
+    compared = HumanAgreement.from_plain(json.loads((tmp_path / "report.json").read_text())["people"])
     for each in compared.sets:
         assert each.title in done.stdout
         for agreement in each.agreements:

@@ -22,7 +22,7 @@ from sweep.plan.objectives import OBJECTIVES
 from sweep.plan.plan import SweepPlan, make_plan
 from sweep.report import comparison as comparing
 from sweep.report.comparison import Side, Sweep, compare, heights
-from sweep.state.results import Results
+from sweep.state.sweep_state import SweepState
 from tests.recorded_sweeps import RECORDED, recorded
 from trainer.config import TrialConfig
 from trainer.errors import InputError
@@ -53,7 +53,7 @@ def side(plan: SweepPlan, name: str, *clouds: list[tuple[float, float]]) -> Side
             final |= {"sensitivity_accuracy": sensitivity, "invariance_accuracy": invariance}
             final |= {"invariance_changed_size": COUNT, "time": 1.0}
             trials[number] = TrialRecord(number, TrialConfig().to_dict(), 0, "finished", ended=1.0, reports=[final])
-        results = Results(plan.objectives, trials, total=len(trials))
+        results = SweepState(plan.objectives, trials, total=len(trials))
         results.facts = dict(FACTS)
         sweeps.append(Sweep(dataclasses.replace(plan, name=f"{name}{place}"), results))
     return Side(name, tuple(sweeps))

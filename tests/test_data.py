@@ -711,7 +711,7 @@ def test_a_download_that_never_ends_is_given_up(
 
 
 def test_archives_are_those_of_torchvision() -> None:
-    for name in catalogue.PUBLISHED:
+    for name in catalogue.PUBLISHED_FILES:
         for archive in downloads.archives(name):
             assert re.fullmatch("[0-9a-f]{32}", archive.md5)
             assert all(url.startswith("http") and url.endswith(archive.path.split("/")[-1]) for url in archive.urls)

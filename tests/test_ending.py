@@ -17,7 +17,7 @@ from sweep.ledger.records import TrialRecord
 from sweep.plan.objectives import OBJECTIVES
 from sweep.plan.plan import make_plan
 from sweep.search.budget import Budget
-from sweep.state.results import Results
+from sweep.state.sweep_state import SweepState
 from tests.test_sweep import PATIENCE
 
 SPACE = """
@@ -42,8 +42,8 @@ def ended(number: int, value: float, *, state: str = "finished", at: int | None 
     )
 
 
-def results_of(*records: TrialRecord) -> Results:
-    return Results(OBJECTIVES, {record.number: record for record in records}, total=50)
+def results_of(*records: TrialRecord) -> SweepState:
+    return SweepState(OBJECTIVES, {record.number: record for record in records}, total=50)
 
 
 def test_growth_is_that_of_the_last_trials_as_they_ended() -> None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from trainer.config import EvaluationConfig
 from trainer.data.datasets import Split, load_data
 from trainer.errors import InputError
-from trainer.human_agreement import ExamplesFolder, People
+from trainer.human_agreement import ExamplesFolder, HumanAgreement
 from trainer.invariance.labelled_sets import LabelledSet, agreement, answers_of, ask_people, compare, read_examples
 from trainer.models import Prediction
 
@@ -253,7 +253,7 @@ def test_a_comparison_says_what_people_see_and_survives_json(folder: Path, test_
     ]
     assert [each.answerer for each in found.sets[0].agreements] == ["the original", "the model"]
     assert "did not agree on 1" in found.sets[0].title
-    assert People.from_plain(json.loads(json.dumps(dataclasses.asdict(found)))) == found
+    assert HumanAgreement.from_plain(json.loads(json.dumps(dataclasses.asdict(found)))) == found
 
 
 def test_published_sets_have_the_known_sizes(data_dir: Path, cache_dir: Path) -> None:

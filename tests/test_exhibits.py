@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from sweep.audit.judging import Audited, sealed
+from sweep.audit.judging import AuditResult, sealed
 from sweep.tracking.curves import write_curves
 from sweep.tracking.gallery import EXAMPLES, draw, invariance_examples, sensitivity_examples
 from tests.recorded_sweeps import recorded, results_of
@@ -19,8 +19,8 @@ from trainer.models import build_model
 TRIAL = 3
 
 
-def audited(seed: int, accuracies: list[float]) -> Audited:
-    return Audited(
+def audited(seed: int, accuracies: list[float]) -> AuditResult:
+    return AuditResult(
         number=TRIAL,
         config={"seed": seed},
         judged_by={"format": 1, "test_size": 40, "steps": 10, "queries": 20},

@@ -24,9 +24,9 @@ from sweep.engine.trainable import Footprint
 from sweep.forecast import forecast as forecast_module
 from sweep.forecast import kept, quantities
 from sweep.forecast.forecast import KEPT_CHECKPOINTS, make_forecast
-from sweep.forecast.kept import FORECAST, kept_at, took
-from sweep.forecast.measured import Candidate, Packing, Rehearsed, Timed
-from sweep.forecast.profiling import candidates, extremes, work
+from sweep.forecast.kept import FORECAST, describe_cost, kept_at
+from sweep.forecast.measured import Candidate, Packing, ProfileResult, TimedConfiguration
+from sweep.forecast.profile import candidates, extremes, work
 from sweep.forecast.quantities import EXPECTED, HIGH, HOUR, LOW, Span, size
 from sweep.forecast.rungs import expected_rungs, mean_epochs, place, survivors, trial_lengths
 from sweep.forecast.table import headline, lines
@@ -37,7 +37,7 @@ from sweep.plan.plan import SweepPlan, make_plan
 from sweep.plan.plan_file import read_plan
 from sweep.search.rung import CHANGES
 from sweep.search.rungs import Rungs
-from sweep.state.results import results_of
+from sweep.state.sweep_state import state_of_trials
 from tests.test_sweep import command
 from trainer.config import TrialConfig
 from trainer.cost import Cost
@@ -73,15 +73,15 @@ def planned(tmp_path: Path) -> Any:
 
 def measured(
     plan: SweepPlan, *, factors: tuple[float, ...] = (0.5, 1.0, 2.0), slots: int = 2, **given: Any
-) -> Rehearsed:
+) -> ProfileResult:
     """Points of cost 1, a corner of half of it and one of twice, and draws of the factors."""
     config = {**TrialConfig().to_dict(), "epochs": plan.epochs_per_trial}
-    points = [Timed(Candidate(config, point=number), COST) for number in range(len(plan.space.points))]
-    corners = [Timed(Candidate(config), COST.slowed(factor)) for factor in (0.25, 4.0)]
-    draws = [Timed(Candidate(config, drawn=True), COST.slowed(factor)) for factor in factors]
+    points = [TimedConfiguration(Candidate(config, point=number), COST) for number in range(len(plan.space.points))]
+    corners = [TimedConfiguration(Candidate(config), COST.slowed(factor)) for factor in (0.25, 4.0)]
+    draws = [TimedConfiguration(Candidate(config, drawn=True), COST.slowed(factor)) for factor in factors]
     known = {"nodes": [Node(2, 0, 16 * GIGABYTE)], "ray_seconds": 3.0, "worker_seconds": 4.0, "preparation": {}}
     known |= {"failed": [], "footprint": Footprint(GIGABYTE, 0, 0), "slots": slots}
-    return Rehearsed(timed=[*corners, *points, *draws], **{**known, **given})
+    return ProfileResult(timed=[*corners, *points, *draws], **{**known, **given})
 
 
 # ------------------------------------------------------------------------------------------------------------- packs
@@ -309,33 +309,33 @@ def sweep_of(plan: SweepPlan, held: list[float]) -> Any:
         TrialRecord(number, TrialConfig().to_dict(), 0, "finished", held=seconds, ended=float(number), reports=[report])
         for number, seconds in enumerate(held)
     ]
-    return results_of(plan, {record.number: record for record in records})
+    return state_of_trials(plan, {record.number: record for record in records})
 
 
 def test_what_it_took_beside_its_plan(planned: Any) -> None:
     """By the seconds in slots, so that a pause between two runs does not count."""
     plan = planned(name="mine", trials=10)
     told = make_forecast(plan, measured(plan))
-    kept.keep(plan, told)
-    kept.begin(plan, 2)
+    kept.keep_forecast(plan, told)
+    kept.begin_forecast(plan, 2)
     running = told.running_seconds
     said = f"1:40 in 2 slots; planned {quantities.in_time(running)}"
-    assert took(plan, sweep_of(plan, [20.0] * 10)) == said
-    kept.begin(plan, 2)
-    assert took(plan, sweep_of(plan, [20.0] * 10)) == said, "a resume keeps the plan"
-    kept.begin(plan, 1)
-    assert "planned" not in took(plan, sweep_of(plan, [20.0] * 10)), "for other slots nothing was planned"
+    assert describe_cost(plan, sweep_of(plan, [20.0] * 10)) == said
+    kept.begin_forecast(plan, 2)
+    assert describe_cost(plan, sweep_of(plan, [20.0] * 10)) == said, "a resume keeps the plan"
+    kept.begin_forecast(plan, 1)
+    assert "planned" not in describe_cost(plan, sweep_of(plan, [20.0] * 10)), "for other slots nothing was planned"
 
 
 def test_what_it_took_without_a_plan(planned: Any) -> None:
     plan = planned(name="mine", trials=10)
-    assert took(plan, sweep_of(plan, [])) == ""
-    kept.begin(plan, 1)
-    assert took(plan, sweep_of(plan, [30.0] + [20.0] * 9)) == (
+    assert describe_cost(plan, sweep_of(plan, [])) == ""
+    kept.begin_forecast(plan, 1)
+    assert describe_cost(plan, sweep_of(plan, [30.0] + [20.0] * 9)) == (
         "3:30 in 1 slot; after the first trial 5:00 was to be expected"
     )
     (plan.folder / FORECAST).write_text("{")
-    assert took(plan, sweep_of(plan, [20.0])) == ""
+    assert describe_cost(plan, sweep_of(plan, [20.0])) == ""
 
 
 def test_a_forecast_is_of_its_plan_alone(planned: Any) -> None:

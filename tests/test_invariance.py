@@ -14,7 +14,7 @@ from torchvision.datasets import MNIST
 
 from trainer.invariance.alignments import alignments_for
 from trainer.invariance.attacks import (
-    ATTACKS,
+    INVARIANCE_ATTACKS,
     MOST_CLUSTERS,
     PAPER_TARGETS,
     TIE,
@@ -27,7 +27,7 @@ from trainer.invariance.attacks import (
 )
 from trainer.invariance.neighbours import ClassIndex, Neighbours, bring_back, find_neighbours
 
-LINF, L0 = ATTACKS["linf"], ATTACKS["l0"]
+LINF, L0 = INVARIANCE_ATTACKS["linf"], INVARIANCE_ATTACKS["l0"]
 
 images_1x1x6x6 = arrays(np.uint8, (1, 1, 6, 6), elements=st.integers(0, 255))
 marks = arrays(np.bool_, (2, 12, 10))
@@ -148,9 +148,9 @@ def test_l0_leaves_small_differences_alone() -> None:
     assert torch.equal(L0.perturb(images, L0.plan(images, torch.full((1, 1, 28, 28), 250).byte()), epsilon=1.0), images)
 
 
-@pytest.mark.parametrize("norm", list(ATTACKS))
+@pytest.mark.parametrize("norm", list(INVARIANCE_ATTACKS))
 def test_one_budget_per_image(norm: str) -> None:
-    attack, (images, aligned) = ATTACKS[norm], blobs(1)
+    attack, (images, aligned) = INVARIANCE_ATTACKS[norm], blobs(1)
     plan, budgets = attack.plan(images, aligned), torch.tensor([0.0, 0.05, 0.3, 1.0])
     together = attack.perturb(images, plan, epsilon=budgets)
     alone = [attack.perturb(images[n : n + 1], plan[n : n + 1], epsilon=float(budgets[n]))[0] for n in range(4)]
@@ -159,9 +159,9 @@ def test_one_budget_per_image(norm: str) -> None:
     assert not torch.equal(together[3], images[3])
 
 
-@pytest.mark.parametrize("norm", list(ATTACKS))
+@pytest.mark.parametrize("norm", list(INVARIANCE_ATTACKS))
 def test_budgets_ascend_from_nothing_to_all(norm: str) -> None:
-    budgets = ATTACKS[norm].budgets
+    budgets = INVARIANCE_ATTACKS[norm].budgets
     assert list(budgets) == sorted(set(budgets))
     assert (budgets[0], budgets[-1]) == (0, 1)
 

@@ -29,11 +29,11 @@ from trainer.config import EvaluationConfig
 from trainer.data.datasets import Data, Split
 from trainer.errors import InputError
 from trainer.files.cache import Cache
-from trainer.invariance.attacks import ATTACKS, Linf
-from trainer.invariance.judge import Oracle
+from trainer.invariance.attacks import INVARIANCE_ATTACKS, LinfInvariance
+from trainer.invariance.judge import Judge
 from trainer.invariance.neighbours import Neighbours
 from trainer.invariance.perturbations import JudgingSet, Pairs
-from trainer.invariance.preparation import Prepared, Workshop
+from trainer.invariance.preparation import PreparationPipeline, Prepared
 from trainer.models import Prediction
 from trainer.training.evaluation import Evaluation, ensemble, evaluate
 
@@ -126,7 +126,7 @@ class OverRobust(nn.Module):
         return Prediction(10 * marks, marks)
 
 
-class Truth(Oracle):
+class Truth(Judge):
     """An oracle that always knows."""
 
     def __init__(self) -> None:
@@ -136,11 +136,11 @@ class Truth(Oracle):
         return truth(images)
 
 
-class KnownWorkshop(Workshop):
+class KnownWorkshop(PreparationPipeline):
     """Makes what trials share as ever, but the truth labels it, and neighbours lie as they are: turned, a stroke would
     be of another class."""
 
-    def oracle(self, role: str) -> Oracle:
+    def oracle(self, role: str) -> Judge:
         return Truth()
 
     def _pairs(self, split: str, norm: str, *, nearest: int) -> Pairs:
@@ -155,7 +155,7 @@ class KnownWorkshop(Workshop):
         ]
         source, target, index = torch.tensor(rows).T
         levels = (train.images[index] * WHITE).round().to(torch.uint8)
-        plan = ATTACKS[norm].plan(sources.images[source], levels)
+        plan = INVARIANCE_ATTACKS[norm].plan(sources.images[source], levels)
         return Pairs(sources, Neighbours(source, target, index, torch.zeros_like(index), torch.zeros(len(index))), plan)
 
 
@@ -282,7 +282,7 @@ def test_of_unequal_margins_those_beyond_the_budget_survive(levels: int, share: 
 def test_the_invariance_attack_changes_the_class_from_half_the_gap_on(levels: int, changes: bool) -> None:
     sources = draw(balanced(12), seed=1)
     others = draw((sources.labels + 1) % CLASSES, seed=2)
-    attack = Linf()
+    attack = LinfInvariance()
     plan = attack.plan(sources.images, (others.images * WHITE).round().to(torch.uint8))
     perturbed = attack.perturb(sources.images, plan, epsilon=levels / WHITE)
     assert torch.equal(truth(perturbed), others.labels if changes else sources.labels)

@@ -17,7 +17,7 @@ from sweep.plan.plan import make_plan
 from sweep.plan.plan_file import read_plan
 from sweep.report.replay import agreements_of, alarms
 from sweep.search.agreement import agreements
-from sweep.state.results import results_of
+from sweep.state.sweep_state import state_of_trials
 from tests.test_sweep import otsweep, run_words
 from trainer.config import EvaluationConfig, TrialConfig
 from trainer.errors import InputError
@@ -176,7 +176,7 @@ def test_no_trial_of_a_sweep_is_on_the_front_by_a_cheap_number(tmp_path: Path) -
         assert record.result is None or record.result[STRENGTH] == 4
         assert [each["strength"] for each in record.decisions] == ["1", "2"][: len(record.decisions)]
     assert any(record.state == "stopped" for record in trials.values())
-    found = agreements_of(plan, results_of(plan, trials))
+    found = agreements_of(plan, state_of_trials(plan, trials))
     assert {each.strengths for each in found} == {("1", "2"), ("2", "4")}
     assert "Order kept from rung to rung" in done.stdout
     shown = otsweep(tmp_path, "replay", "laddered").stdout

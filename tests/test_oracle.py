@@ -14,14 +14,14 @@ from trainer.invariance.judge import (
     RECIPES,
     ROLES,
     Contrast,
-    Oracle,
+    Judge,
     UnevenInk,
     augment,
-    build_oracle,
+    build_judge,
     draw_unevenly,
     half,
     regions,
-    train_oracle,
+    train_judge,
 )
 
 EVEN = UnevenInk(faded=0, missing=0, pale=0, specks=0)
@@ -34,10 +34,10 @@ def digits() -> tuple[Tensor, Tensor]:
 
 
 @pytest.fixture(scope="module", params=ROLES)
-def trained(digits: tuple[Tensor, Tensor], request: pytest.FixtureRequest) -> Oracle:
+def trained(digits: tuple[Tensor, Tensor], request: pytest.FixtureRequest) -> Judge:
     """An oracle of each role; it has not seen the digits from 1200 on."""
     images, labels = digits
-    return train_oracle("digits", request.param, images[:1200], labels[:1200], classes=10, seed=0)
+    return train_judge("digits", request.param, images[:1200], labels[:1200], classes=10, seed=0)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -57,9 +57,9 @@ class Says(torch.nn.Module):
 
 def test_answers_only_where_its_members_together_are_confident() -> None:
     members: list[torch.nn.Module] = [Says(1, 2, 3), Says(1, 2, 4), Says(1, 5, 3)]
-    assert Oracle(members, confidence=0.6).label(torch.zeros(3, 1, 8, 8)).tolist() == [1, 2, 3]
-    assert Oracle(members, confidence=0.7).label(torch.zeros(3, 1, 8, 8)).tolist() == [1, ABSTAINS, ABSTAINS]
-    assert Oracle(members, confidence=0.6).label(torch.zeros(0, 1, 8, 8)).tolist() == []
+    assert Judge(members, confidence=0.6).label(torch.zeros(3, 1, 8, 8)).tolist() == [1, 2, 3]
+    assert Judge(members, confidence=0.7).label(torch.zeros(3, 1, 8, 8)).tolist() == [1, ABSTAINS, ABSTAINS]
+    assert Judge(members, confidence=0.6).label(torch.zeros(0, 1, 8, 8)).tolist() == []
 
 
 def test_members_that_all_agree_are_not_believed_if_all_doubt() -> None:
@@ -67,23 +67,23 @@ def test_members_that_all_agree_are_not_believed_if_all_doubt() -> None:
         def forward(self, images: Tensor) -> Tensor:
             return super().forward(images) / 50
 
-    assert Oracle([Doubts(1), Doubts(1)], confidence=0.6).label(torch.zeros(1, 1, 8, 8)).tolist() == [ABSTAINS]
+    assert Judge([Doubts(1), Doubts(1)], confidence=0.6).label(torch.zeros(1, 1, 8, 8)).tolist() == [ABSTAINS]
 
 
 def test_quality_counts_accuracy_where_it_answers() -> None:
-    oracle = Oracle([Says(1, 2, 3, 4), Says(1, 2, 3, 5)], confidence=0.6)
+    oracle = Judge([Says(1, 2, 3, 4), Says(1, 2, 3, 5)], confidence=0.6)
     quality = oracle.quality(torch.zeros(4, 1, 8, 8), torch.tensor([1, 2, 0, 4]))
     assert (quality.accuracy, quality.coverage, quality.size) == (pytest.approx(2 / 3), 0.75, 4)
 
 
-def test_learns_digits_it_has_not_seen(trained: Oracle, digits: tuple[Tensor, Tensor]) -> None:
+def test_learns_digits_it_has_not_seen(trained: Judge, digits: tuple[Tensor, Tensor]) -> None:
     images, labels = digits
     quality = trained.quality(images[1200:], labels[1200:])
     assert quality.accuracy > 0.95
     assert quality.coverage > 0.8
 
 
-def test_reads_a_digit_whose_half_is_faded(trained: Oracle, digits: tuple[Tensor, Tensor]) -> None:
+def test_reads_a_digit_whose_half_is_faded(trained: Judge, digits: tuple[Tensor, Tensor]) -> None:
     images, labels = digits[0][1200:].clone(), digits[1][1200:]
     images[:, :, :4] *= 0.4
     quality = trained.quality(images, labels)
@@ -91,7 +91,7 @@ def test_reads_a_digit_whose_half_is_faded(trained: Oracle, digits: tuple[Tensor
     assert quality.coverage > 0.6
 
 
-def test_sees_past_pale_clutter(trained: Oracle, digits: tuple[Tensor, Tensor]) -> None:
+def test_sees_past_pale_clutter(trained: Judge, digits: tuple[Tensor, Tensor]) -> None:
     """Clutter that a threshold makes as black as ink: strips of another digit."""
     images, labels = digits[0][1200:], digits[1][1200:]
     strips = torch.zeros_like(images)
@@ -109,7 +109,7 @@ def test_training_is_deterministic_and_leaves_the_global_generator_alone(
     weights = []
     for _ in range(2):
         state = torch.get_rng_state()
-        trained = train_oracle("digits", "judge", images, labels, classes=10, seed=3)
+        trained = train_judge("digits", "judge", images, labels, classes=10, seed=3)
         weights.append(trained.state_dict())
         assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
@@ -118,8 +118,8 @@ def test_training_is_deterministic_and_leaves_the_global_generator_alone(
 def test_state_round_trips(digits: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(RECIPES, "digits", dataclasses.replace(RECIPES["digits"], epochs=1))
     images, labels = digits[0][:200], digits[1][:200]
-    trained = train_oracle("digits", "teacher", images, labels, classes=10, seed=0)
-    again = build_oracle("digits", "teacher", (1, 8, 8), 10)
+    trained = train_judge("digits", "teacher", images, labels, classes=10, seed=0)
+    again = build_judge("digits", "teacher", (1, 8, 8), 10)
     again.load_state_dict(trained.state_dict())
     assert torch.equal(trained.label(images), again.label(images))
 
@@ -128,7 +128,7 @@ def test_roles_share_neither_images_nor_architecture() -> None:
     indices = [set(range(101)[half(101, role)]) for role in ROLES]
     assert indices[0].isdisjoint(indices[1])
     assert set.union(*indices) == set(range(101))
-    shapes = [[tuple(p.shape) for p in build_oracle("mnist", role, (1, 28, 28), 10).parameters()] for role in ROLES]
+    shapes = [[tuple(p.shape) for p in build_judge("mnist", role, (1, 28, 28), 10).parameters()] for role in ROLES]
     assert shapes[0] != shapes[1]
 
 
@@ -206,7 +206,7 @@ def test_only_members_that_see_strength_learn_from_uneven_ink(
     weights = []
     for uneven in (None, UnevenInk()):
         monkeypatch.setitem(RECIPES, "digits", dataclasses.replace(recipe, uneven=uneven))
-        oracle = train_oracle("digits", "judge", digits[0][:200], digits[1][:200], classes=10, seed=0)
+        oracle = train_judge("digits", "judge", digits[0][:200], digits[1][:200], classes=10, seed=0)
         weights.append([next(member.parameters()) for member in oracle.members])
     assert torch.equal(weights[0][0], weights[1][0])
     assert not torch.equal(weights[0][1], weights[1][1])
@@ -214,7 +214,7 @@ def test_only_members_that_see_strength_learn_from_uneven_ink(
 
 def test_unknown_names_are_refused() -> None:
     with pytest.raises(InputError, match="'juge': did you mean 'judge'"):
-        build_oracle("digits", "juge", (1, 8, 8), 10)
+        build_judge("digits", "juge", (1, 8, 8), 10)
     with pytest.raises(InputError, match="'digit': did you mean 'digits'"):
-        build_oracle("digit", "judge", (1, 8, 8), 10)
+        build_judge("digit", "judge", (1, 8, 8), 10)
     assert oracle_module.recipe_for("mnist") is RECIPES["mnist"]

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from sweep.plan.plan import SweepPlan
-from sweep.state.results import Results
+from sweep.state.sweep_state import SweepState
 from sweep.tracking import tracking
 from sweep.tracking.tracking import Tracker, sync
 from tests.mlflow_stores import Proxy, Server, Trouble, contents
@@ -90,7 +90,7 @@ def drive(
     plan: SweepPlan, said: list[str], *, disturb: Callable[[int, Tracker], None] = lambda count, tracker: None
 ) -> None:
     """A sweep as its driver writes it, some events a second."""
-    results = Results(plan.objectives, {}, total=plan.trials)
+    results = SweepState(plan.objectives, {}, total=plan.trials)
     results.facts = results_of(plan).facts
     tracker = Tracker(plan, results, said.append)
     tracker.start()

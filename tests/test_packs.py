@@ -21,7 +21,7 @@ from search_spaces.reading import load_space, space_from_yaml
 from search_spaces.space import Space
 from search_spaces.yaml_file import locate
 from sweep.engine.driver import make_rungs
-from sweep.engine.ledger_callback import Scribe
+from sweep.engine.ledger_callback import LedgerCallback
 from sweep.engine.pack_worker import PackFailed, PackLost, PackWorker
 from sweep.engine.packs import LIGHT, PackedTrial, Packs, why_failed
 from sweep.engine.preparation import make_task
@@ -30,9 +30,9 @@ from sweep.engine.slots import Node, Slots, concurrency
 from sweep.ledger.records import TrialRecord
 from sweep.ledger.writing import LedgerWriter
 from sweep.plan.objectives import OBJECTIVES
-from sweep.plan.plan import SweepPlan, make_plan, under_circumstances
+from sweep.plan.plan import SweepPlan, make_plan, with_resume_overrides
 from sweep.search.budget import Budget
-from sweep.state.results import Results
+from sweep.state.sweep_state import SweepState
 from tests.test_slots import offer
 from tests.test_survival import TIMES, Sweep, wait_for, workers_of
 from trainer.errors import InputError
@@ -116,13 +116,13 @@ def test_the_packs_number_is_checked(plan_of: Any) -> None:
 def test_a_resume_packs_otherwise_unless_gpu_hours_are_counted(plan_of: Any) -> None:
     nothing = dict.fromkeys(["max_hours", "max_gpu_hours", "max_concurrent", "pack", "data_dir", "mlflow_uri"])
     plan = plan_of(pack=8, gpus_per_trial=1.0)
-    changed = under_circumstances(plan, nothing | {"pack": "2"})
+    changed = with_resume_overrides(plan, nothing | {"pack": "2"})
     assert (changed.pack, changed.hash) == (2, plan.hash)
     capped = plan_of(pack=8, gpus_per_trial=1.0, max_gpu_hours=3)
-    assert under_circumstances(capped, nothing | {"max_gpu_hours": "5"}).max_gpu_hours == 5
+    assert with_resume_overrides(capped, nothing | {"max_gpu_hours": "5"}).max_gpu_hours == 5
     with pytest.raises(InputError, match=r"^--pack 2: .* packs of 8; leave --pack out, or lift .* --max-gpu-hours 0$"):
-        under_circumstances(capped, nothing | {"pack": "2"})
-    assert under_circumstances(capped, nothing | {"pack": "2", "max_gpu_hours": "0"}).pack == 2
+        with_resume_overrides(capped, nothing | {"pack": "2"})
+    assert with_resume_overrides(capped, nothing | {"pack": "2", "max_gpu_hours": "0"}).pack == 2
 
 
 def test_packs_fill_what_there_is(plan_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,7 +139,7 @@ def test_packs_fill_what_there_is(plan_of: Any, monkeypatch: pytest.MonkeyPatch)
 
 def test_a_lane_is_charged_with_its_share_of_the_gpu(plan_of: Any) -> None:
     held = {number: TrialRecord(number, {}, 0, "failed", started=0.0, held=3600.0) for number in range(4)}
-    budget = Budget(plan_of(pack=4, gpus_per_trial=1.0, max_gpu_hours=5), Results(OBJECTIVES, held, total=24), 4)
+    budget = Budget(plan_of(pack=4, gpus_per_trial=1.0, max_gpu_hours=5), SweepState(OBJECTIVES, held, total=24), 4)
     assert budget.gpu_hours == 1.0
 
 
@@ -358,10 +358,10 @@ def test_a_pack_that_cant_go_on_ends_the_sweep_and_fails_no_trial(plan: SweepPla
         reason = "--pack 2: so many trials don't fit into the memory of the GPU; give a smaller number"
         assert Path(trial.error_file).read_text().count(reason) >= 2, "after the first time it was tried again"
         assert why_failed(trial.error_file) == reason
-        results = Results(OBJECTIVES, {}, total=6)
+        results = SweepState(OBJECTIVES, {}, total=6)
         with LedgerWriter(tmp_path) as ledger:
             budget = Budget(plan, results, 2)
-            scribe = Scribe(
+            scribe = LedgerCallback(
                 ledger,
                 results,
                 make_rungs(plan, results),

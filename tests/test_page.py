@@ -22,7 +22,7 @@ import pytest
 
 from sweep.plan.plan_file import read_plan
 from sweep.report.page import as_script, front_page
-from sweep.state.results import Results
+from sweep.state.sweep_state import SweepState
 from sweep.tracking.tracking import connect
 from sweep.tracking.views import DOMINATED_COLOUR, FRONT_COLOUR, KNEE_COLOUR
 from tests.chromium import BROWSER, Page
@@ -44,7 +44,7 @@ MEMORY = Path("/dev/shm")
 class Shown(NamedTuple):
     """A recorded sweep, written to MLflow by the command."""
 
-    results: Results
+    results: SweepState
     link: str
     """As printed, at the server's address."""
 

@@ -14,7 +14,7 @@ from sweep.plan.plan import SweepPlan, make_plan
 from sweep.report.paper import PREFIX, PUBLISHED, RELATED, paper_table, published_trials
 from sweep.report.tables import verdict
 from sweep.search.search import ParetoSearch
-from sweep.state.results import Results
+from sweep.state.sweep_state import SweepState
 from trainer.presets import PRESETS
 
 REPORT = {
@@ -33,14 +33,14 @@ def plan(tmp_path: Path) -> SweepPlan:
     return make_plan(load_space("paper"), storage=str(tmp_path), epochs="2", seed="5")
 
 
-def finished(plan: SweepPlan, count: int) -> Results:
+def finished(plan: SweepPlan, count: int) -> SweepState:
     """As a sweep over the space would leave it after so many trials."""
     search = ParetoSearch(plan.space, plan.objectives, sampler="random", seed=plan.seed, epochs=plan.epochs)
     records = {}
     for number in range(count):
         config = search.suggest(str(number))["config"]
         records[number] = TrialRecord(number, config, plan.seed, "finished", reports=[REPORT])
-    return Results(plan.objectives, records, total=plan.trials)
+    return SweepState(plan.objectives, records, total=plan.trials)
 
 
 def test_every_published_configuration_is_a_given_point(plan: SweepPlan) -> None:

@@ -22,7 +22,7 @@ from search_spaces.yaml_file import dump_yaml, parse_yaml
 from sweep.front.objectives import Objectives
 from sweep.plan.mlflow_address import absolute_uri, check_mlflow_uri, masked
 from sweep.plan.paths import PLAN, check_name, default_name, list_sweeps, open_storage, storage_folder
-from sweep.plan.plan import OPTIONS, SAMPLERS, SweepPlan, _digest, check_option, make_plan, under_circumstances
+from sweep.plan.plan import OPTIONS, SAMPLERS, SweepPlan, _digest, check_option, make_plan, with_resume_overrides
 from sweep.plan.plan_file import parse_plan, plan_text, read_plan, write_plan
 from trainer.errors import InputError
 
@@ -647,11 +647,11 @@ def test_data_is_looked_for_where_the_storage_is_now(tmp_path: Path) -> None:
 def test_what_decides_nothing_may_change_on_resume(storage: str, tmp_path: Path) -> None:
     plan = make_plan(SPACE, storage=storage, max_hours=1, max_concurrent=2)
     nothing = dict.fromkeys(["max_hours", "max_gpu_hours", "max_concurrent", "pack", "data_dir", "mlflow_uri"])
-    assert under_circumstances(plan, nothing) == plan
+    assert with_resume_overrides(plan, nothing) == plan
     given = nothing | {"max_gpu_hours": "2.5", "max_concurrent": "auto", "data_dir": str(tmp_path)}
-    changed = under_circumstances(plan, given)
+    changed = with_resume_overrides(plan, given)
     assert (changed.max_gpu_hours, changed.measure_memory, changed.data_dir) == (2.5, True, str(tmp_path))
     assert changed.hash == plan.hash
-    assert not under_circumstances(changed, nothing | {"max_concurrent": "3"}).measure_memory
+    assert not with_resume_overrides(changed, nothing | {"max_concurrent": "3"}).measure_memory
     with pytest.raises(InputError, match="--data-dir 'nowhere': no such folder"):
-        under_circumstances(plan, nothing | {"data_dir": "nowhere"})
+        with_resume_overrides(plan, nothing | {"data_dir": "nowhere"})

@@ -10,10 +10,10 @@ from torch import Tensor
 from trainer.config import EvaluationConfig
 from trainer.data.datasets import Split
 from trainer.errors import InputError
-from trainer.invariance.attacks import ATTACKS
+from trainer.invariance.attacks import INVARIANCE_ATTACKS
 from trainer.invariance.judge import ABSTAINS
 from trainer.invariance.neighbours import Neighbours
-from trainer.invariance.perturbations import Adversary, Bank, Pairs
+from trainer.invariance.perturbations import InvarianceAdversary, Pairs, PerturbationCache
 from trainer.invariance.preparation import Prepared, prepare
 
 LIMIT = EvaluationConfig().eval_invariance_epsilon
@@ -70,7 +70,7 @@ def test_audit_set_is_made_from_test_images(prepared: Prepared) -> None:
         prepared.judging_set("tset")
 
 
-@pytest.mark.parametrize("norm", list(ATTACKS))
+@pytest.mark.parametrize("norm", list(INVARIANCE_ATTACKS))
 def test_no_budget_leaves_the_training_images_as_they_are(prepared: Prepared, norm: str) -> None:
     perturbation, train = prepared.bank(norm).at(0.0), prepared.data.train
     assert torch.equal(perturbation.images, train.images)
@@ -83,8 +83,8 @@ def test_training_perturbations_take_the_cheapest_target(prepared: Prepared, nor
     bank, train = prepared.bank(norm), prepared.data.train
     perturbation = bank.at(epsilon)
     own = train.images[bank.pairs.neighbours.source]
-    candidates = ATTACKS[norm].perturb(own, bank.pairs.plan, epsilon=epsilon)
-    cost = ATTACKS[norm].cost(own, candidates, bank.pairs.plan)
+    candidates = INVARIANCE_ATTACKS[norm].perturb(own, bank.pairs.plan, epsilon=epsilon)
+    cost = INVARIANCE_ATTACKS[norm].cost(own, candidates, bank.pairs.plan)
     for n in range(0, len(train.labels), 7):
         pairs = bank.pairs.neighbours.source == n
         best = candidates[pairs][cost[pairs].argmin()] if pairs.any() else train.images[n]
@@ -109,11 +109,11 @@ def pairs_of(count: int) -> Pairs:
 
 
 def test_teacher_labels_a_budget_between_two_only_where_both_agree() -> None:
-    budgets = ATTACKS["linf"].budgets
+    budgets = INVARIANCE_ATTACKS["linf"].budgets
     answers = torch.full((len(budgets), 3), 4, dtype=torch.int8)
     answers[budgets.index(0.3) :, 1] = 7
     answers[budgets.index(0.3) :, 2] = 9
-    bank = Bank("linf", pairs_of(3), answers)
+    bank = PerturbationCache("linf", pairs_of(3), answers)
     below, between, above = bank.at(0.25), bank.at(0.28), bank.at(0.3)
     assert below.labels.tolist() == [4, 4, 4]
     assert below.keep.tolist() == [True, True, True]
@@ -124,7 +124,9 @@ def test_teacher_labels_a_budget_between_two_only_where_both_agree() -> None:
 
 @pytest.mark.parametrize("epsilon", [-0.1, 1.1, float("nan")])
 def test_training_budget_outside_the_range_is_refused(epsilon: float) -> None:
-    bank = Bank("linf", pairs_of(1), torch.zeros(len(ATTACKS["linf"].budgets), 1, dtype=torch.int8))
+    bank = PerturbationCache(
+        "linf", pairs_of(1), torch.zeros(len(INVARIANCE_ATTACKS["linf"].budgets), 1, dtype=torch.int8)
+    )
     with pytest.raises(InputError, match=f"invariance_epsilon = {epsilon}: must be at least 0 and at most 1"):
         bank.at(epsilon)
 
@@ -157,7 +159,9 @@ def brightness_model(threshold: float) -> Callable[[Tensor], Tensor]:
 )
 def test_per_model_attack_finds_where_the_answer_does_not_change(threshold: float, stuck: bool, accurate: bool) -> None:
     """The judge sees the change at brightness 0.6 and 0.8; so a model that reacts later, or never, is stuck."""
-    adversary = Adversary("linf", pairs_of(2), torch.tensor([0, 0]), torch.tensor([0.1, 0.3]), torch.tensor([7, 7]))
+    adversary = InvarianceAdversary(
+        "linf", pairs_of(2), torch.tensor([0, 0]), torch.tensor([0.1, 0.3]), torch.tensor([7, 7])
+    )
     found = adversary.run(brightness_model(threshold))
     assert found.right.tolist() == [True, True]
     assert found.attackable.tolist() == [True, False]

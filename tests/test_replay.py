@@ -13,7 +13,7 @@ from sweep.ledger.writing import LedgerWriter
 from sweep.plan.plan import SweepPlan, make_plan
 from sweep.plan.plan_file import write_plan
 from sweep.report.replay import replay, unknown
-from sweep.state.results import Results
+from sweep.state.sweep_state import SweepState
 
 EPOCHS = 9
 
@@ -42,12 +42,12 @@ def finished(number: int, curve: list[float]) -> TrialRecord:
 
 
 @pytest.fixture
-def results(plan: SweepPlan) -> Results:
+def results(plan: SweepPlan) -> SweepState:
     records = {number: finished(number, curve) for number, curve in CURVES.items()}
-    return Results(plan.objectives, records, total=3)
+    return SweepState(plan.objectives, records, total=3)
 
 
-def test_it_tells_what_is_saved_and_what_is_lost(plan: SweepPlan, results: Results) -> None:
+def test_it_tells_what_is_saved_and_what_is_lost(plan: SweepPlan, results: SweepState) -> None:
     early = replay(plan, results, eta=2, grace_epochs=1, stop_chance=1.0)
     assert early.stopped == (1, 2)
     assert (early.spent, early.logged) == (9 + 1 + 1, 27)
@@ -59,7 +59,7 @@ def test_it_tells_what_is_saved_and_what_is_lost(plan: SweepPlan, results: Resul
     assert late.hypervolume == results.hypervolume == pytest.approx(0.81)
 
 
-def test_reports_are_heard_in_the_order_of_their_times(plan: SweepPlan, results: Results) -> None:
+def test_reports_are_heard_in_the_order_of_their_times(plan: SweepPlan, results: SweepState) -> None:
     """Had the worst come first, nobody could have told yet that it is."""
     for record in results.trials.values():
         for said in record.reports:
@@ -70,14 +70,14 @@ def test_reports_are_heard_in_the_order_of_their_times(plan: SweepPlan, results:
     assert replay(plan, results, eta=2, grace_epochs=9 - 1, stop_chance=1.0).stopped == ()
 
 
-def test_what_the_sweep_stopped_itself_is_said_to_be_unknown(plan: SweepPlan, results: Results) -> None:
+def test_what_the_sweep_stopped_itself_is_said_to_be_unknown(plan: SweepPlan, results: SweepState) -> None:
     results.trials[1].state = "stopped"
     assert unknown([replay(plan, results, eta=2, grace_epochs=1, stop_chance=1.0)], results) == []
     assert unknown([replay(plan, results, eta=5, grace_epochs=1, stop_chance=1.0)], results) == [1]
 
 
 def test_the_command_shows_one_row_per_setting(
-    plan: SweepPlan, results: Results, capsys: pytest.CaptureFixture[str]
+    plan: SweepPlan, results: SweepState, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_plan(plan)
     with LedgerWriter(plan.folder) as ledger:

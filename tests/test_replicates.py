@@ -32,7 +32,7 @@ from sweep.plan.plan_file import read_plan
 from sweep.report.tables import cells, front_picture, front_rows, front_table
 from sweep.search.rungs import Rungs
 from sweep.search.search import ParetoSearch
-from sweep.state.results import Results, results_of
+from sweep.state.sweep_state import SweepState, state_of_trials
 from tests.test_sweep import PATIENCE, command, otsweep
 from trainer.errors import InputError
 
@@ -141,13 +141,13 @@ def plan(tmp_path: Path) -> SweepPlan:
 
 
 @pytest.fixture
-def results(plan: SweepPlan) -> Results:
+def results(plan: SweepPlan) -> SweepState:
     trials = [ended(number, *found) for number, found in enumerate(MEASURED)]
     trials += [ended(9, 1.0, 1.0), ended(10, 1.0, 1.0, state="stopped"), ended(11, 1.0, 1.0, state="failed")]
-    return results_of(plan, {each.number: each for each in trials})
+    return state_of_trials(plan, {each.number: each for each in trials})
 
 
-def test_ranked_are_the_means_of_whole_configurations(results: Results) -> None:
+def test_ranked_are_the_means_of_whole_configurations(results: SweepState) -> None:
     assert sorted(results.configurations) == [0, 3, 6], "9 to 11 did not all finish"
     assert [each.number for each in results.front_records] == [3, 6]
     assert results.points(results.front_records) == pytest.approx(np.array([[0.6, 0.6], [0.2, 0.8]]))
@@ -155,8 +155,8 @@ def test_ranked_are_the_means_of_whole_configurations(results: Results) -> None:
     assert results.ranks() == {0: 1, 1: 1, 2: 1, **dict.fromkeys(range(3, 9), 0)}
 
 
-def test_results_that_came_one_by_one_are_those_that_were_loaded(results: Results, plan: SweepPlan) -> None:
-    live = results_of(plan, {})
+def test_results_that_came_one_by_one_are_those_that_were_loaded(results: SweepState, plan: SweepPlan) -> None:
+    live = state_of_trials(plan, {})
     for record in sorted(results.trials.values(), key=lambda record: record.ended_as):
         live.trials[record.number] = TrialRecord(record.number, record.config, record.seed, reports=record.reports)
         live.end(record.number, record.state, reason="", time=record.ended or 0.0)
@@ -166,7 +166,7 @@ def test_results_that_came_one_by_one_are_those_that_were_loaded(results: Result
     assert len(set(results.volumes)) == 3, "it grows where the last seed of a configuration ends"
 
 
-def test_the_table_shows_means_intervals_and_chances(results: Results, plan: SweepPlan) -> None:
+def test_the_table_shows_means_intervals_and_chances(results: SweepState, plan: SweepPlan) -> None:
     first, second = front_rows(plan, results)
     assert (first["trial"], first["seeds"]) == (3, 3)
     low, high = mean_intervals(np.array([[[0.7], [0.6], [0.5]]]))[0, 0]
@@ -343,7 +343,7 @@ def facts(storage: Path, name: str) -> list[tuple]:
 def test_a_sweep_shows_configurations(storage: Path, undisturbed: subprocess.CompletedProcess[str]) -> None:
     assert "whole: 15 trials (5 configurations on 3 seeds each)" in undisturbed.stdout
     trials = read_ledger(storage / "whole").trials
-    results = results_of(read_plan("whole", storage=str(storage)), trials)
+    results = state_of_trials(read_plan("whole", storage=str(storage)), trials)
     front = json.loads(otsweep(storage, "front", "whole", "--format", "json").stdout)
     rows = list(csv.DictReader(io.StringIO(otsweep(storage, "front", "whole", "--format", "csv").stdout)))
     assert [row["trial"] for row in front["front"]] == [int(row["trial"]) for row in rows]
@@ -370,7 +370,7 @@ def test_mlflow_has_what_the_seeds_tell_together(storage: Path, undisturbed: sub
     client = connect(f"sqlite:///{storage / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("quick")
     assert experiment is not None
-    results = results_of(read_plan("whole", storage=str(storage)), read_ledger(storage / "whole").trials)
+    results = state_of_trials(read_plan("whole", storage=str(storage)), read_ledger(storage / "whole").trials)
     runs = client.search_runs([experiment.experiment_id], "tags.`otsweep.kind` = 'trial'")
     replicates = results.replicates()
     seen = 0

@@ -28,7 +28,7 @@ from sweep.report.tables import front_json, front_picture, verdict
 from sweep.search.rung import Decision
 from sweep.search.rungs import Rungs
 from sweep.search.search import ParetoSearch
-from sweep.state.results import Results, results_of
+from sweep.state.sweep_state import SweepState, state_of_trials
 from trainer.errors import InputError
 
 CLEAN = Requirement("clean_accuracy", True, 0.9)
@@ -53,8 +53,8 @@ def plan(tmp_path: Path) -> SweepPlan:
 
 
 @pytest.fixture
-def results(plan: SweepPlan) -> Results:
-    return results_of(plan, {number: record(number, found) for number, found in enumerate(FOUND)})
+def results(plan: SweepPlan) -> SweepState:
+    return state_of_trials(plan, {number: record(number, found) for number, found in enumerate(FOUND)})
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -118,7 +118,7 @@ def test_an_excess_is_a_share_of_the_bound() -> None:
 # On no front
 
 
-def test_who_breaks_it_is_on_no_front(plan: SweepPlan, results: Results) -> None:
+def test_who_breaks_it_is_on_no_front(plan: SweepPlan, results: SweepState) -> None:
     assert [each.number for each in results.front_records] == [0, 4]
     assert results.front.size == 2
     assert results.hypervolume == pytest.approx(0.28)
@@ -129,13 +129,13 @@ def test_who_breaks_it_is_on_no_front(plan: SweepPlan, results: Results) -> None
 
 
 def test_where_all_break_it_there_is_no_front(plan: SweepPlan) -> None:
-    results = results_of(plan, {0: record(0, FOUND[1]), 1: record(1, FOUND[3])})
+    results = state_of_trials(plan, {0: record(0, FOUND[1]), 1: record(1, FOUND[3])})
     assert (results.front_records, results.knee, results.hypervolume) == ([], None, 0.0)
     assert results.ranks() == {1: 1, 0: 2}
     assert "front of 0 among 2 finished trials, 2 of which break clean_accuracy >= 0.9," in verdict(plan, results)
 
 
-def test_table_picture_and_json_say_how_many(plan: SweepPlan, results: Results) -> None:
+def test_table_picture_and_json_say_how_many(plan: SweepPlan, results: SweepState) -> None:
     assert "front of 2 among 5 finished trials, 2 of which break clean_accuracy >= 0.9," in verdict(plan, results)
     told = json.loads(front_json(plan, results))
     assert (told["infeasible"], told["require"]) == (2, ["clean_accuracy >= 0.9"])
@@ -145,16 +145,16 @@ def test_table_picture_and_json_say_how_many(plan: SweepPlan, results: Results) 
     assert "hypervolume 0.2800; 5 finished trials, 2 on the front, 2 not as required" in axes.texts[0].get_text()
 
 
-def test_a_replay_loses_only_what_counts(plan: SweepPlan, results: Results) -> None:
+def test_a_replay_loses_only_what_counts(plan: SweepPlan, results: SweepState) -> None:
     """Were clean accuracy ignored, the infeasible 1 would stop 4, which stands on the front."""
     bounded = replay(plan, results, eta=2, grace_epochs=1, stop_chance=1.0)
     assert (bounded.stopped, bounded.lost) == ((1, 3), ())
     free = dataclasses.replace(plan, space=dataclasses.replace(plan.space, require=()))
-    assert replay(free, results_of(free, results.trials), eta=2, grace_epochs=1, stop_chance=1.0).stopped == (2, 4)
+    assert replay(free, state_of_trials(free, results.trials), eta=2, grace_epochs=1, stop_chance=1.0).stopped == (2, 4)
 
 
 def test_the_front_command_counts_what_the_ledger_holds(
-    plan: SweepPlan, results: Results, capsys: pytest.CaptureFixture[str]
+    plan: SweepPlan, results: SweepState, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_plan(plan)
     with LedgerWriter(plan.folder) as ledger:

@@ -27,10 +27,10 @@ from sweep.plan.objectives import OBJECTIVES
 from sweep.plan.plan import SweepPlan
 from sweep.plan.plan_file import read_plan
 from sweep.report.replay import replay
-from sweep.search.rung import CHANGES, Decision, Rung, Standing, behind, farthest_first, group_key
+from sweep.search.rung import CHANGES, Decision, Rung, RungPosition, behind, farthest_first, group_key
 from sweep.search.rungs import Rungs, rung_levels
 from sweep.search.search import ParetoSearch
-from sweep.state.results import Results
+from sweep.state.sweep_state import SweepState
 from tests.test_sweep import PATIENCE, command, otsweep, run_words
 
 MINIMISE = Objectives(("a", "b"), (False, False), (9.0, 9.0))
@@ -51,7 +51,7 @@ def rungs(draw: st.DrawFn, *, least: int = 1) -> tuple[np.ndarray, Objectives]:
     return draw(rung_of(len(objectives.names), least=least)), objectives
 
 
-def standings(points: np.ndarray, objectives: Objectives) -> list[Standing]:
+def standings(points: np.ndarray, objectives: Objectives) -> list[RungPosition]:
     """Of all, once all have come."""
     rung = Rung(objectives, ())
     for number, point in enumerate(points):
@@ -574,7 +574,7 @@ def test_the_front_holds_no_trial_that_was_stopped(
     plan, trials = recorded(storage, "undisturbed")
     shown = json.loads(otsweep(storage, "front", "undisturbed", "--format", "json").stdout)
     assert {trials[row["trial"]].state for row in shown["front"]} == {"finished"}
-    results = Results(plan.objectives, trials, total=plan.trials)
+    results = SweepState(plan.objectives, trials, total=plan.trials)
     assert shown["hypervolume"] == results.hypervolume
     assert shown["stopped"] == len(results.stopped)
 
@@ -622,7 +622,7 @@ def test_a_replay_with_a_sweeps_own_settings_decides_as_it_did(
     storage: Path, undisturbed: subprocess.CompletedProcess[str]
 ) -> None:
     plan, trials = recorded(storage, "undisturbed")
-    results = Results(plan.objectives, trials, total=plan.trials)
+    results = SweepState(plan.objectives, trials, total=plan.trials)
     again = replay(plan, results, eta=plan.eta, grace_epochs=plan.grace_epochs, stop_chance=plan.stop_chance)
     for number, record in trials.items():
         assert [each.to_dict(plan.objectives) for each in again.rungs.decisions[number]] == record.decisions

@@ -17,7 +17,7 @@ from sweep.ledger.records import TrialRecord
 from sweep.plan.objectives import OBJECTIVES
 from sweep.plan.plan import SweepPlan, make_plan
 from sweep.search.budget import Budget
-from sweep.state.results import Results
+from sweep.state.sweep_state import SweepState
 from tests.test_survival import SPACE, Sweep, assert_everything_once
 from trainer.errors import InputError
 
@@ -96,7 +96,7 @@ def test_gpu_hours_are_what_trials_hold_across_resumptions(plan_of: Any, monkeyp
     said = [{"epoch": 5, "final": False}]
     before = TrialRecord(0, config, 0, "failed", started=0.0, held=1800.0)
     cut = TrialRecord(1, config, 0, "running", started=0.0, held=900.0, reports=said)
-    results = Results(OBJECTIVES, {0: before, 1: cut}, total=9)
+    results = SweepState(OBJECTIVES, {0: before, 1: cut}, total=9)
     budget = Budget(plan_of(gpus_per_trial=0.5, max_gpu_hours=1.0), results, 2)
     assert budget.gpu_hours == 0.5 * 2700 / 3600
     budget.hold(1)
@@ -113,7 +113,7 @@ def test_gpu_hours_are_what_trials_hold_across_resumptions(plan_of: Any, monkeyp
     assert (budget.spent(), budget.overrun()) == (True, False)
     now = 4501.0 + 7200.0
     assert budget.overrun()
-    fresh = Budget(plan_of(gpus_per_trial=0.5, max_gpu_hours=1.0), Results(OBJECTIVES, {}, total=9), 2)
+    fresh = Budget(plan_of(gpus_per_trial=0.5, max_gpu_hours=1.0), SweepState(OBJECTIVES, {}, total=9), 2)
     fresh.hold(0)
     now += 9e9
     assert (fresh.spent(), fresh.overrun()) == (True, False)

@@ -10,8 +10,8 @@ import pytest
 from search_spaces.requirement import Requirement
 from sweep.ledger.records import TrialRecord
 from sweep.plan.objectives import OBJECTIVES
-from sweep.state.rank_tracker import GROWTH, Standings
-from sweep.state.results import Results
+from sweep.state.rank_tracker import GROWTH, RankTracker
+from sweep.state.sweep_state import SweepState
 
 COUNT = 60
 SWEEPS = [
@@ -22,7 +22,7 @@ SWEEPS = [
 ]
 
 
-def sweep_of(seeds: int, require: tuple[Requirement, ...]) -> tuple[Results, list[int]]:
+def sweep_of(seeds: int, require: tuple[Requirement, ...]) -> tuple[SweepState, list[int]]:
     """Trials that have reported and not ended yet, and an order in which to end them. On a coarse grid: many tie."""
     draw, trials = random.Random(0), {}
     for number in range(COUNT * seeds):
@@ -30,10 +30,10 @@ def sweep_of(seeds: int, require: tuple[Requirement, ...]) -> tuple[Results, lis
         trials[number] = TrialRecord(number, reports=[{**accuracies, "epoch": 1, "final": True}])
     order = list(trials)
     draw.shuffle(order)
-    return Results(OBJECTIVES, trials, total=len(trials), seeds=seeds, require=require), order
+    return SweepState(OBJECTIVES, trials, total=len(trials), seeds=seeds, require=require), order
 
 
-def end(results: Results, place: int, number: int) -> None:
+def end(results: SweepState, place: int, number: int) -> None:
     """One after another, by a clock that is set back now and then."""
     results.end(number, "finished", reason="", time=1000.0 + place - 50 * (place % 7 == 6))
 
@@ -51,7 +51,7 @@ def ranked_at() -> set[int]:
 def test_ranks_are_the_results_own(seeds: int, require: tuple[Requirement, ...]) -> None:
     """Of one that arrives at once; of all where all are ranked, and at the end."""
     results, order = sweep_of(seeds, require)
-    standings = Standings(results)
+    standings = RankTracker(results)
     for place, number in enumerate(order):
         end(results, place, number)
         standings.catch_up(over=place == len(order) - 1)
@@ -68,7 +68,7 @@ def test_ranks_are_the_results_own(seeds: int, require: tuple[Requirement, ...])
 def test_the_same_is_told_early_and_late(seeds: int, require: tuple[Requirement, ...]) -> None:
     """After every trial, now and then, or once for all."""
     results, order = sweep_of(seeds, require)
-    tellers = {every: Standings(results) for every in (1, 7, len(order))}
+    tellers = {every: RankTracker(results) for every in (1, 7, len(order))}
     for place, number in enumerate(order, 1):
         end(results, place, number)
         for every, standings in tellers.items():
@@ -85,7 +85,7 @@ def test_what_is_told_grows_with_the_trials_alone() -> None:
     """Rankings of all at 1, 2, 3, 5, ...: their sizes sum to less than three times the last one."""
     assert {1, 2, 3, 5, 8, 12, 18, 27, 41} <= ranked_at()
     results, order = sweep_of(1, ())
-    standings = Standings(results)
+    standings = RankTracker(results)
     for place, number in enumerate(order):
         end(results, place, number)
     standings.catch_up(over=True)
@@ -96,7 +96,7 @@ def test_only_what_is_new_is_told_again() -> None:
     results, order = sweep_of(1, ())
     for place, number in enumerate(order):
         end(results, place, number)
-    standings = Standings(results)
+    standings = RankTracker(results)
     standings.catch_up()
     for number in order:
         told = standings.told[number]

@@ -19,7 +19,7 @@ import pytest
 
 from search_spaces.reading import load_space
 from sweep.cluster.cluster import Job, check_address, exit_status, read_token, strip_preamble
-from sweep.cluster.submit import Submission, There, answer_in, differences, free_id, pack, refuse_twice
+from sweep.cluster.submit import ClusterInfo, Submission, answer_in, differences, free_id, pack, refuse_twice
 from sweep.ledger.reading import read_ledger
 from tests.ray_nodes import LOOPBACK, RAY, answers, end, environment, free_ports, need_jobs, start, wait_for
 from trainer.errors import InputError
@@ -371,7 +371,7 @@ def test_the_package_is_small_and_runs_alone(tmp_path: Path) -> None:
     ],
 )
 def test_a_patch_release_of_python_is_no_difference(python: str, ray: str, said: list[str]) -> None:
-    assert differences(There(python, ray, (), "", ""), python="3.11.7", ray="2.60.0") == said
+    assert differences(ClusterInfo(python, ray, (), "", ""), python="3.11.7", ray="2.60.0") == said
 
 
 @pytest.mark.parametrize("address", ["host:8265", "ray://host:10001", "http://", "http://host:99999", "ftp://host"])

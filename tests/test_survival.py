@@ -234,15 +234,15 @@ def test_another_machine_goes_on_with_the_same_storage(sweep: Sweep, half: Sweep
 
 
 def test_other_data_on_the_other_machine_is_refused(tmp_path: Path) -> None:
-    from sweep.engine.preparation import record_facts
-    from sweep.state.results import REQUIRED_FACTS, read_facts
+    from sweep.engine.preparation import record_data_summary
+    from sweep.state.sweep_state import REQUIRED_KEYS, read_data_summary
 
-    facts = dict.fromkeys(REQUIRED_FACTS, 1) | {"data_fingerprint": "d1g1t5"}
-    record_facts(tmp_path, facts)
-    record_facts(tmp_path, facts | {"oracle_accuracy": 2})
+    facts = dict.fromkeys(REQUIRED_KEYS, 1) | {"data_fingerprint": "d1g1t5"}
+    record_data_summary(tmp_path, facts)
+    record_data_summary(tmp_path, facts | {"oracle_accuracy": 2})
     with pytest.raises(InputError, match="began with fingerprint d1g1t5, and finds 0th3r now; give it the same files"):
-        record_facts(tmp_path, facts | {"data_fingerprint": "0th3r"})
-    assert read_facts(tmp_path) == facts
+        record_data_summary(tmp_path, facts | {"data_fingerprint": "0th3r"})
+    assert read_data_summary(tmp_path) == facts
 
 
 def test_a_damaged_checkpoint_and_a_damaged_ledger_are_said_and_passed_over(

@@ -14,7 +14,7 @@ from trainer.cost import Cost
 from trainer.errors import InputError
 from trainer.files.cache import NotPrepared, ReadOnlyCache
 from trainer.files.checkpoints import FolderStore
-from trainer.invariance.preparation import Prepared, Workshop, prepare
+from trainer.invariance.preparation import PreparationPipeline, Prepared, prepare
 from trainer.training.profiling import Timer
 from trainer.training.trial import MODEL_FILE, run_trial
 
@@ -138,7 +138,7 @@ def test_the_preparation_is_told_from_a_little_of_it(tmp_path: Path) -> None:
 
 
 def test_a_cache_that_is_only_read_makes_nothing(tmp_path: Path, prepared: Prepared) -> None:
-    shop = Workshop(prepared.data, FEW, ReadOnlyCache(tmp_path / "none"), lambda stage, done, total: None)
+    shop = PreparationPipeline(prepared.data, FEW, ReadOnlyCache(tmp_path / "none"), lambda stage, done, total: None)
     with pytest.raises(NotPrepared, match="judge oracle"):
         shop.oracle("judge")
     assert not (tmp_path / "none").exists()

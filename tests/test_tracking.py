@@ -18,7 +18,7 @@ import pytest
 from sweep.ledger.records import TrialRecord
 from sweep.plan.plan import SweepPlan
 from sweep.report.links import FRONT, view_key, view_link
-from sweep.state.results import Results
+from sweep.state.sweep_state import SweepState
 from sweep.tracking import tracking
 from sweep.tracking.server import free_port, page
 from sweep.tracking.tracking import SHARE, Tracker, Writer, connect, is_over, sync
@@ -50,7 +50,7 @@ def plan(tmp_path: Path, empty_store: Path) -> SweepPlan:
 
 
 @contextlib.contextmanager
-def writing(plan: SweepPlan, results: Results, *, over: bool) -> Iterator[Writer]:
+def writing(plan: SweepPlan, results: SweepState, *, over: bool) -> Iterator[Writer]:
     """A writer that has asked the store what it holds."""
     writer = Writer(plan, results, connect(plan.mlflow_uri), plan.mlflow_uri, over=over, say=no_word)
     with contextlib.closing(writer):
@@ -173,7 +173,7 @@ def test_a_sweep_written_as_it_runs_ends_as_one_written_afterwards(
     plan: SweepPlan, undisturbed: dict[str, Any]
 ) -> None:
     """Pass by pass, with another driver taking over in the middle."""
-    results = Results(plan.objectives, {}, total=plan.trials)
+    results = SweepState(plan.objectives, {}, total=plan.trials)
     results.facts = results_of(plan).facts
     tracker = Tracker(plan, results, no_word)
     for count, number in enumerate(replay(plan, results)):
@@ -215,7 +215,7 @@ def test_failed_and_stopped_trials_say_why(plan: SweepPlan) -> None:
     trials = results_of(plan).trials
     trials[0].end("failed", reason="on purpose", time=trials[0].ended or 0)
     trials[1].end("stopped", reason="behind", time=trials[1].ended or 0)
-    with writing(plan, Results(plan.objectives, trials, total=plan.trials), over=True) as writer:
+    with writing(plan, SweepState(plan.objectives, trials, total=plan.trials), over=True) as writer:
         writer.finish()
     for number, status, reason in ((0, "FAILED", "on purpose"), (1, "KILLED", "behind")):
         _, (found, _, _), _, tags, metrics, _ = store_of(plan)[f"trial {number}"]
@@ -232,7 +232,7 @@ def test_two_processes_never_write_the_same_sweep(plan: SweepPlan) -> None:
 
 
 def test_a_sweep_that_never_began_leaves_no_run(plan: SweepPlan) -> None:
-    tracker = Tracker(plan, Results(plan.objectives, {}, total=plan.trials), no_word)
+    tracker = Tracker(plan, SweepState(plan.objectives, {}, total=plan.trials), no_word)
     tracker.start()
     tracker.write_pass()
     tracker.close(complete=False)
@@ -377,7 +377,7 @@ def test_the_writer_has_a_thread_of_its_own(plan: SweepPlan) -> None:
 def test_standings_are_current_while_a_sweep_runs(plan: SweepPlan, monkeypatch: pytest.MonkeyPatch) -> None:
     """After each pass that had the time: front and knee are those of the trials that finished, and each has a rank."""
     monkeypatch.setattr(tracking, "PASS_SECONDS", 1000.0)
-    results = Results(plan.objectives, {}, total=plan.trials)
+    results = SweepState(plan.objectives, {}, total=plan.trials)
     results.facts = results_of(plan).facts
     tracker, finished = Tracker(plan, results, no_word), 0
     for number in replay(plan, results):

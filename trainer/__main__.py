@@ -17,14 +17,7 @@ from typing import TYPE_CHECKING, Any
 from trainer.config import DATASET_DEFAULTS, EvaluationConfig, TrialConfig
 from trainer.errors import InputError, OtsweepError
 from trainer.fields import parse_settings
-from trainer.human_agreement import (
-    MODEL,
-    OPTION,
-    ORACLE,
-    ExamplesFolder,
-    People,
-    find_examples,
-)
+from trainer.human_agreement import EXAMPLES_OPTION, MODEL, ORACLE, ExamplesFolder, HumanAgreement, find_examples
 from trainer.presets import PRESETS, preset
 
 if TYPE_CHECKING:
@@ -60,7 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--cpus-per-trial", type=int, default=1, metavar="N", help="threads; the numbers depend on it (1)"
     )
     parser.add_argument(
-        OPTION, metavar="DIR", help="images that people labelled; the model and the oracle are compared with them"
+        EXAMPLES_OPTION,
+        metavar="DIR",
+        help="images that people labelled; the model and the oracle are compared with them",
     )
     parser.add_argument("--json", action="store_true", help="print each report as one line of JSON, and nothing else")
     knobs = {**TrialConfig().to_dict(), **EvaluationConfig().to_dict()}
@@ -258,7 +253,9 @@ def read_sets(examples: ExamplesFolder | None, prepared: Prepared) -> list[Label
     return read_examples(Path(examples.path), data.test, classes=data.classes) if examples else []
 
 
-def compare_with_people(examples: ExamplesFolder, sets: list[LabelledSet], prepared: Prepared, folder: Path) -> People:
+def compare_with_people(
+    examples: ExamplesFolder, sets: list[LabelledSet], prepared: Prepared, folder: Path
+) -> HumanAgreement:
     """How far the oracle and the chosen model agree with people; kept in the folder's `report.json` too."""
     from trainer.files.checkpoints import FolderStore
     from trainer.invariance.labelled_sets import answers_of, ask_people

@@ -10,11 +10,7 @@ from dataclasses import dataclass
 from typing import Any, get_type_hints
 
 from trainer.errors import InputError
-from trainer.fields import (
-    _Checked,
-    check_budget,
-    knob,
-)
+from trainer.fields import _Checked, check_budget, knob
 
 DATASETS = ("digits", "mnist", "fashion_mnist", "cifar10")
 ARCHITECTURES = ("cnn", "mlp", "resnet18")

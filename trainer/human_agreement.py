@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Self
 from trainer.errors import InputError
 from trainer.intervals import wilson_interval
 
-OPTION = "--invariance-examples"
+EXAMPLES_OPTION = "--invariance-examples"
 FOLDER = "invariance_examples"
 """In the data folder: where the published sets are looked for."""
 PUBLISHED_FOR = "mnist"
@@ -89,7 +89,7 @@ class Agreement:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class SetComparison:
     """Everyone who was compared with people on one set."""
 
     name: str
@@ -121,17 +121,17 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class People:
+class HumanAgreement:
     """What a folder of examples says of everyone who was compared."""
 
     folder: str
     digest: str
-    sets: tuple[Comparison, ...]
+    sets: tuple[SetComparison, ...]
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> Self:
         """From what `dataclasses.asdict` makes of it, also through JSON."""
-        return cls(plain["folder"], plain["digest"], tuple(map(Comparison.from_plain, plain["sets"])))
+        return cls(plain["folder"], plain["digest"], tuple(map(SetComparison.from_plain, plain["sets"])))
 
 
 def find_examples(given: str | Path | None, *, dataset: str, data_dir: str | Path | None) -> ExamplesFolder | None:
@@ -148,10 +148,11 @@ def find_examples(given: str | Path | None, *, dataset: str, data_dir: str | Pat
     if given is not None:
         if dataset not in DATASETS:
             raise InputError(
-                f"{OPTION} {str(given)!r}: such examples are 28x28 grey images in 10 classes ({', '.join(DATASETS)}); "
+                f"{EXAMPLES_OPTION} {str(given)!r}: such examples are 28x28 grey images in 10 classes "
+                f"({', '.join(DATASETS)}); "
                 f"the data set here is {dataset!r}"
             )
-        return open_folder(Path(given), said=f"{OPTION} {str(given)!r}")
+        return open_folder(Path(given), said=f"{EXAMPLES_OPTION} {str(given)!r}")
     beside = data_dir or os.environ.get("OTSWEEP_DATA_DIR")
     found = Path(beside).expanduser() / FOLDER if beside and dataset == PUBLISHED_FOR else None
     return open_folder(found, said=f"examples {str(found)!r}") if found and found.is_dir() else None
@@ -217,5 +218,5 @@ def unknown_agreement(dataset: str) -> str:
     return (
         "How far the oracle agrees with people is not known here: put the published examples "
         f"(github.com/ftramer/Excessive-Invariance, its folder {FOLDER}/) into OTSWEEP_DATA_DIR, or name their folder "
-        f"with {OPTION}."
+        f"with {EXAMPLES_OPTION}."
     )

@@ -7,13 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from trainer.config import TrialConfig
-from trainer.human_agreement import (
-    HEADINGS,
-    LEGEND,
-    People,
-    cells,
-    unknown_agreement,
-)
+from trainer.human_agreement import HEADINGS, LEGEND, HumanAgreement, cells, unknown_agreement
 from trainer.report import collapse
 
 if TYPE_CHECKING:
@@ -62,7 +56,7 @@ def summary(report: EpochReport, config: TrialConfig, prepared: Prepared) -> str
     )
 
 
-def people_lines(people: People | None, dataset: str) -> list[str]:
+def people_lines(people: HumanAgreement | None, dataset: str) -> list[str]:
     """A table per set of examples, as wide as a terminal."""
     if people is None:
         return textwrap.wrap(unknown_agreement(dataset), COLUMNS)

@@ -28,24 +28,32 @@ from rich.console import Console
 from rich.markup import escape
 
 from sweep.audit.finalists import MEASURED, Finalist, choose_finalists, one_of_each
-from sweep.audit.judging import Audited, AuditOptions, Job, audit_one, prepare_test, read_result, train_twin
+from sweep.audit.judging import (
+    AuditOptions,
+    AuditResult,
+    AuditTask,
+    audit_one,
+    prepare_test,
+    read_result,
+    train_undefended,
+)
 from sweep.engine.driver import LOST_WORKER_RETRIES
-from sweep.engine.preparation import make_task, prepare, record_facts
+from sweep.engine.preparation import make_task, prepare, record_data_summary
 from sweep.engine.ray_session import ray_session
-from sweep.engine.signals import Interruption
+from sweep.engine.signals import SignalHandler
 from sweep.engine.slots import concurrency
 from sweep.ledger.records import TrialRecord
 from sweep.plan.plan import SweepPlan
 from sweep.report.tables import required
 from sweep.report.words import duration
-from sweep.state.results import Results
+from sweep.state.sweep_state import SweepState
 from trainer.config import TrialConfig
 from trainer.errors import InputError
 from trainer.fields import check_value
 from trainer.human_agreement import ExamplesFolder
 from trainer.words import did_you_mean
 
-FOLDER = "audit"
+AUDIT_FOLDER = "audit"
 POLL_SECONDS = 0.5
 
 TWIN_KEEPS = ("architecture", "embedding_size", "learning_rate", "weight_decay", "batch_size", "epochs")
@@ -82,7 +90,7 @@ class Audit:
     """What an audit of a sweep has to do, and what is done already."""
 
     plan: SweepPlan
-    results: Results
+    results: SweepState
     options: AuditOptions
     examples: ExamplesFolder | None = None
     """Images that people labelled, with which the oracle and the models are compared."""
@@ -101,7 +109,7 @@ class Audit:
 
     @property
     def folder(self) -> Path:
-        return self.plan.folder / FOLDER
+        return self.plan.folder / AUDIT_FOLDER
 
     def candidates(self) -> list[list[TrialRecord]]:
         """All finalists, the most wanted first, each with those that differ from it only in knobs that none uses."""
@@ -118,27 +126,27 @@ class Audit:
             seeds += [seed] if seed not in used and seed not in seeds else []
         return seeds
 
-    def jobs(self) -> list[Job]:
+    def jobs(self) -> list[AuditTask]:
         """Seed by seed: what a stopped audit has done compares all finalists."""
         records = [first for first, *_ in self.candidates()[: self.options.finalists]]
         return [
-            Job(f"{record.number:04d}-{seed}", record.number, {**record.config, "seed": seed})
+            AuditTask(f"{record.number:04d}-{seed}", record.number, {**record.config, "seed": seed})
             for seed in self.fresh_seeds()[1:]
             for record in records
         ]
 
-    def twin(self, job: Job) -> Job:
+    def twin(self, job: AuditTask) -> AuditTask:
         """The undefended model beside a finalist's; the same for all finalists of one architecture and optimiser."""
         kept = {name: job.config[name] for name in TWIN_KEEPS if name in job.config}
         config = TrialConfig(**kept, seed=self.fresh_seeds()[0]).to_dict()
         digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]
-        return Job(f"undefended-{digest}", -1, config)
+        return AuditTask(f"undefended-{digest}", -1, config)
 
-    def find(self, job: Job) -> Audited | None:
+    def find(self, job: AuditTask) -> AuditResult | None:
         """What is known of a job."""
         return read_result(self.folder, job, self.options)
 
-    def missing(self) -> list[Job]:
+    def missing(self) -> list[AuditTask]:
         """Jobs that are not done, or whose model was not yet compared with people on these examples."""
         return [
             job
@@ -148,7 +156,7 @@ class Audit:
 
     def finalists(self) -> list[Finalist]:
         """Those with a result, the best in the first objective first."""
-        runs: dict[int, list[Audited]] = {}
+        runs: dict[int, list[AuditResult]] = {}
         for audited in filter(None, map(self.find, self.jobs())):
             runs.setdefault(audited.number, []).append(audited)
         finalists = [Finalist(self.results.configurations[number], tuple(found)) for number, found in runs.items()]
@@ -166,30 +174,33 @@ def run_audit(audit: Audit, console: Console) -> bool:
     if audit.results.facts and not audit.missing():
         return True
     # In this order: Ray installs a handler of its own for SIGTERM.
-    with Line(console) as line, ray_session(), Interruption() as interruption:
-        crew, task = Crew(audit.plan, concurrency(audit.plan, line.prepare), interruption, line), make_task(audit.plan)
+    with AuditProgress(console) as line, ray_session(), SignalHandler() as interruption:
+        crew, task = (
+            TaskPool(audit.plan, concurrency(audit.plan, line.prepare), interruption, line),
+            make_task(audit.plan),
+        )
         facts = prepare(task, audit.plan, line.prepare, interruption)
         if facts is None:
             return False
-        record_facts(audit.plan.folder, facts)
+        record_data_summary(audit.plan.folder, facts)
         audit.results.facts = facts
         crew.work("preparing", prepare_test, {"the test split": (task, audit.examples)})
         jobs = audit.missing()
         twins = {job.name: audit.twin(job) for job in jobs if audit.find(job) is None}
-        lost = crew.work("training", train_twin, {t.name: (task, t, audit.folder) for t in twins.values()})
+        lost = crew.work("training", train_undefended, {t.name: (task, t, audit.folder) for t in twins.values()})
         known = {name: None if twin.name in lost else twin for name, twin in twins.items()}
         work = {job.name: (task, job, known.get(job.name), audit.folder, audit.options, audit.examples) for job in jobs}
         crew.work("auditing", audit_one, work)
     return not interruption.asked
 
 
-class Crew(NamedTuple):
+class TaskPool(NamedTuple):
     """Ray tasks on the plan's resources."""
 
     plan: SweepPlan
     concurrent: int
-    interruption: Interruption
-    line: Line
+    interruption: SignalHandler
+    line: AuditProgress
 
     def work(self, doing: str, function: Callable[..., Any], jobs: Mapping[str, tuple[Any, ...]]) -> dict[str, str]:
         """Call a function for every job, by name, until all are done or somebody asked to stop; why some failed."""
@@ -222,7 +233,7 @@ def outcome(ended: ray.ObjectRef) -> str:
         return f"its worker was lost {LOST_WORKER_RETRIES + 1} times (killed or out of memory)"
 
 
-class Line:
+class AuditProgress:
     """What an audit is doing: one living line on a terminal, a plain line per ended job elsewhere."""
 
     def __init__(self, console: Console) -> None:
@@ -231,7 +242,7 @@ class Line:
         self.doing, self.done, self.total, self.begun = "", 0, 0, 0.0
         self.said: set[str] = set()
 
-    def __enter__(self) -> Line:
+    def __enter__(self) -> AuditProgress:
         if self.console.is_terminal:
             self.spinner.start()
         return self

@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sweep.audit.judging import Audited
+from sweep.audit.judging import AuditResult
 from sweep.front.objectives import Objectives
 from sweep.front.pareto import contributions, front_mask
 from sweep.ledger.records import TrialRecord
 from sweep.report.tables import ACCURACIES
-from sweep.state.results import Results
+from sweep.state.sweep_state import SweepState
 from trainer.config import TrialConfig
 from trainer.intervals import wilson_interval
 
@@ -33,7 +33,7 @@ class Finalist:
     """A trial of the sweep beside what became of it."""
 
     record: TrialRecord
-    runs: tuple[Audited, ...]
+    runs: tuple[AuditResult, ...]
     """At least one, by seed."""
 
     @property
@@ -93,7 +93,7 @@ def dominated_beyond(points: Cloud, by: Cloud) -> np.ndarray:
     return np.logical_and(at_least, beyond).any(axis=1)
 
 
-def choose_finalists(results: Results, *, images: int) -> list[TrialRecord]:
+def choose_finalists(results: SweepState, *, images: int) -> list[TrialRecord]:
     """The front and its near neighbours: the finished trials that none dominates beyond the intervals, of those that
     fulfil what the sweep requires. Of several seeds of a configuration the first stands for all, with their means.
 

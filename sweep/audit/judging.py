@@ -61,7 +61,7 @@ class AuditOptions:
         return {"format": FORMAT, "test_size": self.test_size, "steps": self.steps, "queries": self.queries}
 
 
-class Job(NamedTuple):
+class AuditTask(NamedTuple):
     """One training on a worker."""
 
     name: str
@@ -73,7 +73,7 @@ class Job(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Audited:
+class AuditResult:
     """One finalist, trained on one fresh seed and judged on the test split; as it stands in its file."""
 
     number: int
@@ -121,7 +121,7 @@ def labelled_sets(task: Task, examples: ExamplesFolder | None) -> Sequence[Label
     return read_examples(Path(examples.path), data.test, classes=data.classes) if examples else ()
 
 
-def train_twin(task: Task, twin: Job, folder: Path) -> str:
+def train_undefended(task: Task, twin: AuditTask, folder: Path) -> str:
     """Train an undefended model; why it failed, or nothing."""
     try:
         train(task, twin, folder)
@@ -131,7 +131,12 @@ def train_twin(task: Task, twin: Job, folder: Path) -> str:
 
 
 def audit_one(
-    task: Task, job: Job, twin: Job | None, folder: Path, options: AuditOptions, examples: ExamplesFolder | None
+    task: Task,
+    job: AuditTask,
+    twin: AuditTask | None,
+    folder: Path,
+    options: AuditOptions,
+    examples: ExamplesFolder | None,
 ) -> str:
     """Train one finalist, judge it and write the result, as far as that is not done; why it failed, or nothing."""
     from trainer.files.checkpoints import FolderStore
@@ -149,11 +154,11 @@ def audit_one(
     return ""
 
 
-def result_file(job: Job) -> str:
+def result_file(job: AuditTask) -> str:
     return f"{job.name}.json"
 
 
-def sealed(audited: Audited) -> bytes:
+def sealed(audited: AuditResult) -> bytes:
     """What a result's file holds."""
     content = dataclasses.asdict(audited)
     return json.dumps({**content, SEAL: seal(content)}, indent=1).encode()
@@ -164,7 +169,7 @@ def seal(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def read_result(folder: Path, job: Job, options: AuditOptions) -> Audited | None:
+def read_result(folder: Path, job: AuditTask, options: AuditOptions) -> AuditResult | None:
     """The result of a job, if it was made for the same configuration by the same options; a damaged file holds none."""
     audited = read_audited(folder / result_file(job))
     if audited is None or (audited.config, audited.judged_by) != (job.config, options.judged_by):
@@ -172,16 +177,16 @@ def read_result(folder: Path, job: Job, options: AuditOptions) -> Audited | None
     return audited
 
 
-def read_audited(path: Path) -> Audited | None:
+def read_audited(path: Path) -> AuditResult | None:
     """What a result's file holds; None where there is none, or it is damaged."""
     try:
         stored = json.loads(path.read_bytes())
-        return Audited(**stored) if stored.pop(SEAL) == seal(stored) else None
+        return AuditResult(**stored) if stored.pop(SEAL) == seal(stored) else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or something else
         return None
 
 
-def train(task: Task, job: Job, folder: Path) -> nn.Module:
+def train(task: Task, job: AuditTask, folder: Path) -> nn.Module:
     """The model that a trial of this configuration chooses; what an earlier audit left of it is gone on with."""
     import torch
 
@@ -201,7 +206,7 @@ def device_of(task: Task) -> str:
     return "cuda" if task.use_gpu and torch.cuda.is_available() else "cpu"
 
 
-def judge(task: Task, job: Job, model: nn.Module, twin: nn.Module | None, options: AuditOptions) -> Audited:
+def judge(task: Task, job: AuditTask, model: nn.Module, twin: nn.Module | None, options: AuditOptions) -> AuditResult:
     """Every number of one model on the test split. The generators' seed is the same for all, so that it cancels."""
     from trainer.training.evaluation import ensemble, evaluate
     from trainer.training.trial import judging_generator, to_device
@@ -218,7 +223,7 @@ def judge(task: Task, job: Job, model: nn.Module, twin: nn.Module | None, option
     judging = prepared.judging_set("test").to(device)
     judged = evaluate(model, test, judging, attacks, generator=judging_generator(evaluation, device))
     evidence = check(task, model, twin, test, options)
-    return Audited(
+    return AuditResult(
         number=job.number,
         config=job.config,
         judged_by=options.judged_by,

@@ -18,7 +18,7 @@ from sweep.front.pareto import front_mask, hypervolume
 from sweep.plan.paths import storage_folder
 from sweep.report.figures import save_figure
 from sweep.report.tables import ACCURACIES, label, percent
-from trainer.human_agreement import HEADINGS, LEGEND, MODEL, OPTION, People, cells, unknown_agreement
+from trainer.human_agreement import EXAMPLES_OPTION, HEADINGS, LEGEND, MODEL, HumanAgreement, cells, unknown_agreement
 
 FRONT_PICTURE, CURVES_PICTURE = "audit.png", "curves.png"
 
@@ -51,7 +51,7 @@ def command(audit: Audit) -> str:
     given = {name: getattr(audit.options, name) for name in OPTIONS}
     words = [f"{flag(name)} {value}" for name, value in given.items() if value != OPTIONS[name].default]
     if audit.examples:
-        words.append(f"{OPTION} {shlex.quote(audit.examples.path)}")
+        words.append(f"{EXAMPLES_OPTION} {shlex.quote(audit.examples.path)}")
     if Path(audit.plan.storage) != storage_folder():
         words.append(f"--storage {shlex.quote(audit.plan.storage)}")
     return " ".join(["otsweep audit", audit.plan.name, *words])
@@ -157,12 +157,12 @@ def show_people(audit: Audit, finalists: Sequence[Finalist], console: Console) -
     console.print(LEGEND, markup=False)
 
 
-def people_of(audit: Audit, finalists: Sequence[Finalist]) -> dict[int, list[People]]:
+def people_of(audit: Audit, finalists: Sequence[Finalist]) -> dict[int, list[HumanAgreement]]:
     """By finalist, a comparison per seed: those on the given examples, else on those of the first that was compared."""
     compared = [(one, run.people) for one in finalists for run in one.runs if run.people]
     digest = audit.examples.digest if audit.examples else compared[0][1]["digest"] if compared else ""
-    known: dict[int, list[People]] = {}
+    known: dict[int, list[HumanAgreement]] = {}
     for one, people in compared:
         if people["digest"] == digest:
-            known.setdefault(one.record.number, []).append(People.from_plain(people))
+            known.setdefault(one.record.number, []).append(HumanAgreement.from_plain(people))
     return known

@@ -22,12 +22,12 @@ from rich.console import Console
 
 from trainer.arguments import Parser
 from trainer.errors import InputError, OtsweepError, StorageFailed
-from trainer.human_agreement import OPTION, find_examples
+from trainer.human_agreement import EXAMPLES_OPTION, find_examples
 from trainer.words import did_you_mean
 
 if TYPE_CHECKING:
     from sweep.plan.plan import SweepPlan
-    from sweep.state.results import Results
+    from sweep.state.sweep_state import SweepState
 
 PLACES = ("storage", "data_dir", "mlflow_uri")
 """Options that say where things are."""
@@ -167,16 +167,16 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
 def plan(arguments: argparse.Namespace) -> int:
     """Time a little of what would run, and say what the whole would take; nothing is run or logged."""
     from sweep.forecast.forecast import make_forecast
-    from sweep.forecast.kept import keep
-    from sweep.forecast.profiling import rehearse
+    from sweep.forecast.kept import keep_forecast
+    from sweep.forecast.profile import profile_plan
     from sweep.forecast.table import forecast_table, headline
 
     if arguments.format not in ("table", "json"):
         raise InputError(f"--format {arguments.format}: {did_you_mean(arguments.format, ('table', 'json'))}")
     plan = plan_of(arguments)
     with timing_progress() as tell:
-        forecast = make_forecast(plan, rehearse(plan, tell))
-    keep(plan, forecast)
+        forecast = make_forecast(plan, profile_plan(plan, tell))
+    keep_forecast(plan, forecast)
     if arguments.format == "json":
         print(json.dumps({**forecast.to_dict(), "command": run_command(arguments)}, indent=2))
         return DONE
@@ -231,9 +231,9 @@ def resume(arguments: argparse.Namespace) -> int:
         from sweep.cluster import jobs
 
         return jobs.resume(arguments, console, errors)
-    from sweep.plan.plan import under_circumstances
+    from sweep.plan.plan import with_resume_overrides
 
-    return drive(under_circumstances(find_plan(arguments), vars(arguments)), fresh=False)
+    return drive(with_resume_overrides(find_plan(arguments), vars(arguments)), fresh=False)
 
 
 def add_address(parser: argparse.ArgumentParser) -> None:
@@ -294,17 +294,17 @@ def drive(plan: SweepPlan, *, fresh: bool) -> int:
     """Run a fresh sweep, or what is left of one, and show what it found."""
     from sweep.engine.driver import run_plan
     from sweep.engine.pack_worker import PackFailed
-    from sweep.forecast.kept import begin as begin_forecast
+    from sweep.forecast.kept import begin_forecast
     from sweep.ledger.reading import read_ledger
     from sweep.ledger.writing import LedgerWriter
     from sweep.plan.plan_file import write_plan
     from sweep.plan.remote_storage import drop, push
     from sweep.report.screen import Screen
     from sweep.search.search import remarks
-    from sweep.state.results import read_facts, results_of
+    from sweep.state.sweep_state import read_data_summary, state_of_trials
     from sweep.tracking.tracking import Tracker
 
-    results = results_of(plan, {})
+    results = state_of_trials(plan, {})
     tracker = Tracker(plan, results, say=lambda message: screen.say(message))
     screen = Screen(console, plan, results)
 
@@ -322,7 +322,7 @@ def drive(plan: SweepPlan, *, fresh: bool) -> int:
         for warning in dict.fromkeys([*ledger.warnings, *recorded.warnings]):
             screen.say(f"ledger: {warning}")
         results.load(recorded.to_go_on_from())
-        results.facts = read_facts(plan.folder)
+        results.facts = read_data_summary(plan.folder)
         screen.open(resumed=bool(recorded.trials))
         for remark in remarks(plan):
             screen.say(remark)
@@ -378,7 +378,7 @@ def mlflow_progress() -> Iterator[Callable[[int, int], None]]:
         yield tell
 
 
-def save_front(plan: SweepPlan, results: Results) -> None:
+def save_front(plan: SweepPlan, results: SweepState) -> None:
     """The flat table and the picture, beside the ledger."""
     from sweep.ledger.records import Ledger
     from sweep.report.figures import save_figure
@@ -390,9 +390,9 @@ def save_front(plan: SweepPlan, results: Results) -> None:
         save_figure(front_picture(plan, results), plan.folder / "front.png")
 
 
-def show_end(plan: SweepPlan, results: Results, link: Callable[[str], str], *, complete: bool) -> None:
+def show_end(plan: SweepPlan, results: SweepState, link: Callable[[str], str], *, complete: bool) -> None:
     """The front, where everything is, and the one command that comes next."""
-    from sweep.forecast.kept import took
+    from sweep.forecast.kept import describe_cost
 
     console.print()
     if results.finished:
@@ -414,7 +414,7 @@ def show_end(plan: SweepPlan, results: Results, link: Callable[[str], str], *, c
         grown = f"; hypervolume +{results.growth(plan.stop_when_flat):.1%} over the last {plan.stop_when_flat}"
         why = grown if plan.stop_when_flat else ""
         console.print(f"Ended after {len(results.ended)} of {plan.trials} trials, as the plan has it{why}.\n")
-    if told := took(plan, results):
+    if told := describe_cost(plan, results):
         console.print(f"time     {told}")
     if results.finished:
         console.print(f"picture  {plan.folder / 'front.png'}")
@@ -457,7 +457,7 @@ def front(arguments: argparse.Namespace) -> int:
     from sweep.ledger.reading import read_ledger
     from sweep.report.figures import save_figure
     from sweep.report.tables import front_csv, front_json, front_picture
-    from sweep.state.results import read_facts, results_of
+    from sweep.state.sweep_state import read_data_summary, state_of_trials
 
     if arguments.format not in ("table", "json", "csv"):
         raise InputError(f"--format {arguments.format}: {did_you_mean(arguments.format, ('table', 'json', 'csv'))}")
@@ -465,8 +465,8 @@ def front(arguments: argparse.Namespace) -> int:
     recorded = read_ledger(plan.folder)
     for warning in recorded.warnings:
         errors.print(f"ledger: {warning}", markup=False)
-    results = results_of(plan, recorded.trials)
-    results.facts = read_facts(plan.folder)
+    results = state_of_trials(plan, recorded.trials)
+    results.facts = read_data_summary(plan.folder)
     if arguments.plot:
         save_figure(front_picture(plan, results), arguments.plot)
     if arguments.format == "json":
@@ -480,7 +480,7 @@ def front(arguments: argparse.Namespace) -> int:
     return DONE
 
 
-def show_front(plan: SweepPlan, results: Results) -> None:
+def show_front(plan: SweepPlan, results: SweepState) -> None:
     """The verdict, the front, and published configurations beside what was published, where any ran."""
     from sweep.report.paper import paper_table, published_trials
     from sweep.report.tables import front_table, verdict
@@ -493,7 +493,7 @@ def show_front(plan: SweepPlan, results: Results) -> None:
         console.print(paper_table(plan, published), "\n", sep="")
 
 
-def show_agreements(plan: SweepPlan, results: Results) -> None:
+def show_agreements(plan: SweepPlan, results: SweepState) -> None:
     """Whether the order at each rung tells that at the next, and an alarm where it does not."""
     from sweep.report.replay import agreement_table, agreements_of, alarms
 
@@ -522,7 +522,7 @@ def replay(arguments: argparse.Namespace) -> int:
     from sweep.plan.plan import check_option
     from sweep.report.replay import ETAS, replay_table, unknown
     from sweep.report.replay import replay as run_replay
-    from sweep.state.results import results_of
+    from sweep.state.sweep_state import state_of_trials
 
     plan = find_plan(arguments)
     etas = ETAS if arguments.eta is None else (check_option("eta", arguments.eta),)
@@ -530,7 +530,7 @@ def replay(arguments: argparse.Namespace) -> int:
         getattr(plan, name) if getattr(arguments, name) is None else check_option(name, getattr(arguments, name))
         for name in ("grace_epochs", "stop_chance")
     )
-    results = results_of(plan, read_ledger(plan.folder).trials)
+    results = state_of_trials(plan, read_ledger(plan.folder).trials)
     replays = [run_replay(plan, results, eta=eta, grace_epochs=grace, stop_chance=chance) for eta in etas]
     console.print(replay_table(replays, results))
     show_agreements(plan, results)
@@ -547,7 +547,9 @@ def add_audit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", metavar="N", help="gradient steps of every round of the attacks (100)")
     parser.add_argument("--queries", metavar="N", help="calls of the model by the Square attack (5000)")
     parser.add_argument(
-        OPTION, metavar="DIR", help="images that people labelled; the models and the oracle are compared with them"
+        EXAMPLES_OPTION,
+        metavar="DIR",
+        help="images that people labelled; the models and the oracle are compared with them",
     )
 
 
@@ -556,7 +558,7 @@ def audit(arguments: argparse.Namespace) -> int:
     from sweep.audit.tables import command, show_audit
     from sweep.ledger.reading import read_ledger
     from sweep.plan.remote_storage import url_of
-    from sweep.state.results import read_facts, results_of
+    from sweep.state.sweep_state import read_data_summary, state_of_trials
 
     plan = find_plan(arguments)
     if url := url_of(plan.folder):
@@ -564,8 +566,8 @@ def audit(arguments: argparse.Namespace) -> int:
     examples = find_examples(
         arguments.invariance_examples, dataset=plan.space.evaluation.dataset, data_dir=plan.data_dir
     )
-    results = results_of(plan, read_ledger(plan.folder).trials)
-    results.facts = read_facts(plan.folder)
+    results = state_of_trials(plan, read_ledger(plan.folder).trials)
+    results.facts = read_data_summary(plan.folder)
     begun = Audit(plan, results, read_options(vars(arguments)), examples)
     if not run_audit(begun, console):
         console.print(f"Stopped. Nothing that is done is lost; to go on:\n  {command(begun)}")

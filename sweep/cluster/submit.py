@@ -52,7 +52,7 @@ print(json.dumps({
 """Asked before anything of ours is sent: one line that the cluster's own Python runs."""
 
 
-class There(NamedTuple):
+class ClusterInfo(NamedTuple):
     """What a cluster has."""
 
     python: str
@@ -154,7 +154,7 @@ def check_place(place: str, text: str | None) -> None:
         raise InputError(f"{flag} {text!r}: must be an absolute path or a URL, as the cluster's nodes see it")
 
 
-def ask(cluster: Cluster) -> There:
+def ask(cluster: Cluster) -> ClusterInfo:
     """What the cluster runs and where it keeps things; nothing of ours is sent for that.
 
     Raises:
@@ -180,7 +180,7 @@ def ask(cluster: Cluster) -> There:
     answer = answer_in(said)
     if not answer:
         raise ClusterError(f"{cluster.address}: its head did not say what it runs, but: {said[-300:]}")
-    return There(
+    return ClusterInfo(
         answer["python"], cluster.ray_version, tuple(answer["missing"]), answer["storage"], masked(answer["mlflow_uri"])
     )
 
@@ -195,7 +195,7 @@ def answer_in(said: str) -> dict[str, Any]:
     return {}
 
 
-def differences(there: There, *, python: str | None = None, ray: str | None = None) -> list[str]:
+def differences(there: ClusterInfo, *, python: str | None = None, ray: str | None = None) -> list[str]:
     """Clauses that tell how the cluster differs from this machine; a patch release of Python is none."""
     here_python, here_ray = python or platform.python_version(), ray or installed_version("ray")
     said = []
@@ -206,7 +206,7 @@ def differences(there: There, *, python: str | None = None, ray: str | None = No
     return said
 
 
-def check_cluster(there: There, cluster: Cluster) -> None:
+def check_cluster(there: ClusterInfo, cluster: Cluster) -> None:
     """Whether the sweep can run there at all.
 
     Raises:

@@ -14,20 +14,12 @@ from typing import Any
 
 from ray import tune
 
-from sweep.engine.ledger_callback import Asked, Scribe
+from sweep.engine.ledger_callback import LedgerCallback, SweepStopper
 from sweep.engine.nodes import check_storage
-from sweep.engine.packs import LIGHT, PackedTrial, Packs, Vacating
-from sweep.engine.preparation import (
-    WAIT_SECONDS,
-    Progress,
-    make_task,
-    prepare,
-    record_facts,
-)
-from sweep.engine.ray_session import (
-    ray_session,
-)
-from sweep.engine.signals import Interruption
+from sweep.engine.packs import LIGHT, PackCallback, PackedTrial, Packs
+from sweep.engine.preparation import WAIT_SECONDS, Progress, make_task, prepare, record_data_summary
+from sweep.engine.ray_session import ray_session
+from sweep.engine.signals import SignalHandler
 from sweep.engine.slots import SlotLimiter, Slots, concurrency, slots_now
 from sweep.engine.stopper import MultiObjectiveASHA
 from sweep.engine.trainable import Task, TrialTrainable
@@ -37,7 +29,7 @@ from sweep.plan.remote_storage import url_of
 from sweep.search.budget import Budget
 from sweep.search.rungs import Rungs, rung_levels
 from sweep.search.search import ParetoSearch
-from sweep.state.results import Results
+from sweep.state.sweep_state import SweepState
 
 LOST_WORKER_RETRIES = 3
 """How often a trial is brought back after its worker was lost (killed, out of memory). A node that left does not count:
@@ -47,7 +39,7 @@ on spot machines that is nobody's fault, and happens any number of times."""
 def run_plan(
     plan: SweepPlan,
     ledger: LedgerWriter,
-    results: Results,
+    results: SweepState,
     *,
     progress: Progress,
     begin: Callable[[], contextlib.AbstractContextManager[Any]],
@@ -73,7 +65,7 @@ def run_plan(
     if len(results.ended) >= plan.trials:
         return True
     # In this order: Ray installs a handler of its own for SIGTERM.
-    with ray_session(), Interruption() as interruption:
+    with ray_session(), SignalHandler() as interruption:
         concurrent = concurrency(plan, progress)
         on_slots(slots_now(plan, concurrent))
         budget = Budget(plan, results, concurrent)
@@ -84,7 +76,7 @@ def run_plan(
         facts = prepare(task, plan, progress, interruption)
         if facts is None:
             return False
-        record_facts(plan.folder, facts)
+        record_data_summary(plan.folder, facts)
         results.facts = facts
         with contextlib.ExitStack() as running:
             most = min(concurrent, plan.trials - len(results.ended))
@@ -97,8 +89,8 @@ def run_plan(
             scratch = running.enter_context(tempfile.TemporaryDirectory(prefix="otsweep-tune-"))
             rungs = make_rungs(plan, results)
             slots = Slots(plan, concurrent, known=budget.usual > 0, places=packs.places if packs else None)
-            scribe = Scribe(ledger, results, rungs, budget, slots, listen=listen, say=say)
-            asked = Asked(
+            scribe = LedgerCallback(ledger, results, rungs, budget, slots, listen=listen, say=say)
+            asked = SweepStopper(
                 asked=lambda: interruption.asked or scribe.trouble is not None or budget.overrun(), spent=budget.spent
             )
             make_tuner(plan, task, results, scribe, asked, scratch, packs).fit()
@@ -107,7 +99,7 @@ def run_plan(
     return not interruption.asked
 
 
-def make_rungs(plan: SweepPlan, results: Results) -> Rungs:
+def make_rungs(plan: SweepPlan, results: SweepState) -> Rungs:
     """Where trials are compared, standing as the ledger says."""
     levels = rung_levels(grace_epochs=plan.grace_epochs, eta=plan.eta, epochs=plan.epochs_per_trial)
     levels = levels if plan.stopper == "asha" else []
@@ -121,9 +113,9 @@ def make_rungs(plan: SweepPlan, results: Results) -> Rungs:
 def make_tuner(
     plan: SweepPlan,
     task: Task,
-    results: Results,
-    scribe: Scribe,
-    asked: Asked,
+    results: SweepState,
+    scribe: LedgerCallback,
+    asked: SweepStopper,
     scratch: str,
     packs: Packs | None,
 ) -> tune.Tuner:
@@ -156,7 +148,7 @@ def make_tuner(
         run_config=tune.RunConfig(
             name="tune",
             storage_path=scratch,
-            callbacks=[scribe, Vacating(packs)] if packs else [scribe],
+            callbacks=[scribe, PackCallback(packs)] if packs else [scribe],
             stop=asked,
             failure_config=tune.FailureConfig(max_failures=LOST_WORKER_RETRIES),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),

@@ -18,7 +18,7 @@ from sweep.ledger.writing import LedgerWriter
 from sweep.search.budget import Budget
 from sweep.search.result_keys import FAILURE, FOOTPRINT, STORAGE, WARNINGS
 from sweep.search.rungs import Rungs
-from sweep.state.results import Results
+from sweep.state.sweep_state import SweepState
 from trainer.errors import StorageFailed
 from trainer.files.atomic import patiently
 from trainer.report import collapse
@@ -28,7 +28,7 @@ def never() -> bool:
     return False
 
 
-class Asked(tune.Stopper):
+class SweepStopper(tune.Stopper):
     """Tells Ray Tune to stop each trial at its next epoch once the budget is `spent`, and all at once if so `asked`."""
 
     def __init__(self, *, asked: Callable[[], bool] = never, spent: Callable[[], bool] = never) -> None:
@@ -42,10 +42,10 @@ class Asked(tune.Stopper):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # As the callbacks: pickled by Ray Tune for a restore of its own, which is never asked for.
-        return Asked, ()
+        return SweepStopper, ()
 
 
-class Scribe(tune.Callback):
+class LedgerCallback(tune.Callback):
     """Writes every event into the ledger before anyone acts on it, then tells `listen` which trial it was.
 
     Where the storage refuses for long, nothing more is written, `trouble` says why, and the sweep is to end: what comes
@@ -55,7 +55,7 @@ class Scribe(tune.Callback):
     def __init__(
         self,
         ledger: LedgerWriter,
-        results: Results,
+        results: SweepState,
         rungs: Rungs,
         budget: Budget,
         slots: Slots,

@@ -162,7 +162,7 @@ def why_failed(error_file: str | None) -> str:
     return said[-1] if said else ""
 
 
-class Vacating(tune.Callback):
+class PackCallback(tune.Callback):
     """Tells the packs when Ray Tune knows that a trial has ended, or that its worker was lost."""
 
     def __init__(self, packs: Packs) -> None:

@@ -11,11 +11,11 @@ from typing import Any
 import ray
 from ray.exceptions import RayTaskError
 
-from sweep.engine.signals import Interruption
+from sweep.engine.signals import SignalHandler
 from sweep.engine.trainable import Task
 from sweep.plan.plan import SweepPlan
 from sweep.plan.remote_storage import push, url_of
-from sweep.state.results import FACTS, Facts, read_facts
+from sweep.state.sweep_state import DATA_SUMMARY, DataSummary, read_data_summary
 from trainer.errors import InputError
 from trainer.files.atomic import patiently, write_whole
 
@@ -44,18 +44,18 @@ def make_task(plan: SweepPlan) -> Task:
 
 
 @ray.remote
-def prepare_remotely(task: Task) -> Iterator[tuple[str, int, int] | Facts]:
+def prepare_remotely(task: Task) -> Iterator[tuple[str, int, int] | DataSummary]:
     """The preparation on a worker, so that the driver needs no torch; yields its progress, then what it found."""
     import queue
     import threading
 
-    from sweep.engine.trainable import facts_of, prepare_shared
+    from sweep.engine.trainable import data_summary_of, prepare_shared
 
-    said: queue.Queue[tuple[str, int, int] | Facts | Exception] = queue.Queue()
+    said: queue.Queue[tuple[str, int, int] | DataSummary | Exception] = queue.Queue()
 
     def work() -> None:
         try:
-            said.put(facts_of(prepare_shared(task, lambda *stage: said.put(stage)), task))
+            said.put(data_summary_of(prepare_shared(task, lambda *stage: said.put(stage)), task))
         except Exception as error:  # noqa: BLE001 - raised again below, on the thread that Ray listens to
             said.put(error)
 
@@ -70,7 +70,7 @@ def prepare_remotely(task: Task) -> Iterator[tuple[str, int, int] | Facts]:
     yield news
 
 
-def prepare(task: Task, plan: SweepPlan, progress: Progress, interruption: Interruption) -> Facts | None:
+def prepare(task: Task, plan: SweepPlan, progress: Progress, interruption: SignalHandler) -> DataSummary | None:
     """Everything that all trials share, computed once before the first of them starts; None if interrupted."""
     news: Any = prepare_remotely.options(num_cpus=1, num_gpus=plan.gpus_per_trial).remote(task)
     try:
@@ -91,14 +91,14 @@ def prepare(task: Task, plan: SweepPlan, progress: Progress, interruption: Inter
     return None
 
 
-def record_facts(folder: Path, facts: Facts) -> None:
+def record_data_summary(folder: Path, facts: DataSummary) -> None:
     """Keep what the sweep stands on beside its plan; refuse to go on with other data than it began with.
 
     Raises:
         InputError: if the data is not the same.
         StorageFailed: if they can't be written.
     """
-    path, known = folder / FACTS, read_facts(folder)
+    path, known = folder / DATA_SUMMARY, read_data_summary(folder)
     if known:
         before = known["data_fingerprint"]
         if before != facts["data_fingerprint"]:

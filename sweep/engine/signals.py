@@ -6,14 +6,14 @@ import signal
 from typing import Any
 
 
-class Interruption:
+class SignalHandler:
     """Ctrl-C or SIGTERM: the first asks the sweep to stop cleanly, the second ends the process."""
 
     def __init__(self) -> None:
         self.asked = False
         self.previous: dict[int, Any] = {}
 
-    def __enter__(self) -> Interruption:
+    def __enter__(self) -> SignalHandler:
         for number in (signal.SIGINT, signal.SIGTERM):
             self.previous[number] = signal.signal(number, self.ask)
         return self

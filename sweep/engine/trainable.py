@@ -83,7 +83,7 @@ def data_folder(task: Task) -> Path | None:
     return Path(task.data_dir) if task.data_dir else None
 
 
-def facts_of(prepared: Prepared, task: Task) -> dict[str, Any]:
+def data_summary_of(prepared: Prepared, task: Task) -> dict[str, Any]:
     """What a sweep stands on, in plain values: its data, its judging set, and what is known of the judge."""
     from trainer.human_agreement import ORACLE, find_examples
     from trainer.invariance.labelled_sets import ask_people, read_examples

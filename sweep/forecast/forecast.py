@@ -25,9 +25,9 @@ from trainer.config import TrialConfig
 
 if TYPE_CHECKING:
     pass
-from sweep.forecast.measured import ENDING_SECONDS, Packing, Rehearsed, Timed
+from sweep.forecast.measured import ENDING_SECONDS, Packing, ProfileResult, TimedConfiguration
 from sweep.forecast.quantities import EXPECTED, HIGH, HOUR, LOW, Span, size
-from sweep.forecast.rungs import Rung, expected_rungs, length, may_be_drawn, mean_epochs, place, trial_lengths
+from sweep.forecast.rungs import RungForecast, expected_rungs, length, may_be_drawn, mean_epochs, place, trial_lengths
 
 MLFLOW_BYTES = 330
 """Of a metric's value in MLflow's SQLite store, with all that comes with it: 33 MB per 1,000 runs of 100 values."""
@@ -57,7 +57,7 @@ class Forecast:
     """Of the machine, or of all nodes."""
     epochs: Span
     """Of all trials together."""
-    rungs: list[Rung]
+    rungs: list[RungForecast]
     """With the end as the last one; empty where nobody is stopped early."""
     wall_seconds: Span
     """Of the whole command."""
@@ -105,7 +105,7 @@ def _plain(value: Any) -> Any:
     return [_plain(each) for each in value] if isinstance(value, list) else value
 
 
-def make_forecast(plan: SweepPlan, measured: Rehearsed) -> Forecast:
+def make_forecast(plan: SweepPlan, measured: ProfileResult) -> Forecast:
     """What the plan comes to on a machine as busy as it was when all was measured."""
     slowness = measured.slowness
     # In a pack a trial waits for its neighbours, but for what they gain from one another.
@@ -158,7 +158,7 @@ def make_forecast(plan: SweepPlan, measured: Rehearsed) -> Forecast:
     )
 
 
-def described(plan: SweepPlan, timed: Timed) -> dict[str, Any]:
+def described(plan: SweepPlan, timed: TimedConfiguration) -> dict[str, Any]:
     """A configuration and what it costs."""
     config, cost = timed.candidate.config, timed.cost
     return {
@@ -174,7 +174,7 @@ def described(plan: SweepPlan, timed: Timed) -> dict[str, Any]:
 # ----------------------------------------------------------------------------------------------- memory, storage, logs
 
 
-def memory(measured: Rehearsed) -> dict[str, int]:
+def memory(measured: ProfileResult) -> dict[str, int]:
     footprint = measured.footprint
     return {
         "host": footprint.host,
@@ -184,7 +184,7 @@ def memory(measured: Rehearsed) -> dict[str, int]:
     }
 
 
-def storage(plan: SweepPlan, measured: Rehearsed, epochs: float, trials: float) -> dict[str, int]:
+def storage(plan: SweepPlan, measured: ProfileResult, epochs: float, trials: float) -> dict[str, int]:
     """Bytes that the sweep leaves behind."""
     checkpoint, model = (
         fmean(getattr(each.cost, name) for each in measured.timed) for name in ("checkpoint_bytes", "model_bytes")
@@ -199,7 +199,7 @@ def storage(plan: SweepPlan, measured: Rehearsed, epochs: float, trials: float) 
     }
 
 
-def ledger_bytes(plan: SweepPlan, measured: Rehearsed, epochs: float) -> float:
+def ledger_bytes(plan: SweepPlan, measured: ProfileResult, epochs: float) -> float:
     """Of one trial: from a ledger of a few, written as the sweep writes it, with the table that is made of it."""
     generator, count = random.Random(0), max(1, min(round(epochs), LEDGER_EPOCHS))
     with tempfile.TemporaryDirectory(prefix="otsweep-ledger-") as scratch:
@@ -219,13 +219,13 @@ def ledger_bytes(plan: SweepPlan, measured: Rehearsed, epochs: float) -> float:
     return size / LEDGER_TRIALS * epochs / count
 
 
-def metric_names(measured: Rehearsed) -> list[str]:
+def metric_names(measured: ProfileResult) -> list[str]:
     """Of all that some trial says after an epoch."""
     names = dict.fromkeys(name for each in measured.timed for name in each.cost.report)
     return [name for name in names if name not in ("epoch", "final")]
 
 
-def logged(plan: SweepPlan, measured: Rehearsed) -> dict[str, Any]:
+def logged(plan: SweepPlan, measured: ProfileResult) -> dict[str, Any]:
     """What MLflow will hold."""
     return {
         "mlflow_uri": plan.mlflow_uri,
@@ -238,7 +238,7 @@ def logged(plan: SweepPlan, measured: Rehearsed) -> dict[str, Any]:
     }
 
 
-def remarks(plan: SweepPlan, measured: Rehearsed, trials: Span, idle: float, slowness: float) -> Iterator[str]:
+def remarks(plan: SweepPlan, measured: ProfileResult, trials: Span, idle: float, slowness: float) -> Iterator[str]:
     """What a person should know before it is run."""
     if slowness > BUSY:
         yield (

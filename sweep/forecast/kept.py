@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sweep.plan.plan import SweepPlan
 from sweep.plan.remote_storage import pull, push
 from sweep.report.words import duration
-from sweep.state.results import Results
+from sweep.state.sweep_state import SweepState
 from trainer.errors import InputError
 from trainer.files.atomic import write_whole
 
@@ -29,7 +29,7 @@ FORECAST = "forecast.json"
 # ------------------------------------------------------------------------------------------------ beside what it took
 
 
-def keep(plan: SweepPlan, forecast: Forecast) -> None:
+def keep_forecast(plan: SweepPlan, forecast: Forecast) -> None:
     """Keep a forecast in the storage's cache, where a sweep of the same plan finds it."""
     path = kept_at(plan)
     write_whole(path, json.dumps(forecast.to_dict(), indent=2).encode())
@@ -52,20 +52,20 @@ def kept_at(plan: SweepPlan) -> Path:
     return plan.cache_dir / f"forecast-{digest}.json"
 
 
-def begin(plan: SweepPlan, slots: int) -> None:
+def begin_forecast(plan: SweepPlan, slots: int) -> None:
     """Put beside a sweep, which begins or goes on, in how many slots it runs and what was planned for these. Whatever
     refuses that, the sweep runs without."""
     with contextlib.suppress(OSError, InputError):
         path, kept = plan.folder / FORECAST, kept_at(plan)
         pull(plan.cache_dir, only=kept.name)
-        planned = read(path).get("planned") or read(kept) or None
+        planned = read_forecast(path).get("planned") or read_forecast(kept) or None
         if planned and plan.measure_memory:
             slots = planned["slots"]  # this sweep finds out later
         write_whole(path, json.dumps({"slots": slots, "planned": planned}, indent=2).encode())
         push(path)
 
 
-def read(path: Path) -> dict[str, Any]:
+def read_forecast(path: Path) -> dict[str, Any]:
     """What a file tells; nothing where it is missing or damaged."""
     try:
         content = json.loads(path.read_bytes())
@@ -74,13 +74,13 @@ def read(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def took(plan: SweepPlan, results: Results) -> str:
+def describe_cost(plan: SweepPlan, results: SweepState) -> str:
     """What the trials of a sweep took, all its runs together, beside what was planned; without a plan beside what the
     first tenth of them made one expect. Empty while none has ended.
 
     Told by the seconds that trials held their slots, which no pause between two runs is in.
     """
-    known = read(plan.folder / FORECAST)
+    known = read_forecast(plan.folder / FORECAST)
     slots = known.get("slots")
     if not slots or not results.ended:
         return ""

@@ -37,7 +37,7 @@ class Candidate(NamedTuple):
     """Whether it was drawn at random, so that others like it are to be expected; else it is a corner or a point."""
 
 
-class Timed(NamedTuple):
+class TimedConfiguration(NamedTuple):
     """A configuration, and what a trial of it takes."""
 
     candidate: Candidate
@@ -53,10 +53,10 @@ class Packing(NamedTuple):
     """How many times faster their steps are than one after the other."""
 
 
-class Rehearsed(NamedTuple):
+class ProfileResult(NamedTuple):
     """What was measured."""
 
-    timed: list[Timed]
+    timed: list[TimedConfiguration]
     failed: list[str]
     """Why others could not be timed."""
     slots: int

@@ -11,11 +11,11 @@ from sweep.plan.plan import SweepPlan
 
 if TYPE_CHECKING:
     pass
-from sweep.forecast.measured import BETWEEN_SECONDS, REPORT_SECONDS, STANDING, Rehearsed, Timed
+from sweep.forecast.measured import BETWEEN_SECONDS, REPORT_SECONDS, STANDING, ProfileResult, TimedConfiguration
 from sweep.forecast.quantities import EXPECTED, HIGH, HOUR, LOW, Span
 
 
-class Rung(NamedTuple):
+class RungForecast(NamedTuple):
     """Where trials are compared, or where they end."""
 
     epoch: int
@@ -23,7 +23,7 @@ class Rung(NamedTuple):
     """How many come there."""
 
 
-class Course(NamedTuple):
+class Schedule(NamedTuple):
     """Trials laid into slots."""
 
     seconds: float
@@ -37,7 +37,7 @@ class Course(NamedTuple):
 # ------------------------------------------------------------------------------------------------------------ epochs
 
 
-def expected_rungs(plan: SweepPlan, slots: int) -> list[Rung]:
+def expected_rungs(plan: SweepPlan, slots: int) -> list[RungForecast]:
     """The rungs of the plan's stopper, and the end, with who comes there."""
     from sweep.search.rungs import rung_levels
 
@@ -45,9 +45,9 @@ def expected_rungs(plan: SweepPlan, slots: int) -> list[Rung]:
         return []
     rungs, reach = [], Span(*[float(plan.trials)] * 3)
     for level in rung_levels(grace_epochs=plan.grace_epochs, eta=plan.eta, epochs=plan.epochs_per_trial):
-        rungs.append(Rung(level, reach))
+        rungs.append(RungForecast(level, reach))
         reach = Span(*(survivors(count, plan, slots)[which] for which, count in enumerate(reach)))
-    return [*rungs, Rung(plan.epochs_per_trial, reach)]
+    return [*rungs, RungForecast(plan.epochs_per_trial, reach)]
 
 
 def survivors(count: float, plan: SweepPlan, slots: int) -> Span:
@@ -70,7 +70,7 @@ def survivors(count: float, plan: SweepPlan, slots: int) -> Span:
     )
 
 
-def mean_epochs(plan: SweepPlan, rungs: Sequence[Rung]) -> Span:
+def mean_epochs(plan: SweepPlan, rungs: Sequence[RungForecast]) -> Span:
     """Epochs of a trial on average, stopped ones among them."""
     if not rungs:
         return Span(*[float(plan.epochs_per_trial)] * 3)
@@ -83,18 +83,18 @@ def mean_epochs(plan: SweepPlan, rungs: Sequence[Rung]) -> Span:
 # -------------------------------------------------------------------------------------------------------------- time
 
 
-def length(timed: Timed, epochs: float, which: int) -> float:
+def length(timed: TimedConfiguration, epochs: float, which: int) -> float:
     """Seconds for which a trial of so many epochs holds its slot."""
     cost = timed.cost
     return cost.beginning + epochs * (cost.epoch(STANDING[which]) + REPORT_SECONDS) + BETWEEN_SECONDS
 
 
-def may_be_drawn(measured: Rehearsed) -> list[Timed]:
+def may_be_drawn(measured: ProfileResult) -> list[TimedConfiguration]:
     """What was timed and may be drawn; where nothing is drawn, the points."""
     return [each for each in measured.timed if each.candidate.point is None] or measured.timed
 
 
-def trial_lengths(plan: SweepPlan, measured: Rehearsed, epochs: float, which: int) -> list[float]:
+def trial_lengths(plan: SweepPlan, measured: ProfileResult, epochs: float, which: int) -> list[float]:
     """Seconds of every trial, in the order in which they begin: the given points, then what is drawn."""
     whole = [length(each, epochs, which) for each in may_be_drawn(measured)]
     drawn = {LOW: [min(whole)], EXPECTED: sampled(measured, epochs), HIGH: [max(whole)]}[which]
@@ -103,13 +103,13 @@ def trial_lengths(plan: SweepPlan, measured: Rehearsed, epochs: float, which: in
     return [seconds for seconds in configurations for _ in range(plan.seeds)]
 
 
-def sampled(measured: Rehearsed, epochs: float) -> list[float]:
+def sampled(measured: ProfileResult, epochs: float) -> list[float]:
     """Seconds of the configurations that were drawn as a sweep draws at its begin; without any, of all that may be."""
     drawn = [each for each in measured.timed if each.candidate.drawn]
     return [length(each, epochs, EXPECTED) for each in drawn or may_be_drawn(measured)]
 
 
-def place(lengths: Sequence[float], slots: int, plan: SweepPlan, *, low: bool = False) -> Course:
+def place(lengths: Sequence[float], slots: int, plan: SweepPlan, *, low: bool = False) -> Schedule:
     """Trials one after the other, each into the slot that is free first, until one of the plan's budgets is spent.
 
     Args:
@@ -127,4 +127,4 @@ def place(lengths: Sequence[float], slots: int, plan: SweepPlan, *, low: bool = 
             break
         heapq.heapreplace(free, start + seconds)
         held, begun = held + seconds, begun + 1
-    return Course(max(free), held, begun)
+    return Schedule(max(free), held, begun)

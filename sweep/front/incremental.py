@@ -10,10 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from sweep.front.objectives import Objectives
-from sweep.front.pareto import (
-    hypervolume,
-    ranks,
-)
+from sweep.front.pareto import hypervolume, ranks
 
 
 class Front:

@@ -15,12 +15,7 @@ from typing import Any, Self
 
 import pyarrow as pa
 
-from sweep.ledger.reading import (
-    LOG_NAME,
-    _checked_line,
-    _list_parts,
-    _read_log,
-)
+from sweep.ledger.reading import LOG_NAME, _checked_line, _list_parts, _read_log
 from sweep.ledger.records import END_STATES, EndState
 from sweep.ledger.table import TRIAL_TYPES, _parquet_bytes, _plain
 from sweep.plan.remote_storage import push, url_of

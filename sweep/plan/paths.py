@@ -11,10 +11,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sweep.plan.mlflow_address import (
-    DATABASE,
-    masked,
-)
+from sweep.plan.mlflow_address import DATABASE, masked
 from sweep.plan.remote_storage import MARK, UrlStore, folder_of, is_url, pull, url_of
 from trainer.errors import InputError
 

@@ -18,20 +18,8 @@ from search_spaces.space import Space
 from search_spaces.yaml_file import Located, locate
 from sweep.front.objectives import Objectives
 from sweep.plan.mlflow_address import absolute_uri, check_mlflow_uri, default_mlflow_uri
-from sweep.plan.objectives import (
-    OBJECTIVES,
-    _objectives_to_dict,
-    _read_objectives,
-    check_objectives,
-)
-from sweep.plan.paths import (
-    CACHE,
-    check_name,
-    default_name,
-    existing_folder,
-    free_name,
-    open_storage,
-)
+from sweep.plan.objectives import OBJECTIVES, _objectives_to_dict, _read_objectives, check_objectives
+from sweep.plan.paths import CACHE, check_name, default_name, existing_folder, free_name, open_storage
 from sweep.plan.version import VERSIONS_OF, code_version, installed_version
 from trainer.config import TrialConfig, check_packable
 from trainer.errors import InputError
@@ -326,7 +314,7 @@ def make_plan(
     )
 
 
-def under_circumstances(plan: SweepPlan, given: Mapping[str, Any]) -> SweepPlan:
+def with_resume_overrides(plan: SweepPlan, given: Mapping[str, Any]) -> SweepPlan:
     """The plan, with what a resume may change of it: where data and results are, how much is spent, how much runs at
     once.
 

@@ -10,17 +10,8 @@ from pathlib import Path
 
 from search_spaces.yaml_file import Located, dump_yaml, read_yaml
 from sweep.plan.mlflow_address import default_mlflow_uri
-from sweep.plan.paths import (
-    PLAN,
-    check_name,
-    nearest_sweeps,
-    storage_folder,
-    taken,
-)
-from sweep.plan.plan import (
-    SweepPlan,
-    _digest,
-)
+from sweep.plan.paths import PLAN, check_name, nearest_sweeps, storage_folder, taken
+from sweep.plan.plan import SweepPlan, _digest
 from sweep.plan.remote_storage import pull, push, url_of
 from trainer.errors import InputError
 from trainer.files.atomic import sync_folder

@@ -30,7 +30,7 @@ from sweep.ledger.records import TrialRecord
 from sweep.plan.plan import SweepPlan
 from sweep.plan.plan_file import read_plan
 from sweep.report.tables import ACCURACIES, brief, percent
-from sweep.state.results import Results, read_facts, results_of
+from sweep.state.sweep_state import SweepState, read_data_summary, state_of_trials
 from trainer.errors import InputError
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Sweep(NamedTuple):
     """One sweep and what it found."""
 
     plan: SweepPlan
-    results: Results
+    results: SweepState
 
 
 @dataclass(frozen=True)
@@ -118,8 +118,8 @@ def read_side(names: str, *, storage: str | None) -> Side:
     sweeps = []
     for name in names.split(","):
         plan = read_plan(name.strip(), storage=storage)
-        results = results_of(plan, read_ledger(plan.folder).trials)
-        results.facts = read_facts(plan.folder)
+        results = state_of_trials(plan, read_ledger(plan.folder).trials)
+        results.facts = read_data_summary(plan.folder)
         if not results.finished:
             raise InputError(f"no trial of {plan.name} has finished yet: there is nothing to compare")
         sweeps.append(Sweep(plan, results))

@@ -27,7 +27,7 @@ from matplotlib.transforms import Bbox
 from sweep.front.objectives import Objectives
 from sweep.front.pareto import front_mask, hypervolume, knee
 from sweep.ledger.records import TrialRecord
-from sweep.state.results import Replicates
+from sweep.state.sweep_state import Replicates
 from trainer.config import REGULARIZERS, EvaluationConfig
 from trainer.errors import InputError
 from trainer.intervals import wilson_interval

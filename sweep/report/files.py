@@ -14,7 +14,7 @@ from sweep.report.figures import save_figure
 from sweep.report.importance import importance_csv, importance_figure, importances
 from sweep.report.page import front_page
 from sweep.report.tables import ACCURACIES, front_csv, front_picture
-from sweep.state.results import Results
+from sweep.state.sweep_state import SweepState
 
 PAGE_DPI = 100
 """MLflow's page shows a picture in its own size, and has room for about 900 pixels across."""
@@ -23,7 +23,7 @@ LOGGED_TABLES = json.dumps([{"path": "front/trials.json", "type": "table"}])
 """Value of the tag that makes MLflow's page show the file as a table."""
 
 
-def write_front_files(plan: SweepPlan, results: Results, folder: Path, *, over: bool) -> None:
+def write_front_files(plan: SweepPlan, results: SweepState, folder: Path, *, over: bool) -> None:
     """Picture, page, tables, search space and plan into a folder that exists; once a sweep is over, what mattered."""
     (folder / "front.csv").write_text(front_csv(plan, results), encoding="utf-8")
     (folder / "trials.json").write_text(json.dumps(trials_table(plan, results)), encoding="utf-8")
@@ -38,13 +38,13 @@ def write_front_files(plan: SweepPlan, results: Results, folder: Path, *, over: 
         save_figure(importance_figure(plan, results, found), folder / "importance.png", dpi=PAGE_DPI)
 
 
-def ledger_metadata(plan: SweepPlan, results: Results) -> dict[str, str]:
+def ledger_metadata(plan: SweepPlan, results: SweepState) -> dict[str, str]:
     """What a flat table of a ledger says about itself."""
     metadata = {"plan_hash": plan.hash, "code_version": plan.code_version, "sweep": plan.name}
     return metadata | {name: str(value) for name, value in results.facts.items()}
 
 
-def trials_table(plan: SweepPlan, results: Results) -> dict[str, Any]:
+def trials_table(plan: SweepPlan, results: SweepState) -> dict[str, Any]:
     """One row per trial, in the form that MLflow's page shows as a table: finished ones by rank, then the others."""
     ranks, swept = results.ranks(), list(plan.space.swept)
     columns = ["trial", "state", "rank", *ACCURACIES.values(), "epoch", *swept, "reason"]

@@ -20,7 +20,7 @@ from sweep.front.pareto import contributions
 from sweep.ledger.records import TrialRecord
 from sweep.plan.plan import SweepPlan
 from sweep.report.tables import ACCURACIES
-from sweep.state.results import Results
+from sweep.state.sweep_state import SweepState
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,7 +42,7 @@ class Importance(NamedTuple):
     """That used the parameter."""
 
 
-def importances(plan: SweepPlan, results: Results) -> list[Importance]:
+def importances(plan: SweepPlan, results: SweepState) -> list[Importance]:
     """By target, the most important parameter first; nothing where there are too few trials."""
     finished = list(results.finished.values())
     if len(finished) < FEWEST:
@@ -96,7 +96,7 @@ def distance(plan: SweepPlan, name: str, records: Sequence[TrialRecord], values:
         return float(get_param_importances(study, evaluator=evaluator, normalize=False).get(name, 0.0))
 
 
-def note(results: Results) -> str:
+def note(results: SweepState) -> str:
     """What the numbers cannot tell."""
     count = len(results.finished)
     few = f" {count} trials are few: take it as a hint, not as a ranking." if count < TOO_FEW else ""
@@ -114,7 +114,7 @@ def importance_csv(found: Sequence[Importance]) -> str:
     return text.getvalue()
 
 
-def importance_figure(plan: SweepPlan, results: Results, found: Sequence[Importance]) -> Figure:
+def importance_figure(plan: SweepPlan, results: SweepState, found: Sequence[Importance]) -> Figure:
     """Bars, a panel per target."""
     import textwrap
 

@@ -13,12 +13,12 @@ from sweep.front.pareto import front_mask
 from sweep.plan.plan import SweepPlan
 from sweep.report.figures import AXES, LOOKS, UNKNOWN_LOOK, front_spots, staircase
 from sweep.report.tables import ACCURACIES, percent, verdict
-from sweep.state.results import Results
+from sweep.state.sweep_state import SweepState
 
 TEMPLATE = Path(__file__).with_suffix(".html")
 
 
-def front_page(plan: SweepPlan, results: Results) -> str:
+def front_page(plan: SweepPlan, results: SweepState) -> str:
     """The page's text; at least one trial has finished."""
     return TEMPLATE.read_text(encoding="utf-8").replace("{data}", as_script(page_data(plan, results)))
 
@@ -29,7 +29,7 @@ def as_script(data: dict[str, Any]) -> str:
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
-def page_data(plan: SweepPlan, results: Results) -> dict[str, Any]:
+def page_data(plan: SweepPlan, results: SweepState) -> dict[str, Any]:
     """What the page draws: the first two objectives of all finished trials, shares in percent."""
     objectives = plan.objectives
     finished = list(results.finished.values())

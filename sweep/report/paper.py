@@ -12,7 +12,7 @@ from rich.table import Table
 
 from sweep.ledger.records import TrialRecord
 from sweep.plan.plan import SweepPlan
-from sweep.state.results import Results
+from sweep.state.sweep_state import SweepState
 from trainer.config import TrialConfig
 from trainer.presets import PRESETS
 from trainer.report import collapse
@@ -20,7 +20,7 @@ from trainer.report import collapse
 PREFIX = "paper/"
 
 
-class Published(NamedTuple):
+class PublishedResult(NamedTuple):
     """Mean and standard deviation over 3 runs, in percent."""
 
     clean: tuple[float, float]
@@ -31,14 +31,14 @@ class Published(NamedTuple):
 
 
 PUBLISHED = {
-    "clean-nll": Published((98.97, 0.12), (97.97, 0.89), (86.35, 2.76)),
-    "clean-nll-norm": Published((98.28, 0.96), (96.79, 1.80), (83.75, 4.13)),
-    "nll-sensitivity": Published((98.84, 0.09), (98.76, 0.03), (87.82, 1.07)),
-    "nll-sensitivity-norm": Published((98.72, 0.25), (98.63, 0.32), (88.18, 1.10)),
-    "nll-sensitivity-norm-invar": Published((98.83, 0.15), (98.69, 0.22), (86.68, 3.32)),
-    "nll-invariance": Published((98.96, 0.05), (96.83, 2.29), (95.83, 0.27)),
-    "nll-ml-sensitivity": Published((98.98, 0.21), (98.81, 0.35), (87.67, 3.63)),
-    "nll-ml-invariance": Published((78.4, 18.6), (77.7, 19.2), (31.4, 10.4)),
+    "clean-nll": PublishedResult((98.97, 0.12), (97.97, 0.89), (86.35, 2.76)),
+    "clean-nll-norm": PublishedResult((98.28, 0.96), (96.79, 1.80), (83.75, 4.13)),
+    "nll-sensitivity": PublishedResult((98.84, 0.09), (98.76, 0.03), (87.82, 1.07)),
+    "nll-sensitivity-norm": PublishedResult((98.72, 0.25), (98.63, 0.32), (88.18, 1.10)),
+    "nll-sensitivity-norm-invar": PublishedResult((98.83, 0.15), (98.69, 0.22), (86.68, 3.32)),
+    "nll-invariance": PublishedResult((98.96, 0.05), (96.83, 2.29), (95.83, 0.27)),
+    "nll-ml-sensitivity": PublishedResult((98.98, 0.21), (98.81, 0.35), (87.67, 3.63)),
+    "nll-ml-invariance": PublishedResult((78.4, 18.6), (77.7, 19.2), (31.4, 10.4)),
 }
 """By name of the configuration; `nll-ml-sens-invar` was described and never logged."""
 
@@ -47,7 +47,7 @@ RELATED = ("pgd-at", "trades", "tla", "sat", "feature-scattering")
 """Methods that stand beside the published configurations, trained at the budget that all are judged by."""
 
 
-def published_trials(plan: SweepPlan, results: Results) -> dict[str, TrialRecord]:
+def published_trials(plan: SweepPlan, results: SweepState) -> dict[str, TrialRecord]:
     """The finished trials of a sweep that ran a published configuration, or beside one a related method, by name."""
     shared = {**TrialConfig().to_dict(), **plan.space.fixed, "epochs": plan.epochs_per_trial, "seed": plan.seed}
     budget = {"sensitivity_epsilon": plan.space.evaluation.eval_sensitivity_epsilon}

@@ -13,7 +13,7 @@ from sweep.plan.plan import SweepPlan
 from sweep.report.tables import percent
 from sweep.search.agreement import ALIKE, Agreement, agreements
 from sweep.search.rungs import Rungs, rung_levels
-from sweep.state.results import Results
+from sweep.state.sweep_state import SweepState
 
 ETAS = (2, 3, 4, 8)
 """Shown where none is asked for."""
@@ -49,7 +49,7 @@ class Replay(NamedTuple):
         return 1 - self.spent / self.logged if self.logged else 0.0
 
 
-def replay(plan: SweepPlan, results: Results, *, eta: int, grace_epochs: int, stop_chance: float) -> Replay:
+def replay(plan: SweepPlan, results: SweepState, *, eta: int, grace_epochs: int, stop_chance: float) -> Replay:
     """Put every report of a ledger, as it came, to rungs of other settings."""
     levels = rung_levels(grace_epochs=grace_epochs, eta=eta, epochs=plan.epochs_per_trial)
     rungs = Rungs(plan.objectives, levels=levels, eta=eta, require=plan.space.require, stop_chance=stop_chance)
@@ -68,14 +68,14 @@ def replay(plan: SweepPlan, results: Results, *, eta: int, grace_epochs: int, st
     return Replay(eta, grace_epochs, rungs, spent, logged, stopped, lost, hypervolume)
 
 
-def reports_in_order(results: Results) -> Iterator[tuple[int, dict[str, Any]]]:
+def reports_in_order(results: SweepState) -> Iterator[tuple[int, dict[str, Any]]]:
     """What trials said, with their numbers, by the time at which they said it."""
     said = [(report["time"], number, report) for number, record in results.trials.items() for report in record.reports]
     for _, number, report in sorted(said, key=lambda each: each[:2]):
         yield number, report
 
 
-def replay_table(replays: list[Replay], results: Results) -> Table:
+def replay_table(replays: list[Replay], results: SweepState) -> Table:
     """For a terminal: one row per setting."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("eta", "rungs at epoch", "epochs", "saved", "stopped", "hypervolume kept"):
@@ -96,12 +96,12 @@ def replay_table(replays: list[Replay], results: Results) -> Table:
     return table
 
 
-def unknown(replays: list[Replay], results: Results) -> list[int]:
+def unknown(replays: list[Replay], results: SweepState) -> list[int]:
     """Trials that the sweep itself stopped and one of the replays would not have: how they end is not logged."""
     return [number for number in results.stopped if any(number not in each.stopped for each in replays)]
 
 
-def agreements_of(plan: SweepPlan, results: Results) -> list[Agreement]:
+def agreements_of(plan: SweepPlan, results: SweepState) -> list[Agreement]:
     """How far each of a sweep's rungs orders its trials as the next one does."""
     levels = rung_levels(grace_epochs=plan.grace_epochs, eta=plan.eta, epochs=plan.epochs_per_trial)
     return agreements(results.trials.values(), plan.objectives, levels=levels, epochs=plan.epochs_per_trial)

@@ -19,7 +19,7 @@ from sweep.ledger.records import TrialRecord
 from sweep.plan.plan import SweepPlan
 from sweep.report.tables import label, percent
 from sweep.report.words import duration
-from sweep.state.results import Results
+from sweep.state.sweep_state import SweepState
 
 FRONT_SHOWN = 6
 BAR_WIDTH = 80
@@ -28,7 +28,7 @@ BAR_WIDTH = 80
 class Screen:
     """Shows `Results` while they change; a context that is open while trials run. Holds nothing but the clock."""
 
-    def __init__(self, console: Console, plan: SweepPlan, results: Results) -> None:
+    def __init__(self, console: Console, plan: SweepPlan, results: SweepState) -> None:
         self.console, self.plan, self.results = console, plan, results
         self.begun, self.share_before = 0.0, 0.0
         self.said: set[str] = set()

@@ -15,9 +15,9 @@ from rich.table import Table
 from search_spaces.space import Space
 from sweep.plan.plan import SweepPlan
 from sweep.report.links import FRONT, view_key, view_link
-from sweep.state.results import Facts, Replicates, Results
+from sweep.state.sweep_state import DataSummary, Replicates, SweepState
 from trainer.config import DATASET_DEFAULTS, EvaluationConfig, TrialConfig
-from trainer.human_agreement import ORACLE, People, Share
+from trainer.human_agreement import ORACLE, HumanAgreement, Share
 from trainer.report import collapse
 from trainer.words import SHORT_NAMES
 
@@ -53,7 +53,7 @@ def percent(share: float) -> str:
     return f"{share:.1%}"
 
 
-def front_rows(plan: SweepPlan, results: Results) -> list[dict[str, Any]]:
+def front_rows(plan: SweepPlan, results: SweepState) -> list[dict[str, Any]]:
     """The front from its most sensitivity-robust point on; plain values, one dict per trial. With several seeds one per
     configuration: the number of its first trial, means, intervals, and its chance of being on the front."""
     # In this order: a trial that finishes meanwhile is in the later ones too.
@@ -102,7 +102,7 @@ def name_of(row: Mapping[str, Any]) -> str:
     return f"{row['trial']:03d}" if last == row["trial"] else f"{row['trial']:03d}-{last:03d}"
 
 
-def front_table(plan: SweepPlan, results: Results) -> Table:
+def front_table(plan: SweepPlan, results: SweepState) -> Table:
     """For a terminal."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("trial" if plan.seeds == 1 else "trials", justify="right", no_wrap=True)
@@ -115,7 +115,7 @@ def front_table(plan: SweepPlan, results: Results) -> Table:
     return table
 
 
-def front_markdown(plan: SweepPlan, results: Results, experiment: str, parent: str, runs: Mapping[int, str]) -> str:
+def front_markdown(plan: SweepPlan, results: SweepState, experiment: str, parent: str, runs: Mapping[int, str]) -> str:
     """For the description of an MLflow run: the verdict, the picture, the front with links, how to run a point again.
 
     What does not fit into a description is left out at the end, and said to be.
@@ -161,7 +161,7 @@ def folded(command: str) -> str:
     return " \\\n".join(lines).replace("\0", " ")
 
 
-def short_verdict(plan: SweepPlan, results: Results) -> str:
+def short_verdict(plan: SweepPlan, results: SweepState) -> str:
     """One short line, as the head of a page."""
     kind = "trials" if plan.seeds == 1 else "configurations"
     count = f"**Front of {len(results.front_records)} among {len(results.configurations)} finished {kind}**"
@@ -176,7 +176,7 @@ def short_verdict(plan: SweepPlan, results: Results) -> str:
 
 
 def markdown_row(
-    plan: SweepPlan, results: Results, row: Mapping[str, Any], experiment: str, runs: Mapping[int, str]
+    plan: SweepPlan, results: SweepState, row: Mapping[str, Any], experiment: str, runs: Mapping[int, str]
 ) -> str:
     number = row["trial"]
     name = name_of(row)
@@ -212,7 +212,7 @@ def run_again(plan: SweepPlan, config: Mapping[str, Any]) -> str:
     return " ".join(words)
 
 
-def verdict(plan: SweepPlan, results: Results) -> str:
+def verdict(plan: SweepPlan, results: SweepState) -> str:
     """One line: how far the sweep is and what its front holds."""
     evaluation = plan.space.evaluation
     units = "trials" if plan.seeds == 1 else f"configurations of {plan.seeds} seeds"
@@ -228,7 +228,7 @@ def verdict(plan: SweepPlan, results: Results) -> str:
     )
 
 
-def collapsed_trials(results: Results) -> str:
+def collapsed_trials(results: SweepState) -> str:
     """A sentence on those whose embeddings fell into a point or onto a line; empty where none did."""
     numbers = [f"{number:03d}" for number, record in results.finished.items() if collapse(record.result or {})]
     if not numbers:
@@ -243,7 +243,7 @@ def required(plan: SweepPlan) -> str:
     return " and ".join(map(str, plan.space.require))
 
 
-def judge(facts: Facts) -> str:
+def judge(facts: DataSummary) -> str:
     """Who says which label a perturbed image has, and what is known of him."""
     if not facts:
         return "judged by the oracle, not by people."
@@ -254,9 +254,9 @@ def judge(facts: Facts) -> str:
     )
 
 
-def people_agree(facts: Facts) -> Iterator[str]:
+def people_agree(facts: DataSummary) -> Iterator[str]:
     """How far people agree with the oracle, a sentence for every set of images that they labelled."""
-    for each in People.from_plain(facts["people"]).sets if facts.get("people") else ():
+    for each in HumanAgreement.from_plain(facts["people"]).sets if facts.get("people") else ():
         oracle = each.by(ORACLE)
         yield (
             f" On {each.name} it answers {oracle.covered.hits} of {each.images} images, and people agree with it on "
@@ -269,7 +269,7 @@ def of(share: Share) -> str:
     return f"{share.hits} of {share.size}"
 
 
-def front_csv(plan: SweepPlan, results: Results) -> str:
+def front_csv(plan: SweepPlan, results: SweepState) -> str:
     """For programs; a knob that a trial does not use is empty."""
     rows = front_rows(plan, results)
     header = list(dict.fromkeys(key for row in rows for key in row))
@@ -280,7 +280,7 @@ def front_csv(plan: SweepPlan, results: Results) -> str:
     return text.getvalue()
 
 
-def front_json(plan: SweepPlan, results: Results) -> str:
+def front_json(plan: SweepPlan, results: SweepState) -> str:
     """For programs, with what the numbers mean."""
     content = {
         "sweep": plan.name,
@@ -297,7 +297,7 @@ def front_json(plan: SweepPlan, results: Results) -> str:
     return json.dumps(content, indent=2)
 
 
-def front_picture(plan: SweepPlan, results: Results) -> Figure:
+def front_picture(plan: SweepPlan, results: SweepState) -> Figure:
     """The picture of all finished trials, or configurations, and their front."""
     from sweep.report.figures import front_figure
 

@@ -11,9 +11,7 @@ import numpy as np
 
 from sweep.front.objectives import Objectives
 from sweep.ledger.records import TrialRecord
-from sweep.search.rung import (
-    at,
-)
+from sweep.search.rung import at
 from trainer.report import STRENGTH
 
 ALIKE, ENOUGH = 1 / 3, 10

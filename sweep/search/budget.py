@@ -6,7 +6,7 @@ import time
 
 from sweep.ledger.records import TrialRecord
 from sweep.plan.plan import SweepPlan
-from sweep.state.results import Results
+from sweep.state.sweep_state import SweepState
 
 HOUR = 3600.0
 
@@ -17,7 +17,7 @@ class Budget:
     What earlier runs of the sweep took is told by the seconds that their trials held their slots.
     """
 
-    def __init__(self, plan: SweepPlan, results: Results, concurrent: int) -> None:
+    def __init__(self, plan: SweepPlan, results: SweepState, concurrent: int) -> None:
         self.plan, self.results = plan, results
         self.hours_before = results.held_seconds / concurrent / HOUR
         self.begun = time.monotonic()

@@ -12,7 +12,7 @@ from search_spaces.space import NOT_GIVEN, NOT_SWEPT, TRIAL_FIELDS, Space
 from search_spaces.yaml_file import LARGEST_FILE, Located, locate, parse_yaml, read_yaml
 from sweep.ledger.reading import read_ledger
 from sweep.plan.plan_file import read_plan
-from sweep.state.results import results_of
+from sweep.state.sweep_state import state_of_trials
 from trainer.errors import InputError
 
 FOUND = ("trial", "seeds", "epoch", "knee", "p_front", *MEASURES)
@@ -37,7 +37,7 @@ def front_points(name: str, *, storage: str | None) -> list[Located]:
         InputError: if there is no such sweep, or no front yet.
     """
     plan = read_plan(name, storage=storage)
-    results = results_of(plan, read_ledger(plan.folder).trials)
+    results = state_of_trials(plan, read_ledger(plan.folder).trials)
     if not results.front_records:
         raise InputError(f"--from {name}: has no front yet, since no trial of it has finished")
     return [

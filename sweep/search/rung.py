@@ -26,7 +26,7 @@ NAMED = 3
 """Of all that dominate a stopped trial, how many its reason names."""
 
 
-class Standing(NamedTuple):
+class RungPosition(NamedTuple):
     """Where a group of trials stands among all that reached a rung."""
 
     layer: int
@@ -118,7 +118,7 @@ class Decision(NamedTuple):
         return cls(**fields, values=tuple(plain[name] for name in objectives.names))
 
 
-class Said(NamedTuple):
+class Observation(NamedTuple):
     """What a trial said after an epoch."""
 
     numbers: tuple[float, ...]
@@ -168,12 +168,14 @@ class Rung:
         """What a group's numbers are by the names that requirements know them by."""
         return dict(zip(required_names(self.require), means[len(self.objectives.names) :], strict=True))
 
-    def standing(self, group: str) -> Standing:
+    def standing(self, group: str) -> RungPosition:
         row, count = self.rows[group], len(self.rows)
         layer, place = self.place(row)
         required = self.required(self.means(group))
         broken = " and ".join(str(each) for each in self.require if each.excess(required[each.name]) > 0)
-        return Standing(layer, place, count, tuple(np.sort(self.leads[self.dominators(row)])[:NAMED].tolist()), broken)
+        return RungPosition(
+            layer, place, count, tuple(np.sort(self.leads[self.dominators(row)])[:NAMED].tolist()), broken
+        )
 
     def place(self, row: int) -> tuple[int, int]:
         """Its layer, and how many stand before it: all of better layers, and of its own those that the epsilon-net
@@ -230,7 +232,7 @@ def required_names(require: Iterable[Requirement]) -> list[str]:
     return list(dict.fromkeys(each.name for each in require))
 
 
-def behind(standing: Standing, *, eta: int) -> bool:
+def behind(standing: RungPosition, *, eta: int) -> bool:
     """Whether it is neither on the rung's front nor among the best 1/eta, where at least eta are there to compare."""
     among_best = standing.place * eta < standing.competitors
     return standing.competitors >= eta and standing.layer > 0 and not among_best

@@ -35,15 +35,7 @@ import numpy as np
 from search_spaces.requirement import Requirement
 from sweep.front.objectives import Objectives
 from sweep.ledger.records import TrialRecord
-from sweep.search.rung import (
-    CHANGES,
-    Decision,
-    Rung,
-    Said,
-    behind,
-    group_key,
-    required_names,
-)
+from sweep.search.rung import CHANGES, Decision, Observation, Rung, behind, group_key, required_names
 from trainer.report import STRENGTH
 
 
@@ -75,7 +67,7 @@ class Rungs:
         """Of every group that was stopped, the trial with which it was."""
         self.decisions: dict[int, list[Decision]] = {}
         """By trial, in the order in which they were made."""
-        self.heard: dict[int, dict[int, Said]] = {}
+        self.heard: dict[int, dict[int, Observation]] = {}
         """What every trial under way said, by epoch, as far as a rung may still ask for it."""
 
     def decide(
@@ -170,10 +162,10 @@ class Rungs:
             self.forget(trial)
         return decision
 
-    def listen(self, trial: int, report: Mapping[str, Any]) -> dict[int, Said]:
+    def listen(self, trial: int, report: Mapping[str, Any]) -> dict[int, Observation]:
         """Keep what a trial says, once for every epoch; what it said in the second half of its epochs so far."""
         epoch, said = report["epoch"], self.heard.get(trial, {})
-        said[epoch] = Said(self.numbers(report), str(report.get(STRENGTH, "")))
+        said[epoch] = Observation(self.numbers(report), str(report.get(STRENGTH, "")))
         self.heard[trial] = {each: said[each] for each in sorted(said) if epoch < 2 * each <= 2 * epoch}
         return self.heard[trial]
 

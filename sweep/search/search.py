@@ -30,13 +30,7 @@ from sweep.front.objectives import Objectives
 from sweep.ledger.records import TrialRecord
 from sweep.plan.plan import SweepPlan
 from sweep.search.result_keys import FAILURE, report_of
-from sweep.search.samplers import (
-    SAMPLERS,
-    Window,
-    make_sampler,
-    mix,
-    population,
-)
+from sweep.search.samplers import SAMPLERS, Window, make_sampler, mix, population
 
 
 class Proposal(NamedTuple):
@@ -87,7 +81,7 @@ class ParetoSearch(Searcher):
         self.study = optuna.create_study(directions=directions, storage=self.window, sampler=self.seeded(0))
         self.study_id = self.window.get_study_id_from_name(self.study.study_name)
         self.interrupted: list[Proposal] = []
-        self.begun: dict[int, Begun] = {}
+        self.begun: dict[int, OpenConfiguration] = {}
         """Configurations not all of whose trials have ended, by their number, which is also the study's."""
         self.running: dict[str, int] = {}
         self.next_number = 0
@@ -140,7 +134,7 @@ class ParetoSearch(Searcher):
         before = self.window.get_study_system_attrs(self.study_id)
         self.study.sampler = self.seeded(group)
         config = self.space.sample(self.study.ask())
-        self.begun[group] = Begun(config, self.noted(group, before), {})
+        self.begun[group] = OpenConfiguration(config, self.noted(group, before), {})
 
     def add(self, group: int, config: Mapping[str, Any], noted: str | None = None) -> None:
         """Enter a configuration that the sampler did not draw now, as far as the space can express it.
@@ -166,7 +160,7 @@ class ParetoSearch(Searcher):
         )
         if noted is None:
             noted = self.join_generation(group)
-        self.begun[group] = Begun(dict(config), noted, {})
+        self.begun[group] = OpenConfiguration(dict(config), noted, {})
 
     def join_generation(self, group: int) -> str:
         """A given point is of the generation that would be drawn now, so that it can have children; what is noted."""
@@ -220,7 +214,7 @@ class ParetoSearch(Searcher):
         """Nothing, for the same reason."""
 
 
-class Begun(NamedTuple):
+class OpenConfiguration(NamedTuple):
     """A configuration some of whose trials have not ended."""
 
     config: dict[str, Any]

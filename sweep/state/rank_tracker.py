@@ -13,13 +13,13 @@ from typing import NamedTuple
 
 from sweep.front.incremental import Layers
 from sweep.ledger.records import TrialRecord
-from sweep.state.results import Results
+from sweep.state.sweep_state import SweepState
 
 GROWTH = 1.5
 """Of the number of finished configurations, between two rankings of them all."""
 
 
-class Standing(NamedTuple):
+class TrackedRank(NamedTuple):
     """A configuration's rank at some point of a sweep's course."""
 
     finished: int
@@ -30,12 +30,12 @@ class Standing(NamedTuple):
     """Non-dominated, 0 on the front; who breaks what is required stands behind all who fulfil it."""
 
 
-class Standings:
+class RankTracker:
     """The standings of every configuration that finished, in the order in which they are told."""
 
-    def __init__(self, results: Results) -> None:
+    def __init__(self, results: SweepState) -> None:
         self.results = results
-        self.told: dict[int, list[Standing]] = {}
+        self.told: dict[int, list[TrackedRank]] = {}
         """By the number of a configuration's first trial."""
         self.finished, self.time = 0, 0.0
         self.due = 1
@@ -44,7 +44,7 @@ class Standings:
         self.violations: list[float] = []
         """Different ones of those that break what is required, in ascending order."""
 
-    def of(self, number: int, *, after: int) -> list[Standing]:
+    def of(self, number: int, *, after: int) -> list[TrackedRank]:
         """Those of a trial's configuration that came after so many had finished."""
         told = self.told.get(number - number % self.results.seeds, [])
         return told[bisect.bisect_right(told, after, key=lambda standing: standing.finished) :]
@@ -84,4 +84,4 @@ class Standings:
     def tell(self, number: int, rank: int) -> None:
         told = self.told.setdefault(number, [])
         if not told or told[-1].finished < self.finished:
-            told.append(Standing(self.finished, self.time, rank))
+            told.append(TrackedRank(self.finished, self.time, rank))

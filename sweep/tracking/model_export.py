@@ -32,7 +32,7 @@ from sweep.tracking.gallery import EXAMPLE_BATCH, GALLERY, draw_gallery
 MODEL = "mlflow-model"
 
 
-def make_exhibits(plan: SweepPlan, numbers: Iterable[int], *, models: Iterable[int]) -> str:
+def export_models(plan: SweepPlan, numbers: Iterable[int], *, models: Iterable[int]) -> str:
     """Make what is missing, in another process; why that failed, or nothing.
 
     Args:

@@ -22,7 +22,7 @@ from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sweep.forecast.kept import took
+from sweep.forecast.kept import describe_cost
 from sweep.ledger.reading import read_ledger
 from sweep.ledger.records import TrialRecord
 from sweep.ledger.writing import take_lock
@@ -31,8 +31,8 @@ from sweep.plan.plan import SweepPlan
 from sweep.report.links import FRONT, view_key, view_link
 from sweep.report.replay import agreements_of
 from sweep.report.tables import folded, front_markdown, label, run_again
-from sweep.state.rank_tracker import Standing, Standings
-from sweep.state.results import Milestone, Results, read_facts, results_of, seconds_of
+from sweep.state.rank_tracker import RankTracker, TrackedRank
+from sweep.state.sweep_state import Milestone, SweepState, read_data_summary, seconds_of, state_of_trials
 from sweep.tracking.views import CHECKED_VERSION, DOMINATED_COLOUR, FRONT_COLOUR, KNEE_COLOUR, outdated, view_tags
 from trainer.errors import InputError
 
@@ -163,7 +163,7 @@ class Writer:
     """
 
     def __init__(
-        self, plan: SweepPlan, results: Results, client: MlflowClient, uri: str, *, over: bool, say: Say
+        self, plan: SweepPlan, results: SweepState, client: MlflowClient, uri: str, *, over: bool, say: Say
     ) -> None:
         self.plan, self.results, self.client, self.uri, self.over = plan, results, client, uri, over
         self.say = say
@@ -171,7 +171,7 @@ class Writer:
         self.children: dict[int, Child] = {}
         self.doubtful = False
         """Whether a run may have been made without our hearing of it."""
-        self.standings = Standings(results)
+        self.standings = RankTracker(results)
         self.front: frozenset[int] = frozenset()
         """Trials whose configuration is on the front, as known last; so its knee."""
         self.knee: int | None = None
@@ -467,13 +467,13 @@ class Writer:
     def write_exhibits(self) -> None:
         """What the front's trials show of themselves; models of the others too, where the plan asks for them."""
         from sweep.plan.paths import trial_folder
-        from sweep.tracking.model_export import MODEL, make_exhibits
+        from sweep.tracking.model_export import MODEL, export_models
 
         if self.plan.keep_models == "none":
             return
         front = [record.number for record in self.results.front_records]
         kept = front if self.plan.keep_models == "front" else list(self.results.finished)
-        if problem := make_exhibits(self.plan, front, models=kept):
+        if problem := export_models(self.plan, front, models=kept):
             self.say(f"models and galleries could not be made for MLflow: {problem}")
         for number in sorted({*front, *kept}):
             child, folder = self.children[number], trial_folder(self.plan.folder, number)
@@ -591,7 +591,7 @@ class Writer:
         for done, _ in enumerate(self.write_standings(), len(records)):
             tell(done, total)
         if self.over:
-            if said := took(self.plan, self.results):
+            if said := describe_cost(self.plan, self.results):
                 self.client.set_tag(self.parent, "otsweep.time", said)
             self.write_exhibits()
         else:
@@ -637,7 +637,7 @@ def child_of(run: Run) -> Child:
     return Child(run.info.run_id, None, tags=dict(tags), status=run.info.status, closed=closed)
 
 
-def standing_metric(standing: Standing) -> MetricRow:
+def standing_metric(standing: TrackedRank) -> MetricRow:
     """All at step 0, where the page sorts and draws it; the latest is what counts."""
     return "pareto_rank", float(standing.rank), int(standing.time * 1000), 0
 
@@ -657,7 +657,7 @@ def milestone_metrics(plan: SweepPlan, milestone: Milestone) -> list[MetricRow]:
     return [(key, value, int(milestone.time * 1000), milestone.finished) for key, value in values.items()]
 
 
-def agreement_metrics(plan: SweepPlan, results: Results, moment: int) -> list[MetricRow]:
+def agreement_metrics(plan: SweepPlan, results: SweepState, moment: int) -> list[MetricRow]:
     """How far each rung orders trials as the next one does, with the next one's epochs as step."""
     compared = plan.stopper != "none" or plan.ladder > 0
     found = agreements_of(plan, results) if compared else []
@@ -694,7 +694,7 @@ def parameter_text(value: Any) -> str:
 class Tracker:
     """A `Writer` at work beside a running sweep, in a thread of its own: neither trials nor the driver wait for it."""
 
-    def __init__(self, plan: SweepPlan, results: Results, say: Say) -> None:
+    def __init__(self, plan: SweepPlan, results: SweepState, say: Say) -> None:
         self.plan, self.results, self.say = plan, results, say
         self.writer: Writer | None = None
         self.waiting: dict[int, None] = {}
@@ -786,21 +786,21 @@ class Tracker:
         self.connected(over=complete).finish(tell)
 
 
-def is_over(plan: SweepPlan, results: Results) -> bool:
+def is_over(plan: SweepPlan, results: SweepState) -> bool:
     """Whether no trial of a sweep will end any more, as far as its ledger tells."""
     ended_before = bool(plan.stop_when_flat or plan.max_hours) and bool(results.ended)
     return not results.running and (len(results.ended) >= plan.trials or ended_before)
 
 
-def sync(plan: SweepPlan, uri: str, *, say: Say, tell: Tell = lambda done, total: None) -> Results:
+def sync(plan: SweepPlan, uri: str, *, say: Say, tell: Tell = lambda done, total: None) -> SweepState:
     """Bring the store at `uri` up to date from the sweep's ledger; what the ledger holds.
 
     Raises:
         InputError: if nothing answers there, if it fails on the way, or while another process writes the same sweep
             into the same store.
     """
-    results = results_of(plan, read_ledger(plan.folder).trials)
-    results.facts = read_facts(plan.folder)
+    results = state_of_trials(plan, read_ledger(plan.folder).trials)
+    results.facts = read_data_summary(plan.folder)
     if not results.trials:
         return results
     client = connect(uri)
@@ -842,8 +842,8 @@ def write_comparison(
     """
     from mlflow.exceptions import MlflowException
 
-    results = Results(plan.objectives, {}, total=0)
-    results.facts = read_facts(plan.folder)
+    results = SweepState(plan.objectives, {}, total=0)
+    results.facts = read_data_summary(plan.folder)
     writer = Writer(plan, results, connect(plan.mlflow_uri), plan.mlflow_uri, over=True, say=say)
     moment = int(time * 1000)
     try:

@@ -26,7 +26,7 @@ import numpy as np
 from rich.console import Console
 
 from search_spaces.reading import load_space
-from sweep.engine.ledger_callback import Asked, Scribe
+from sweep.engine.ledger_callback import LedgerCallback, SweepStopper
 from sweep.engine.slots import Slots
 from sweep.engine.stopper import MultiObjectiveASHA
 from sweep.ledger.writing import LedgerWriter
@@ -37,7 +37,7 @@ from sweep.search.budget import Budget
 from sweep.search.result_keys import FOOTPRINT, REPORT
 from sweep.search.rungs import Rungs
 from sweep.search.search import ParetoSearch
-from sweep.state.results import results_of
+from sweep.state.sweep_state import state_of_trials
 from sweep.tracking.tracking import Tracker
 from tests.benchmarks.common import print_machine, print_result
 
@@ -150,7 +150,7 @@ def simulate(storage: Path, clock: Clock, trials: int) -> Iterator[Part]:
         keep_models="none",
     )
     write_plan(plan)
-    results = results_of(plan, {})
+    results = state_of_trials(plan, {})
     budget, slots = Budget(plan, results, SLOTS), Slots(plan, SLOTS, known=False)
     rungs = Rungs(plan.objectives, levels=LEVELS, eta=NOBODY)
     search = ParetoSearch(plan.space, plan.objectives, sampler="tpe", seed=SEED, configurations=trials)
@@ -163,7 +163,7 @@ def simulate(storage: Path, clock: Clock, trials: int) -> Iterator[Part]:
             tracker.changed(number)
             screen.trial_changed(number)
 
-        scribe = Scribe(ledger, results, rungs, budget, slots, listen=listen, say=screen.say)
+        scribe = LedgerCallback(ledger, results, rungs, budget, slots, listen=listen, say=screen.say)
         clock.watch(search, "search", "suggest", "on_trial_complete")
         clock.watch(scheduler, "scheduler", "on_trial_result", "on_trial_complete")
         clock.watch(ledger, "ledger", "started", "reported", "decided", "ended")
@@ -173,7 +173,7 @@ def simulate(storage: Path, clock: Clock, trials: int) -> Iterator[Part]:
         clock.watch(tracker, "tracking", "changed")
         written = Writing(tracker)
         tracker.start()
-        asked = Asked(asked=budget.overrun, spent=budget.spent)
+        asked = SweepStopper(asked=budget.overrun, spent=budget.spent)
         running: deque[Trial] = deque()
         begun = ended = reports = 0
         screen.begun = time.monotonic()

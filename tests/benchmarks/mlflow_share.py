@@ -22,7 +22,7 @@ import numpy as np
 from sweep.ledger.reading import read_ledger
 from sweep.ledger.records import TrialRecord
 from sweep.plan.plan import SweepPlan
-from sweep.state.results import Results
+from sweep.state.sweep_state import SweepState
 from sweep.tracking.tracking import Child, Tracker
 from tests.benchmarks.common import print_machine, print_result
 from tests.recorded_sweeps import recorded
@@ -48,15 +48,15 @@ class Course:
             moved_to = {name: report[name] + x for name, x in zip(self.plan.objectives.names, moved, strict=True)}
             yield report | {name: float(np.clip(value, 0, 1)) for name, value in moved_to.items()}
 
-    def begin(self, results: Results, number: int) -> None:
+    def begin(self, results: SweepState, number: int) -> None:
         config = self.records[number % len(self.records)].config
         record = results.trials.setdefault(number, TrialRecord(number))
         record.begin(config, seed=0, attempt=1, host="", time=time.time())
 
 
-def ended_before(course: Course, count: int) -> Results:
+def ended_before(course: Course, count: int) -> SweepState:
     """A sweep of which so many trials have ended."""
-    results = Results(course.plan.objectives, {}, total=course.plan.trials)
+    results = SweepState(course.plan.objectives, {}, total=course.plan.trials)
     for number in range(count):
         course.begin(results, number)
         for report in course.reports(number):

@@ -8,23 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainer.attacks.norms import (
-    Budget,
-    Draws,
-    Norm,
-    _per_image,
-    checked_ball,
-    choose,
-    positive,
-)
-from trainer.attacks.worst_case import (
-    Attack,
-    Logits,
-    Objective,
-    Scores,
-    Victim,
-    is_wrong,
-)
+from trainer.attacks.norms import Budget, Draws, Norm, _per_image, checked_ball, choose, positive
+from trainer.attacks.worst_case import Attack, Logits, Objective, Scores, Victim, is_wrong
 
 Loss = Callable[[Tensor], Tensor]
 """Images (B, C, H, W) to a loss per image (B,), which an attack maximises."""

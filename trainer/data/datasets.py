@@ -16,19 +16,9 @@ from typing import NamedTuple
 from torch import Tensor
 
 from trainer.config import EvaluationConfig
-from trainer.data.catalogue import (
-    CLASSES,
-    PUBLISHED,
-    SIZES,
-    Sizes,
-)
+from trainer.data.catalogue import CLASSES, PUBLISHED_FILES, SIZES, Sizes
 from trainer.data.locate import find_files
-from trainer.data.store import (
-    Stored,
-    build_stored,
-    open_stored,
-    source_digest,
-)
+from trainer.data.store import Stored, build_stored, open_stored, source_digest
 from trainer.errors import InputError
 
 
@@ -75,7 +65,7 @@ def load_data(evaluation: EvaluationConfig, *, data_dir: Path | None = None, cac
     name, cache_dir = evaluation.dataset, cache_dir.expanduser().absolute()
     check_sizes(evaluation)
     try:
-        files = find_files(name, data_dir, downloads=cache_dir / "datasets") if name in PUBLISHED else []
+        files = find_files(name, data_dir, downloads=cache_dir / "datasets") if name in PUBLISHED_FILES else []
         folder = cache_dir / "tensors" / f"{name}-{source_digest(evaluation, files)}"
         stored = open_stored(folder) or build_stored(folder, evaluation, files)
     except OSError as error:

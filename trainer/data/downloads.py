@@ -13,9 +13,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from trainer.data.catalogue import (
-    PUBLISHED,
-)
+from trainer.data.catalogue import PUBLISHED_FILES
 
 CONNECT_SECONDS = 20.0
 """For reaching one mirror: its name's look-up and all of its addresses together."""
@@ -49,11 +47,11 @@ def archives(name: str) -> list[Archive]:
     """A data set's archives as torchvision lists them."""
     from torchvision import datasets  # takes seconds to import, and files that are there make it needless
 
-    source: Any = getattr(datasets, PUBLISHED[name].torchvision_name)
+    source: Any = getattr(datasets, PUBLISHED_FILES[name].torchvision_name)
     if name == "cifar10":
         return [Archive(source.filename, source.tgz_md5, [source.url])]
     return [
-        Archive(f"{PUBLISHED[name].folder}/{file}", md5, [mirror + file for mirror in source.mirrors])
+        Archive(f"{PUBLISHED_FILES[name].folder}/{file}", md5, [mirror + file for mirror in source.mirrors])
         for file, md5 in source.resources
     ]
 

@@ -13,13 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from trainer.data.catalogue import (
-    CIFAR_FILES,
-    CLASSES,
-    IDX_FILES,
-    IDX_MD5,
-    SIZES,
-)
+from trainer.data.catalogue import CIFAR_FILES, CLASSES, IDX_FILES, IDX_MD5, SIZES
 from trainer.errors import InputError
 
 

@@ -5,17 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from trainer.data.catalogue import (
-    CIFAR_ARCHIVE,
-    PUBLISHED,
-)
-from trainer.data.downloads import (
-    DownloadFailed,
-    download,
-)
-from trainer.data.store import (
-    locked,
-)
+from trainer.data.catalogue import CIFAR_ARCHIVE, PUBLISHED_FILES
+from trainer.data.downloads import DownloadFailed, download
+from trainer.data.store import locked
 from trainer.errors import InputError
 
 DATA_DIR_VARIABLE = "OTSWEEP_DATA_DIR"
@@ -40,7 +32,7 @@ def find_files(name: str, data_dir: Path | None, *, downloads: Path) -> list[Pat
         with locked(downloads):
             download(name, downloads)
     except DownloadFailed as error:
-        published = PUBLISHED[name]
+        published = PUBLISHED_FILES[name]
         raise InputError(
             f"{published.torchvision_name} is not on this machine and could not be downloaded.\n"
             f"  Looked in: {'; '.join(looked)}.\n"
@@ -60,7 +52,7 @@ def given_folder(data_dir: Path | None) -> list[Path]:
 
 def search(folder: Path, name: str) -> tuple[list[Path], list[str]]:
     """The files of a data set that a folder holds, unpacked or packed, and the names of those that it lacks."""
-    published = PUBLISHED[name]
+    published = PUBLISHED_FILES[name]
     found, missing = [], []
     for file in published.files:
         plain = folder / published.folder / file
@@ -76,5 +68,5 @@ def absence(folder: Path, name: str) -> str:
     if not folder.is_dir():
         return "(no such folder)"
     missing = search(folder, name)[1]
-    whole = len(missing) == len(PUBLISHED[name].files)
-    return f"(holds no {PUBLISHED[name].folder})" if whole else f"(lacks {', '.join(missing)})"
+    whole = len(missing) == len(PUBLISHED_FILES[name].files)
+    return f"(holds no {PUBLISHED_FILES[name].folder})" if whole else f"(lacks {', '.join(missing)})"

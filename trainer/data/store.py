@@ -18,15 +18,8 @@ import torch
 from torch import Tensor
 
 from trainer.config import EvaluationConfig
-from trainer.data.catalogue import (
-    PUBLISHED,
-    SIZES,
-)
-from trainer.data.formats import (
-    Pixels,
-    check_pixels,
-    decode,
-)
+from trainer.data.catalogue import PUBLISHED_FILES, SIZES
+from trainer.data.formats import Pixels, check_pixels, decode
 
 STORED_FILES = ("images.npy", "labels.npy")
 FORMAT = 1
@@ -53,7 +46,7 @@ def split_order(labels: np.ndarray, evaluation: EvaluationConfig) -> np.ndarray:
     A published test set stays as it is, in its own order; digits have none, so theirs is drawn with the rest.
     """
     sizes = SIZES[evaluation.dataset]
-    held_out = sizes.test if evaluation.dataset in PUBLISHED else 0
+    held_out = sizes.test if evaluation.dataset in PUBLISHED_FILES else 0
     pool = len(labels) - held_out
     order = stratified_order(labels[:pool], np.random.default_rng(evaluation.split_seed))
     test, validation, train = np.split(order, [sizes.test - held_out, sizes.test - held_out + sizes.validation])

@@ -64,7 +64,7 @@ class InvarianceAttack(Protocol):
         ...
 
 
-class Linf:
+class LinfInvariance:
     """Every pixel moves towards the neighbour's by at most epsilon, in pixel units."""
 
     budgets = (*(g / 20 for g in range(13)), 0.8, 1.0)
@@ -83,7 +83,7 @@ class Linf:
         return ink_removed(images, perturbed)
 
 
-class L0:
+class L0Invariance:
     """Whole clusters of pixels take the neighbour's values; epsilon is the share of pixels that may change.
 
     The clusters are those of DBSCAN on the pixels that differ by more than half, as published. There the subset of
@@ -110,7 +110,7 @@ class L0:
         return ((plan[:, :-1].to(images.dtype) / WHITE - perturbed).abs() > 0.5).any(1).sum((1, 2)).to(images.dtype)
 
 
-ATTACKS: dict[str, InvarianceAttack] = {"linf": Linf(), "l0": L0()}
+INVARIANCE_ATTACKS: dict[str, InvarianceAttack] = {"linf": LinfInvariance(), "l0": L0Invariance()}
 """By norm."""
 
 

@@ -167,7 +167,7 @@ class Quality(NamedTuple):
     size: int
 
 
-class Oracle(nn.Module):
+class Judge(nn.Module):
     """An ensemble that answers where its members together are confident."""
 
     def __init__(self, members: list[nn.Module], *, confidence: float) -> None:
@@ -195,7 +195,7 @@ class Oracle(nn.Module):
         return Quality(right.mean().item() if len(right) else 0.0, answered.double().mean().item(), len(labels))
 
 
-def build_oracle(dataset: str, role: str, shape: tuple[int, ...], classes: int) -> Oracle:
+def build_judge(dataset: str, role: str, shape: tuple[int, ...], classes: int) -> Judge:
     """An untrained oracle for images of `shape` (C, H, W).
 
     Raises:
@@ -205,7 +205,7 @@ def build_oracle(dataset: str, role: str, shape: tuple[int, ...], classes: int) 
         raise InputError(f"no oracle with the role {role!r}: {did_you_mean(role, ROLES)}")
     recipe = recipe_for(dataset)
     with torch.random.fork_rng(devices=[]):
-        return Oracle(
+        return Judge(
             [
                 nn.Sequential(Contrast(threshold), NETWORKS[role](shape[0], shape[1], classes, recipe.width))
                 for threshold in recipe.thresholds
@@ -219,7 +219,7 @@ def half(count: int, role: str) -> slice:
     return slice(ROLES.index(role), count, 2)
 
 
-def train_oracle(
+def train_judge(
     dataset: str,
     role: str,
     images: Tensor,
@@ -228,7 +228,7 @@ def train_oracle(
     classes: int,
     seed: int,
     progress: Progress = lambda done, total: None,
-) -> Oracle:
+) -> Judge:
     """Train every member on the role's half of the training images.
 
     Args:
@@ -242,7 +242,7 @@ def train_oracle(
     """
     recipe = recipe_for(dataset)
     own = half(len(labels), role)
-    oracle = build_oracle(dataset, role, tuple(images.shape[1:]), classes).to(images.device)
+    oracle = build_judge(dataset, role, tuple(images.shape[1:]), classes).to(images.device)
     done, total = itertools.count(1), passes(recipe, len(labels[own])) * len(oracle.members)
 
     def train(number: int) -> None:

@@ -21,7 +21,16 @@ from torch import Tensor, nn
 from trainer.attacks.worst_case import frozen, predict
 from trainer.data.datasets import Split
 from trainer.errors import InputError
-from trainer.human_agreement import LABELS, OPTION, ORIGINAL, Agreement, Comparison, ExamplesFolder, People, Share
+from trainer.human_agreement import (
+    EXAMPLES_OPTION,
+    LABELS,
+    ORIGINAL,
+    Agreement,
+    ExamplesFolder,
+    HumanAgreement,
+    SetComparison,
+    Share,
+)
 from trainer.invariance.judge import ABSTAINS
 
 INDICES = "indexs.npy"
@@ -72,7 +81,7 @@ def read_examples(folder: Path, test: Split, *, classes: int) -> list[LabelledSe
     """
     names = sorted(path.relative_to(folder) for path in folder.rglob(f"*{LABELS}"))
     if not names:
-        raise InputError(f"{OPTION} {str(folder)!r}: holds no file whose name ends in {LABELS}")
+        raise InputError(f"{EXAMPLES_OPTION} {str(folder)!r}: holds no file whose name ends in {LABELS}")
     return [read_set(folder, str(name)[: -len(LABELS)], test, classes=classes) for name in names]
 
 
@@ -161,13 +170,13 @@ def in_range(numbers: np.ndarray, low: int, high: int) -> bool:
     return bool((numbers == np.floor(numbers)).all() and numbers.min() >= low and numbers.max() <= high)
 
 
-def ask_people(folder: ExamplesFolder, sets: Sequence[LabelledSet], answerers: Mapping[str, Answers]) -> People:
+def ask_people(folder: ExamplesFolder, sets: Sequence[LabelledSet], answerers: Mapping[str, Answers]) -> HumanAgreement:
     """How far each answerer agrees with people on the sets of a folder."""
-    return People(
+    return HumanAgreement(
         folder.path,
         folder.digest,
         tuple(
-            Comparison(
+            SetComparison(
                 name=each.name,
                 images=len(each.labels),
                 changed=int(each.changed.sum()),

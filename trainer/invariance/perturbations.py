@@ -12,7 +12,7 @@ from torch import Tensor
 
 from trainer.data.datasets import Split
 from trainer.errors import InputError
-from trainer.invariance.attacks import ATTACKS, cheapest
+from trainer.invariance.attacks import INVARIANCE_ATTACKS, cheapest
 from trainer.invariance.judge import ABSTAINS
 from trainer.invariance.neighbours import Neighbours
 
@@ -83,7 +83,7 @@ class Pairs(NamedTuple):
     def perturb(self, attack: str, pairs: Tensor, epsilon: float | Tensor) -> Tensor:
         """(S, C, H, W): the perturbations of some `pairs` (S,)."""
         images = self.sources.images[self.neighbours.source[pairs]]
-        return ATTACKS[attack].perturb(images, self.plan[pairs], epsilon=epsilon)
+        return INVARIANCE_ATTACKS[attack].perturb(images, self.plan[pairs], epsilon=epsilon)
 
     def perturb_all(self, attack: str, epsilon: float) -> tuple[Tensor, Tensor]:
         """Every source perturbed towards the target that costs least.
@@ -94,7 +94,7 @@ class Pairs(NamedTuple):
         cost = torch.empty(len(self.plan))
         for part in torch.arange(len(self.plan)).split(BATCH):
             images = self.sources.images[self.neighbours.source[part]]
-            cost[part] = ATTACKS[attack].cost(images, self.perturb(attack, part, epsilon), self.plan[part])
+            cost[part] = INVARIANCE_ATTACKS[attack].cost(images, self.perturb(attack, part, epsilon), self.plan[part])
         chosen = cheapest(self.neighbours, cost, len(self.sources.labels))
         perturbed = self.sources.images.clone()
         for part in (chosen >= 0).nonzero().squeeze(1).split(BATCH):
@@ -103,7 +103,7 @@ class Pairs(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Bank:
+class PerturbationCache:
     """The training images' neighbours and what the teacher sees at each budget, so that any budget is cheap."""
 
     attack: str
@@ -128,7 +128,7 @@ class Bank:
 
     def _answers_at(self, epsilon: float) -> Tensor:
         """(Q,): what the teacher says at the budgets on either side of `epsilon`, -1 where the two differ."""
-        budgets = ATTACKS[self.attack].budgets
+        budgets = INVARIANCE_ATTACKS[self.attack].budgets
         below = max(g for g, budget in enumerate(budgets) if budget <= epsilon)
         above = min(g for g, budget in enumerate(budgets) if budget >= epsilon)
         return torch.where(self.answers[below] == self.answers[above], self.answers[below], ABSTAINS)
@@ -150,7 +150,7 @@ class ModelAttack(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Adversary:
+class InvarianceAdversary:
     """The per-model invariance attack: the candidates whose label the judge sees changed, whatever the model.
 
     Candidates are targets times neighbours, each with its alignment, times budgets up to the limit.

@@ -22,16 +22,16 @@ from trainer.data.datasets import Data, Split, load_data
 from trainer.errors import InputError
 from trainer.files.cache import Cache
 from trainer.invariance.alignments import alignments_for
-from trainer.invariance.attacks import ATTACKS, PAPER_TARGETS, allowed_targets
-from trainer.invariance.judge import ABSTAINS, Oracle, Quality, build_oracle, recipe_for, train_oracle
+from trainer.invariance.attacks import INVARIANCE_ATTACKS, PAPER_TARGETS, allowed_targets
+from trainer.invariance.judge import ABSTAINS, Judge, Quality, build_judge, recipe_for, train_judge
 from trainer.invariance.neighbours import ClassIndex, Neighbours, bring_back, find_neighbours
 from trainer.invariance.perturbations import (
     BATCH,
     NEAREST,
-    Adversary,
-    Bank,
+    InvarianceAdversary,
     JudgingSet,
     Pairs,
+    PerturbationCache,
     Progress,
 )
 from trainer.parallel import map_on_threads
@@ -48,7 +48,7 @@ class Prepared:
 
     data: Data
     evaluation: EvaluationConfig
-    _workshop: Workshop
+    _workshop: PreparationPipeline
 
     @cached_property
     def judging(self) -> JudgingSet:
@@ -63,16 +63,16 @@ class Prepared:
         """
         return self._workshop.judging_set(split)
 
-    def adversary(self, split: str) -> Adversary:
+    def adversary(self, split: str) -> InvarianceAdversary:
         """The per-model attack on a split, within the evaluation's budget."""
         return self._workshop.adversary(split)
 
-    def bank(self, norm: str) -> Bank:
+    def bank(self, norm: str) -> PerturbationCache:
         """The training perturbations of an invariance norm."""
         return self._workshop.bank(norm)
 
     @cached_property
-    def judge(self) -> Oracle:
+    def judge(self) -> Judge:
         """Who says what a judged image shows."""
         return self._workshop.oracle("judge")
 
@@ -103,7 +103,9 @@ def prepare(
         InputError: for data that can't be had, an unknown norm, or a judging attack that changes no image's label.
     """
     data = load_data(evaluation, data_dir=data_dir, cache_dir=cache_dir)
-    workshop = Workshop(data, evaluation, Cache(cache_dir / "prepared"), progress or (lambda stage, done, total: None))
+    workshop = PreparationPipeline(
+        data, evaluation, Cache(cache_dir / "prepared"), progress or (lambda stage, done, total: None)
+    )
     prepared = Prepared(data, evaluation, workshop)
     _ = prepared.judging
     for norm in invariance_norms:
@@ -111,7 +113,7 @@ def prepare(
     return prepared
 
 
-class Workshop:
+class PreparationPipeline:
     """Makes each shared part from the ones before it, through the cache."""
 
     def __init__(self, data: Data, evaluation: EvaluationConfig, cache: Cache, progress: Progress) -> None:
@@ -125,14 +127,14 @@ class Workshop:
             "seed": evaluation.split_seed,
         }
 
-    def oracle(self, role: str) -> Oracle:
+    def oracle(self, role: str) -> Judge:
         """The oracle of a role, trained on its half of the training images."""
         train, classes = self._data.train, self._data.classes
-        oracle = build_oracle(self._data.name, role, tuple(train.images.shape[1:]), classes)
+        oracle = build_judge(self._data.name, role, tuple(train.images.shape[1:]), classes)
         stage = f"{role} oracle"
 
         def make() -> dict[str, Tensor]:
-            trained = train_oracle(
+            trained = train_judge(
                 self._data.name,
                 role,
                 *train,
@@ -168,7 +170,7 @@ class Workshop:
             )
         return judging
 
-    def adversary(self, split: str) -> Adversary:
+    def adversary(self, split: str) -> InvarianceAdversary:
         """The per-model attack on a split: every candidate that the judge sees as changed."""
         norm, limit = self._evaluation.eval_invariance_norm, self._evaluation.eval_invariance_epsilon
         stage = f"{split} adversary"
@@ -183,14 +185,14 @@ class Workshop:
             return {"pair": pair[changed], "epsilon": epsilon[changed], "label": labels[changed]}
 
         key = {**self._judged(split), "nearest": NEAREST, "shares": SHARES}
-        return Adversary(norm, pairs, **self._cache.get(stage, key, make))
+        return InvarianceAdversary(norm, pairs, **self._cache.get(stage, key, make))
 
-    def bank(self, norm: str) -> Bank:
+    def bank(self, norm: str) -> PerturbationCache:
         """The training perturbations of an invariance norm, labelled by the teacher at every budget of the attack."""
-        if norm not in ATTACKS:
-            raise InputError(f"no invariance attack in norm {norm!r}: {did_you_mean(norm, ATTACKS)}")
+        if norm not in INVARIANCE_ATTACKS:
+            raise InputError(f"no invariance attack in norm {norm!r}: {did_you_mean(norm, INVARIANCE_ATTACKS)}")
         stage = f"{norm} training labels"
-        pairs, budgets = self._pairs("train", norm, nearest=1), ATTACKS[norm].budgets
+        pairs, budgets = self._pairs("train", norm, nearest=1), INVARIANCE_ATTACKS[norm].budgets
 
         def make() -> dict[str, Tensor]:
             count = len(pairs.plan)
@@ -205,7 +207,7 @@ class Workshop:
             return {"answers": torch.cat([own[None], answers.view(-1, count).to(torch.int8)])}
 
         key = {**self._common, "norm": norm, "budgets": budgets}
-        return Bank(norm, pairs, self._cache.get(stage, key, make)["answers"])
+        return PerturbationCache(norm, pairs, self._cache.get(stage, key, make)["answers"])
 
     def _judged(self, split: str) -> dict[str, Any]:
         """What the judging of a split depends on."""
@@ -259,7 +261,7 @@ class Workshop:
         stored = dict(self._cache.get(stage, key, make))
         aligned = stored.pop("aligned")
         neighbours = Neighbours(**stored)
-        plan = ATTACKS[norm].plan(sources.images[neighbours.source], aligned)
+        plan = INVARIANCE_ATTACKS[norm].plan(sources.images[neighbours.source], aligned)
         return Pairs(sources, neighbours, plan)
 
     def _index(self, norm: str) -> ClassIndex:

@@ -9,11 +9,7 @@ import torch
 from torch import Tensor
 
 from trainer.objective import transport
-from trainer.objective.terms import (
-    WEIGHTED_TERMS,
-    Knobs,
-    LossTerms,
-)
+from trainer.objective.terms import WEIGHTED_TERMS, Knobs, LossTerms
 
 
 class Spread(NamedTuple):

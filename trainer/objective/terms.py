@@ -22,13 +22,7 @@ from torch import Tensor
 from trainer.config import TrialConfig
 from trainer.models import Prediction
 from trainer.objective import transport
-from trainer.objective.regularizers import (
-    Embedded,
-    Penalty,
-    mean_where,
-    regularizer,
-    solver,
-)
+from trainer.objective.regularizers import Embedded, Penalty, mean_where, regularizer, solver
 
 
 class Knobs(NamedTuple):

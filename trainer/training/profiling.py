@@ -28,10 +28,10 @@ from trainer.files.cache import NotPrepared, ReadOnlyCache
 from trainer.files.checkpoints import Store, save_checkpoint, to_bytes
 from trainer.invariance import judge as oracle
 from trainer.invariance.alignments import alignments_for
-from trainer.invariance.attacks import ATTACKS, allowed_targets
+from trainer.invariance.attacks import INVARIANCE_ATTACKS, allowed_targets
 from trainer.invariance.neighbours import bring_back, find_neighbours
 from trainer.invariance.perturbations import JudgingSet, TrainingPerturbation
-from trainer.invariance.preparation import Prepared, Workshop
+from trainer.invariance.preparation import PreparationPipeline, Prepared
 from trainer.objective.terms import Knobs
 from trainer.parallel import threads
 from trainer.report import EpochReport
@@ -280,7 +280,7 @@ class Enough(Exception):
     """A stage has been at work for long enough to know its pace."""
 
 
-class Stages(Workshop):
+class Stages(PreparationPipeline):
     """The preparation's stages: those that the cache lacks are begun, and their pace tells how long they would take."""
 
     def seconds(self, norms: tuple[str, ...]) -> dict[str, float]:
@@ -302,7 +302,7 @@ class Stages(Workshop):
         for norm in norms:
             if lacking(lambda norm=norm: self.bank(norm)):
                 told |= self.seeking("train", norm) | self.training("teacher")
-                answers = self.pair_count() * (len(ATTACKS[norm].budgets) - 1)
+                answers = self.pair_count() * (len(INVARIANCE_ATTACKS[norm].budgets) - 1)
                 told |= {f"{norm} training labels": answers * self.labelling("teacher")}
         return told
 
@@ -363,8 +363,8 @@ class Stages(Workshop):
         untrained.label(images)
         return (time.process_time() - begun) / len(images)
 
-    def untrained(self, role: str) -> oracle.Oracle:
-        return oracle.build_oracle(self._data.name, role, tuple(self._data.train.images.shape[1:]), self._data.classes)
+    def untrained(self, role: str) -> oracle.Judge:
+        return oracle.build_judge(self._data.name, role, tuple(self._data.train.images.shape[1:]), self._data.classes)
 
 
 def lacking(part: Callable[[], object]) -> bool:

@@ -23,9 +23,7 @@ from trainer.invariance.perturbations import TrainingPerturbation
 from trainer.models import Prediction
 from trainer.objective.terms import Knobs, LossTerms, loss_terms, total
 from trainer.training import step as training
-from trainer.training.stacked_evaluation import (
-    failure,
-)
+from trainer.training.stacked_evaluation import failure
 from trainer.training.stacking import StackedAdamW, StackedModel, by_lane, of_lane, present
 from trainer.training.step import Batch, Step
 

@@ -29,7 +29,7 @@ from sweep.engine.trainable import (
     measure,
     trial_store,
 )
-from sweep.forecast.measured import Candidate, Packing, Rehearsed, Timed
+from sweep.forecast.measured import Candidate, Packing, ProfileResult, TimedConfiguration
 from sweep.plan.plan import SweepPlan
 from sweep.plan.remote_storage import is_url
 from sweep.search.search import ParetoSearch
@@ -50,7 +50,7 @@ WORK = {"mlp": 1.0, "cnn": 3.0, "resnet18": 100.0}
 """Of a pass through an architecture: only which is more matters."""
 
 
-class Worker:
+class ProfileWorker:
     """A slot that times configurations; torch is imported here alone."""
 
     def __init__(self, task: Task) -> None:
@@ -98,7 +98,7 @@ class Worker:
         return self.timer.stages.seconds(self.task.invariance_norms)
 
 
-def rehearse(plan: SweepPlan, progress: Progress, *, seconds: float = SECONDS) -> Rehearsed:
+def profile_plan(plan: SweepPlan, progress: Progress, *, seconds: float = SECONDS) -> ProfileResult:
     """Time what the plan would run, on this machine or the cluster that this runs in.
 
     Args:
@@ -116,7 +116,7 @@ def rehearse(plan: SweepPlan, progress: Progress, *, seconds: float = SECONDS) -
         slots = slots_now(plan, concurrent)
         ray_seconds, begun = time.monotonic() - begun, time.monotonic()
         progress("opening the data", 0, 1)
-        actor: Any = ray.remote(num_cpus=plan.cpus_per_trial, num_gpus=plan.gpus_per_trial)(Worker)
+        actor: Any = ray.remote(num_cpus=plan.cpus_per_trial, num_gpus=plan.gpus_per_trial)(ProfileWorker)
         workers = [actor.remote(task) for _ in range(max(1, slots // plan.pack))]
         try:
             ray.get([worker.open.remote() for worker in workers])
@@ -136,14 +136,14 @@ def rehearse(plan: SweepPlan, progress: Progress, *, seconds: float = SECONDS) -
             raise OtsweepError(f"no configuration could be timed: {failed[0]}")
         limiter = Slots(plan, slots, known=True)
         limiter.heard(footprint)
-        return Rehearsed(
+        return ProfileResult(
             timed, failed, limiter.limit, nodes(), ray_seconds, worker_seconds, preparation, limiter.most, pack
         )
 
 
 def time_all(
     workers: list[Any], waiting: list[Candidate], progress: Progress, seconds: float
-) -> tuple[list[Timed], list[str], Footprint]:
+) -> tuple[list[TimedConfiguration], list[str], Footprint]:
     """Every worker takes the next configuration once it is done with one, until the seconds are over."""
     timed, failed, footprint = [], [], Footprint(0, 0, 0)
     total, begun, must = len(waiting), time.monotonic(), min(2, len(waiting))
@@ -165,13 +165,13 @@ def time_all(
         if isinstance(answer, str):
             failed.append(answer)
         else:
-            timed.append(Timed(candidate, answer[0]))
+            timed.append(TimedConfiguration(candidate, answer[0]))
             footprint = Footprint(*map(max, footprint, answer[1]))
         begin(worker)
     return timed, failed, footprint
 
 
-def time_pack(worker: Any, plan: SweepPlan, timed: list[Timed]) -> Packing | None:
+def time_pack(worker: Any, plan: SweepPlan, timed: list[TimedConfiguration]) -> Packing | None:
     """Trials of the configuration whose step takes the median time, side by side in one pack."""
     if not timed:
         return None

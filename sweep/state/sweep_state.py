@@ -22,10 +22,10 @@ from sweep.ledger.records import TrialRecord
 from sweep.plan.plan import SweepPlan
 from trainer.errors import InputError
 
-FACTS = "prepared.json"
+DATA_SUMMARY = "prepared.json"
 """In a sweep's folder: what it stands on (the data's fingerprint) and what is known of the oracle that judges."""
 
-REQUIRED_FACTS = {
+REQUIRED_KEYS = {
     "data_fingerprint",
     "validation_images",
     "judged_images",
@@ -34,7 +34,7 @@ REQUIRED_FACTS = {
     "oracle_coverage",
 }
 
-Facts = dict[str, Any]
+DataSummary = dict[str, Any]
 
 
 class Replicates(NamedTuple):
@@ -47,18 +47,18 @@ class Replicates(NamedTuple):
     """That it is on the front, were all configurations run on fresh seeds: by bootstrap."""
 
 
-def read_facts(folder: Path) -> Facts:
+def read_data_summary(folder: Path) -> DataSummary:
     """The facts of a sweep, empty before they are known.
 
     Raises:
         InputError: for a file that is damaged.
     """
-    path = folder / FACTS
+    path = folder / DATA_SUMMARY
     if not path.exists():
         return {}
     try:
         facts = json.loads(path.read_text())
-        missing = REQUIRED_FACTS - facts.keys()
+        missing = REQUIRED_KEYS - facts.keys()
     except (ValueError, AttributeError) as error:
         raise InputError(f"{path}: is damaged ({error}); without it `otsweep resume` makes it anew") from None
     if missing:
@@ -89,12 +89,12 @@ class Milestone(NamedTuple):
     """That all trials which had ended by then took, in all slots together."""
 
 
-def results_of(plan: SweepPlan, trials: Mapping[int, TrialRecord]) -> Results:
+def state_of_trials(plan: SweepPlan, trials: Mapping[int, TrialRecord]) -> SweepState:
     """What the trials of a sweep come to by its plan."""
-    return Results(plan.objectives, trials, total=plan.trials, seeds=plan.seeds, require=plan.space.require)
+    return SweepState(plan.objectives, trials, total=plan.trials, seeds=plan.seeds, require=plan.space.require)
 
 
-class Results:
+class SweepState:
     """Trials by number, and the front of those that finished. The driver changes it; the screen and MLflow read it.
 
     What is ranked are configurations: one per trial or, with several seeds, one for as many trials in a row. It has
@@ -117,7 +117,7 @@ class Results:
         require: Sequence[Requirement] = (),
     ) -> None:
         self.objectives, self.total, self.seeds, self.require = objectives, total, seeds, require
-        self.facts: Facts = {}
+        self.facts: DataSummary = {}
         self.trials: dict[int, TrialRecord] = {}
         self.under_way: set[int] = set()
         """Those that run."""
