@@ -25,7 +25,7 @@ from sweep.plan.plan import SweepPlan
 from sweep.state.sweep_state import SweepState
 from sweep.tracking.tracking import Child, Tracker
 from tests.benchmarks.common import print_machine, print_result
-from tests.recorded_sweeps import recorded
+from tests.support.recorded_sweeps import recorded
 
 TRIALS, SECONDS = 10_000, 240
 SLOTS, EPOCHS, TRIAL_SECONDS = 16, 10, 20.0

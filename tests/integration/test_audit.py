@@ -1,0 +1,655 @@
+"""The audit: its rules on results made by hand, and a whole one of a real sweep, also interrupted and repeated."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from search_spaces.reading import load_space
+from sweep.audit import audit as module
+from sweep.audit.audit import Audit, read_options, run_audit
+from sweep.audit.figures import audit_figure, curves_figure
+from sweep.audit.finalists import (
+    COUNTS,
+    MEASURED,
+    Finalist,
+    choose_finalists,
+    cloud,
+    dominated_beyond,
+    effective,
+    share_interval,
+    verdicts,
+)
+from sweep.audit.judging import AuditOptions, AuditResult, draw, sealed
+from sweep.audit.tables import ROWS, command, doubles, front_line, judge_finalists, report, show_people
+from sweep.cli.cli import main
+from sweep.front.objectives import Objectives
+from sweep.front.pareto import front_mask
+from sweep.ledger.reading import read_ledger
+from sweep.ledger.records import TrialRecord
+from sweep.ledger.writing import LedgerWriter
+from sweep.plan.objectives import OBJECTIVES
+from sweep.plan.plan import SweepPlan, make_plan
+from sweep.plan.plan_file import read_plan, write_plan
+from sweep.state.sweep_state import SweepState, read_data_summary
+from tests.integration.test_sweep import PATIENCE, SPACE, otsweep, run_words, wait_for
+from tests.integration.test_sweep import command as shell_words
+from trainer.attacks.evidence import wilson_interval
+from trainer.config import TrialConfig
+from trainer.data.datasets import Split
+from trainer.errors import InputError
+from trainer.human_agreement import (
+    MODEL,
+    ORACLE,
+    ORIGINAL,
+    Agreement,
+    ExamplesFolder,
+    HumanAgreement,
+    SetComparison,
+    Share,
+)
+from trainer.invariance.preparation import Prepared
+from trainer.training.trial import run_trial
+
+CHANGED = 100
+IMAGES = 300
+SHARES = st.floats(0, 1).map(lambda share: round(share, 2))
+
+
+def shares(sensitivity: float, invariance: float, *, clean: float = 0.9, changed: int = CHANGED) -> dict[str, float]:
+    return {
+        "sensitivity_accuracy": sensitivity,
+        "invariance_accuracy": invariance,
+        "clean_accuracy": clean,
+        "invariance_stuck": 0.5,
+        "invariance_changed_size": changed,
+    }
+
+
+def trial(number: int, sensitivity: float, invariance: float, **config: object) -> TrialRecord:
+    final = {**shares(sensitivity, invariance), "epoch": 12, "final": True}
+    return TrialRecord(number, config={"seed": 0, **config}, seed=0, state="finished", reports=[final])
+
+
+def results_of(points: Sequence[tuple[float, float]]) -> SweepState:
+    trials = {number: trial(number, *point) for number, point in enumerate(points)}
+    return SweepState(OBJECTIVES, trials, total=len(trials))
+
+
+def chosen(points: Sequence[tuple[float, float]], *, images: int = IMAGES) -> list[int]:
+    return [record.number for record in choose_finalists(results_of(points), images=images)]
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> SweepPlan:
+    return make_plan(load_space("digits"), name="hand-made", storage=str(tmp_path))
+
+
+def audited(number: int, seed: int, numbers: Mapping[str, float]) -> AuditResult:
+    return AuditResult(
+        number=number,
+        config={"seed": seed},
+        judged_by=AuditOptions().judged_by,
+        images=IMAGES,
+        numbers={
+            **numbers,
+            "curve_area": 0.4,
+            "adversary_accuracy": 0.1,
+            "adversary_stuck": 0.8,
+            "adversary_size": CHANGED,
+        },
+        curve={"epsilons": [0.0, 0.1, 0.2], "accuracies": [0.9, 0.6, 0.3], "alone": [0.9, 0.6, 0.3]},
+        evidence={},
+        warnings=[],
+    )
+
+
+def people(digest: str, *, hits: int = 10) -> HumanAgreement:
+    """One set of 100 images, of which people see 40 changed; the oracle answers 60, the model all."""
+    whole, none = Share(100, 100), Share(0, 0)
+    return HumanAgreement(
+        "there",
+        digest,
+        (
+            SetComparison(
+                name="linf/some",
+                images=100,
+                changed=40,
+                unchanged=60,
+                white=255,
+                agreements=(
+                    Agreement(ORIGINAL, whole, Share(0, 40), Share(40, 40), Share(60, 60), none),
+                    Agreement(ORACLE, Share(60, 100), Share(15, 20), Share(3, 20), Share(35, 40), Share(15, 18)),
+                    Agreement(MODEL, whole, Share(hits, 40), Share(20, 38), Share(50, 60), Share(hits, 30)),
+                ),
+            ),
+        ),
+    )
+
+
+def shown_people(audit: Audit, finalists: Sequence[Finalist]) -> str:
+    console = Console(file=io.StringIO(), width=80)
+    show_people(audit, finalists, console)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def audit_of(plan: SweepPlan, trials: Sequence[TrialRecord], **options: int) -> Audit:
+    results = SweepState(plan.objectives, {record.number: record for record in trials}, total=plan.trials)
+    results.facts = {"validation_images": IMAGES, "oracle_accuracy": 0.99, "oracle_coverage": 0.8}
+    return Audit(plan, results, AuditOptions(**options))
+
+
+class TestFinalists:
+    def test_a_near_neighbour_of_the_front_is_one_and_a_point_beyond_the_intervals_is_not(self) -> None:
+        # Half the interval of 0.6 on 300 images is 0.055; on 100 images 0.094.
+        assert chosen([(0.60, 0.40), (0.59, 0.39), (0.30, 0.39), (0.59, 0.15)]) == [0, 1]
+
+    def test_one_objective_beyond_the_interval_does_not_matter_where_another_is_better(self) -> None:
+        assert set(chosen([(0.60, 0.40), (0.10, 0.41)])) == {0, 1}
+
+    def test_the_front_comes_first_by_what_each_adds_then_the_nearest(self) -> None:
+        points = [(0.60, 0.38), (0.60, 0.40), (0.61, 0.30), (0.59, 0.39)]
+        # 1 adds more than 2; 3 lacks 0.01 in each, 0 lacks 0 in the first: it is as near as can be.
+        assert chosen(points) == [1, 2, 0, 3]
+
+    def test_equal_points_are_all_or_none_in_the_order_of_their_numbers(self) -> None:
+        assert chosen([(0.5, 0.5)] * 3) == [0, 1, 2]
+
+    @given(points=st.lists(st.tuples(SHARES, SHARES), min_size=1, max_size=12))
+    def test_the_whole_front_leads(self, points: list[tuple[float, float]]) -> None:
+        front = set(np.flatnonzero(front_mask(points, OBJECTIVES)).tolist())
+        assert set(chosen(points)[: len(front)]) == front
+
+    @given(points=st.lists(st.tuples(SHARES, SHARES), min_size=1, max_size=12))
+    def test_fewer_images_leave_no_finalist_out(self, points: list[tuple[float, float]]) -> None:
+        assert set(chosen(points, images=10_000)) <= set(chosen(points, images=50))
+
+    @given(data=st.data(), points=st.lists(st.tuples(SHARES, SHARES), min_size=1, max_size=12))
+    def test_the_order_of_the_trials_does_not_matter(self, data: st.DataObject, points: list) -> None:
+        order = data.draw(st.permutations(range(len(points))))
+        assert {order[place] for place in chosen([points[i] for i in order])} == set(chosen(points))
+
+
+class TestIntervals:
+    @pytest.mark.parametrize("share", [0.0, 0.13, 0.5, 1.0])
+    def test_they_are_wilsons_on_the_images_of_each_share(self, share: float) -> None:
+        result = {**shares(share, share, clean=share), "adversary_accuracy": share, "adversary_size": 40}
+        for name, count in {
+            **dict.fromkeys(MEASURED, IMAGES),
+            "invariance_accuracy": 100,
+            "adversary_accuracy": 40,
+        }.items():
+            expected = wilson_interval(round(share * count), count)
+            assert share_interval(name, result, images=IMAGES) == pytest.approx(expected, abs=1e-9)
+
+    def test_what_is_minimised_is_turned_with_its_interval(self) -> None:
+        names = ("sensitivity_accuracy", "invariance_accuracy")
+        up = cloud([shares(0.6, 0.4)], Objectives(names, (True, True), (0, 0)), images=IMAGES)
+        mixed = cloud([shares(0.6, 0.4)], Objectives(names, (True, False), (0, 1)), images=IMAGES)
+        assert mixed.gains.tolist() == [[0.6, -0.4]]
+        assert (mixed.low[0, 1], mixed.high[0, 1]) == (-up.high[0, 1], -up.low[0, 1])
+        assert (mixed.low <= mixed.gains).all()
+        assert (mixed.gains <= mixed.high).all()
+
+    @given(points=st.lists(st.tuples(SHARES, SHARES), min_size=1, max_size=10))
+    def test_none_of_the_front_is_dominated_beyond_them(self, points: list[tuple[float, float]]) -> None:
+        measured = cloud([shares(*point) for point in points], OBJECTIVES, images=IMAGES)
+        assert not (dominated_beyond(measured, measured) & front_mask(points, OBJECTIVES)).any()
+
+    @given(points=st.lists(st.tuples(SHARES, SHARES), min_size=1, max_size=10))
+    def test_who_is_left_out_is_dominated_beyond_them_by_some_trial(self, points: list[tuple[float, float]]) -> None:
+        measured = cloud([shares(*point) for point in points], OBJECTIVES, images=IMAGES)
+        assert set(chosen(points)) == set(np.flatnonzero(~dominated_beyond(measured, measured)).tolist())
+
+
+HELD = {
+    "unchanged": ([(0.6, 0.4)], [(0.6, 0.4)], ["held"]),
+    "better": ([(0.6, 0.4)], [(0.9, 0.9)], ["held"]),
+    "lower within the intervals": ([(0.6, 0.4)], [(0.52, 0.35)], ["held"]),
+    "lower in one": ([(0.6, 0.4)], [(0.40, 0.4)], ["lower sensitivity"]),
+    "lower in both": ([(0.6, 0.4)], [(0.40, 0.1)], ["lower sensitivity, lower invariance"]),
+    "dominated within the intervals": ([(0.6, 0.4), (0.61, 0.3)], [(0.6, 0.4), (0.58, 0.35)], ["held", "held"]),
+    "dominated by another that rose": ([(0.6, 0.4), (0.4, 0.6)], [(0.6, 0.8), (0.4, 0.6)], ["held", "dominated"]),
+    "both": ([(0.6, 0.4), (0.7, 0.3)], [(0.6, 0.4), (0.4, 0.3)], ["held", "dominated, lower sensitivity"]),
+}
+
+
+class TestVerdicts:
+    @pytest.mark.parametrize(("selected", "found", "expected"), HELD.values(), ids=HELD.keys())
+    def test_cases(self, selected: list, found: list, expected: list[str]) -> None:
+        before, after = (
+            cloud([shares(*point) for point in points], OBJECTIVES, images=IMAGES) for points in (selected, found)
+        )
+        assert verdicts(before, after, OBJECTIVES.names) == expected
+
+    def test_they_are_of_the_mean_over_the_seeds(self, plan: SweepPlan) -> None:
+        record = trial(3, 0.6, 0.4)
+        runs = tuple(audited(3, seed, shares(value, 0.4)) for seed, value in ((1, 0.5), (2, 0.7)))
+        finalists = [Finalist(record, runs)]
+        assert judge_finalists(audit_of(plan, [record]), finalists) == ["held"]
+        assert judge_finalists(audit_of(plan, [record]), [Finalist(record, runs[:1])]) == ["held"]
+        fallen = [Finalist(record, (audited(3, 1, shares(0.4, 0.4)), audited(3, 2, shares(0.5, 0.4))))]
+        assert judge_finalists(audit_of(plan, [record]), fallen) == ["lower sensitivity"]
+
+
+class TestPlanning:
+    def test_seeds_are_fresh_and_more_of_them_keep_the_first(self, plan: SweepPlan) -> None:
+        few = audit_of(plan, [trial(0, 0.5, 0.5)], seeds=2).fresh_seeds()
+        taken = dataclasses.replace(trial(1, 0.4, 0.4), seed=few[1])
+        assert len(set(few)) == 3
+        assert audit_of(plan, [trial(0, 0.5, 0.5)], seeds=5).fresh_seeds()[:3] == few
+        assert few[1] not in audit_of(plan, [trial(0, 0.5, 0.5), taken], seeds=5).fresh_seeds()
+
+    def test_every_finalist_is_trained_on_every_seed_seed_by_seed(self, plan: SweepPlan) -> None:
+        records = [trial(number, 0.5, 0.5, learning_rate=0.1 + number) for number in range(3)]
+        audit = audit_of(plan, records, seeds=2, finalists=2)
+        _, first, second = audit.fresh_seeds()
+        assert [(job.number, job.config["seed"]) for job in audit.jobs()] == [
+            (0, first),
+            (1, first),
+            (0, second),
+            (1, second),
+        ]
+        assert all(job.config == {**records[job.number].config, "seed": job.config["seed"]} for job in audit.jobs())
+
+    def test_trials_that_differ_only_in_unused_knobs_are_one_finalist(self, plan: SweepPlan) -> None:
+        settings = [{"margin": 0.1}, {"margin": 0.2}, {"learning_rate": 0.5}, {"invariance_epsilon": 0.4}]
+        records = [trial(number, 0.5, 0.5, **each) for number, each in enumerate(settings)]
+        audit = audit_of(plan, records, seeds=1, finalists=2)
+        assert [[record.number for record in group] for group in audit.candidates()] == [[0, 1, 3], [2]]
+        assert [job.number for job in audit.jobs()] == [0, 2]
+        assert doubles(audit) == [
+            f"trial {number} is trial 000 again: they differ in knobs that neither uses" for number in ("001", "003")
+        ]
+
+    def test_a_finalist_that_was_not_compared_with_these_people_is_not_done(self, plan: SweepPlan) -> None:
+        write_plan(plan)
+        audit = audit_of(plan, [trial(0, 0.5, 0.5)], seeds=1)
+        [job] = audit.jobs()
+        audit.folder.mkdir()
+        bare = dataclasses.replace(audited(0, 1, shares(0.4, 0.4)), config=job.config)
+        asked = dataclasses.replace(bare, people=dataclasses.asdict(people("first")))
+        for stored, digest, done in [
+            (bare, None, True),
+            (bare, "first", False),
+            (asked, "first", True),
+            (asked, "second", False),
+            (asked, None, True),
+        ]:
+            (audit.folder / f"{job.name}.json").write_bytes(sealed(stored))
+            examples = ExamplesFolder("there", digest) if digest else None
+            assert (dataclasses.replace(audit, examples=examples).missing() == []) is done, (stored.people, digest)
+
+    def test_a_twin_is_undefended_and_shared(self, plan: SweepPlan) -> None:
+        first = trial(0, 0.5, 0.5, architecture="mlp", regularizer="triplet", sensitivity_weight=1.0)
+        second = trial(1, 0.5, 0.5, architecture="mlp", cross_entropy_on="sensitivity", trades_weight=2.0)
+        third = trial(2, 0.5, 0.5, architecture="cnn")
+        audit = audit_of(plan, [first, second, third], seeds=2)
+        twins = {job.number: audit.twin(job) for job in audit.jobs()}
+        assert twins[0] == twins[1] != twins[2]
+        config = TrialConfig.from_mapping(twins[0].config)
+        assert config.architecture == "mlp"
+        assert not config.uses_sensitivity
+        assert not config.uses_invariance
+        assert config.norm_weight == 0
+        assert config.seed not in {job.config["seed"] for job in audit.jobs()}
+
+    def test_a_result_of_other_options_another_configuration_or_half_a_file_counts_for_nothing(
+        self, plan: SweepPlan
+    ) -> None:
+        write_plan(plan)
+        audit = audit_of(plan, [trial(0, 0.5, 0.5)], seeds=1)
+        [job] = audit.jobs()
+        audit.folder.mkdir()
+        path = audit.folder / f"{job.name}.json"
+        right = dataclasses.replace(audited(0, 1, shares(0.4, 0.4)), config=job.config)
+        whole = sealed(right)
+        for content, counts in [
+            (whole, True),
+            (whole[:-20], False),
+            (whole.replace(b"0.9", b"0.8", 1), False),
+            (json.dumps(dataclasses.asdict(right)).encode(), False),
+            (b"[]", False),
+            (b"{}", False),
+            (b"null", False),
+            (sealed(dataclasses.replace(right, config={**job.config, "margin": 9.0})), False),
+            (sealed(dataclasses.replace(right, judged_by={**right.judged_by, "steps": 3})), False),
+        ]:
+            path.write_bytes(content)
+            assert (audit.missing() == []) is counts, content
+        path.unlink()
+        assert audit.missing() == [job]
+
+    def test_test_images_are_drawn_by_seed(self) -> None:
+        split = Split(torch.arange(50.0).view(50, 1, 1, 1) / 50, torch.arange(50) % 10)
+        some = draw(split, 10, seed=3)
+        assert torch.equal(some.images.flatten() * 50, draw(split, 10, seed=3).images.flatten() * 50)
+        assert not torch.equal(some.images, draw(split, 10, seed=4).images)
+        index = (some.images.flatten() * 50).round().long()
+        assert index.tolist() == sorted(set(index.tolist()))
+        assert index.tolist() != list(range(10))
+        assert torch.equal(some.labels, index % 10)
+        for size in (0, 50, 51):
+            assert torch.equal(draw(split, size, seed=3).images, split.images)
+
+
+class TestReport:
+    @pytest.fixture
+    def finalists(self) -> list[Finalist]:
+        return [
+            Finalist(
+                trial(number, 0.6 - 0.1 * number, 0.3 + 0.1 * number, regularizer="triplet"),
+                tuple(audited(number, seed, shares(0.5 - 0.1 * number, 0.31)) for seed in (1, 2)),
+            )
+            for number in range(2)
+        ]
+
+    def test_every_number_has_a_line_that_fits_a_terminal(self, plan: SweepPlan, finalists: list[Finalist]) -> None:
+        lines = report(audit_of(plan, [one.record for one in finalists], seeds=2), finalists)
+        assert len(lines) == 1 + len(finalists) * (1 + len(ROWS))
+        assert all(len(line) <= 80 for line in lines if ":" not in line)
+        [first, *_] = [line for line in lines if " sensitivity " in line]
+        low, high = share_interval("sensitivity_accuracy", shares(0.5, 0.31), images=IMAGES)
+        assert re.search(rf"60\.0% +50\.0% ± +0\.0 +{low:.1%} to {high:.1%}$", first)
+        with_intervals = [line for line in lines if " to " in line]
+        assert len(with_intervals) == len(finalists) * len({*MEASURED, *COUNTS})
+
+    def test_a_finalist_that_lacks_a_seed_says_so(self, plan: SweepPlan, finalists: list[Finalist]) -> None:
+        text = "\n".join(report(audit_of(plan, [one.record for one in finalists], seeds=3), finalists))
+        assert text.count("(2 of 3 seeds)") == 2
+
+    def test_the_spread_is_over_the_seeds(self) -> None:
+        runs = tuple(audited(0, seed, shares(0.3 + 0.1 * seed, 0.3)) for seed in (1, 2, 3))
+        one = Finalist(trial(0, 0.6, 0.3), runs)
+        assert one.mean["sensitivity_accuracy"] == pytest.approx(0.5)
+        assert one.spread("sensitivity_accuracy") == pytest.approx(0.1)
+        assert one.spread("invariance_accuracy") == 0
+
+    def test_fronts_are_named_with_their_hypervolume(self, finalists: list[Finalist]) -> None:
+        selected = front_line([one.selected for one in finalists], finalists, OBJECTIVES)
+        assert selected == "front 000, 001, hypervolume 0.2300"
+        # Audited, 000 is better in one objective and equal in the other.
+        assert front_line([one.mean for one in finalists], finalists, OBJECTIVES) == "front 000, hypervolume 0.1550"
+
+    def test_pictures_show_every_finalist_twice_and_every_curve(
+        self, plan: SweepPlan, finalists: list[Finalist]
+    ) -> None:
+        audit = audit_of(plan, [one.record for one in finalists], seeds=2)
+        [axes] = audit_figure(audit, finalists).axes
+        drawn = {name: collection for collection in axes.collections if (name := collection.get_label())}
+        assert np.allclose(drawn["selected"].get_offsets(), [[60, 30], [50, 40]])
+        assert [text.get_text() for text in axes.texts if text.get_gid() == "label"]
+        [axes] = curves_figure(audit, finalists).axes
+        lines = [line for line in axes.lines if str(line.get_label()).startswith("00")]
+        assert [np.asarray(line.get_ydata()).tolist() for line in lines] == [[90, 60, 30]] * 2
+
+    def test_the_command_goes_on_with_the_same_options(self, plan: SweepPlan) -> None:
+        audit = audit_of(plan, [trial(0, 0.5, 0.5)], seeds=2, test_size=0)
+        assert command(audit) == f"otsweep audit hand-made --seeds 2 --test-size 0 --storage {plan.storage}"
+
+    def test_agreement_with_people_is_shown_set_by_set(self, plan: SweepPlan, finalists: list[Finalist]) -> None:
+        asked = [
+            dataclasses.replace(
+                one,
+                runs=tuple(
+                    dataclasses.replace(run, people=dataclasses.asdict(people("first", hits=10 + 2 * run.seed)))
+                    for run in one.runs
+                ),
+            )
+            for one in finalists
+        ]
+        audit = audit_of(plan, [one.record for one in finalists], seeds=2)
+        said = shown_people(audit, asked)
+        assert max(map(len, said.splitlines())) <= 80
+        assert "linf/some: people see 40 of 100 images changed" in said
+        assert re.search(r"the original +0\.0% of 40 +\d+ to \d+% +100\.0% +100\.0% of 60 +- +100\.0%", said)
+        assert re.search(r"the oracle +75\.0% of 20 .* 60\.0%\n", said)
+        # 12 and 14 of 40 on the two seeds.
+        assert len(re.findall(r"trial 00[01] +32\.5% of 40 ", said)) == 2
+        other = dataclasses.replace(audit, examples=ExamplesFolder("elsewhere", "second"))
+        assert "linf/some" not in shown_people(other, asked)
+
+    def test_without_examples_it_says_that_nothing_is_known_of_people(
+        self, plan: SweepPlan, finalists: list[Finalist]
+    ) -> None:
+        said = shown_people(audit_of(plan, [one.record for one in finalists], seeds=2), finalists)
+        assert "How far the oracle agrees with people on perturbed images of digits is not known." in " ".join(
+            said.split()
+        )
+
+    def test_the_command_names_the_examples(self, plan: SweepPlan) -> None:
+        audit = dataclasses.replace(
+            audit_of(plan, [trial(0, 0.5, 0.5)]), examples=ExamplesFolder("/with a space", "first")
+        )
+        assert "--invariance-examples '/with a space'" in command(audit)
+
+
+class TestEffective:
+    """Of a configuration only that is left out which changes nothing."""
+
+    BASE: ClassVar[dict[str, Any]] = {"architecture": "mlp", "batch_size": 50, "epochs": 1, "sensitivity_steps": 2}
+    CASES: ClassVar[dict[str, dict[str, Any]]] = {
+        "baseline": {},
+        "regulariser without a weight": {"regularizer": "triplet"},
+        "weight without a regulariser": {"sensitivity_weight": 1.0, "invariance_weight": 1.0},
+        "adversarial": {"cross_entropy_on": "sensitivity"},
+        "invariance": {"cross_entropy_on": "invariance"},
+        "trades": {"trades_weight": 2.0, "sensitivity_objective": "kl"},
+        "triplet": {"regularizer": "triplet", "sensitivity_weight": 0.5},
+        "sinkhorn": {"regularizer": "sinkhorn", "sensitivity_weight": 0.5, "invariance_weight": 0.5},
+        "ot_triplet": {"regularizer": "ot_triplet", "invariance_weight": 0.5},
+    }
+    OTHER: ClassVar[dict[str, Any]] = {
+        "regularizer_on": "logits",
+        "ground_metric": "euclidean",
+        "margin": 0.7,
+        "mining": "semihard",
+        "entropy": 0.4,
+        "label_cost": 3.0,
+        "sensitivity_norm": "l2",
+        "sensitivity_epsilon": 0.3,
+        "sensitivity_steps": 3,
+        "sensitivity_objective": "kl",
+        "invariance_epsilon": 0.45,
+    }
+
+    @pytest.mark.parametrize("settings", CASES.values(), ids=CASES.keys())
+    def test_what_is_left_out_changes_not_a_bit(self, settings: dict[str, Any], prepared: Prepared) -> None:
+        config = TrialConfig.from_mapping({**self.BASE, **settings})
+        unused = {name: value for name, value in self.OTHER.items() if name not in effective(config.to_dict())}
+        assert unused
+        other = config.replace(**unused)
+        assert effective(other.to_dict()) == effective(config.to_dict())
+        first, second = (
+            [report.to_dict() for report in run_trial(each, prepared.evaluation, prepared)] for each in (config, other)
+        )
+        for one, another in zip(first, second, strict=True):
+            assert {k: v for k, v in one.items() if "seconds" not in k} == {
+                k: v for k, v in another.items() if "seconds" not in k
+            }
+
+    def test_what_decides_the_training_is_kept(self) -> None:
+        config = {"regularizer": "ot_triplet", "sensitivity_weight": 0.5, "cross_entropy_on": "invariance"}
+        for change in ({"margin": 0.3}, {"entropy": 0.3}, {"sensitivity_epsilon": 0.3}, {"invariance_epsilon": 0.5}):
+            assert effective({**config, **change}) != effective(config), change
+        assert effective({**config, "seed": 5}) == effective(config)
+
+    def test_a_regulariser_takes_a_name_and_a_weight(self) -> None:
+        neither, named, weighted = {}, {"regularizer": "triplet"}, {"sensitivity_weight": 1.0}
+        assert effective(neither) == effective(named) == effective(weighted) != effective({**named, **weighted})
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("name", "value", "message"),
+        [
+            ("seeds", "0", "--seeds = 0: must be at least 1"),
+            ("seeds", "two", "--seeds = 'two': must be a whole number"),
+            ("test_size", "-5", "--test-size = -5: must be at least 0"),
+            ("finalists", "1.5", "--finalists = '1.5': must be a whole number"),
+            ("steps", "0", "--steps = 0: must be at least 1"),
+        ],
+    )
+    def test_options(self, name: str, value: str, message: str) -> None:
+        with pytest.raises(InputError, match=re.escape(message)):
+            read_options({name: value})
+
+    def test_options_left_out_keep_their_defaults(self) -> None:
+        assert read_options({"seeds": "2", "steps": None, "name": "x"}) == AuditOptions(seeds=2)
+
+    def test_an_unknown_sweep(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["audit", "nowhere", "--storage", str(tmp_path)]) == 2
+        assert "no sweep 'nowhere'" in capsys.readouterr().err
+
+    def test_a_sweep_without_a_finished_trial(self, plan: SweepPlan, capsys: pytest.CaptureFixture[str]) -> None:
+        write_plan(plan)
+        LedgerWriter(plan.folder).close()
+        assert main(["audit", plan.name, "--storage", plan.storage]) == 2
+        assert "no trial of 'hand-made' has finished" in capsys.readouterr().err
+
+    def test_examples_for_a_data_set_of_another_shape(
+        self, plan: SweepPlan, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        write_plan(plan)
+        assert main(["audit", plan.name, "--storage", plan.storage, "--invariance-examples", plan.storage]) == 2
+        assert "the data set here is 'digits'" in capsys.readouterr().err
+
+    def test_a_plan_that_judges_at_no_budget(self, plan: SweepPlan) -> None:
+        space = dataclasses.replace(plan.space, evaluation=plan.space.evaluation.replace(eval_sensitivity_epsilon=0.0))
+        with pytest.raises(InputError, match="needs an attack"):
+            audit_of(dataclasses.replace(plan, space=space), [trial(0, 0.5, 0.5)])
+
+    def test_an_objective_that_is_not_measured(self, plan: SweepPlan) -> None:
+        objectives = dataclasses.replace(OBJECTIVES, names=("sensitivity_accuracy", "invariance_stuck"))
+        with pytest.raises(InputError, match="objective 'invariance_stuck' can't be audited"):
+            audit_of(dataclasses.replace(plan, objectives=objectives), [trial(0, 0.5, 0.5)])
+
+
+# ------------------------------------------------------------------------------------------------------ a whole audit
+
+TINY = SPACE.replace("validation_size: 100", "validation_size: 100, eval_invariance_size: 60").replace(
+    "epochs: 4", "epochs: 2"
+)
+OPTIONS = ("--finalists", "2", "--test-size", "40", "--steps", "2", "--queries", "5")
+
+
+@pytest.fixture(scope="module")
+def storage(new_storage: Callable[[str], Path]) -> Path:
+    """A storage folder with a small sweep in it."""
+    folder = new_storage("audits")
+    (folder / "tiny.yaml").write_text(TINY)
+    done = otsweep(folder, *run_words(folder, "swept"), "--trials", "3")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def first(storage: Path) -> subprocess.CompletedProcess[str]:
+    done = otsweep(storage, "audit", "swept", "--seeds", "2", *OPTIONS)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+@pytest.fixture
+def results(storage: Path, first: subprocess.CompletedProcess[str]) -> Iterator[dict[Path, bytes]]:
+    """The files of the audit's results, which stand as they are afterwards."""
+    kept = {path: path.read_bytes() for path in sorted((storage / "swept" / "audit").glob("*.json"))}
+    yield kept
+    for path, content in kept.items():
+        path.write_bytes(content)
+
+
+def audit_in(storage: Path, seeds: int) -> Audit:
+    plan = read_plan("swept", storage=str(storage))
+    swept = SweepState(plan.objectives, read_ledger(plan.folder).trials, total=plan.trials)
+    swept.facts = read_data_summary(plan.folder)
+    options = {
+        word.removeprefix("--").replace("-", "_"): n for word, n in zip(OPTIONS[::2], OPTIONS[1::2], strict=True)
+    }
+    return Audit(plan, swept, read_options({**options, "seeds": seeds}))
+
+
+@pytest.mark.slow
+def test_an_audit_ends_with_what_held(
+    storage: Path, first: subprocess.CompletedProcess[str], results: dict[Path, bytes]
+) -> None:
+    finalists = audit_in(storage, 2).finalists()
+    assert len(results) == 2 * len(finalists)
+    assert re.search(r"\d of \d finalists held", first.stdout)
+    for one in finalists:
+        assert [run.images for run in one.runs] == [40, 40]
+        assert one.mean["sensitivity_accuracy"] <= one.mean["clean_accuracy"]
+        # Whatever the fixed set changed, the per-model attack may show as well.
+        assert one.mean["adversary_size"] >= one.mean["invariance_changed_size"] > 0
+        assert f"{one.mean['sensitivity_accuracy']:.1%} ±" in first.stdout
+        assert all(run.evidence["transfer_accuracy"] is not None for run in one.runs)
+        for warning in (warning for run in one.runs for warning in run.warnings):
+            assert warning in first.stdout
+    for name in ("audit.png", "curves.png"):
+        assert str(storage / "swept" / "audit" / name) in first.stdout
+        assert (storage / "swept" / "audit" / name).stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_it_says_nothing_of_ray(first: subprocess.CompletedProcess[str]) -> None:
+    said = first.stdout + first.stderr
+    for spam in ("Warning", "WARNING", "(pid=", "ray::", "INFO", "Traceback"):
+        assert spam not in said, said
+
+
+@pytest.mark.slow
+def test_a_finished_audit_starts_nothing(
+    storage: Path, results: dict[Path, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "ray_session", lambda: pytest.fail("Ray was started"))
+    assert run_audit(audit_in(storage, 2), module.Console(quiet=True))
+
+
+@pytest.mark.slow
+def test_what_is_lost_is_made_again_bit_for_bit_and_the_rest_is_left_alone(
+    storage: Path, results: dict[Path, bytes]
+) -> None:
+    lost, damaged, *kept = results
+    lost.unlink()
+    shutil.rmtree(storage / "swept" / "audit" / "models" / lost.stem)
+    damaged.write_bytes(results[damaged][:100])
+    times = {path: path.stat().st_mtime_ns for path in kept}
+    again = otsweep(storage, "audit", "swept", "--seeds", "2", *OPTIONS)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert {path: path.read_bytes() for path in results} == results
+    assert {path: path.stat().st_mtime_ns for path in kept} == times
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_cleanly_and_the_audit_goes_on(storage: Path, results: dict[Path, bytes]) -> None:
+    words = shell_words(storage, "audit", "swept", "--seeds", "8", *OPTIONS)
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    folder = storage / "swept" / "audit"
+    wait_for(lambda: len(list(folder.glob("*.json"))) > len(results), process)
+    os.kill(process.pid, signal.SIGINT)
+    said, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+    assert "otsweep audit swept --seeds 8" in said
+    before = {path: path.read_bytes() for path in folder.glob("*.json")}
+    assert len(results) < len(before) < 4 * len(results)
+    assert otsweep(storage, "audit", "swept", "--seeds", "8", *OPTIONS).returncode == 0
+    assert len(list(folder.glob("*.json"))) == 4 * len(results)
+    assert {path: path.read_bytes() for path in before} == before
