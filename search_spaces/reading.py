@@ -46,13 +46,13 @@ from search_spaces.space import (
     Range,
     Space,
     Swept,
-    _corner_values,
-    _without_seed,
+    corner_configurations,
+    without_seed,
 )
 
 FOLDER = Path(__file__).parent
-SECTIONS = ["name", "description", "trials", "evaluation", "space", "require", "points"]
-RANGE_KEYS = ["low", "high", "log", "step"]
+_SECTIONS = ["name", "description", "trials", "evaluation", "space", "require", "points"]
+_RANGE_KEYS = ["low", "high", "log", "step"]
 
 
 def space_from_dict(plain: Mapping[str, Any]) -> Space:
@@ -70,7 +70,7 @@ def space_from_yaml(root: Located, *, name: str) -> Space:
     Raises:
         InputError: with file and line, for the first thing that is wrong.
     """
-    sections = root.mapping("a search space", known=SECTIONS)
+    sections = root.mapping("a search space", known=_SECTIONS)
     if "space" not in sections:
         raise root.error("a search space needs the section 'space:' (fields of TrialConfig: what is swept)")
     fixed, swept = _read_space(sections["space"])
@@ -184,8 +184,8 @@ def _read_swept(name: str, node: Located) -> Swept:
         raise node.error(f"{name!r} can't be swept: {NOT_SWEPT[name]}")
     if isinstance(node.value, list):
         raise node.error(f"{name}: a list; to sweep over it write {{choices: [...]}}")
-    entries = node.mapping(f"{name!r}", known=[*RANGE_KEYS, "choices", "when"])
-    as_range = [key for key in entries if key in RANGE_KEYS]
+    entries = node.mapping(f"{name!r}", known=[*_RANGE_KEYS, "choices", "when"])
+    as_range = [key for key in entries if key in _RANGE_KEYS]
     if "choices" in entries and as_range:
         raise node.error(f"{name}: either choices or a range, not both ({', '.join(as_range)})")
     domain = _read_choices(name, entries["choices"]) if "choices" in entries else _read_range(name, entries, node)
@@ -315,7 +315,7 @@ def _check_corners(
 ) -> None:
     """Nothing that can be drawn is refused by TrialConfig: rules that tie two fields hold in every pair of ends."""
     with _blamed_by_name(entries, node):
-        for values in _corner_values(fixed, swept):
+        for values in corner_configurations(fixed, swept):
             TrialConfig.from_mapping(values)
 
 
@@ -352,4 +352,4 @@ def read_point(node: Located, fixed: Mapping[str, Any]) -> dict[str, Any]:
             values |= preset(based_on.word("preset"))
     values |= _check_fields(entries, TRIAL_FIELDS)
     with _blamed_by_name(entries, node):
-        return _without_seed(TrialConfig.from_mapping(values))
+        return without_seed(TrialConfig.from_mapping(values))

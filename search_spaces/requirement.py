@@ -17,7 +17,7 @@ MEASURES = tuple(
 )
 """Numbers that every report carries."""
 
-FORM = re.compile(r"\s*(\w+)\s*(>=|<=)\s*(\S+)\s*")
+_FORM = re.compile(r"\s*(\w+)\s*(>=|<=)\s*(\S+)\s*")
 
 
 class Requirement(NamedTuple):
@@ -38,7 +38,7 @@ class Requirement(NamedTuple):
         Raises:
             InputError: quoting the text, and naming what would be right.
         """
-        match = FORM.fullmatch(text)
+        match = _FORM.fullmatch(text)
         if match is None:
             raise InputError(f"{said} {text!r}: must read NAME >= NUMBER or NAME <= NUMBER")
         name, sign, number = match.groups()

@@ -22,7 +22,7 @@ NOT_SWEPT = {"epochs": "a trial would win by training longer; give one number, o
 NOT_GIVEN = {"seed": "the sweep gives it (--seed)"}
 
 TRIAL_FIELDS = TrialConfig.fields()
-TRIAL_DEFAULTS = TrialConfig().to_dict()
+_TRIAL_DEFAULTS = TrialConfig().to_dict()
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class Space:
 
     def active(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """The swept knobs that are on in a configuration, with their values: what a drawn trial was asked for."""
-        values = {**TRIAL_DEFAULTS, **config}
+        values = {**_TRIAL_DEFAULTS, **config}
         present = self._walk(lambda name, _: values[name])
         return {name: present[name] for name in self.swept if name in present}
 
@@ -178,7 +178,7 @@ class Space:
     def corners(self) -> Iterator[TrialConfig]:
         """Every given point, and of what is drawn the ends, one by one and in pairs: what each of them is allowed is
         taken to be allowed to all that can run."""
-        drawn = _corner_values(self.fixed, self.swept) if self.swept else ()
+        drawn = corner_configurations(self.fixed, self.swept) if self.swept else ()
         for values in (*self.points, *drawn):
             yield TrialConfig.from_mapping(values)
 
@@ -187,7 +187,7 @@ class Space:
         values = [point[name] for point in self.points]
         each = self.swept.get(name)
         if each is None or each.when:
-            values.append({**TRIAL_DEFAULTS, **self.fixed}[name])
+            values.append({**_TRIAL_DEFAULTS, **self.fixed}[name])
         if each is not None:
             values.extend(each.domain.corners())
         return tuple(sorted(set(values)))
@@ -201,7 +201,7 @@ class Space:
         return present
 
     def _complete(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        return _without_seed(TrialConfig.from_mapping(values))
+        return without_seed(TrialConfig.from_mapping(values))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values in the form of a YAML file, all presets resolved."""
@@ -218,11 +218,11 @@ class Space:
         }
 
 
-def _without_seed(config: TrialConfig) -> dict[str, Any]:
+def without_seed(config: TrialConfig) -> dict[str, Any]:
     return {name: value for name, value in config.to_dict().items() if name not in NOT_GIVEN}
 
 
-def _corner_values(fixed: Mapping[str, Any], swept: Mapping[str, Swept]) -> Iterator[dict[str, Any]]:
+def corner_configurations(fixed: Mapping[str, Any], swept: Mapping[str, Swept]) -> Iterator[dict[str, Any]]:
     """The fixed values: as they are, with each end of each knob, and with each pair of ends that may meet."""
     yield dict(fixed)
     for name, each in swept.items():

@@ -23,9 +23,9 @@ from trainer.words import did_you_mean
 
 LARGEST_FILE = 256 * 1024
 LONGEST_TEXT = 5000
-LONGEST_INTEGER = 18
+_LONGEST_INTEGER = 18
 """Digits; a longer integer overflows a float or a file format somewhere behind us."""
-DEEPEST = 12
+_DEEPEST = 12
 
 
 class Located(NamedTuple):
@@ -160,7 +160,7 @@ class _Loader(yaml.SafeLoader):
             raise ComposerError(problem="anchors and aliases are refused", problem_mark=event.start_mark)
         if event.tag is not None:
             raise ComposerError(problem=f"the tag {event.tag} is refused", problem_mark=event.start_mark)
-        if self.depth == DEEPEST:
+        if self.depth == _DEEPEST:
             raise ComposerError(problem="nested too deeply", problem_mark=event.start_mark)
         self.depth += 1
         node = super().compose_node(parent, index)
@@ -229,8 +229,10 @@ def _scalar(node: yaml.Node, where: str) -> None | bool | int | float | str:
 
 
 def _whole_number(text: str, where: str) -> int:
-    if len(text.lstrip("+-")) > LONGEST_INTEGER:
-        raise InputError(f"{where}: {text[:LONGEST_INTEGER]}...: a number of at most {LONGEST_INTEGER} digits is read")
+    if len(text.lstrip("+-")) > _LONGEST_INTEGER:
+        raise InputError(
+            f"{where}: {text[:_LONGEST_INTEGER]}...: a number of at most {_LONGEST_INTEGER} digits is read"
+        )
     return int(text)
 
 

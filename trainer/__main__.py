@@ -29,7 +29,7 @@ from trainer.arguments import Parser
 from trainer.progress import StatusLine, TimeLeft, brief
 from trainer.summary import bar, people_lines, summary
 
-DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+_DONE, _FAILED, _BAD_INPUT, _INTERRUPTED = 0, 1, 2, 130
 
 REPORT_FILE = "report.json"
 
@@ -81,8 +81,8 @@ def configs(arguments: argparse.Namespace) -> tuple[TrialConfig, EvaluationConfi
 def run(arguments: argparse.Namespace) -> int:
     """Prepare, train, tell, and write `model.pt` and `report.json`; the exit status."""
     config, evaluation = configs(arguments)
-    check_threads(arguments.cpus_per_trial)
-    storage = absolute("--storage", arguments.storage or os.environ.get("OTSWEEP_STORAGE") or "~/otsweep")
+    _check_threads(arguments.cpus_per_trial)
+    storage = _absolute("--storage", arguments.storage or os.environ.get("OTSWEEP_STORAGE") or "~/otsweep")
     examples = find_examples(arguments.invariance_examples, dataset=evaluation.dataset, data_dir=arguments.data_dir)
     with StatusLine(sys.stderr, shown=not arguments.json) as line:
         line.draw("loading torch")
@@ -93,37 +93,37 @@ def run(arguments: argparse.Namespace) -> int:
         from trainer.training.trial import MODEL_FILE
 
         # What can be refused is refused before anything is prepared, which may take minutes.
-        device = pick_device(arguments.device)
+        device = _pick_device(arguments.device)
         check_batch_size(config.batch_size, evaluation.train_size or SIZES[evaluation.dataset].train)
         torch.set_num_threads(arguments.cpus_per_trial)
-        with trial_folder(arguments.out, storage) as folder:
-            prepared = prepare_all(config, evaluation, arguments.data_dir, storage, line)
-            sets = read_sets(examples, prepared)
+        with _trial_folder(arguments.out, storage) as folder:
+            prepared = _prepare_all(config, evaluation, arguments.data_dir, storage, line)
+            sets = _read_sets(examples, prepared)
             line.begin(f"training: {config.epochs} epochs, results in {folder}")
-            tell = print_json if arguments.json else line.tell
+            tell = _print_json if arguments.json else line.tell
             try:
-                chosen = train(config, prepared, folder, device=device, line=line, tell=tell)
+                chosen = _train(config, prepared, folder, device=device, line=line, tell=tell)
             except KeyboardInterrupt:
                 line.say("Stopped. To go on after the last epoch that was done, give the same command with")
                 line.say(f"  --out {folder}")
-                return INTERRUPTED
+                return _INTERRUPTED
             except BrokenPipeError:  # who read the reports has gone, as in `... --json | head -1`
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at its end
-                return FAILED
-            people = compare_with_people(examples, sets, prepared, folder) if examples else None
+                return _FAILED
+            people = _compare_with_people(examples, sets, prepared, folder) if examples else None
     if not arguments.json:
         print(summary(chosen, config, prepared), *people_lines(people, evaluation.dataset), "", sep="\n")
         print(f"model   {folder / MODEL_FILE}\nreport  {folder / REPORT_FILE}")
-    return DONE
+    return _DONE
 
 
-def check_threads(count: int) -> None:
+def _check_threads(count: int) -> None:
     most = os.cpu_count() or 1
     if not 1 <= count <= most:
         raise InputError(f"--cpus-per-trial {count}: must be at least 1 and at most {most}, the cores of this machine")
 
 
-def absolute(said: str, text: str) -> Path:
+def _absolute(said: str, text: str) -> Path:
     """The path given with an option."""
     try:
         return Path(text).expanduser().absolute()
@@ -131,7 +131,7 @@ def absolute(said: str, text: str) -> Path:
         raise InputError(f"{said} {text!r}: {error}") from None
 
 
-def pick_device(name: str) -> str:
+def _pick_device(name: str) -> str:
     """`auto`, or a device that exists.
 
     Raises:
@@ -149,14 +149,14 @@ def pick_device(name: str) -> str:
 
 
 @contextlib.contextmanager
-def trial_folder(out: str | None, storage: Path) -> Iterator[Path]:
+def _trial_folder(out: str | None, storage: Path) -> Iterator[Path]:
     """The trial's folder, which can be written: the one that was given, or a new one named after the time (UTC). It is
     removed again if nothing comes of the trial.
 
     Raises:
         InputError: naming the folder and the reason.
     """
-    folder = storage / "trials" if out is None else absolute("--out", out)
+    folder = storage / "trials" if out is None else _absolute("--out", out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if out is None:
@@ -173,7 +173,7 @@ def trial_folder(out: str | None, storage: Path) -> Iterator[Path]:
             folder.rmdir()
 
 
-def prepare_all(
+def _prepare_all(
     config: TrialConfig, evaluation: EvaluationConfig, data_dir: Path | None, storage: Path, line: StatusLine
 ) -> Prepared:
     """Data, judging set, what is known of the oracle, and the training perturbations that the trial uses."""
@@ -190,7 +190,7 @@ def prepare_all(
     return prepared
 
 
-def train(
+def _train(
     config: TrialConfig,
     prepared: Prepared,
     folder: Path,
@@ -245,7 +245,7 @@ def earlier_reports(store: Store, head: dict[str, Any]) -> dict[tuple[bool, int]
         return {}
 
 
-def read_sets(examples: ExamplesFolder | None, prepared: Prepared) -> list[LabelledSet]:
+def _read_sets(examples: ExamplesFolder | None, prepared: Prepared) -> list[LabelledSet]:
     """The examples that people labelled, read before the training, so that damaged ones cost none."""
     from trainer.invariance.labelled_sets import read_examples
 
@@ -253,7 +253,7 @@ def read_sets(examples: ExamplesFolder | None, prepared: Prepared) -> list[Label
     return read_examples(Path(examples.path), data.test, classes=data.classes) if examples else []
 
 
-def compare_with_people(
+def _compare_with_people(
     examples: ExamplesFolder, sets: list[LabelledSet], prepared: Prepared, folder: Path
 ) -> HumanAgreement:
     """How far the oracle and the chosen model agree with people; kept in the folder's `report.json` too."""
@@ -269,7 +269,7 @@ def compare_with_people(
     return people
 
 
-def print_json(report: EpochReport) -> None:
+def _print_json(report: EpochReport) -> None:
     print(json.dumps(report.to_dict()), flush=True)
 
 
@@ -280,13 +280,13 @@ def main(argv: list[str] | None = None) -> int:
         return run(parser.parse_all(argv))
     except InputError as error:
         print(f"trainer: {error}", file=sys.stderr)
-        return BAD_INPUT
+        return _BAD_INPUT
     except OtsweepError as error:
         print(f"trainer: failed: {error}", file=sys.stderr)
-        return FAILED
+        return _FAILED
     except KeyboardInterrupt:
         print("trainer: stopped", file=sys.stderr)
-        return INTERRUPTED
+        return _INTERRUPTED
 
 
 if __name__ == "__main__":

@@ -10,25 +10,25 @@ from dataclasses import dataclass
 from typing import Any, get_type_hints
 
 from trainer.errors import InputError
-from trainer.fields import _Checked, check_budget, knob
+from trainer.fields import CheckedFields, check_budget, knob
 
 DATASETS = ("digits", "mnist", "fashion_mnist", "cifar10")
 ARCHITECTURES = ("cnn", "mlp", "resnet18")
-PACKABLE = ("cnn", "mlp")
+_PACKABLE = ("cnn", "mlp")
 """Architectures whose trials can share a vectorised step: batch normalisation's running statistics are changed in place
 by a pass, which `torch.vmap` can't do for several models."""
 REGULARIZERS = ("none", "triplet", "sinkhorn", "ot_triplet")
-GROUND_METRICS = ("cosine", "euclidean")
-SENSITIVITY_NORMS = ("linf", "l2")
-INVARIANCE_NORMS = ("linf", "l0")
+_GROUND_METRICS = ("cosine", "euclidean")
+_SENSITIVITY_NORMS = ("linf", "l2")
+_INVARIANCE_NORMS = ("linf", "l0")
 
-LARGEST_L2 = 64
+_LARGEST_L2 = 64
 """An upper bound on a useful L2 budget: a CIFAR-10 image has 3,072 pixel values, so no two lie
 further than 55 apart."""
 
 
 @dataclass(frozen=True)
-class TrialConfig(_Checked):
+class TrialConfig(CheckedFields):
     """One trial: model, objective, training budgets, optimiser. Flat, frozen, checked at construction."""
 
     architecture: str = knob("cnn", choices=ARCHITECTURES)
@@ -43,7 +43,7 @@ class TrialConfig(_Checked):
     regularizer_on: str = knob("embedding", choices=("embedding", "logits"))
     """What R compares between perturbed and clean images: their embeddings, or their logits (as SAT does)."""
 
-    ground_metric: str = knob("cosine", choices=GROUND_METRICS)
+    ground_metric: str = knob("cosine", choices=_GROUND_METRICS)
     """Distance between embeddings: 1 - cosine, or Euclidean (squared where it is a transport cost)."""
 
     sensitivity_weight: float = knob(0.0, low=0, high=1000)
@@ -77,10 +77,10 @@ class TrialConfig(_Checked):
     cross_entropy_on: str = knob("clean", choices=("clean", "sensitivity", "invariance"))
     """X_train, the images that the cross-entropy sees."""
 
-    sensitivity_norm: str = knob("linf", choices=SENSITIVITY_NORMS)
+    sensitivity_norm: str = knob("linf", choices=_SENSITIVITY_NORMS)
     """Norm of the training sensitivity attack."""
 
-    sensitivity_epsilon: float = knob(0.1, low=0, high=LARGEST_L2)
+    sensitivity_epsilon: float = knob(0.1, low=0, high=_LARGEST_L2)
     """Training budget of the sensitivity attack, in pixel units; at most 1 for Linf."""
 
     sensitivity_steps: int = knob(7, low=1, high=1000)
@@ -90,7 +90,7 @@ class TrialConfig(_Checked):
     """What the training attack maximises: cross-entropy, KL from the clean prediction (TRADES), or batch transport
     between clean and perturbed logits (feature scattering)."""
 
-    invariance_norm: str = knob("linf", choices=INVARIANCE_NORMS)
+    invariance_norm: str = knob("linf", choices=_INVARIANCE_NORMS)
     """Norm of the training invariance attack; the L0 budget is the share of pixels that may change."""
 
     invariance_epsilon: float = knob(0.3, low=0, high=1)
@@ -129,10 +129,10 @@ class TrialConfig(_Checked):
 
 def check_packable(config: TrialConfig) -> None:
     """Raise InputError for a configuration that can't share a vectorised step."""
-    if config.architecture not in PACKABLE:
+    if config.architecture not in _PACKABLE:
         raise InputError(
             f"architecture = {config.architecture!r}: can't be packed (batch normalisation), "
-            f"must be one of {', '.join(PACKABLE)}; or train it without a pack"
+            f"must be one of {', '.join(_PACKABLE)}; or train it without a pack"
         )
     if config.transport == "exact" and config.regularizer in ("sinkhorn", "ot_triplet"):
         raise InputError(
@@ -142,7 +142,7 @@ def check_packable(config: TrialConfig) -> None:
 
 
 @dataclass(frozen=True)
-class EvaluationConfig(_Checked):
+class EvaluationConfig(CheckedFields):
     """What a trial is judged by: the data, its split and the attacks. Fixed for a whole sweep, or the points of its
     front could not be compared."""
 
@@ -158,10 +158,10 @@ class EvaluationConfig(_Checked):
     validation_size: int = knob(0, low=0, high=1_000_000)
     """Validation images used for clean and sensitivity accuracy; 0 takes all."""
 
-    eval_sensitivity_norm: str = knob("linf", choices=SENSITIVITY_NORMS)
+    eval_sensitivity_norm: str = knob("linf", choices=_SENSITIVITY_NORMS)
     """Norm of the judging sensitivity attack."""
 
-    eval_sensitivity_epsilon: float = knob(0.2, low=0, high=LARGEST_L2)
+    eval_sensitivity_epsilon: float = knob(0.2, low=0, high=_LARGEST_L2)
     """Budget of the judging sensitivity attack, in pixel units; at most 1 for Linf."""
 
     eval_sensitivity_steps: int = knob(20, low=1, high=10_000)
@@ -170,7 +170,7 @@ class EvaluationConfig(_Checked):
     eval_sensitivity_restarts: int = knob(1, low=1, high=1000)
     """Random restarts of the judging attack; an image counts only if it survives all."""
 
-    eval_invariance_norm: str = knob("linf", choices=INVARIANCE_NORMS)
+    eval_invariance_norm: str = knob("linf", choices=_INVARIANCE_NORMS)
     """Norm of the judging invariance attack."""
 
     eval_invariance_epsilon: float = knob(0.3, low=0, high=1)

@@ -25,7 +25,7 @@ def knob(
     return field(default=default, metadata={"low": low, "high": high, "above": above, "choices": choices})
 
 
-class _Checked:
+class CheckedFields:
     """Typed, range-checked construction that both records share."""
 
     def __post_init__(self) -> None:
@@ -74,17 +74,17 @@ def check_value(name: str, value: Any, spec: dataclasses.Field) -> Any:
     if kind is int and isinstance(value, float) and value.is_integer():
         value = int(value)
     if not (number if kind is float else isinstance(value, kind) and isinstance(value, bool) == (kind is bool)):
-        raise InputError(f"{name} = {quoted(value)}: must be {describe_type(spec)}")
+        raise InputError(f"{name} = {_quoted(value)}: must be {_describe_type(spec)}")
     with contextlib.suppress(OverflowError):  # an integer beyond all floats is beyond every range too
         value = kind(value)
     if limits["choices"] is not None and value not in limits["choices"]:
-        raise InputError(f"{name} = {quoted(value)}: {did_you_mean(value, limits['choices'])}")
-    if kind in (int, float) and not in_range(value, limits):
-        raise InputError(f"{name} = {quoted(value)}: must be {describe_range(spec)}")
+        raise InputError(f"{name} = {_quoted(value)}: {did_you_mean(value, limits['choices'])}")
+    if kind in (int, float) and not _in_range(value, limits):
+        raise InputError(f"{name} = {_quoted(value)}: must be {describe_range(spec)}")
     return value
 
 
-def quoted(value: object) -> str:
+def _quoted(value: object) -> str:
     """`value` as an error shows it: cut where it is long."""
     try:
         text = repr(value)
@@ -93,7 +93,7 @@ def quoted(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def in_range(value: float, limits: Mapping[str, Any]) -> bool:
+def _in_range(value: float, limits: Mapping[str, Any]) -> bool:
     """Whether a number is finite and inside a knob's limits."""
     return (
         (isinstance(value, int) or math.isfinite(value))
@@ -103,7 +103,7 @@ def in_range(value: float, limits: Mapping[str, Any]) -> bool:
     )
 
 
-def describe_type(spec: dataclasses.Field) -> str:
+def _describe_type(spec: dataclasses.Field) -> str:
     """The type of a knob in words, and its range."""
     kind = field_type(spec)
     if kind is bool:
@@ -124,7 +124,7 @@ def describe_range(spec: dataclasses.Field) -> str:
     return f"{start} and at most {high}" if start else f"at most {high}"
 
 
-def parse_settings(pairs: Iterable[str], *records: type[_Checked]) -> dict[str, Any]:
+def parse_settings(pairs: Iterable[str], *records: type[CheckedFields]) -> dict[str, Any]:
     """`["margin=0.1", ...]` as given to `--set`, read in the type of the field each one names.
 
     Raises:

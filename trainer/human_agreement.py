@@ -18,10 +18,10 @@ from trainer.errors import InputError
 from trainer.intervals import wilson_interval
 
 EXAMPLES_OPTION = "--invariance-examples"
-FOLDER = "invariance_examples"
+_FOLDER = "invariance_examples"
 """In the data folder: where the published sets are looked for."""
-PUBLISHED_FOR = "mnist"
-DATASETS = (PUBLISHED_FOR, "fashion_mnist")
+_PUBLISHED_FOR = "mnist"
+_DATASETS = (_PUBLISHED_FOR, "fashion_mnist")
 """Data sets of 28x28 grey images in 10 classes: the published layout fits no other."""
 
 LABELS = "_labels.npy"
@@ -146,23 +146,26 @@ def find_examples(given: str | Path | None, *, dataset: str, data_dir: str | Pat
         InputError: for a data set of another shape, or a folder that can't be read or holds no labelled set.
     """
     if given is not None:
-        if dataset not in DATASETS:
+        if dataset not in _DATASETS:
             raise InputError(
                 f"{EXAMPLES_OPTION} {str(given)!r}: such examples are 28x28 grey images in 10 classes "
-                f"({', '.join(DATASETS)}); "
+                f"({', '.join(_DATASETS)}); "
                 f"the data set here is {dataset!r}"
             )
-        return open_folder(Path(given), said=f"{EXAMPLES_OPTION} {str(given)!r}")
+        return _open_folder(Path(given), said=f"{EXAMPLES_OPTION} {str(given)!r}")
     beside = data_dir or os.environ.get("OTSWEEP_DATA_DIR")
-    found = Path(beside).expanduser() / FOLDER if beside and dataset == PUBLISHED_FOR else None
-    return open_folder(found, said=f"examples {str(found)!r}") if found and found.is_dir() else None
+    found = Path(beside).expanduser() / _FOLDER if beside and dataset == _PUBLISHED_FOR else None
+    return _open_folder(found, said=f"examples {str(found)!r}") if found and found.is_dir() else None
 
 
-def open_folder(path: Path, *, said: str) -> ExamplesFolder:
+def _open_folder(path: Path, *, said: str) -> ExamplesFolder:
     """A folder with at least one labelled set; errors as of `find_examples`, beginning with what was `said`."""
     try:
         path = path.expanduser().absolute()
-        is_folder, files = path.is_dir(), {file: digest(file) for file in sorted(path.rglob("*.npy")) if file.is_file()}
+        is_folder, files = (
+            path.is_dir(),
+            {file: _digest(file) for file in sorted(path.rglob("*.npy")) if file.is_file()},
+        )
     except (OSError, ValueError, RuntimeError) as error:  # unreadable; a null byte in it; ~nobody
         raise InputError(f"{said}: can't be read: {error}") from None
     if not is_folder:
@@ -173,7 +176,7 @@ def open_folder(path: Path, *, said: str) -> ExamplesFolder:
     return ExamplesFolder(str(path), hashlib.sha256(listing.encode()).hexdigest()[:16])
 
 
-def digest(file: Path) -> str:
+def _digest(file: Path) -> str:
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
@@ -183,16 +186,16 @@ def cells(agreements: Sequence[Agreement]) -> list[str]:
     first = agreements[0]
     return [
         first.answerer,
-        shown([each.changed for each in agreements]),
-        shown_interval([each.changed for each in agreements]),
-        shown([each.stuck for each in agreements], of=False),
-        shown([each.unchanged for each in agreements]),
-        shown([each.called_changed for each in agreements]),
-        shown([each.covered for each in agreements], of=False),
+        _shown([each.changed for each in agreements]),
+        _shown_interval([each.changed for each in agreements]),
+        _shown([each.stuck for each in agreements], of=False),
+        _shown([each.unchanged for each in agreements]),
+        _shown([each.called_changed for each in agreements]),
+        _shown([each.covered for each in agreements], of=False),
     ]
 
 
-def shown(shares: Sequence[Share], *, of: bool = True) -> str:
+def _shown(shares: Sequence[Share], *, of: bool = True) -> str:
     """`47.6% of 21`: the mean share, and the mean number of images where those differ; a dash of no images."""
     known = [share for share in shares if share.size]
     if not known:
@@ -201,7 +204,7 @@ def shown(shares: Sequence[Share], *, of: bool = True) -> str:
     return f"{fmean(share.value for share in known):.1%}" + (f" of {size:.0f}" if of else "")
 
 
-def shown_interval(shares: Sequence[Share]) -> str:
+def _shown_interval(shares: Sequence[Share]) -> str:
     """`28 to 68%`, Wilson's at 95%; of a mean on the images of one: all saw the same."""
     size = shares[0].size
     if not size:
@@ -213,10 +216,10 @@ def shown_interval(shares: Sequence[Share]) -> str:
 
 def unknown_agreement(dataset: str) -> str:
     """What is said where no examples are at hand."""
-    if dataset != PUBLISHED_FOR:
+    if dataset != _PUBLISHED_FOR:
         return f"How far the oracle agrees with people on perturbed images of {dataset} is not known."
     return (
         "How far the oracle agrees with people is not known here: put the published examples "
-        f"(github.com/ftramer/Excessive-Invariance, its folder {FOLDER}/) into OTSWEEP_DATA_DIR, or name their folder "
+        f"(github.com/ftramer/Excessive-Invariance, its folder {_FOLDER}/) into OTSWEEP_DATA_DIR, or name their folder "
         f"with {EXAMPLES_OPTION}."
     )

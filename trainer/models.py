@@ -17,7 +17,7 @@ from trainer.config import ARCHITECTURES
 from trainer.errors import InputError
 from trainer.words import did_you_mean
 
-HIDDEN = 256
+_HIDDEN = 256
 
 
 class Prediction(NamedTuple):
@@ -76,7 +76,7 @@ def build_model(
         raise InputError(f"architecture = {architecture!r}: {did_you_mean(architecture, ARCHITECTURES)}")
     if mean.shape != shape[:1] or std.shape != shape[:1] or not (std > 0).all():
         raise ValueError(f"mean {mean.tolist()} and std {std.tolist()}: one each for {shape[0]} channels, std above 0")
-    encoder = {"cnn": cnn_encoder, "mlp": mlp_encoder, "resnet18": resnet18_encoder}[architecture]
+    encoder = {"cnn": _cnn_encoder, "mlp": _mlp_encoder, "resnet18": _resnet18_encoder}[architecture]
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach the accelerators' state too
         return Classifier(
@@ -88,7 +88,7 @@ def build_model(
         )
 
 
-def cnn_encoder(shape: tuple[int, int, int], embedding_size: int) -> nn.Module:
+def _cnn_encoder(shape: tuple[int, int, int], embedding_size: int) -> nn.Module:
     """The network of arXiv 2211.02468, for any number of channels, image size and embedding size.
 
     Its convolutions are not padded: 28x28 shrinks to 24, 12, 8, 4, and with D = 4 and K = 10 it has 381,370 parameters.
@@ -105,11 +105,11 @@ def cnn_encoder(shape: tuple[int, int, int], embedding_size: int) -> nn.Module:
         nn.PReLU(),
         nn.MaxPool2d(2),
         nn.Flatten(),
-        nn.Linear(64 * rows * columns, HIDDEN),
+        nn.Linear(64 * rows * columns, _HIDDEN),
         nn.PReLU(),
-        nn.Linear(HIDDEN, HIDDEN),
+        nn.Linear(_HIDDEN, _HIDDEN),
         nn.PReLU(),
-        nn.Linear(HIDDEN, embedding_size),
+        nn.Linear(_HIDDEN, embedding_size),
     )
 
 
@@ -123,7 +123,7 @@ class CnnEncoder(nn.Sequential):
         if not (self.lean and input.is_cpu):
             return super().forward(input)
         convolution, prelu, _, second, prelu2, _, *dense = self
-        features = pooled_prelu(convolved(input, convolution), prelu)
+        features = pooled_prelu(_convolved(input, convolution), prelu)
         features = pooled_prelu(second(features), prelu2)
         for layer in dense:
             features = layer(features)
@@ -161,7 +161,7 @@ class _PooledPReLU(Function):
         return F.max_unpool2d(to_pooled, where, (2, 2), output_size=ctx.size), to_slope
 
 
-def convolved(images: Tensor, convolution: nn.Module) -> Tensor:
+def _convolved(images: Tensor, convolution: nn.Module) -> Tensor:
     """The first convolution; the library's own, but for the gradient in the images.
 
     That is an own node of the graph, so that an attack computes it alone, and an update everything but it.
@@ -218,20 +218,20 @@ def transposed_convolution(features: Tensor, weight: Tensor, *, padding: int) ->
     return images[:, :, inside, inside].transpose(0, 1)
 
 
-def mlp_encoder(shape: tuple[int, int, int], embedding_size: int) -> nn.Module:
+def _mlp_encoder(shape: tuple[int, int, int], embedding_size: int) -> nn.Module:
     """Two hidden layers."""
     channels, height, width = shape
     return nn.Sequential(
         nn.Flatten(),
-        nn.Linear(channels * height * width, HIDDEN),
+        nn.Linear(channels * height * width, _HIDDEN),
         nn.ReLU(),
-        nn.Linear(HIDDEN, HIDDEN),
+        nn.Linear(_HIDDEN, _HIDDEN),
         nn.ReLU(),
-        nn.Linear(HIDDEN, embedding_size),
+        nn.Linear(_HIDDEN, embedding_size),
     )
 
 
-def resnet18_encoder(shape: tuple[int, int, int], embedding_size: int) -> nn.Module:
+def _resnet18_encoder(shape: tuple[int, int, int], embedding_size: int) -> nn.Module:
     """ResNet-18 for small images (He et al. 2016, section 4.2): a 3x3 stem of stride 1 and no pooling behind it."""
     from torchvision.models import resnet18  # takes seconds to import, and the other models do without
 

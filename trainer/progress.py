@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from trainer.report import EpochReport
 from trainer.summary import bar
 
-REDRAW_SECONDS = 0.1
+_REDRAW_SECONDS = 0.1
 
 
 def brief(report: EpochReport | None) -> str:
@@ -65,7 +65,7 @@ class StatusLine:
 
     def draw(self, text: str, *, now: bool = False) -> None:
         """The living line; as often as eyes can follow, or `now`."""
-        if self.living and (now or time.monotonic() - self.drawn > REDRAW_SECONDS):
+        if self.living and (now or time.monotonic() - self.drawn > _REDRAW_SECONDS):
             columns = os.get_terminal_size(self.stream.fileno()).columns or 80
             self.stream.write(f"\r\x1b[K{text[: columns - 1]}")
             self.stream.flush()

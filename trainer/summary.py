@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from trainer.report import EpochReport
 
 BAR_WIDTH = 12
-COLUMNS = 80
+_COLUMNS = 80
 
 
 def summary(report: EpochReport, config: TrialConfig, prepared: Prepared) -> str:
@@ -29,21 +29,21 @@ def summary(report: EpochReport, config: TrialConfig, prepared: Prepared) -> str
         [
             f"{evaluation.dataset}: epoch {report.epoch} of {config.epochs} chosen",
             "                        95% interval  share of",
-            row("clean", report.clean_accuracy, f"{images} validation images: right", size=images),
-            row(
+            _row("clean", report.clean_accuracy, f"{images} validation images: right", size=images),
+            _row(
                 "sensitivity",
                 report.sensitivity_accuracy,
                 f"them: right, also under {attack} {evaluation.eval_sensitivity_epsilon:.3g}",
                 size=images,
             ),
-            row(
+            _row(
                 "invariance",
                 report.invariance_accuracy,
                 f"{changed} changed by {perturbed}: new label given",
                 size=changed,
             ),
-            row("  stuck", report.invariance_stuck, "those right before: old label given"),
-            row(
+            _row("  stuck", report.invariance_stuck, "those right before: old label given"),
+            _row(
                 "  unchanged",
                 report.invariance_unchanged,
                 f"{unchanged} not changed by it: old label given",
@@ -59,14 +59,14 @@ def summary(report: EpochReport, config: TrialConfig, prepared: Prepared) -> str
 def people_lines(people: HumanAgreement | None, dataset: str) -> list[str]:
     """A table per set of examples, as wide as a terminal."""
     if people is None:
-        return textwrap.wrap(unknown_agreement(dataset), COLUMNS)
+        return textwrap.wrap(unknown_agreement(dataset), _COLUMNS)
     lines = ["", f"Agreement with people, on the examples in {people.folder}", ""]
     for each in people.sets:
-        lines += [each.title, *columns([HEADINGS, *(cells([agreement]) for agreement in each.agreements)]), ""]
-    return [*lines, *textwrap.wrap(LEGEND, COLUMNS)]
+        lines += [each.title, *_columns([HEADINGS, *(cells([agreement]) for agreement in each.agreements)]), ""]
+    return [*lines, *textwrap.wrap(LEGEND, _COLUMNS)]
 
 
-def columns(rows: Sequence[Sequence[str]]) -> list[str]:
+def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
     """Rows of cells one below the other; the first row holds headings of two lines."""
     lines = [*zip(*(heading.split("\n") for heading in rows[0]), strict=True), *rows[1:]]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
@@ -76,7 +76,7 @@ def columns(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def row(name: str, share: float, meaning: str, *, size: int | None = None) -> str:
+def _row(name: str, share: float, meaning: str, *, size: int | None = None) -> str:
     """A line of the summary, with Wilson's interval where the share is one of `size` images."""
     from trainer.intervals import wilson_interval
 

@@ -20,7 +20,7 @@ SHORT_NAMES = {
 }
 """Short names for a trial's label in tables and pictures; a knob without one goes by its full name."""
 
-FEW_WORDS = 8
+_FEW_WORDS = 8
 """So many known words are all shown beside the nearest one."""
 
 
@@ -29,7 +29,7 @@ def did_you_mean(word: object, known: Iterable[str]) -> str:
     known = list(known)
     meant = [name for name, short in SHORT_NAMES.items() if short == word and name in known]
     nearest = meant or difflib.get_close_matches(str(word).lower(), known, n=1, cutoff=0.5)
-    if nearest and len(known) > FEW_WORDS:
+    if nearest and len(known) > _FEW_WORDS:
         return f"did you mean {nearest[0]!r}?"
     hint = f"did you mean {nearest[0]!r}? " if nearest else ""
     return f"{hint}known: {', '.join(known)}"

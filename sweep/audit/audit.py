@@ -54,9 +54,9 @@ from trainer.human_agreement import ExamplesFolder
 from trainer.words import did_you_mean
 
 AUDIT_FOLDER = "audit"
-POLL_SECONDS = 0.5
+_POLL_SECONDS = 0.5
 
-TWIN_KEEPS = ("architecture", "embedding_size", "learning_rate", "weight_decay", "batch_size", "epochs")
+_TWIN_KEEPS = ("architecture", "embedding_size", "learning_rate", "weight_decay", "batch_size", "epochs")
 """What a finalist and its undefended twin have in common; every weight of a defence is at its default, 0."""
 
 OPTIONS: dict[str, dataclasses.Field] = {field.name: field for field in dataclasses.fields(AuditOptions)}
@@ -137,7 +137,7 @@ class Audit:
 
     def twin(self, job: AuditTask) -> AuditTask:
         """The undefended model beside a finalist's; the same for all finalists of one architecture and optimiser."""
-        kept = {name: job.config[name] for name in TWIN_KEEPS if name in job.config}
+        kept = {name: job.config[name] for name in _TWIN_KEEPS if name in job.config}
         config = TrialConfig(**kept, seed=self.fresh_seeds()[0]).to_dict()
         digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]
         return AuditTask(f"undefended-{digest}", -1, config)
@@ -174,9 +174,9 @@ def run_audit(audit: Audit, console: Console) -> bool:
     if audit.results.facts and not audit.missing():
         return True
     # In this order: Ray installs a handler of its own for SIGTERM.
-    with AuditProgress(console) as line, ray_session(), SignalHandler() as interruption:
+    with _AuditProgress(console) as line, ray_session(), SignalHandler() as interruption:
         crew, task = (
-            TaskPool(audit.plan, concurrency(audit.plan, line.prepare), interruption, line),
+            _TaskPool(audit.plan, concurrency(audit.plan, line.prepare), interruption, line),
             make_task(audit.plan),
         )
         facts = prepare(task, audit.plan, line.prepare, interruption)
@@ -194,13 +194,13 @@ def run_audit(audit: Audit, console: Console) -> bool:
     return not interruption.asked
 
 
-class TaskPool(NamedTuple):
+class _TaskPool(NamedTuple):
     """Ray tasks on the plan's resources."""
 
     plan: SweepPlan
     concurrent: int
     interruption: SignalHandler
-    line: AuditProgress
+    line: _AuditProgress
 
     def work(self, doing: str, function: Callable[..., Any], jobs: Mapping[str, tuple[Any, ...]]) -> dict[str, str]:
         """Call a function for every job, by name, until all are done or somebody asked to stop; why some failed."""
@@ -214,14 +214,14 @@ class TaskPool(NamedTuple):
                 name = waiting.popleft()
                 running[remote.remote(*jobs[name])] = name
             self.line.show(running.values())
-            for ended in ray.wait(list(running), timeout=POLL_SECONDS)[0]:
-                name, reason = running.pop(ended), outcome(ended)
+            for ended in ray.wait(list(running), timeout=_POLL_SECONDS)[0]:
+                name, reason = running.pop(ended), _outcome(ended)
                 self.line.ended(name, reason)
                 failed |= {name: reason} if reason else {}
         return failed
 
 
-def outcome(ended: ray.ObjectRef) -> str:
+def _outcome(ended: ray.ObjectRef) -> str:
     """Why a task failed, or nothing."""
     try:
         return ray.get(ended) or ""
@@ -233,7 +233,7 @@ def outcome(ended: ray.ObjectRef) -> str:
         return f"its worker was lost {LOST_WORKER_RETRIES + 1} times (killed or out of memory)"
 
 
-class AuditProgress:
+class _AuditProgress:
     """What an audit is doing: one living line on a terminal, a plain line per ended job elsewhere."""
 
     def __init__(self, console: Console) -> None:
@@ -242,7 +242,7 @@ class AuditProgress:
         self.doing, self.done, self.total, self.begun = "", 0, 0, 0.0
         self.said: set[str] = set()
 
-    def __enter__(self) -> AuditProgress:
+    def __enter__(self) -> _AuditProgress:
         if self.console.is_terminal:
             self.spinner.start()
         return self

@@ -25,7 +25,7 @@ def audit_figure(audit: Audit, finalists: Sequence[Finalist]) -> Figure:
     plane = Objectives(
         objectives.names[:2], objectives.maximise[:2], tuple(100 * value for value in objectives.reference[:2])
     )
-    records = [audited_record(one) for one in finalists]
+    records = [_audited_record(one) for one in finalists]
     before = 100 * np.array([[one.selected[name] for name in plane.names] for one in finalists])
     after = 100 * np.array([[one.mean[name] for name in plane.names] for one in finalists])
     everyone = figures.front_spots(records, after, np.ones(len(after), dtype=bool), None)
@@ -35,22 +35,22 @@ def audit_figure(audit: Audit, finalists: Sequence[Finalist]) -> Figure:
         figure = Figure(figsize=(7.2, 5.8), dpi=figures.DPI, layout="constrained")
         axes = figure.add_subplot()
         figures.draw_axes(axes, np.vstack([before, after, *intervals]), plane)
-        draw_selected(axes, before, after, figures.front_spots(records, before, was_front, None), plane)
+        _draw_selected(axes, before, after, figures.front_spots(records, before, was_front, None), plane)
         figures.draw_trials(axes, records, after, on_front)
         figures.draw_intervals(axes, intervals)
         figures.draw_staircase(axes, figures.front_spots(records, after, on_front, None), plane)
-        figures.draw_title(axes, f"{audit.plan.name}, audited", budgets(audit, finalists))
+        figures.draw_title(axes, f"{audit.plan.name}, audited", _budgets(audit, finalists))
         figures.draw_legend(figure, axes, with_dominated=not on_front.all())
         figures.draw_labels(figure, axes, everyone, np.vstack([before, after]), plane)
     return figure
 
 
-def audited_record(one: Finalist) -> TrialRecord:
+def _audited_record(one: Finalist) -> TrialRecord:
     """The audited numbers in the shape that pictures are drawn from."""
     return TrialRecord(one.record.number, config=one.record.config, reports=[{**one.mean, "final": True}])
 
 
-def draw_selected(axes: Axes, before: np.ndarray, after: np.ndarray, spots: Sequence[Spot], plane: Objectives) -> None:
+def _draw_selected(axes: Axes, before: np.ndarray, after: np.ndarray, spots: Sequence[Spot], plane: Objectives) -> None:
     """Where the finalists (n, 2) were, hollow, with their front and the way that each went, in percent."""
     axes.add_collection(
         LineCollection(list(np.stack([before, after], axis=1)), colors=MUTED, linewidths=0.9, linestyles=":")
@@ -60,7 +60,7 @@ def draw_selected(axes: Axes, before: np.ndarray, after: np.ndarray, spots: Sequ
     axes.plot(*edge.T, color=MUTED, linewidth=1, linestyle=(0, (4, 3)), zorder=3, label="selected front")
 
 
-def budgets(audit: Audit, finalists: Sequence[Finalist]) -> str:
+def _budgets(audit: Audit, finalists: Sequence[Finalist]) -> str:
     """What the pictures show, in two lines."""
     evaluation, options = audit.plan.space.evaluation, audit.options
     return (

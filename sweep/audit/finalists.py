@@ -56,7 +56,7 @@ class Finalist:
         return stdev(run.numbers[name] for run in self.runs) if len(self.runs) > 1 else 0.0
 
 
-class Cloud(NamedTuple):
+class _Cloud(NamedTuple):
     """Points with their 95% Wilson intervals, (n, d) each, turned so that more is better."""
 
     gains: np.ndarray
@@ -64,7 +64,7 @@ class Cloud(NamedTuple):
     high: np.ndarray
 
 
-def cloud(results: Sequence[Mapping[str, float]], objectives: Objectives, *, images: int) -> Cloud:
+def cloud(results: Sequence[Mapping[str, float]], objectives: Objectives, *, images: int) -> _Cloud:
     """The points of results, each share counted on its own number of images.
 
     Args:
@@ -76,7 +76,7 @@ def cloud(results: Sequence[Mapping[str, float]], objectives: Objectives, *, ima
         [[share_interval(name, result, images=images) for name in objectives.names] for result in results]
     )
     ends = objectives.turn(bounds[..., 0]), objectives.turn(bounds[..., 1])
-    return Cloud(objectives.turn(points), np.minimum(*ends), np.maximum(*ends))
+    return _Cloud(objectives.turn(points), np.minimum(*ends), np.maximum(*ends))
 
 
 def share_interval(name: str, result: Mapping[str, float], *, images: int) -> tuple[float, float]:
@@ -85,7 +85,7 @@ def share_interval(name: str, result: Mapping[str, float], *, images: int) -> tu
     return wilson_interval(round(result[name] * count), count)
 
 
-def dominated_beyond(points: Cloud, by: Cloud) -> np.ndarray:
+def dominated_beyond(points: _Cloud, by: _Cloud) -> np.ndarray:
     """(n,) bool: one of `by` is at least as good in every objective and, in at least one, so much better that the two
     intervals don't meet."""
     at_least = np.all(by.gains[None] >= points.gains[:, None], axis=-1)
@@ -105,7 +105,7 @@ def choose_finalists(results: SweepState, *, images: int) -> list[TrialRecord]:
     measured = cloud([record.reports[-1] for record in finished], objectives, images=images)
     on_front = front_mask(points, objectives)
     # Whoever is dominated beyond the intervals is so by the front: an interval rises with its share.
-    front = Cloud(*(field[on_front] for field in measured))
+    front = _Cloud(*(field[on_front] for field in measured))
     short = (front.gains[None] - measured.gains[:, None]).min(-1).max(1)
     # A tie in one objective leaves a dominated trial short of nothing: so whoever is on the front comes first.
     best_first = np.lexsort((-contributions(points, objectives), short, ~on_front))
@@ -144,7 +144,7 @@ def effective(config: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in trained.to_dict().items() if used.get(name, True)}
 
 
-def verdicts(selected: Cloud, audited: Cloud, names: Sequence[str]) -> list[str]:
+def verdicts(selected: _Cloud, audited: _Cloud, names: Sequence[str]) -> list[str]:
     """What became of each of n finalists.
 
     A point held if no audited point dominates it beyond the intervals and if, in every objective, the audited interval

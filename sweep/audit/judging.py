@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 SEAL = "sha256"
 """Key of a result's checksum in its file."""
 
-FORMAT = 1
+_FORMAT = 1
 """Of the results and of the procedures behind them: raise it when either changes, and they are made again."""
 
 
@@ -58,7 +58,7 @@ class AuditOptions:
     @property
     def judged_by(self) -> dict[str, int]:
         """What must agree for two results to be of the same kind."""
-        return {"format": FORMAT, "test_size": self.test_size, "steps": self.steps, "queries": self.queries}
+        return {"format": _FORMAT, "test_size": self.test_size, "steps": self.steps, "queries": self.queries}
 
 
 class AuditTask(NamedTuple):
@@ -107,13 +107,13 @@ class AuditResult:
 def prepare_test(task: Task, examples: ExamplesFolder | None) -> None:
     """The test split's judging set and per-model attack, made once and kept in the cache; damaged examples are refused
     here, before anything is trained."""
-    labelled_sets(task, examples)
+    _labelled_sets(task, examples)
     shared(task).judging_set("test")
     shared(task).adversary("test")
 
 
 @lru_cache(maxsize=1)
-def labelled_sets(task: Task, examples: ExamplesFolder | None) -> Sequence[LabelledSet]:
+def _labelled_sets(task: Task, examples: ExamplesFolder | None) -> Sequence[LabelledSet]:
     """Every set of a folder of examples that people labelled."""
     from trainer.invariance.labelled_sets import read_examples
 
@@ -124,7 +124,7 @@ def labelled_sets(task: Task, examples: ExamplesFolder | None) -> Sequence[Label
 def train_undefended(task: Task, twin: AuditTask, folder: Path) -> str:
     """Train an undefended model; why it failed, or nothing."""
     try:
-        train(task, twin, folder)
+        _train(task, twin, folder)
     except Exception as error:  # noqa: BLE001 - the audit goes on without this twin
         return explain(error)
     return ""
@@ -142,36 +142,36 @@ def audit_one(
     from trainer.files.checkpoints import FolderStore
 
     try:
-        model = train(task, job, folder)
+        model = _train(task, job, folder)
         audited = read_result(folder, job, options)
         if audited is None:
-            audited = judge(task, job, model, train(task, twin, folder) if twin else None, options)
+            audited = _judge(task, job, model, _train(task, twin, folder) if twin else None, options)
         if examples and not audited.answers_to(examples):
-            audited = dataclasses.replace(audited, people=compare_with_people(task, model, examples))
-        FolderStore(folder).write(result_file(job), sealed(audited))
+            audited = dataclasses.replace(audited, people=_compare_with_people(task, model, examples))
+        FolderStore(folder).write(_result_file(job), sealed(audited))
     except Exception as error:  # noqa: BLE001 - one may fail in any way, and the audit goes on
         return explain(error)
     return ""
 
 
-def result_file(job: AuditTask) -> str:
+def _result_file(job: AuditTask) -> str:
     return f"{job.name}.json"
 
 
 def sealed(audited: AuditResult) -> bytes:
     """What a result's file holds."""
     content = dataclasses.asdict(audited)
-    return json.dumps({**content, SEAL: seal(content)}, indent=1).encode()
+    return json.dumps({**content, SEAL: _seal(content)}, indent=1).encode()
 
 
-def seal(content: dict[str, Any]) -> str:
+def _seal(content: dict[str, Any]) -> str:
     """A checksum: a number that a disk or a hand changed must not pass for one that was measured."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def read_result(folder: Path, job: AuditTask, options: AuditOptions) -> AuditResult | None:
     """The result of a job, if it was made for the same configuration by the same options; a damaged file holds none."""
-    audited = read_audited(folder / result_file(job))
+    audited = read_audited(folder / _result_file(job))
     if audited is None or (audited.config, audited.judged_by) != (job.config, options.judged_by):
         return None
     return audited
@@ -181,12 +181,12 @@ def read_audited(path: Path) -> AuditResult | None:
     """What a result's file holds; None where there is none, or it is damaged."""
     try:
         stored = json.loads(path.read_bytes())
-        return AuditResult(**stored) if stored.pop(SEAL) == seal(stored) else None
+        return AuditResult(**stored) if stored.pop(SEAL) == _seal(stored) else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or something else
         return None
 
 
-def train(task: Task, job: AuditTask, folder: Path) -> nn.Module:
+def _train(task: Task, job: AuditTask, folder: Path) -> nn.Module:
     """The model that a trial of this configuration chooses; what an earlier audit left of it is gone on with."""
     import torch
 
@@ -194,19 +194,19 @@ def train(task: Task, job: AuditTask, folder: Path) -> nn.Module:
     from trainer.training.trial import MODEL_FILE, load_model, run_trial
 
     torch.set_num_threads(task.threads)
-    config, where, device = TrialConfig.from_mapping(job.config), folder / "models" / job.name, device_of(task)
+    config, where, device = TrialConfig.from_mapping(job.config), folder / "models" / job.name, _device_of(task)
     if not (where / MODEL_FILE).exists():
         deque(run_trial(config, evaluation_of(task), shared(task), store=FolderStore(where), device=device), maxlen=0)
     return load_model(where / MODEL_FILE).to(device)
 
 
-def device_of(task: Task) -> str:
+def _device_of(task: Task) -> str:
     import torch
 
     return "cuda" if task.use_gpu and torch.cuda.is_available() else "cpu"
 
 
-def judge(task: Task, job: AuditTask, model: nn.Module, twin: nn.Module | None, options: AuditOptions) -> AuditResult:
+def _judge(task: Task, job: AuditTask, model: nn.Module, twin: nn.Module | None, options: AuditOptions) -> AuditResult:
     """Every number of one model on the test split. The generators' seed is the same for all, so that it cancels."""
     from trainer.training.evaluation import ensemble, evaluate
     from trainer.training.trial import judging_generator, to_device
@@ -222,20 +222,20 @@ def judge(task: Task, job: AuditTask, model: nn.Module, twin: nn.Module | None, 
     )
     judging = prepared.judging_set("test").to(device)
     judged = evaluate(model, test, judging, attacks, generator=judging_generator(evaluation, device))
-    evidence = check(task, model, twin, test, options)
+    evidence = _check(task, model, twin, test, options)
     return AuditResult(
         number=job.number,
         config=job.config,
         judged_by=options.judged_by,
         images=len(test.labels),
-        numbers={**judged._asdict(), **attack_invariance(task, model), "curve_area": evidence.curve.area},
+        numbers={**judged._asdict(), **_attack_invariance(task, model), "curve_area": evidence.curve.area},
         curve={name: list(values) for name, values in evidence.curve._asdict().items()},
         evidence={name: value for name, value in vars(evidence).items() if name != "curve"},
         warnings=evidence.warnings,
     )
 
 
-def attack_invariance(task: Task, model: nn.Module) -> dict[str, float]:
+def _attack_invariance(task: Task, model: nn.Module) -> dict[str, float]:
     """The per-model attack beside the fixed set: over the test images of which some candidate shows the oracle another
     class, the share where the model sees it in every candidate (`adversary_accuracy`), and, among those that it had
     right when clean, the share where its answer to some candidate is still the same (`adversary_stuck`)."""
@@ -254,15 +254,15 @@ def attack_invariance(task: Task, model: nn.Module) -> dict[str, float]:
     }
 
 
-def compare_with_people(task: Task, model: nn.Module, examples: ExamplesFolder) -> dict[str, Any]:
+def _compare_with_people(task: Task, model: nn.Module, examples: ExamplesFolder) -> dict[str, Any]:
     """How far the oracle and the model agree with people, in plain values."""
     from trainer.invariance.labelled_sets import answers_of, ask_people
 
     answerers = {ORACLE: shared(task).judge.label, MODEL: answers_of(model)}
-    return dataclasses.asdict(ask_people(examples, labelled_sets(task, examples), answerers))
+    return dataclasses.asdict(ask_people(examples, _labelled_sets(task, examples), answerers))
 
 
-def check(task: Task, model: nn.Module, twin: nn.Module | None, test: Split, options: AuditOptions) -> Evidence:
+def _check(task: Task, model: nn.Module, twin: nn.Module | None, test: Split, options: AuditOptions) -> Evidence:
     """Evidence against a meaningless attack, at half the steps: the check that doubles them takes all."""
     from trainer.attacks.evidence import gather_evidence
     from trainer.attacks.worst_case import frozen

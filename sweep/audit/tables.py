@@ -20,7 +20,7 @@ from sweep.report.figures import save_figure
 from sweep.report.tables import ACCURACIES, label, percent
 from trainer.human_agreement import EXAMPLES_OPTION, HEADINGS, LEGEND, MODEL, HumanAgreement, cells, unknown_agreement
 
-FRONT_PICTURE, CURVES_PICTURE = "audit.png", "curves.png"
+_FRONT_PICTURE, _CURVES_PICTURE = "audit.png", "curves.png"
 
 ROWS = {
     **ACCURACIES,
@@ -37,12 +37,14 @@ def show_audit(audit: Audit, console: Console) -> bool:
     if not finalists:
         return False
     console.print()
-    console.print(summary(audit, finalists), "\n", sep="", markup=False)
-    console.print(*report(audit, finalists), *warnings(finalists), *doubles(audit), sep="\n", markup=False)
+    console.print(_summary(audit, finalists), "\n", sep="", markup=False)
+    console.print(*report(audit, finalists), *_warnings(finalists), *doubles(audit), sep="\n", markup=False)
     show_people(audit, finalists, console)
-    save_figure(audit_figure(audit, finalists), audit.folder / FRONT_PICTURE)
-    save_figure(curves_figure(audit, finalists), audit.folder / CURVES_PICTURE)
-    console.print(f"\npicture  {audit.folder / FRONT_PICTURE}\ncurves   {audit.folder / CURVES_PICTURE}", markup=False)
+    save_figure(audit_figure(audit, finalists), audit.folder / _FRONT_PICTURE)
+    save_figure(curves_figure(audit, finalists), audit.folder / _CURVES_PICTURE)
+    console.print(
+        f"\npicture  {audit.folder / _FRONT_PICTURE}\ncurves   {audit.folder / _CURVES_PICTURE}", markup=False
+    )
     return True
 
 
@@ -65,7 +67,7 @@ def judge_finalists(audit: Audit, finalists: Sequence[Finalist]) -> list[str]:
     return verdicts(selected, audited, objectives.names)
 
 
-def summary(audit: Audit, finalists: Sequence[Finalist]) -> str:
+def _summary(audit: Audit, finalists: Sequence[Finalist]) -> str:
     """What of the front held, and how it was judged."""
     plan, options, facts = audit.plan, audit.options, audit.results.facts
     evaluation, mean = plan.space.evaluation, finalists[0].mean
@@ -100,11 +102,11 @@ def report(audit: Audit, finalists: Sequence[Finalist]) -> list[str]:
     for one, verdict in zip(finalists, judge_finalists(audit, finalists), strict=True):
         seeds = "" if len(one.runs) == audit.options.seeds else f" ({len(one.runs)} of {audit.options.seeds} seeds)"
         lines.append(f"  {one.record.number:03d}  {verdict}{seeds}: {label(audit.plan.space, one.record.config)}")
-        lines += [row(one, name) for name in ROWS]
+        lines += [_row(one, name) for name in ROWS]
     return lines
 
 
-def row(one: Finalist, name: str) -> str:
+def _row(one: Finalist, name: str) -> str:
     """A number as it was selected, audited, and the interval of the latter where its images are counted."""
     selected = percent(one.selected[name]) if name in one.selected else ""
     audited = f"{percent(one.mean[name])} ± {100 * one.spread(name):4.1f}"
@@ -115,7 +117,7 @@ def row(one: Finalist, name: str) -> str:
     return f"{'':5}  {ROWS[name]:20}  {selected:>8}  {audited:>14}  {interval:>16}"
 
 
-def warnings(finalists: Sequence[Finalist]) -> list[str]:
+def _warnings(finalists: Sequence[Finalist]) -> list[str]:
     """Every failed check against a meaningless attack, by trial and seed."""
     return [
         f"trial {one.record.number:03d}, seed {run.seed}: {warning}"
@@ -136,7 +138,7 @@ def doubles(audit: Audit) -> list[str]:
 
 def show_people(audit: Audit, finalists: Sequence[Finalist], console: Console) -> None:
     """How far the oracle, and each finalist, agrees with people: a table per set of examples."""
-    known = people_of(audit, finalists)
+    known = _people_of(audit, finalists)
     console.print()
     if not known:
         console.print(unknown_agreement(audit.plan.space.evaluation.dataset), markup=False)
@@ -157,7 +159,7 @@ def show_people(audit: Audit, finalists: Sequence[Finalist], console: Console) -
     console.print(LEGEND, markup=False)
 
 
-def people_of(audit: Audit, finalists: Sequence[Finalist]) -> dict[int, list[HumanAgreement]]:
+def _people_of(audit: Audit, finalists: Sequence[Finalist]) -> dict[int, list[HumanAgreement]]:
     """By finalist, a comparison per seed: those on the given examples, else on those of the first that was compared."""
     compared = [(one, run.people) for one in finalists for run in one.runs if run.people]
     digest = audit.examples.digest if audit.examples else compared[0][1]["digest"] if compared else ""

@@ -29,14 +29,14 @@ if TYPE_CHECKING:
     from sweep.plan.plan import SweepPlan
     from sweep.state.sweep_state import SweepState
 
-PLACES = ("storage", "data_dir", "mlflow_uri")
+_PLACES = ("storage", "data_dir", "mlflow_uri")
 """Options that say where things are."""
 
-DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
-PROGRESS_SECONDS = 10.0
+_DONE, _FAILED, BAD_INPUT, _INTERRUPTED = 0, 1, 2, 130
+_PROGRESS_SECONDS = 10.0
 
-console = Console(soft_wrap=True, highlight=False)
-errors = Console(stderr=True, soft_wrap=True, highlight=False)
+_console = Console(soft_wrap=True, highlight=False)
+_errors = Console(stderr=True, soft_wrap=True, highlight=False)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -47,21 +47,21 @@ def main(argv: list[str] | None = None) -> int:
         if not words:
             parser.print_help()
             return BAD_INPUT
-        check_command(words)
+        _check_command(words)
         arguments = parser.parse_all(words)
         return arguments.run(arguments)
     except InputError as error:
-        errors.print(f"otsweep: {error}", markup=False)
+        _errors.print(f"otsweep: {error}", markup=False)
         return BAD_INPUT
     except OtsweepError as error:
-        errors.print(f"otsweep: failed: {error}", markup=False)
-        return FAILED
+        _errors.print(f"otsweep: failed: {error}", markup=False)
+        return _FAILED
     except KeyboardInterrupt:
-        errors.print("otsweep: stopped")
-        return INTERRUPTED
+        _errors.print("otsweep: stopped")
+        return _INTERRUPTED
 
 
-def check_command(words: list[str]) -> None:
+def _check_command(words: list[str]) -> None:
     """argparse's own answer to a wrong command names no nearest one."""
     if words and not words[0].startswith("-") and words[0] not in COMMANDS:
         raise InputError(f"unknown command {words[0]!r}: {did_you_mean(words[0], COMMANDS)}")
@@ -77,11 +77,11 @@ def build_parser() -> Parser:
     return parser
 
 
-def add_storage(parser: argparse.ArgumentParser) -> None:
+def _add_storage(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--storage", metavar="DIR", help="folder of all sweeps (or OTSWEEP_STORAGE; default ~/otsweep)")
 
 
-def add_circumstances(parser: argparse.ArgumentParser) -> None:
+def _add_circumstances(parser: argparse.ArgumentParser) -> None:
     """What does not decide a trial's numbers, and so may differ when a sweep is gone on with."""
     parser.add_argument("--data-dir", metavar="DIR", help="where data sets lie (or OTSWEEP_DATA_DIR)")
     parser.add_argument(
@@ -99,11 +99,11 @@ def add_circumstances(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_run(parser: argparse.ArgumentParser) -> None:
+def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("space", nargs="?", default="digits", help="a name in search_spaces/ or a YAML file (digits)")
     parser.add_argument("--name", help="of the sweep; default: the space's name and the time")
-    add_storage(parser)
-    add_circumstances(parser)
+    _add_storage(parser)
+    _add_circumstances(parser)
     parser.add_argument("--trials", metavar="N", help="how many trials in all; each seed of a configuration is one")
     parser.add_argument("--seeds", metavar="N", help="on how many seeds each configuration runs, ranked together (1)")
     parser.add_argument(
@@ -138,8 +138,8 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(arguments: argparse.Namespace) -> int:
-    return drive(plan_of(arguments), fresh=True)
+def _run(arguments: argparse.Namespace) -> int:
+    return _drive(plan_of(arguments), fresh=True)
 
 
 def plan_of(arguments: argparse.Namespace) -> SweepPlan:
@@ -159,12 +159,12 @@ def plan_of(arguments: argparse.Namespace) -> SweepPlan:
     )
 
 
-def add_plan(parser: argparse.ArgumentParser) -> None:
-    add_run(parser)
+def _add_plan(parser: argparse.ArgumentParser) -> None:
+    _add_run(parser)
     parser.add_argument("--format", metavar="FORMAT", default="table", help="table or json (table)")
 
 
-def plan(arguments: argparse.Namespace) -> int:
+def _plan(arguments: argparse.Namespace) -> int:
     """Time a little of what would run, and say what the whole would take; nothing is run or logged."""
     from sweep.forecast.forecast import make_forecast
     from sweep.forecast.kept import keep_forecast
@@ -174,123 +174,123 @@ def plan(arguments: argparse.Namespace) -> int:
     if arguments.format not in ("table", "json"):
         raise InputError(f"--format {arguments.format}: {did_you_mean(arguments.format, ('table', 'json'))}")
     plan = plan_of(arguments)
-    with timing_progress() as tell:
+    with _timing_progress() as tell:
         forecast = make_forecast(plan, profile_plan(plan, tell))
     keep_forecast(plan, forecast)
     if arguments.format == "json":
         print(json.dumps({**forecast.to_dict(), "command": run_command(arguments)}, indent=2))
-        return DONE
-    console.print(headline(plan, forecast), "", sep="\n", markup=False, soft_wrap=False)
-    console.print(forecast_table(plan, forecast), soft_wrap=False)
-    console.print(f"\nRun it:\n  {run_command(arguments)}", markup=False)
-    return DONE
+        return _DONE
+    _console.print(headline(plan, forecast), "", sep="\n", markup=False, soft_wrap=False)
+    _console.print(forecast_table(plan, forecast), soft_wrap=False)
+    _console.print(f"\nRun it:\n  {run_command(arguments)}", markup=False)
+    return _DONE
 
 
 def run_command(arguments: argparse.Namespace) -> str:
     """The command that runs what was planned, in the options that were given."""
     from sweep.plan.plan import OPTIONS
 
-    given = {option: getattr(arguments, option) for option in (*OPTIONS, *PLACES, "name", "points")}
-    words = [program(), "run", shlex.quote(arguments.space)]
+    given = {option: getattr(arguments, option) for option in (*OPTIONS, *_PLACES, "name", "points")}
+    words = [_program(), "run", shlex.quote(arguments.space)]
     for option, value in {**given, "from": arguments.front_of}.items():
         words += [f"--{option.replace('_', '-')} {shlex.quote(str(value))}"] if value is not None else []
     return " ".join([*words, *(f"--require {shlex.quote(bound)}" for bound in arguments.require)])
 
 
 @contextlib.contextmanager
-def timing_progress() -> Iterator[Callable[[str, int, int], None]]:
+def _timing_progress() -> Iterator[Callable[[str, int, int], None]]:
     """How far the timing is: a spinner on a terminal, elsewhere a line per stage; standard output is the forecast's."""
     said: set[str] = set()
 
     def tell(stage: str, done: int, total: int) -> None:
-        if errors.is_terminal:
+        if _errors.is_terminal:
             status.update(f"{stage} {done}/{total} ..." if total > 1 else f"{stage} ...")
         elif stage not in said:
             said.add(stage)
-            errors.print(f"{stage} ...")
+            _errors.print(f"{stage} ...")
 
-    status = errors.status("starting Ray ...")
-    with status if errors.is_terminal else contextlib.nullcontext():
+    status = _errors.status("starting Ray ...")
+    with status if _errors.is_terminal else contextlib.nullcontext():
         yield tell
 
 
-def add_name(parser: argparse.ArgumentParser) -> None:
+def _add_name(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", help="of a sweep in the storage folder")
-    add_storage(parser)
+    _add_storage(parser)
 
 
-def add_resume(parser: argparse.ArgumentParser) -> None:
-    add_name(parser)
-    add_circumstances(parser)
-    add_address(parser)
-    add_wait(parser)
+def _add_resume(parser: argparse.ArgumentParser) -> None:
+    _add_name(parser)
+    _add_circumstances(parser)
+    _add_address(parser)
+    _add_wait(parser)
 
 
-def resume(arguments: argparse.Namespace) -> int:
+def _resume(arguments: argparse.Namespace) -> int:
     if arguments.address:
         from sweep.cluster import jobs
 
-        return jobs.resume(arguments, console, errors)
+        return jobs.resume(arguments, _console, _errors)
     from sweep.plan.plan import with_resume_overrides
 
-    return drive(with_resume_overrides(find_plan(arguments), vars(arguments)), fresh=False)
+    return _drive(with_resume_overrides(_find_plan(arguments), vars(arguments)), fresh=False)
 
 
-def add_address(parser: argparse.ArgumentParser) -> None:
+def _add_address(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--address", metavar="URL", help="of the cluster's dashboard (or RAY_API_SERVER_ADDRESS)")
 
 
-def add_wait(parser: argparse.ArgumentParser) -> None:
+def _add_wait(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--wait", action="store_true", help="follow the job to its end, and end as it did")
 
 
-def add_submit(parser: argparse.ArgumentParser) -> None:
-    add_run(parser)
-    add_address(parser)
-    add_wait(parser)
+def _add_submit(parser: argparse.ArgumentParser) -> None:
+    _add_run(parser)
+    _add_address(parser)
+    _add_wait(parser)
 
 
-def submit(arguments: argparse.Namespace) -> int:
+def _submit(arguments: argparse.Namespace) -> int:
     from sweep.cluster import jobs
 
-    return jobs.submit(arguments, console, errors)
+    return jobs.submit(arguments, _console, _errors)
 
 
-def show_jobs(arguments: argparse.Namespace) -> int:
+def _show_jobs(arguments: argparse.Namespace) -> int:
     from sweep.cluster import jobs
 
-    return jobs.show_jobs(arguments, console)
+    return jobs.show_jobs(arguments, _console)
 
 
-def add_job(parser: argparse.ArgumentParser) -> None:
+def _add_job(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("job", help="its id, or the name of its sweep")
-    add_address(parser)
+    _add_address(parser)
 
 
-def add_logs(parser: argparse.ArgumentParser) -> None:
-    add_job(parser)
+def _add_logs(parser: argparse.ArgumentParser) -> None:
+    _add_job(parser)
     parser.add_argument("--follow", action="store_true", help="go on showing until the job ends, and end as it did")
 
 
-def logs(arguments: argparse.Namespace) -> int:
+def _logs(arguments: argparse.Namespace) -> int:
     from sweep.cluster import jobs
 
-    return jobs.logs(arguments, console, errors)
+    return jobs.logs(arguments, _console, _errors)
 
 
-def stop(arguments: argparse.Namespace) -> int:
+def _stop(arguments: argparse.Namespace) -> int:
     from sweep.cluster import jobs
 
-    return jobs.stop(arguments, console)
+    return jobs.stop(arguments, _console)
 
 
-def find_plan(arguments: argparse.Namespace) -> SweepPlan:
+def _find_plan(arguments: argparse.Namespace) -> SweepPlan:
     from sweep.plan.plan_file import read_plan
 
     return read_plan(arguments.name, storage=arguments.storage)
 
 
-def drive(plan: SweepPlan, *, fresh: bool) -> int:
+def _drive(plan: SweepPlan, *, fresh: bool) -> int:
     """Run a fresh sweep, or what is left of one, and show what it found."""
     from sweep.engine.driver import run_plan
     from sweep.engine.pack_worker import PackFailed
@@ -306,7 +306,7 @@ def drive(plan: SweepPlan, *, fresh: bool) -> int:
 
     results = state_of_trials(plan, {})
     tracker = Tracker(plan, results, say=lambda message: screen.say(message))
-    screen = Screen(console, plan, results)
+    screen = Screen(_console, plan, results)
 
     def listen(number: int) -> None:
         tracker.changed(number)
@@ -343,42 +343,42 @@ def drive(plan: SweepPlan, *, fresh: bool) -> int:
                 drop(plan.folder)
             raise
         except (StorageFailed, PackFailed) as error:
-            raise type(error)(f"{error}. Nothing recorded is lost; to go on:\n  {resumption(plan)}") from None
+            raise type(error)(f"{error}. Nothing recorded is lost; to go on:\n  {_resumption(plan)}") from None
         finally:
             screen.close()
-            with mlflow_progress() as tell:
+            with _mlflow_progress() as tell:
                 tracker.close(complete=complete, tell=tell)
     try:
-        save_front(plan, results)
+        _save_front(plan, results)
         push(plan.folder)
     except (OSError, InputError) as error:
         screen.say(f"the front's table and picture are not written: {error}; `otsweep front` shows it")
-    show_end(plan, results, tracker.link, complete=complete)
+    _show_end(plan, results, tracker.link, complete=complete)
     if not complete:
-        return INTERRUPTED
-    return DONE if results.finished else FAILED
+        return _INTERRUPTED
+    return _DONE if results.finished else _FAILED
 
 
 @contextlib.contextmanager
-def mlflow_progress() -> Iterator[Callable[[int, int], None]]:
+def _mlflow_progress() -> Iterator[Callable[[int, int], None]]:
     """How far the writing is: a living line on a terminal, elsewhere a plain one every ten seconds."""
     said = time.monotonic()
 
     def tell(done: int, total: int) -> None:
         nonlocal said
         text = f"Writing to MLflow: {done} of {total} ..."
-        if console.is_terminal:
+        if _console.is_terminal:
             status.update(text)
-        elif time.monotonic() - said > PROGRESS_SECONDS:
+        elif time.monotonic() - said > _PROGRESS_SECONDS:
             said = time.monotonic()
-            console.print(text)
+            _console.print(text)
 
-    status = console.status("Writing to MLflow ...")
-    with status if console.is_terminal else contextlib.nullcontext():
+    status = _console.status("Writing to MLflow ...")
+    with status if _console.is_terminal else contextlib.nullcontext():
         yield tell
 
 
-def save_front(plan: SweepPlan, results: SweepState) -> None:
+def _save_front(plan: SweepPlan, results: SweepState) -> None:
     """The flat table and the picture, beside the ledger."""
     from sweep.ledger.records import Ledger
     from sweep.report.figures import save_figure
@@ -390,48 +390,48 @@ def save_front(plan: SweepPlan, results: SweepState) -> None:
         save_figure(front_picture(plan, results), plan.folder / "front.png")
 
 
-def show_end(plan: SweepPlan, results: SweepState, link: Callable[[str], str], *, complete: bool) -> None:
+def _show_end(plan: SweepPlan, results: SweepState, link: Callable[[str], str], *, complete: bool) -> None:
     """The front, where everything is, and the one command that comes next."""
     from sweep.forecast.kept import describe_cost
 
-    console.print()
+    _console.print()
     if results.finished:
-        show_front(plan, results)
+        _show_front(plan, results)
     if plan.stopper != "none" or plan.ladder:
-        show_agreements(plan, results)
+        _show_agreements(plan, results)
     for number, record in results.failed.items():
-        console.print(f"trial {number:03d} failed: {record.reason}", markup=False)
+        _console.print(f"trial {number:03d} failed: {record.reason}", markup=False)
     if not complete:
         left = plan.trials - len(results.ended)
-        console.print(f"Stopped with {left} trials to go. Nothing is lost; to go on:\n  {resumption(plan)}")
+        _console.print(f"Stopped with {left} trials to go. Nothing is lost; to go on:\n  {_resumption(plan)}")
         return
     if len(results.ended) < plan.trials:
         if results.running:
-            console.print(
+            _console.print(
                 f"{len(results.running)} were stopped by the budget; a larger one goes on with them:\n"
-                f"  {resumption(plan)} --max-gpu-hours {2 * plan.max_gpu_hours:g}\n"
+                f"  {_resumption(plan)} --max-gpu-hours {2 * plan.max_gpu_hours:g}\n"
             )
         grown = f"; hypervolume +{results.growth(plan.stop_when_flat):.1%} over the last {plan.stop_when_flat}"
         why = grown if plan.stop_when_flat else ""
-        console.print(f"Ended after {len(results.ended)} of {plan.trials} trials, as the plan has it{why}.\n")
+        _console.print(f"Ended after {len(results.ended)} of {plan.trials} trials, as the plan has it{why}.\n")
     if told := describe_cost(plan, results):
-        console.print(f"time     {told}")
+        _console.print(f"time     {told}")
     if results.finished:
-        console.print(f"picture  {plan.folder / 'front.png'}")
-    console.print(f"ledger   {plan.folder / 'ledger.parquet'}")
+        _console.print(f"picture  {plan.folder / 'front.png'}")
+    _console.print(f"ledger   {plan.folder / 'ledger.parquet'}")
     if plan.mlflow_uri.startswith("http"):
-        console.print(f"MLflow   {link(plan.mlflow_uri)}")
+        _console.print(f"MLflow   {link(plan.mlflow_uri)}")
         return
-    console.print(f"MLflow   {program()} ui {called(plan)}")
-    console.print(f"opens    {link('http://127.0.0.1:5000')}")
+    _console.print(f"MLflow   {_program()} ui {_called(plan)}")
+    _console.print(f"opens    {link('http://127.0.0.1:5000')}")
 
 
-def resumption(plan: SweepPlan) -> str:
+def _resumption(plan: SweepPlan) -> str:
     """The command that goes on with a sweep."""
-    return f"{program()} resume {called(plan)}"
+    return f"{_program()} resume {_called(plan)}"
 
 
-def called(plan: SweepPlan) -> str:
+def _called(plan: SweepPlan) -> str:
     """A sweep's name, as commands take it, with its storage where that is another than they look in."""
     from sweep.plan.paths import storage_folder
 
@@ -439,7 +439,7 @@ def called(plan: SweepPlan) -> str:
     return plan.name + where
 
 
-def program() -> str:
+def _program() -> str:
     """How this command is called again: by its name where the shell finds it, else by the path it was called by."""
     typed = Path(sys.argv[0])
     if typed.name != "otsweep" or shutil.which("otsweep"):
@@ -447,13 +447,13 @@ def program() -> str:
     return shlex.quote(os.path.relpath(typed))
 
 
-def add_front(parser: argparse.ArgumentParser) -> None:
-    add_name(parser)
+def _add_front(parser: argparse.ArgumentParser) -> None:
+    _add_name(parser)
     parser.add_argument("--format", metavar="FORMAT", default="table", help="table, json or csv (table)")
     parser.add_argument("--plot", metavar="FILE", type=Path, help="draw the picture: .png, .svg or .pdf")
 
 
-def front(arguments: argparse.Namespace) -> int:
+def _front(arguments: argparse.Namespace) -> int:
     from sweep.ledger.reading import read_ledger
     from sweep.report.figures import save_figure
     from sweep.report.tables import front_csv, front_json, front_picture
@@ -461,10 +461,10 @@ def front(arguments: argparse.Namespace) -> int:
 
     if arguments.format not in ("table", "json", "csv"):
         raise InputError(f"--format {arguments.format}: {did_you_mean(arguments.format, ('table', 'json', 'csv'))}")
-    plan = find_plan(arguments)
+    plan = _find_plan(arguments)
     recorded = read_ledger(plan.folder)
     for warning in recorded.warnings:
-        errors.print(f"ledger: {warning}", markup=False)
+        _errors.print(f"ledger: {warning}", markup=False)
     results = state_of_trials(plan, recorded.trials)
     results.facts = read_data_summary(plan.folder)
     if arguments.plot:
@@ -474,38 +474,38 @@ def front(arguments: argparse.Namespace) -> int:
     elif arguments.format == "csv":
         print(front_csv(plan, results), end="")
     elif results.finished:
-        show_front(plan, results)
+        _show_front(plan, results)
     else:
-        console.print(f"No trial of {plan.name} has finished yet.")
-    return DONE
+        _console.print(f"No trial of {plan.name} has finished yet.")
+    return _DONE
 
 
-def show_front(plan: SweepPlan, results: SweepState) -> None:
+def _show_front(plan: SweepPlan, results: SweepState) -> None:
     """The verdict, the front, and published configurations beside what was published, where any ran."""
     from sweep.report.paper import paper_table, published_trials
     from sweep.report.tables import front_table, verdict
 
-    console.print(verdict(plan, results), "\n", sep="")
-    console.print(front_table(plan, results))
-    console.print()
+    _console.print(verdict(plan, results), "\n", sep="")
+    _console.print(front_table(plan, results))
+    _console.print()
     published = published_trials(plan, results)
     if published:
-        console.print(paper_table(plan, published), "\n", sep="")
+        _console.print(paper_table(plan, published), "\n", sep="")
 
 
-def show_agreements(plan: SweepPlan, results: SweepState) -> None:
+def _show_agreements(plan: SweepPlan, results: SweepState) -> None:
     """Whether the order at each rung tells that at the next, and an alarm where it does not."""
     from sweep.report.replay import agreement_table, agreements_of, alarms
 
     if found := agreements_of(plan, results):
-        console.print("\nOrder kept from rung to rung (Kendall's tau: 1 all of it, 0 none):")
-        console.print(agreement_table(found))
+        _console.print("\nOrder kept from rung to rung (Kendall's tau: 1 all of it, 0 none):")
+        _console.print(agreement_table(found))
         for line in alarms(found):
-            console.print(line)
+            _console.print(line)
 
 
-def add_replay(parser: argparse.ArgumentParser) -> None:
-    add_name(parser)
+def _add_replay(parser: argparse.ArgumentParser) -> None:
+    _add_name(parser)
     parser.add_argument(
         "--eta", metavar="N", help="of the trials that reach a rung the best 1/eta go on; default: some"
     )
@@ -517,14 +517,14 @@ def add_replay(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def replay(arguments: argparse.Namespace) -> int:
+def _replay(arguments: argparse.Namespace) -> int:
     from sweep.ledger.reading import read_ledger
     from sweep.plan.plan import check_option
     from sweep.report.replay import ETAS, replay_table, unknown
     from sweep.report.replay import replay as run_replay
     from sweep.state.sweep_state import state_of_trials
 
-    plan = find_plan(arguments)
+    plan = _find_plan(arguments)
     etas = ETAS if arguments.eta is None else (check_option("eta", arguments.eta),)
     grace, chance = (
         getattr(plan, name) if getattr(arguments, name) is None else check_option(name, getattr(arguments, name))
@@ -532,15 +532,15 @@ def replay(arguments: argparse.Namespace) -> int:
     )
     results = state_of_trials(plan, read_ledger(plan.folder).trials)
     replays = [run_replay(plan, results, eta=eta, grace_epochs=grace, stop_chance=chance) for eta in etas]
-    console.print(replay_table(replays, results))
-    show_agreements(plan, results)
+    _console.print(replay_table(replays, results))
+    _show_agreements(plan, results)
     if cut := unknown(replays, results):
-        console.print(f"\n{len(cut)} trials were stopped by the sweep itself: how they would have ended is not known.")
-    return DONE
+        _console.print(f"\n{len(cut)} trials were stopped by the sweep itself: how they would have ended is not known.")
+    return _DONE
 
 
-def add_audit(parser: argparse.ArgumentParser) -> None:
-    add_name(parser)
+def _add_audit(parser: argparse.ArgumentParser) -> None:
+    _add_name(parser)
     parser.add_argument("--seeds", metavar="N", help="fresh seeds that every finalist is trained on (3)")
     parser.add_argument("--finalists", metavar="N", help="most trials that are audited, the front's first (8)")
     parser.add_argument("--test-size", metavar="N", help="test images that are attacked; 0 takes all (1000)")
@@ -553,14 +553,14 @@ def add_audit(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def audit(arguments: argparse.Namespace) -> int:
+def _audit(arguments: argparse.Namespace) -> int:
     from sweep.audit.audit import Audit, read_options, run_audit
     from sweep.audit.tables import command, show_audit
     from sweep.ledger.reading import read_ledger
     from sweep.plan.remote_storage import url_of
     from sweep.state.sweep_state import read_data_summary, state_of_trials
 
-    plan = find_plan(arguments)
+    plan = _find_plan(arguments)
     if url := url_of(plan.folder):
         raise InputError(f"{url}: a sweep at a URL can't be audited there; copy its folder here and give --storage DIR")
     examples = find_examples(
@@ -569,53 +569,53 @@ def audit(arguments: argparse.Namespace) -> int:
     results = state_of_trials(plan, read_ledger(plan.folder).trials)
     results.facts = read_data_summary(plan.folder)
     begun = Audit(plan, results, read_options(vars(arguments)), examples)
-    if not run_audit(begun, console):
-        console.print(f"Stopped. Nothing that is done is lost; to go on:\n  {command(begun)}")
-        return INTERRUPTED
-    passed = show_audit(begun, console)
-    bring_up_to_date(plan)
-    return DONE if passed else FAILED
+    if not run_audit(begun, _console):
+        _console.print(f"Stopped. Nothing that is done is lost; to go on:\n  {command(begun)}")
+        return _INTERRUPTED
+    passed = show_audit(begun, _console)
+    _bring_up_to_date(plan)
+    return _DONE if passed else _FAILED
 
 
-def bring_up_to_date(plan: SweepPlan) -> None:
+def _bring_up_to_date(plan: SweepPlan) -> None:
     """What was found about a sweep's trials after its end, in MLflow too; where that does not answer, it is said."""
     from sweep.tracking.tracking import sync as run_sync
 
     try:
-        with mlflow_progress() as tell:
-            run_sync(plan, plan.mlflow_uri, say=errors.print, tell=tell)
+        with _mlflow_progress() as tell:
+            run_sync(plan, plan.mlflow_uri, say=_errors.print, tell=tell)
     except InputError as error:
-        errors.print(f"{error}\nWhen it answers: {program()} sync {plan.name}", markup=False)
+        _errors.print(f"{error}\nWhen it answers: {_program()} sync {plan.name}", markup=False)
 
 
-def add_trial(parser: argparse.ArgumentParser) -> None:
+def _add_trial(parser: argparse.ArgumentParser) -> None:
     from trainer.__main__ import add_arguments
 
     add_arguments(parser)
 
 
-def trial(arguments: argparse.Namespace) -> int:
+def _trial(arguments: argparse.Namespace) -> int:
     from trainer.__main__ import run
 
     return run(arguments)
 
 
-def add_ui(parser: argparse.ArgumentParser) -> None:
+def _add_ui(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", nargs="?", help="sweep to open at; default: the newest")
-    add_storage(parser)
+    _add_storage(parser)
     parser.add_argument("--port", metavar="N", type=int, default=5000, help="on 127.0.0.1; 0 takes a free one (5000)")
     parser.add_argument("--no-browser", action="store_true", help="only print the link")
 
 
-def ui(arguments: argparse.Namespace) -> int:
+def _ui(arguments: argparse.Namespace) -> int:
     from sweep.tracking.server import serve
 
-    arguments.name = arguments.name or newest(arguments.storage)
-    plan = find_plan(arguments)
-    return serve(plan, port=arguments.port, browser=not arguments.no_browser, say=console.print)
+    arguments.name = arguments.name or _newest(arguments.storage)
+    plan = _find_plan(arguments)
+    return serve(plan, port=arguments.port, browser=not arguments.no_browser, say=_console.print)
 
 
-def newest(storage: str | None) -> str:
+def _newest(storage: str | None) -> str:
     from sweep.plan.paths import list_sweeps, storage_folder
 
     folder = storage_folder(storage)
@@ -625,25 +625,25 @@ def newest(storage: str | None) -> str:
     return sweeps[0]
 
 
-def add_compare(parser: argparse.ArgumentParser) -> None:
+def _add_compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("a", help="a sweep; A1,A2,A3 for the same one on several seeds")
     parser.add_argument("b", help="another")
-    add_storage(parser)
+    _add_storage(parser)
 
 
-def compare(arguments: argparse.Namespace) -> int:
+def _compare(arguments: argparse.Namespace) -> int:
     from sweep.report import comparison as comparing
     from sweep.tracking.tracking import write_comparison
 
     a, b = (comparing.read_side(names, storage=arguments.storage) for names in (arguments.a, arguments.b))
-    with console.status("Comparing ...") if console.is_terminal else contextlib.nullcontext():
+    with _console.status("Comparing ...") if _console.is_terminal else contextlib.nullcontext():
         comparison = comparing.compare(a, b)
         folder = comparing.write_files(comparison)
-    console.print(f"A: {a.name}\nB: {b.name}", markup=False)
-    console.print(comparing.verdict(comparison), "", sep="\n", markup=False, soft_wrap=False)
+    _console.print(f"A: {a.name}\nB: {b.name}", markup=False)
+    _console.print(comparing.verdict(comparison), "", sep="\n", markup=False, soft_wrap=False)
     for table in comparing.tables(comparison):
-        console.print(table, "", sep="\n", soft_wrap=False)
-    console.print(f"picture  {folder / 'compare.png'}\nnumbers  {folder / 'compare.json'}", markup=False)
+        _console.print(table, "", sep="\n", soft_wrap=False)
+    _console.print(f"picture  {folder / 'compare.png'}\nnumbers  {folder / 'compare.json'}", markup=False)
     plan = a.sweeps[0].plan
     try:
         link = write_comparison(
@@ -653,54 +653,54 @@ def compare(arguments: argparse.Namespace) -> int:
             note=lambda run: comparing.markdown(comparison, run),
             folder=folder,
             time=max(record.ended or 0.0 for record in (*a.trials, *b.trials)),
-            say=errors.print,
+            say=_errors.print,
         )
     except InputError as error:
-        errors.print(str(error), markup=False)
-        return FAILED
+        _errors.print(str(error), markup=False)
+        return _FAILED
     address = plan.mlflow_uri if plan.mlflow_uri.startswith("http") else "http://127.0.0.1:5000"
-    console.print(f"MLflow   {address}{link}", markup=False)
-    return DONE
+    _console.print(f"MLflow   {address}{link}", markup=False)
+    return _DONE
 
 
-def add_sync(parser: argparse.ArgumentParser) -> None:
-    add_name(parser)
+def _add_sync(parser: argparse.ArgumentParser) -> None:
+    _add_name(parser)
     parser.add_argument("--mlflow-uri", metavar="URI", help="write into this server or store; default: the sweep's")
 
 
-def sync(arguments: argparse.Namespace) -> int:
+def _sync(arguments: argparse.Namespace) -> int:
     from sweep.plan.mlflow_address import absolute_uri
     from sweep.tracking.tracking import sync as run_sync
 
-    plan = find_plan(arguments)
+    plan = _find_plan(arguments)
     uri = plan.mlflow_uri if arguments.mlflow_uri is None else absolute_uri(arguments.mlflow_uri)
-    with mlflow_progress() as tell:
-        results = run_sync(plan, uri, say=errors.print, tell=tell)
+    with _mlflow_progress() as tell:
+        results = run_sync(plan, uri, say=_errors.print, tell=tell)
     if not results.trials:
-        console.print(f"{plan.name} has no trial yet: there is nothing to write.")
-        return DONE
-    console.print(f"{plan.name}: all {len(results.trials)} trials are in MLflow at {uri}", markup=False)
-    return DONE
+        _console.print(f"{plan.name} has no trial yet: there is nothing to write.")
+        return _DONE
+    _console.print(f"{plan.name}: all {len(results.trials)} trials are in MLflow at {uri}", markup=False)
+    return _DONE
 
 
-Add = Callable[[argparse.ArgumentParser], None]
-Run = Callable[[argparse.Namespace], int]
+_Add = Callable[[argparse.ArgumentParser], None]
+_Run = Callable[[argparse.Namespace], int]
 
-COMMANDS: dict[str, tuple[Add, Run, str]] = {
-    "run": (add_run, run, "Run a sweep on this machine, or on the Ray cluster that this runs in."),
-    "plan": (add_plan, plan, "Tell how long a sweep would take, and what it would leave behind, before it is run."),
-    "submit": (add_submit, submit, "Send a sweep to a Ray cluster, as a job."),
-    "jobs": (add_address, show_jobs, "List the sweeps of a cluster."),
-    "logs": (add_logs, logs, "Show what a job says."),
-    "stop": (add_job, stop, "End a job as Ctrl-C would; `resume` goes on with it."),
-    "resume": (add_resume, resume, "Go on with a sweep after any crash or Ctrl-C, here or on a cluster."),
-    "front": (add_front, front, "Show the front of a sweep, also of one that still runs."),
-    "replay": (add_replay, replay, "Tell what another way of stopping trials early would have saved and lost."),
-    "audit": (add_audit, audit, "Train the finalists again and judge them on the test split by every attack."),
-    "trial": (add_trial, trial, "Train and judge one configuration, here, without Ray."),
-    "compare": (add_compare, compare, "Compare the fronts of two sweeps, or of one on several seeds with another."),
-    "sync": (add_sync, sync, "Bring MLflow up to date from the sweep's ledger, also another server or store."),
-    "ui": (add_ui, ui, "Open MLflow on this machine's store, at the front."),
+COMMANDS: dict[str, tuple[_Add, _Run, str]] = {
+    "run": (_add_run, _run, "Run a sweep on this machine, or on the Ray cluster that this runs in."),
+    "plan": (_add_plan, _plan, "Tell how long a sweep would take, and what it would leave behind, before it is run."),
+    "submit": (_add_submit, _submit, "Send a sweep to a Ray cluster, as a job."),
+    "jobs": (_add_address, _show_jobs, "List the sweeps of a cluster."),
+    "logs": (_add_logs, _logs, "Show what a job says."),
+    "stop": (_add_job, _stop, "End a job as Ctrl-C would; `resume` goes on with it."),
+    "resume": (_add_resume, _resume, "Go on with a sweep after any crash or Ctrl-C, here or on a cluster."),
+    "front": (_add_front, _front, "Show the front of a sweep, also of one that still runs."),
+    "replay": (_add_replay, _replay, "Tell what another way of stopping trials early would have saved and lost."),
+    "audit": (_add_audit, _audit, "Train the finalists again and judge them on the test split by every attack."),
+    "trial": (_add_trial, _trial, "Train and judge one configuration, here, without Ray."),
+    "compare": (_add_compare, _compare, "Compare the fronts of two sweeps, or of one on several seeds with another."),
+    "sync": (_add_sync, _sync, "Bring MLflow up to date from the sweep's ledger, also another server or store."),
+    "ui": (_add_ui, _ui, "Open MLflow on this machine's store, at the front."),
 }
 
 

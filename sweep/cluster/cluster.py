@@ -25,17 +25,17 @@ from trainer.words import did_you_mean
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
 
-ADDRESS = "RAY_API_SERVER_ADDRESS"
-TOKEN, TOKEN_FILE = "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
-DEFAULT_TOKEN_FILE = "~/.ray/auth_token"
-ANSWER_SECONDS = 10.0
-POLL_SECONDS = 1.0
+_ADDRESS = "RAY_API_SERVER_ADDRESS"
+_TOKEN, _TOKEN_FILE = "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
+_DEFAULT_TOKEN_FILE = "~/.ray/auth_token"
+_ANSWER_SECONDS = 10.0
+_POLL_SECONDS = 1.0
 
 SWEEP, HASH, STORAGE = "otsweep.sweep", "otsweep.plan_hash", "otsweep.storage"
 """Metadata of our jobs, by which they are told from others on the same cluster."""
 
 RUNNING, ENDED = ("PENDING", "RUNNING"), ("SUCCEEDED", "FAILED", "STOPPED")
-REFUSED, STOPPED = 2, 130
+REFUSED, _STOPPED = 2, 130
 """Exit status of a sweep that was refused before it began, and of one that was stopped."""
 
 
@@ -74,12 +74,12 @@ class Cluster:
 
     def __init__(self, address: str | None) -> None:
         self.address = check_address(address)
-        self.ray_version = ask_version(self.address, read_token())
+        self.ray_version = _ask_version(self.address, read_token())
         self.client = self._open()
 
     def _open(self) -> JobSubmissionClient:
         # Ray lets both variables win over an address that is given in words.
-        os.environ[ADDRESS] = self.address
+        os.environ[_ADDRESS] = self.address
         if read_token():
             os.environ["RAY_AUTH_MODE"] = "token"
         from ray.job_submission import JobSubmissionClient
@@ -100,14 +100,14 @@ class Cluster:
         try:
             yield
         except (OSError, RuntimeError) as error:
-            raise ClusterError(f"{self.address}: {first_line(error)}") from None
+            raise ClusterError(f"{self.address}: {_first_line(error)}") from None
 
     def jobs(self) -> list[Job]:
         """Ours, the latest first."""
         with self.answering():
             details = self.client.list_jobs()
         ours = [each for each in details if SWEEP in (each.metadata or {})]
-        return sorted(map(read_job, ours), key=lambda job: job.started, reverse=True)
+        return sorted(map(_read_job, ours), key=lambda job: job.started, reverse=True)
 
     def find(self, name: str) -> Job:
         """The job of this id, else the latest of the sweep of this name.
@@ -125,7 +125,7 @@ class Cluster:
 
     def job(self, job_id: str) -> Job:
         with self.answering():
-            return read_job(self.client.get_job_info(job_id))
+            return _read_job(self.client.get_job_info(job_id))
 
     def log(self, job_id: str) -> str:
         """All that a job has said."""
@@ -155,7 +155,7 @@ class Cluster:
                 if not away:
                     warn(f"{error}; the sweep goes on without us, trying again")
                 away = True
-                time.sleep(POLL_SECONDS)
+                time.sleep(_POLL_SECONDS)
                 continue
             away = False
             if len(log) > shown:
@@ -164,13 +164,13 @@ class Cluster:
             if job.state in ENDED:
                 return job
             # A log comes whole each time: a long one over a slow line is asked for less often.
-            time.sleep(max(POLL_SECONDS, 5 * (time.monotonic() - begun)))
+            time.sleep(max(_POLL_SECONDS, 5 * (time.monotonic() - begun)))
 
 
 def exit_status(job: Job) -> int:
     """Of the command that waited for a job: what the job itself ended with."""
     if job.state == "STOPPED":
-        return STOPPED
+        return _STOPPED
     return 0 if job.state == "SUCCEEDED" else job.exit_status or 1
 
 
@@ -180,9 +180,9 @@ def check_address(address: str | None) -> str:
     Raises:
         InputError: quoting it, with any secret masked.
     """
-    said, text = ("--address", address) if address is not None else (ADDRESS, os.environ.get(ADDRESS, ""))
+    said, text = ("--address", address) if address is not None else (_ADDRESS, os.environ.get(_ADDRESS, ""))
     if not text:
-        raise InputError(f"which cluster? give --address http://HOST:8265, or set {ADDRESS}")
+        raise InputError(f"which cluster? give --address http://HOST:8265, or set {_ADDRESS}")
     wanted = "must be http(s)://HOST:PORT of a cluster's dashboard, as in http://127.0.0.1:8265"
     try:
         parts = urlsplit(text)
@@ -192,7 +192,7 @@ def check_address(address: str | None) -> str:
     if not right:
         raise InputError(f"{said} {masked(text)!r}: {wanted}")
     if masked(text) != text:
-        raise InputError(f"{said} {masked(text)!r}: holds a secret; set {TOKEN} or {TOKEN_FILE} instead")
+        raise InputError(f"{said} {masked(text)!r}: holds a secret; set {_TOKEN} or {_TOKEN_FILE} instead")
     return text.rstrip("/")
 
 
@@ -202,22 +202,22 @@ def read_token() -> str:
     Raises:
         InputError: if the file that is named can't be read, or holds nothing.
     """
-    if token := os.environ.get(TOKEN, "").strip():
+    if token := os.environ.get(_TOKEN, "").strip():
         return token
-    named = os.environ.get(TOKEN_FILE)
-    path = Path(named or DEFAULT_TOKEN_FILE).expanduser()
+    named = os.environ.get(_TOKEN_FILE)
+    path = Path(named or _DEFAULT_TOKEN_FILE).expanduser()
     try:
         token = path.read_text().strip()
     except OSError as error:
         if named:
-            raise InputError(f"{TOKEN_FILE}={named}: can't be read: {error.strerror}") from None
+            raise InputError(f"{_TOKEN_FILE}={named}: can't be read: {error.strerror}") from None
         return ""
     if not token and named:
-        raise InputError(f"{TOKEN_FILE}={named}: the file is empty")
+        raise InputError(f"{_TOKEN_FILE}={named}: the file is empty")
     return token
 
 
-def ask_version(address: str, token: str) -> str:
+def _ask_version(address: str, token: str) -> str:
     """The version of Ray that answers at `address`.
 
     Raises:
@@ -227,27 +227,27 @@ def ask_version(address: str, token: str) -> str:
     if token:
         request.add_unredirected_header("Authorization", f"Bearer {token}")
     try:
-        with urllib.request.urlopen(request, timeout=ANSWER_SECONDS) as answer:
+        with urllib.request.urlopen(request, timeout=_ANSWER_SECONDS) as answer:
             return str(json.load(answer)["ray_version"])
     except urllib.error.HTTPError as error:
-        raise InputError(f"{address}: {explain_status(error.code, token)}") from None
+        raise InputError(f"{address}: {_explain_status(error.code, token)}") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
-        raise InputError(f"{address}: no Ray cluster answers there ({first_line(reason)})") from None
+        raise InputError(f"{address}: no Ray cluster answers there ({_first_line(reason)})") from None
     except (KeyError, TypeError):
         raise InputError(f"{address}: something answers there that is no Ray dashboard") from None
 
 
-def explain_status(code: int, token: str) -> str:
+def _explain_status(code: int, token: str) -> str:
     if code == 401 and not token:
-        return f"the cluster asks for a token; set {TOKEN}, or {TOKEN_FILE} to a file that holds it"
+        return f"the cluster asks for a token; set {_TOKEN}, or {_TOKEN_FILE} to a file that holds it"
     if code in (401, 403):
-        where = TOKEN if os.environ.get(TOKEN) else os.environ.get(TOKEN_FILE) or DEFAULT_TOKEN_FILE
+        where = _TOKEN if os.environ.get(_TOKEN) else os.environ.get(_TOKEN_FILE) or _DEFAULT_TOKEN_FILE
         return f"the cluster refuses the token in {where}"
     return f"answers with HTTP status {code}; is this the address of a Ray dashboard?"
 
 
-def read_job(details: object) -> Job:
+def _read_job(details: object) -> Job:
     """A job from Ray's own description of it."""
     plain = {name: getattr(details, name) for name in ("submission_id", "metadata", "status", "driver_exit_code")}
     started, ended = (getattr(details, name) for name in ("start_time", "end_time"))
@@ -271,5 +271,5 @@ def strip_preamble(log: str) -> str:
     return "".join(lines[begun[0] + 1 :] if begun else [])
 
 
-def first_line(error: object) -> str:
+def _first_line(error: object) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -14,7 +14,7 @@ from rich.table import Table
 from sweep.cluster.cluster import ENDED, RUNNING, Cluster, Job, exit_status
 from sweep.report.words import duration
 
-NAME_SHOWN = 32
+_NAME_SHOWN = 32
 
 
 def submit(arguments: argparse.Namespace, console: Console, warn: Console) -> int:
@@ -34,19 +34,19 @@ def submit(arguments: argparse.Namespace, console: Console, warn: Console) -> in
     cluster = Cluster(arguments.address)
     jobs = cluster.jobs()
     sending.refuse_twice(submission, jobs)
-    with telling(console, f"Asking {cluster.address} ..."):
+    with _telling(console, f"Asking {cluster.address} ..."):
         there = sending.ask(cluster)
     if differing := sending.differences(there):
         warn.print(f"the cluster differs from this machine: {'; '.join(differing)}", markup=False)
     sending.check_cluster(there, cluster)
     job_id = sending.send(submission, cluster, jobs)
-    show_sent(cluster, job_id, console)
+    _show_sent(cluster, job_id, console)
     storage = arguments.storage or there.storage or "~/otsweep"
     console.print(f"storage  {storage}, on the cluster")
     uri = arguments.mlflow_uri or there.mlflow_uri
     view = f"otsweep ui {submission.plan.name} --storage {shlex.quote(storage)}, where that folder is mounted"
     console.print(f"MLflow   {uri or view}", markup=False)
-    return see_off(cluster, job_id, arguments, console, warn)
+    return _see_off(cluster, job_id, arguments, console, warn)
 
 
 def resume(arguments: argparse.Namespace, console: Console, warn: Console) -> int:
@@ -56,35 +56,35 @@ def resume(arguments: argparse.Namespace, console: Console, warn: Console) -> in
     changes = ("data_dir", "mlflow_uri", "max_hours", "max_gpu_hours", "max_concurrent", "pack")
     circumstances = {key: getattr(arguments, key) for key in changes}
     job_id = sending.send_resume(arguments.name, arguments.storage, circumstances, cluster, cluster.jobs())
-    show_sent(cluster, job_id, console)
-    return see_off(cluster, job_id, arguments, console, warn)
+    _show_sent(cluster, job_id, console)
+    return _see_off(cluster, job_id, arguments, console, warn)
 
 
-def show_sent(cluster: Cluster, job_id: str, console: Console) -> None:
+def _show_sent(cluster: Cluster, job_id: str, console: Console) -> None:
     console.print(f"job      {job_id} on {cluster.address}", markup=False)
     console.print(f"follow   otsweep logs {job_id} --follow --address {cluster.address}", markup=False)
     console.print(f"stop     otsweep stop {job_id} --address {cluster.address}", markup=False)
 
 
-def see_off(cluster: Cluster, job_id: str, arguments: argparse.Namespace, console: Console, warn: Console) -> int:
+def _see_off(cluster: Cluster, job_id: str, arguments: argparse.Namespace, console: Console, warn: Console) -> int:
     """Stay until the end, or until the job has begun: what is wrong there shows within seconds."""
     from sweep.cluster.submit import wait_begun
 
     if arguments.wait:
-        return follow(cluster, job_id, console, warn)
-    with telling(console, "Waiting for it to begin ..."):
+        return _follow(cluster, job_id, console, warn)
+    with _telling(console, "Waiting for it to begin ..."):
         job = wait_begun(cluster, job_id)
     if job.state in ENDED and job.state != "SUCCEEDED":
-        print_plain(console, cluster.log(job_id))
+        _print_plain(console, cluster.log(job_id))
         return exit_status(job)
     return 0
 
 
-def follow(cluster: Cluster, job_id: str, console: Console, warn: Console) -> int:
+def _follow(cluster: Cluster, job_id: str, console: Console, warn: Console) -> int:
     """Show the job's log as it grows; the job's own exit status."""
     try:
         job = cluster.follow(
-            job_id, lambda text: print_plain(console, text), lambda text: warn.print(text, markup=False)
+            job_id, lambda text: _print_plain(console, text), lambda text: warn.print(text, markup=False)
         )
     except KeyboardInterrupt:
         warn.print(f"no longer following; the sweep goes on: otsweep logs {job_id} --follow", markup=False)
@@ -98,8 +98,8 @@ def logs(arguments: argparse.Namespace, console: Console, warn: Console) -> int:
     cluster = Cluster(arguments.address)
     job = cluster.find(arguments.job)
     if arguments.follow:
-        return follow(cluster, job.id, console, warn)
-    print_plain(console, cluster.log(job.id))
+        return _follow(cluster, job.id, console, warn)
+    _print_plain(console, cluster.log(job.id))
     return 0
 
 
@@ -111,7 +111,7 @@ def stop(arguments: argparse.Namespace, console: Console) -> int:
         console.print(f"{job.id} is over already ({job.state})")
         return 0
     cluster.stop(job)
-    with telling(console, f"{job.id}: stopping after the epochs in flight ..."):
+    with _telling(console, f"{job.id}: stopping after the epochs in flight ..."):
         while (job := cluster.job(job.id)).state in RUNNING:
             time.sleep(0.5)
     console.print(f"{job.id}: {job.state.lower()}. To go on:\n  otsweep resume {job.sweep} --address {cluster.address}")
@@ -127,28 +127,28 @@ def show_jobs(arguments: argparse.Namespace, console: Console) -> int:
         return 0
     table = Table(box=None, pad_edge=False, header_style="")
     for heading in ("job", "state", "begun", "took", "sweep"):
-        table.add_column(heading, justify="right" if heading == "took" else "left", max_width=NAME_SHOWN, no_wrap=True)
+        table.add_column(heading, justify="right" if heading == "took" else "left", max_width=_NAME_SHOWN, no_wrap=True)
     for job in jobs:
-        table.add_row(job.id, state_of(job), clock(job.started), duration(job.seconds), job.sweep)
+        table.add_row(job.id, _state_of(job), _clock(job.started), duration(job.seconds), job.sweep)
     console.print(table)
     return 0
 
 
-def state_of(job: Job) -> str:
+def _state_of(job: Job) -> str:
     return f"failed ({job.exit_status})" if job.state == "FAILED" and job.exit_status else job.state.lower()
 
 
-def clock(seconds: float) -> str:
+def _clock(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
 
 
-def print_plain(console: Console, text: str) -> None:
+def _print_plain(console: Console, text: str) -> None:
     """As it was said there."""
     console.print(text, end="", markup=False, highlight=False)
 
 
 @contextlib.contextmanager
-def telling(console: Console, message: str) -> Iterator[None]:
+def _telling(console: Console, message: str) -> Iterator[None]:
     """A spinner on a terminal; a plain line elsewhere."""
     if console.is_terminal:
         with console.status(message):

@@ -30,16 +30,16 @@ from sweep.plan.version import CODE_VERSION, code_version, installed_version
 from sweep.search.points import with_given_points
 from trainer.errors import InputError
 
-PACKAGES = ("search_spaces", "sweep", "trainer")
-SOURCE = ("*.py", "*.yaml", "*.html")
+_PACKAGES = ("search_spaces", "sweep", "trainer")
+_SOURCE = ("*.py", "*.yaml", "*.html")
 
-STOP_SECONDS = 600
+_STOP_SECONDS = 600
 """How long Ray waits for a job that was asked to end, before it kills it. Its own 3 seconds are too few for the epochs
 in flight; a sweep that is killed can be resumed too, and says less."""
 
-ASK_SECONDS, BEGIN_SECONDS, LAST_WORDS_SECONDS = 60.0, 60.0, 3.0
+_ASK_SECONDS, _BEGIN_SECONDS, _LAST_WORDS_SECONDS = 60.0, 60.0, 3.0
 
-QUESTION = """
+_QUESTION = """
 import importlib.util, json, os, platform
 needed = ("mlflow", "optuna", "pyarrow", "ray", "rich", "scipy", "sklearn", "torch", "torchvision", "yaml")
 print(json.dumps({
@@ -112,9 +112,9 @@ class Submission:
         given = {key: value for key, value in options.items() if value is not None}
         whole = with_given_points(load_space(space).requiring(require), file=points, sweep=front_of, storage=None)
         for place, text in places.items():
-            check_place(place, text)
+            _check_place(place, text)
         chosen = check_name(name) if name is not None else default_name(whole.name, Path("/nonexistent"))
-        plan = draft(whole, name=chosen, mlflow_uri=places.get("mlflow_uri"), options=given)
+        plan = _draft(whole, name=chosen, mlflow_uri=places.get("mlflow_uri"), options=given)
         changed = bool(require) or points is not None or front_of is not None
         sent = changed or Path(space).suffix in (".yaml", ".yml")
         file = (f"{whole.name}.yaml", dump_yaml(whole.to_dict())) if sent else None
@@ -124,7 +124,7 @@ class Submission:
         return cls(plan, places.get("storage"), tuple(words), file, name is not None)
 
 
-def draft(space: Space, *, name: str, mlflow_uri: str | None, options: Mapping[str, Any]) -> SweepPlan:
+def _draft(space: Space, *, name: str, mlflow_uri: str | None, options: Mapping[str, Any]) -> SweepPlan:
     """The plan that the cluster will make of these options, but for where things are there."""
     given = check_options(options)
     return SweepPlan(
@@ -139,7 +139,7 @@ def draft(space: Space, *, name: str, mlflow_uri: str | None, options: Mapping[s
     )
 
 
-def check_place(place: str, text: str | None) -> None:
+def _check_place(place: str, text: str | None) -> None:
     """A folder or URL on the cluster, which this machine can't look into.
 
     Raises:
@@ -162,12 +162,12 @@ def ask(cluster: Cluster) -> ClusterInfo:
     """
     client = cluster.client
     with cluster.answering():
-        job_id = client.submit_job(entrypoint=f"python -c {shlex.quote(QUESTION)}")
-        deadline = time.monotonic() + ASK_SECONDS
+        job_id = client.submit_job(entrypoint=f"python -c {shlex.quote(_QUESTION)}")
+        deadline = time.monotonic() + _ASK_SECONDS
         while (state := client.get_job_status(job_id)) not in ENDED:
             if time.monotonic() > deadline:
                 client.stop_job(job_id)
-                raise ClusterError(f"{cluster.address}: its head has started nothing within {ASK_SECONDS:.0f} s")
+                raise ClusterError(f"{cluster.address}: its head has started nothing within {_ASK_SECONDS:.0f} s")
             time.sleep(0.2)
     said = cluster.log(job_id).strip()
     while state == "SUCCEEDED" and not answer_in(said) and time.monotonic() < deadline:
@@ -231,12 +231,12 @@ def refuse_twice(submission: Submission, jobs: list[Job]) -> None:
     counting = [job for job in jobs if job.exit_status != REFUSED]
     for job in counting:
         if job.sweep == plan.name:
-            raise InputError(f"--name {plan.name!r}: that sweep is on this cluster, {told(job)}")
+            raise InputError(f"--name {plan.name!r}: that sweep is on this cluster, {_told(job)}")
         if job.plan_hash == plan.hash and not submission.named:
-            raise InputError(f"this very plan is on this cluster as {job.sweep!r}, {told(job)}")
+            raise InputError(f"this very plan is on this cluster as {job.sweep!r}, {_told(job)}")
 
 
-def told(job: Job) -> str:
+def _told(job: Job) -> str:
     """How a job stands, and what can be done instead of sending its sweep again."""
     on = f"otsweep logs {job.id} --follow" if job.state in RUNNING else f"otsweep resume {job.sweep} --address ..."
     return f"job {job.id}, {job.state.lower()}; go on with it by `{on}`, or give this one another --name"
@@ -252,7 +252,7 @@ def send(submission: Submission, cluster: Cluster, jobs: list[Job]) -> str:
     """Submit the sweep; the job's id."""
     plan = submission.plan
     metadata = {SWEEP: plan.name, HASH: plan.hash, STORAGE: submission.storage or ""}
-    return start(cluster, submission.words, metadata, jobs, space_file=submission.space_file)
+    return _start(cluster, submission.words, metadata, jobs, space_file=submission.space_file)
 
 
 def send_resume(
@@ -268,7 +268,7 @@ def send_resume(
         InputError: if it runs already.
     """
     check_name(name)
-    check_place("storage", storage)
+    _check_place("storage", storage)
     earlier = [job for job in jobs if job.sweep == name]
     if running := [job for job in earlier if job.state in RUNNING]:
         raise InputError(f"{name} runs already: follow it by `otsweep logs {running[0].id} --follow`")
@@ -278,10 +278,10 @@ def send_resume(
     options = [("--" + key.replace("_", "-"), value) for key, value in given.items() if value is not None]
     words = ("resume", name, *itertools.chain.from_iterable(options))
     metadata = {SWEEP: name, HASH: earlier[0].plan_hash if earlier else "", STORAGE: storage}
-    return start(cluster, words, metadata, jobs)
+    return _start(cluster, words, metadata, jobs)
 
 
-def start(
+def _start(
     cluster: Cluster,
     words: tuple[str, ...],
     metadata: dict[str, str],
@@ -290,7 +290,7 @@ def start(
     space_file: tuple[str, str] | None = None,
 ) -> str:
     """Send the project, and run `otsweep` with these words in it; the job's id."""
-    environment = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS), CODE_VERSION: code_version()}
+    environment = {"RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_SECONDS), CODE_VERSION: code_version()}
     with tempfile.TemporaryDirectory(prefix="otsweep-submit-") as scratch, cluster.answering():
         pack(Path(scratch), space_file)
         return cluster.client.submit_job(
@@ -305,8 +305,8 @@ def start(
 def pack(folder: Path, space_file: tuple[str, str] | None) -> None:
     """The project's source, as it is imported here, and the space."""
     root = Path(__file__).resolve().parents[2]
-    for package in PACKAGES:
-        for path in sorted(path for pattern in SOURCE for path in (root / package).rglob(pattern)):
+    for package in _PACKAGES:
+        for path in sorted(path for pattern in _SOURCE for path in (root / package).rglob(pattern)):
             target = folder / path.relative_to(root)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
@@ -315,12 +315,12 @@ def pack(folder: Path, space_file: tuple[str, str] | None) -> None:
         (folder / name).write_text(text)
 
 
-def wait_begun(cluster: Cluster, job_id: str, *, seconds: float = BEGIN_SECONDS) -> Job:
+def wait_begun(cluster: Cluster, job_id: str, *, seconds: float = _BEGIN_SECONDS) -> Job:
     """The job once it runs or has ended, so that what is wrong there is known here; or as it is after `seconds`."""
     deadline, said = time.monotonic() + seconds, False
     while (job := cluster.job(job_id)).state in RUNNING and time.monotonic() < deadline:
         if not said and cluster.log(job_id).strip():
             # What it says first may be its last words, and its end is known a moment later.
-            deadline, said = time.monotonic() + LAST_WORDS_SECONDS, True
+            deadline, said = time.monotonic() + _LAST_WORDS_SECONDS, True
         time.sleep(0.3)
     return job

@@ -93,7 +93,7 @@ def run_plan(
             asked = SweepStopper(
                 asked=lambda: interruption.asked or scribe.trouble is not None or budget.overrun(), spent=budget.spent
             )
-            make_tuner(plan, task, results, scribe, asked, scratch, packs).fit()
+            _make_tuner(plan, task, results, scribe, asked, scratch, packs).fit()
             if scribe.trouble is not None:
                 raise scribe.trouble
     return not interruption.asked
@@ -110,7 +110,7 @@ def make_rungs(plan: SweepPlan, results: SweepState) -> Rungs:
     return rungs
 
 
-def make_tuner(
+def _make_tuner(
     plan: SweepPlan,
     task: Task,
     results: SweepState,

@@ -24,14 +24,14 @@ from trainer.files.atomic import patiently
 from trainer.report import collapse
 
 
-def never() -> bool:
+def _never() -> bool:
     return False
 
 
 class SweepStopper(tune.Stopper):
     """Tells Ray Tune to stop each trial at its next epoch once the budget is `spent`, and all at once if so `asked`."""
 
-    def __init__(self, *, asked: Callable[[], bool] = never, spent: Callable[[], bool] = never) -> None:
+    def __init__(self, *, asked: Callable[[], bool] = _never, spent: Callable[[], bool] = _never) -> None:
         self.asked, self.spent = asked, spent
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:

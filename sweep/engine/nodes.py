@@ -13,8 +13,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from sweep.plan.remote_storage import UrlStore, is_url
 from trainer.errors import InputError
 
-PROBE = ".probe-"
-LOOK_SECONDS = 60.0
+_PROBE = ".probe-"
+_LOOK_SECONDS = 60.0
 """A network file system that answers slower than this is as good as none."""
 
 NODE_DIED = "its node has died"
@@ -22,13 +22,13 @@ NODE_DIED = "its node has died"
 
 
 @ray.remote(num_cpus=0, max_retries=0)
-def look(folder: str, secret: str, node: str) -> str:
+def _look(folder: str, secret: str, node: str) -> str:
     """On a node: read what the driver wrote, and write something back; what went wrong, or nothing."""
     try:
-        store = store_at(folder)
-        if store.read(f"{PROBE}{secret}").decode() != secret:
+        store = _store_at(folder)
+        if store.read(f"{_PROBE}{secret}").decode() != secret:
             return "holds another file than the driver wrote"
-        store.write(f"{PROBE}{secret}-{node}", node.encode())
+        store.write(f"{_PROBE}{secret}-{node}", node.encode())
     except InputError as error:
         return f"can't be used there: {error}"
     except FileNotFoundError:
@@ -50,30 +50,30 @@ def check_storage(storage: str, progress: Callable[[str, int, int], None]) -> No
     nodes = [node for node in ray.nodes() if node["Alive"]]
     if len(nodes) < 2:
         return
-    secret, store = secrets.token_hex(8), store_at(storage)
+    secret, store = secrets.token_hex(8), _store_at(storage)
     try:
-        store.write(f"{PROBE}{secret}", secret.encode())
-        asked = {node["NodeID"]: look_from(node["NodeID"], storage, secret) for node in nodes}
+        store.write(f"{_PROBE}{secret}", secret.encode())
+        asked = {node["NodeID"]: _look_from(node["NodeID"], storage, secret) for node in nodes}
         for done, node in enumerate(nodes):
             progress("storage, seen from every node", done, len(nodes))
-            trouble = answer(asked[node["NodeID"]])
-            if not trouble and f"{PROBE}{secret}-{node['NodeID']}" not in store.names():
+            trouble = _answer(asked[node["NodeID"]])
+            if not trouble and f"{_PROBE}{secret}-{node['NodeID']}" not in store.names():
                 trouble = "takes files there that this machine does not see"
             if trouble:
                 raise InputError(
-                    f"--storage {storage}: {trouble} (node {name_of(node)}); give a folder that every node mounts"
+                    f"--storage {storage}: {trouble} (node {_name_of(node)}); give a folder that every node mounts"
                 )
     finally:
         for name in store.names():
-            if name.startswith(f"{PROBE}{secret}"):
+            if name.startswith(f"{_PROBE}{secret}"):
                 store.delete(name)
 
 
-def store_at(storage: str) -> UrlStore | PlainFolder:
-    return UrlStore(storage) if is_url(storage) else PlainFolder(storage)
+def _store_at(storage: str) -> UrlStore | _PlainFolder:
+    return UrlStore(storage) if is_url(storage) else _PlainFolder(storage)
 
 
-class PlainFolder:
+class _PlainFolder:
     """As `trainer.checkpoint.FolderStore`, of which the driver would pay with the time to load torch."""
 
     def __init__(self, folder: str) -> None:
@@ -92,22 +92,22 @@ class PlainFolder:
         (self.folder / name).unlink(missing_ok=True)
 
 
-def look_from(node_id: str, storage: str, secret: str) -> ray.ObjectRef:
+def _look_from(node_id: str, storage: str, secret: str) -> ray.ObjectRef:
     there = NodeAffinitySchedulingStrategy(node_id, soft=False)
-    return look.options(scheduling_strategy=there).remote(storage, secret, node_id)
+    return _look.options(scheduling_strategy=there).remote(storage, secret, node_id)
 
 
-def answer(asked: ray.ObjectRef) -> str:
+def _answer(asked: ray.ObjectRef) -> str:
     """What a node said; one that left meanwhile needs no storage."""
     try:
-        return ray.get(asked, timeout=LOOK_SECONDS)
+        return ray.get(asked, timeout=_LOOK_SECONDS)
     except GetTimeoutError:
-        return f"does not answer within {LOOK_SECONDS:.0f} s"
+        return f"does not answer within {_LOOK_SECONDS:.0f} s"
     except RayError as error:
         return f"can't be asked for there: {str(error).splitlines()[0]}"
 
 
-def name_of(node: dict[str, object]) -> str:
+def _name_of(node: dict[str, object]) -> str:
     """As people know it: its address, and of several on one machine the beginning of its id."""
     return f"{node['NodeManagerAddress']}, {str(node['NodeID'])[:8]}"
 

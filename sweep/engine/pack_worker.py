@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from trainer.training.pack import Lane
 
 
-PATIENCE = 0.25
+_PATIENCE = 0.25
 """Of an epoch's seconds: how long those that are there wait for others who trained with them before."""
 
 PAUSE_SECONDS = 0.2
 """Between two looks for a free place, or for a pack that went away."""
 
-LAST_WORDS_SECONDS = 1.0
+_LAST_WORDS_SECONDS = 1.0
 """Between what a pack says when it can't go on, and its end."""
 
 
@@ -42,7 +42,7 @@ class PackFailed(PackLost):
 
 
 @dataclass(eq=False)
-class PackSlot:
+class _PackSlot:
     """A place in a pack, with the trial that has it."""
 
     number: int
@@ -60,7 +60,7 @@ class PackSlot:
     """When the worker asked."""
 
 
-class LastEpoch(NamedTuple):
+class _LastEpoch(NamedTuple):
     """The last epoch of a structure."""
 
     trials: int = 0
@@ -83,10 +83,10 @@ class PackWorker:
         self.task, self.size = task, size
         self.on_gpu = task.use_gpu and torch.cuda.is_available()
         self.pack = Pack(evaluation_of(task), shared(task), ladder=task.ladder, device="cuda" if self.on_gpu else "cpu")
-        self.places: dict[int, PackSlot] = {}
+        self.places: dict[int, _PackSlot] = {}
         self.changed = threading.Condition()
         """Guards the places; told when a worker begins to wait."""
-        self.last: dict[Hashable, LastEpoch] = {}
+        self.last: dict[Hashable, _LastEpoch] = {}
         self.idle_since = time.monotonic()
         threading.Thread(target=self.serve, daemon=True).start()
 
@@ -96,7 +96,7 @@ class PackWorker:
 
     async def offer(self, config: dict[str, Any]) -> tuple[int, int]:
         """How many trials of a configuration's structure are here, and how many places are free."""
-        structure = structure_of(TrialConfig.from_mapping(config))
+        structure = _structure_of(TrialConfig.from_mapping(config))
         with self.changed:
             alike = sum(place.structure == structure for place in self.places.values())
             return alike, self.size - len(self.places)
@@ -109,7 +109,7 @@ class PackWorker:
             self.vacate(number)
             if len(self.places) >= self.size:
                 return ""
-            self.places[number] = PackSlot(number, trial, structure_of(trial))
+            self.places[number] = _PackSlot(number, trial, _structure_of(trial))
         return await self.node()
 
     async def leave(self, number: int) -> None:
@@ -153,7 +153,7 @@ class PackWorker:
             with self.changed:
                 for place in self.waiting():
                     self.answer(place, PackFailed(reason))
-            time.sleep(LAST_WORDS_SECONDS)
+            time.sleep(_LAST_WORDS_SECONDS)
             os._exit(1)
 
     def turn(self) -> None:
@@ -172,13 +172,13 @@ class PackWorker:
             begun = time.monotonic()
             self.advance(together)
             self.idle_since = time.monotonic()
-            self.last[together[0].structure] = LastEpoch(len(together), self.idle_since - begun)
+            self.last[together[0].structure] = _LastEpoch(len(together), self.idle_since - begun)
 
-    def waiting(self) -> list[PackSlot]:
+    def waiting(self) -> list[_PackSlot]:
         """Those whose workers wait, the longest first."""
         return sorted((each for each in self.places.values() if each.answer is not None), key=lambda each: each.since)
 
-    def gather(self) -> list[PackSlot]:
+    def gather(self) -> list[_PackSlot]:
         """All who wait for an epoch and are of the structure that has waited longest; nobody yet, while others who
         trained with them before are still worth waiting for."""
         with self.changed:
@@ -186,14 +186,14 @@ class PackWorker:
             together = [each for each in waiting if each.structure == waiting[0].structure]
             if not together:
                 return []
-            last = self.last.get(together[0].structure, LastEpoch())
-            until = max(together[0].since, self.idle_since) + PATIENCE * last.seconds
+            last = self.last.get(together[0].structure, _LastEpoch())
+            until = max(together[0].since, self.idle_since) + _PATIENCE * last.seconds
             if len(together) >= last.trials or time.monotonic() >= until:
                 return together
             self.changed.wait(until - time.monotonic())
             return []
 
-    def begin(self, place: PackSlot) -> None:
+    def begin(self, place: _PackSlot) -> None:
         """Build a trial's model, or take up its last checkpoint."""
         import torch
 
@@ -205,14 +205,14 @@ class PackWorker:
         except Exception as error:  # noqa: BLE001 - a trial may fail in any way, and the others go on
             self.tell(place, error)
 
-    def advance(self, places: Sequence[PackSlot]) -> None:
+    def advance(self, places: Sequence[_PackSlot]) -> None:
         """The next report of each."""
         lanes = {place: place.lane for place in places if place.lane is not None}
         said = self.pack.advance(list(lanes.values()))
         for place, lane in lanes.items():
             self.tell(place, said[lane])
 
-    def tell(self, place: PackSlot, said: EpochReport | Exception) -> None:
+    def tell(self, place: _PackSlot, said: EpochReport | Exception) -> None:
         """Answer a worker."""
         result = result_of(said, place.warnings, self.footprint)
         with self.changed:
@@ -223,7 +223,7 @@ class PackWorker:
         host, gpu, gpu_total = measure(gpu=self.on_gpu)
         return Footprint(host // self.size, gpu // self.size, gpu_total)
 
-    def answer(self, place: PackSlot, said: dict[str, Any] | PackLost) -> None:
+    def answer(self, place: _PackSlot, said: dict[str, Any] | PackLost) -> None:
         """Hand out what a worker waits for, if it does."""
         answer, place.answer = place.answer, None
         if answer is None or answer.cancelled():
@@ -234,7 +234,7 @@ class PackWorker:
             answer.set_result(said)
 
 
-def structure_of(config: TrialConfig) -> Hashable:
+def _structure_of(config: TrialConfig) -> Hashable:
     """Equal for trials that can share a vectorised step."""
     from trainer.training.pack import structure
 

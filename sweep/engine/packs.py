@@ -32,7 +32,7 @@ LIGHT: dict[str, float] = {"cpu": 0, "memory": 1}
 """What Ray keeps for the worker of a packed trial. Ray Tune wants it to be something; a byte of memory is to be had, a
 share of a core is not where packs hold all cores."""
 
-ANSWER_SECONDS = 0.2
+_ANSWER_SECONDS = 0.2
 """How long a worker that looks for a place waits for other packs to answer, once one has."""
 
 
@@ -49,7 +49,7 @@ class PackedTrial(tune.Trainable):
 
     def begin(self, config: dict[str, Any]) -> None:
         self.number: int = config["number"]
-        self.pack, self.node = find_place(self.packs, self.number, config["config"])
+        self.pack, self.node = _find_place(self.packs, self.number, config["config"])
 
     def step(self) -> dict[str, Any]:
         try:
@@ -58,27 +58,27 @@ class PackedTrial(tune.Trainable):
         except RayTaskError as error:
             raise (error.cause if isinstance(error.cause, PackLost) else PackLost(str(error.cause))) from None
         except RayActorError:
-            raise PackLost(await_fate(self.pack, self.node)) from None
+            raise PackLost(_await_fate(self.pack, self.node)) from None
 
 
-def find_place(packs: Sequence[ActorHandle], number: int, config: dict[str, Any]) -> tuple[ActorHandle, str]:
+def _find_place(packs: Sequence[ActorHandle], number: int, config: dict[str, Any]) -> tuple[ActorHandle, str]:
     """A pack with a place for a trial, which is the trial's from now on, and the id of the pack's node; waits for one.
 
     Of several packs it is the one with most trials of the same structure, and of these the one with most room.
     """
     while True:
-        offers = answers({pack.offer.remote(config): pack for pack in packs})
+        offers = _answers({pack.offer.remote(config): pack for pack in packs})
         for pack, (_, free) in sorted(offers.items(), key=lambda each: each[1], reverse=True):
-            joined = answers({pack.join.remote(number, config): pack}) if free else {}
+            joined = _answers({pack.join.remote(number, config): pack}) if free else {}
             if node := joined.get(pack):
                 return pack, node
         time.sleep(PAUSE_SECONDS)
 
 
-def answers(asked: Mapping[ray.ObjectRef, ActorHandle]) -> dict[ActorHandle, Any]:
+def _answers(asked: Mapping[ray.ObjectRef, ActorHandle]) -> dict[ActorHandle, Any]:
     """What packs said, without those that are slow, or not there."""
     said, others = ray.wait(list(asked))
-    said += ray.wait(others, num_returns=len(others), timeout=ANSWER_SECONDS)[0] if others else []
+    said += ray.wait(others, num_returns=len(others), timeout=_ANSWER_SECONDS)[0] if others else []
     found = {}
     for reference in said:
         with contextlib.suppress(RayError):
@@ -86,7 +86,7 @@ def answers(asked: Mapping[ray.ObjectRef, ActorHandle]) -> dict[ActorHandle, Any
     return found
 
 
-def await_fate(pack: ActorHandle, node: str) -> str:
+def _await_fate(pack: ActorHandle, node: str) -> str:
     """What became of a pack that was lost, once that is known: its node has died, or its process alone."""
     while True:
         known = True

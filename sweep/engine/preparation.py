@@ -22,7 +22,7 @@ from trainer.files.atomic import patiently, write_whole
 WAIT_SECONDS = 1.0
 """Between two looks at whether somebody asked to stop, while nothing is heard from a worker."""
 
-TOLD_SECONDS = 0.2
+_TOLD_SECONDS = 0.2
 """Between two words on the preparation's progress."""
 
 Progress = Callable[[str, int, int], None]
@@ -44,7 +44,7 @@ def make_task(plan: SweepPlan) -> Task:
 
 
 @ray.remote
-def prepare_remotely(task: Task) -> Iterator[tuple[str, int, int] | DataSummary]:
+def _prepare_remotely(task: Task) -> Iterator[tuple[str, int, int] | DataSummary]:
     """The preparation on a worker, so that the driver needs no torch; yields its progress, then what it found."""
     import queue
     import threading
@@ -62,7 +62,7 @@ def prepare_remotely(task: Task) -> Iterator[tuple[str, int, int] | DataSummary]
     threading.Thread(target=work).start()
     told = 0.0
     while isinstance(news := said.get(), tuple):
-        if time.monotonic() - told > TOLD_SECONDS:
+        if time.monotonic() - told > _TOLD_SECONDS:
             told = time.monotonic()
             yield news
     if isinstance(news, Exception):
@@ -72,7 +72,7 @@ def prepare_remotely(task: Task) -> Iterator[tuple[str, int, int] | DataSummary]
 
 def prepare(task: Task, plan: SweepPlan, progress: Progress, interruption: SignalHandler) -> DataSummary | None:
     """Everything that all trials share, computed once before the first of them starts; None if interrupted."""
-    news: Any = prepare_remotely.options(num_cpus=1, num_gpus=plan.gpus_per_trial).remote(task)
+    news: Any = _prepare_remotely.options(num_cpus=1, num_gpus=plan.gpus_per_trial).remote(task)
     try:
         while True:
             ready, _ = ray.wait([news], timeout=WAIT_SECONDS)

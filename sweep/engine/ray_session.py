@@ -11,7 +11,7 @@ import ray
 
 from trainer.errors import InputError, OtsweepError
 
-STARTS = 4
+_STARTS = 4
 """How often Ray is started on a machine that is busy."""
 
 
@@ -28,9 +28,9 @@ def ray_session() -> Iterator[None]:
         except ConnectionError as error:
             raise InputError(f"RAY_ADDRESS={address}: no Ray cluster answers there ({error})") from None
     else:
-        start_ray(**quiet)
-    trim_environments()
-    silence_raylets()
+        _start_ray(**quiet)
+    _trim_environments()
+    _silence_raylets()
     # Ray Tune's errors are trials that failed, and those are told in our own words.
     for name in ("ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -40,14 +40,14 @@ def ray_session() -> Iterator[None]:
         ray.shutdown()
 
 
-def start_ray(**options: Any) -> None:
+def _start_ray(**options: Any) -> None:
     """A Ray of this process's own. It gives itself 30 s, which a busy machine may need: then it is started anew.
 
     Raises:
         OtsweepError: if that was to no avail.
     """
-    start_what_is_needed()
-    for _ in range(STARTS):
+    _start_what_is_needed()
+    for _ in range(_STARTS):
         try:
             ray.init(address="local", include_dashboard=False, **options)
             return
@@ -58,14 +58,14 @@ def start_ray(**options: Any) -> None:
     raise OtsweepError("Ray did not start: this machine is too busy; `otsweep resume` goes on once it is less so")
 
 
-def silence_raylets() -> None:
+def _silence_raylets() -> None:
     """Ray prints pages of a lost node's logs into the sweep's own, and has no switch for that."""
     from ray._private import worker
 
     worker.print_to_stdstream = lambda data, ignore_prefix=False: None
 
 
-def start_what_is_needed() -> None:
+def _start_what_is_needed() -> None:
     """A Ray of this process's own would start a dashboard's server, an autoscaler's monitor and a reader of logs too:
     nobody asks them here, and each takes seconds of a core and 100 MB. Ray has no switch for that."""
     from ray._private.node import Node
@@ -74,7 +74,7 @@ def start_what_is_needed() -> None:
         setattr(Node, start, lambda *_, **__: None)
 
 
-def trim_environments() -> None:
+def _trim_environments() -> None:
     """Ray Tune would send this process's AWS keys along with every trial, and Ray's agents write what they are sent
     into their logs. Every node has keys of its own, in its own environment.
 

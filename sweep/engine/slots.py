@@ -15,7 +15,7 @@ from sweep.plan.plan import SweepPlan
 from sweep.search.budget import Budget
 from trainer.errors import InputError
 
-MEMORY_SHARE = 0.9
+_MEMORY_SHARE = 0.9
 """Of a GPU's memory that trials may take together: allocators leave gaps. Of a node's, Ray has taken its own share."""
 
 
@@ -31,13 +31,13 @@ class Node(NamedTuple):
         """How many trials that ask for so much it holds. A share of a GPU lies on one GPU; whole ones are whole."""
         limits = []
         if cpus > 0:
-            limits.append(whole(self.cpus / cpus))
+            limits.append(_whole(self.cpus / cpus))
         if gpus > 0:
-            limits.append(int(self.gpus) * whole(1 / gpus) if gpus < 1 else whole(self.gpus / gpus))
+            limits.append(int(self.gpus) * _whole(1 / gpus) if gpus < 1 else _whole(self.gpus / gpus))
         return min(limits)
 
 
-def whole(ratio: float) -> int:
+def _whole(ratio: float) -> int:
     """How many times one goes into the other, where 1 / 0.1 is 10 whatever the last bit says."""
     return int(ratio + 1e-9)
 
@@ -48,14 +48,14 @@ def nodes() -> list[Node]:
     return [Node(offer.get("CPU", 0), offer.get("GPU", 0), int(offer.get("memory", 0))) for offer in offers]
 
 
-def fitting_now(plan: SweepPlan) -> int:
+def _fitting_now(plan: SweepPlan) -> int:
     """How many trials the nodes that are there now hold, by what is asked for."""
     return plan.pack * sum(node.fitting(cpus=plan.cpus_per_trial, gpus=plan.gpus_per_trial) for node in nodes())
 
 
 def slots_now(plan: SweepPlan, concurrent: int) -> int:
     """Of the trials that may run at once, how many the nodes that are there now let run; 1 where there is none yet."""
-    return max(1, min(fitting_now(plan), concurrent, plan.trials))
+    return max(1, min(_fitting_now(plan), concurrent, plan.trials))
 
 
 def concurrency(plan: SweepPlan, progress: Callable[[str, int, int], None]) -> int:
@@ -70,18 +70,18 @@ def concurrency(plan: SweepPlan, progress: Callable[[str, int, int], None]) -> i
             none of what is asked for, nodes with it may come.
     """
     have, on_cluster = nodes(), bool(os.environ.get("RAY_ADDRESS"))
-    fits = fitting_now(plan)
+    fits = _fitting_now(plan)
     lacking = {"CPU": plan.cpus_per_trial > sum(node.cpus for node in have) == 0}
     lacking |= {"GPU": plan.gpus_per_trial > sum(node.gpus for node in have) == 0}
     if fits == 0 and not (on_cluster and any(lacking.values())):
-        raise InputError(infeasible(plan, have))
+        raise InputError(_infeasible(plan, have))
     if fits == 0:
         progress(f"waiting for a node with a {' and a '.join(kind for kind, none in lacking.items() if none)}", 0, 1)
     most = max(fits, plan.trials) if on_cluster else fits
     return min(most, plan.max_concurrent or most)
 
 
-def infeasible(plan: SweepPlan, have: list[Node]) -> str:
+def _infeasible(plan: SweepPlan, have: list[Node]) -> str:
     """What was asked for in vain, and what there is."""
     most = {"cpus": max(node.cpus for node in have), "gpus": max(node.gpus for node in have)}
     need = {"cpus": plan.cpus_per_trial, "gpus": plan.gpus_per_trial}
@@ -127,9 +127,9 @@ class Slots:
         gpus = self.plan.gpus_per_trial
         if self.most.gpu:
             # Trials on one GPU share its memory, however small a share of the GPU each asks for.
-            gpus = max(gpus, min(1.0, self.most.gpu / (MEMORY_SHARE * self.most.gpu_total)))
+            gpus = max(gpus, min(1.0, self.most.gpu / (_MEMORY_SHARE * self.most.gpu_total)))
         fits = (
-            min(node.fitting(cpus=self.plan.cpus_per_trial, gpus=gpus), whole(node.memory / max(1, self.most.host)))
+            min(node.fitting(cpus=self.plan.cpus_per_trial, gpus=gpus), _whole(node.memory / max(1, self.most.host)))
             for node in nodes()
         )
         return max(1, min(self.concurrent, sum(fits)))

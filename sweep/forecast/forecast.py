@@ -29,19 +29,19 @@ from sweep.forecast.measured import ENDING_SECONDS, Packing, ProfileResult, Time
 from sweep.forecast.quantities import EXPECTED, HIGH, HOUR, LOW, Span, size
 from sweep.forecast.rungs import RungForecast, expected_rungs, length, may_be_drawn, mean_epochs, place, trial_lengths
 
-MLFLOW_BYTES = 330
+_MLFLOW_BYTES = 330
 """Of a metric's value in MLflow's SQLite store, with all that comes with it: 33 MB per 1,000 runs of 100 values."""
 
 KEPT_CHECKPOINTS = 2
 """As in `trainer.checkpoint`, which needs torch."""
 
-LEDGER_TRIALS, LEDGER_EPOCHS = 20, 50
+_LEDGER_TRIALS, _LEDGER_EPOCHS = 20, 50
 """From so many trials, and at most so many epochs of each, the ledger's size is told."""
 
-PAYS = 1.2
+_PAYS = 1.2
 """The gain from which a pack is worth to wait for its slowest."""
 
-BUSY = 1.3
+_BUSY = 1.3
 """How much slower than an idle machine one is said to be busy."""
 
 
@@ -146,19 +146,19 @@ def make_forecast(plan: SweepPlan, measured: ProfileResult) -> Forecast:
         ),
         cpu_hours=held.times(plan.cpu_share / HOUR),
         gpu_hours=held.times(plan.gpu_share / HOUR),
-        cheapest=described(plan, drawn[order[0]]),
-        dearest=described(plan, drawn[order[-1]]),
+        cheapest=_described(plan, drawn[order[0]]),
+        dearest=_described(plan, drawn[order[-1]]),
         timed=len(measured.timed),
-        memory=memory(measured),
-        storage=storage(plan, measured, epochs.expected, trials.expected),
-        logged=logged(plan, measured),
+        memory=_memory(measured),
+        storage=_storage(plan, measured, epochs.expected, trials.expected),
+        logged=_logged(plan, measured),
         packing=measured.pack,
         slowness=slowness,
-        remarks=list(remarks(plan, measured, trials, running.expected / slowness, slowness)),
+        remarks=list(_remarks(plan, measured, trials, running.expected / slowness, slowness)),
     )
 
 
-def described(plan: SweepPlan, timed: TimedConfiguration) -> dict[str, Any]:
+def _described(plan: SweepPlan, timed: TimedConfiguration) -> dict[str, Any]:
     """A configuration and what it costs."""
     config, cost = timed.candidate.config, timed.cost
     return {
@@ -174,7 +174,7 @@ def described(plan: SweepPlan, timed: TimedConfiguration) -> dict[str, Any]:
 # ----------------------------------------------------------------------------------------------- memory, storage, logs
 
 
-def memory(measured: ProfileResult) -> dict[str, int]:
+def _memory(measured: ProfileResult) -> dict[str, int]:
     footprint = measured.footprint
     return {
         "host": footprint.host,
@@ -184,28 +184,28 @@ def memory(measured: ProfileResult) -> dict[str, int]:
     }
 
 
-def storage(plan: SweepPlan, measured: ProfileResult, epochs: float, trials: float) -> dict[str, int]:
+def _storage(plan: SweepPlan, measured: ProfileResult, epochs: float, trials: float) -> dict[str, int]:
     """Bytes that the sweep leaves behind."""
     checkpoint, model = (
         fmean(getattr(each.cost, name) for each in measured.timed) for name in ("checkpoint_bytes", "model_bytes")
     )
     kept = min(KEPT_CHECKPOINTS, plan.epochs_per_trial)
-    values = len(metric_names(measured)) * epochs
+    values = len(_metric_names(measured)) * epochs
     return {
         "checkpoints": round(trials * (kept * checkpoint + model)),
         "ledger": round(ledger_bytes(plan, measured, epochs / max(1.0, trials)) * trials),
-        "mlflow": round(values * MLFLOW_BYTES),
+        "mlflow": round(values * _MLFLOW_BYTES),
         "model": round(model) if plan.keep_models != "none" else 0,
     }
 
 
 def ledger_bytes(plan: SweepPlan, measured: ProfileResult, epochs: float) -> float:
     """Of one trial: from a ledger of a few, written as the sweep writes it, with the table that is made of it."""
-    generator, count = random.Random(0), max(1, min(round(epochs), LEDGER_EPOCHS))
+    generator, count = random.Random(0), max(1, min(round(epochs), _LEDGER_EPOCHS))
     with tempfile.TemporaryDirectory(prefix="otsweep-ledger-") as scratch:
         folder = Path(scratch)
         with LedgerWriter(folder) as ledger:
-            for number in range(LEDGER_TRIALS):
+            for number in range(_LEDGER_TRIALS):
                 candidate, cost = measured.timed[number % len(measured.timed)]
                 now = time.time() + number
                 ledger.started(number, config=candidate.config, seed=0, attempt=1, host="", time=now)
@@ -216,37 +216,37 @@ def ledger_bytes(plan: SweepPlan, measured: ProfileResult, epochs: float) -> flo
                 ledger.ended(number, state="finished", time=now, held=now)
         read_ledger(folder).write_parquet(folder / "ledger.parquet")
         size = sum(path.stat().st_size for path in folder.rglob("*.parquet"))
-    return size / LEDGER_TRIALS * epochs / count
+    return size / _LEDGER_TRIALS * epochs / count
 
 
-def metric_names(measured: ProfileResult) -> list[str]:
+def _metric_names(measured: ProfileResult) -> list[str]:
     """Of all that some trial says after an epoch."""
     names = dict.fromkeys(name for each in measured.timed for name in each.cost.report)
     return [name for name in names if name not in ("epoch", "final")]
 
 
-def logged(plan: SweepPlan, measured: ProfileResult) -> dict[str, Any]:
+def _logged(plan: SweepPlan, measured: ProfileResult) -> dict[str, Any]:
     """What MLflow will hold."""
     return {
         "mlflow_uri": plan.mlflow_uri,
         "experiment": plan.space.name,
         "runs": 1 + plan.trials,
-        "metrics": metric_names(measured),
+        "metrics": _metric_names(measured),
         "parameters": list(TrialConfig.fields()),
         "artifacts": ["front/front.html", "front/front.png", "front/front.csv", "front/trials.json"],
         "models": plan.keep_models,
     }
 
 
-def remarks(plan: SweepPlan, measured: ProfileResult, trials: Span, idle: float, slowness: float) -> Iterator[str]:
+def _remarks(plan: SweepPlan, measured: ProfileResult, trials: Span, idle: float, slowness: float) -> Iterator[str]:
     """What a person should know before it is run."""
-    if slowness > BUSY:
+    if slowness > _BUSY:
         yield (
             f"other work takes the processors: all takes {slowness:.1f} times as long as where nothing else runs; "
             f"there the trials would take about {duration(idle)}"
         )
     if measured.pack:
-        yield told_packing(*measured.pack)
+        yield _told_packing(*measured.pack)
     largest, have = measured.footprint.host * measured.slots, sum(node.memory for node in measured.nodes)
     if 0 < have < largest:
         yield f"{measured.slots} trials take {size(largest)} of memory, of {size(have)}: give --max-concurrent auto"
@@ -262,7 +262,7 @@ def remarks(plan: SweepPlan, measured: ProfileResult, trials: Span, idle: float,
         yield f"--stop-when-flat {plan.stop_when_flat}: may end it from trial {plan.stop_when_flat + 1} on"
 
 
-def told_packing(lanes: int, gain: float) -> str:
+def _told_packing(lanes: int, gain: float) -> str:
     """Whether it is worth to pack, for people."""
-    pays = "pays" if gain > PAYS else "does not pay"
+    pays = "pays" if gain > _PAYS else "does not pay"
     return f"--pack {lanes} {pays} here: steps of {lanes} trials are {gain:.2g} times as fast as one after the other"

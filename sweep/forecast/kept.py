@@ -58,14 +58,14 @@ def begin_forecast(plan: SweepPlan, slots: int) -> None:
     with contextlib.suppress(OSError, InputError):
         path, kept = plan.folder / FORECAST, kept_at(plan)
         pull(plan.cache_dir, only=kept.name)
-        planned = read_forecast(path).get("planned") or read_forecast(kept) or None
+        planned = _read_forecast(path).get("planned") or _read_forecast(kept) or None
         if planned and plan.measure_memory:
             slots = planned["slots"]  # this sweep finds out later
         write_whole(path, json.dumps({"slots": slots, "planned": planned}, indent=2).encode())
         push(path)
 
 
-def read_forecast(path: Path) -> dict[str, Any]:
+def _read_forecast(path: Path) -> dict[str, Any]:
     """What a file tells; nothing where it is missing or damaged."""
     try:
         content = json.loads(path.read_bytes())
@@ -80,7 +80,7 @@ def describe_cost(plan: SweepPlan, results: SweepState) -> str:
 
     Told by the seconds that trials held their slots, which no pause between two runs is in.
     """
-    known = read_forecast(plan.folder / FORECAST)
+    known = _read_forecast(plan.folder / FORECAST)
     slots = known.get("slots")
     if not slots or not results.ended:
         return ""

@@ -37,20 +37,20 @@ from trainer.config import TrialConfig
 from trainer.cost import Cost
 from trainer.errors import InputError, OtsweepError
 
-SECONDS = 30.0
+_SECONDS = 30.0
 """No further configuration is begun after so many seconds of timing; the cheapest and the dearest are in any case."""
 
-MOST_DRAWN = 24
+_MOST_DRAWN = 24
 """Configurations drawn to be timed."""
 
-FEW_LANES = {"cpu": 4, "gpu": 16}
+_FEW_LANES = {"cpu": 4, "gpu": 16}
 """Of a pack that is tried where the plan has none."""
 
-WORK = {"mlp": 1.0, "cnn": 3.0, "resnet18": 100.0}
+_WORK = {"mlp": 1.0, "cnn": 3.0, "resnet18": 100.0}
 """Of a pass through an architecture: only which is more matters."""
 
 
-class ProfileWorker:
+class _ProfileWorker:
     """A slot that times configurations; torch is imported here alone."""
 
     def __init__(self, task: Task) -> None:
@@ -98,7 +98,7 @@ class ProfileWorker:
         return self.timer.stages.seconds(self.task.invariance_norms)
 
 
-def profile_plan(plan: SweepPlan, progress: Progress, *, seconds: float = SECONDS) -> ProfileResult:
+def profile_plan(plan: SweepPlan, progress: Progress, *, seconds: float = _SECONDS) -> ProfileResult:
     """Time what the plan would run, on this machine or the cluster that this runs in.
 
     Args:
@@ -116,14 +116,14 @@ def profile_plan(plan: SweepPlan, progress: Progress, *, seconds: float = SECOND
         slots = slots_now(plan, concurrent)
         ray_seconds, begun = time.monotonic() - begun, time.monotonic()
         progress("opening the data", 0, 1)
-        actor: Any = ray.remote(num_cpus=plan.cpus_per_trial, num_gpus=plan.gpus_per_trial)(ProfileWorker)
+        actor: Any = ray.remote(num_cpus=plan.cpus_per_trial, num_gpus=plan.gpus_per_trial)(_ProfileWorker)
         workers = [actor.remote(task) for _ in range(max(1, slots // plan.pack))]
         try:
             ray.get([worker.open.remote() for worker in workers])
             worker_seconds = time.monotonic() - begun
-            timed, failed, footprint = time_all(workers, list(candidates(plan)), progress, seconds)
+            timed, failed, footprint = _time_all(workers, list(candidates(plan)), progress, seconds)
             progress("timing a pack", 0, 1)
-            pack = time_pack(workers[0], plan, timed)
+            pack = _time_pack(workers[0], plan, timed)
             progress("timing what of the preparation is missing", 0, 1)
             preparation: Any = ray.get(workers[0].preparation.remote())
         except RayTaskError as error:
@@ -141,7 +141,7 @@ def profile_plan(plan: SweepPlan, progress: Progress, *, seconds: float = SECOND
         )
 
 
-def time_all(
+def _time_all(
     workers: list[Any], waiting: list[Candidate], progress: Progress, seconds: float
 ) -> tuple[list[TimedConfiguration], list[str], Footprint]:
     """Every worker takes the next configuration once it is done with one, until the seconds are over."""
@@ -171,12 +171,12 @@ def time_all(
     return timed, failed, footprint
 
 
-def time_pack(worker: Any, plan: SweepPlan, timed: list[TimedConfiguration]) -> Packing | None:
+def _time_pack(worker: Any, plan: SweepPlan, timed: list[TimedConfiguration]) -> Packing | None:
     """Trials of the configuration whose step takes the median time, side by side in one pack."""
     if not timed:
         return None
     usual = sorted(timed, key=lambda each: each.cost.step)[len(timed) // 2]
-    lanes = plan.pack if plan.pack > 1 else FEW_LANES["gpu" if plan.gpus_per_trial else "cpu"]
+    lanes = plan.pack if plan.pack > 1 else _FEW_LANES["gpu" if plan.gpus_per_trial else "cpu"]
     return ray.get(worker.pack_gain.remote(usual.candidate.config, lanes))
 
 
@@ -189,14 +189,14 @@ def candidates(plan: SweepPlan) -> Iterator[Candidate]:
     )
     fixed = {} if plan.epochs is None else {"epochs": plan.epochs}
     points = min(len(plan.space.points), plan.configurations)
-    for number in range(min(plan.configurations, points + MOST_DRAWN)):
+    for number in range(min(plan.configurations, points + _MOST_DRAWN)):
         config = search.propose().config | fixed
         yield Candidate(config, point=number) if number < points else Candidate(config, drawn=True)
 
 
 def extremes(space: Space, epochs: int) -> Iterator[dict[str, Any]]:
     """Corners of the space: that of least work, then of every regulariser that of most, the most first."""
-    corners = [{**config, "epochs": epochs} for config in space.grid(COST_KNOBS)]
+    corners = [{**config, "epochs": epochs} for config in space.grid(_COST_KNOBS)]
     yield min(corners, key=work)
     dearest: dict[str, dict[str, Any]] = {}
     for config in sorted(corners, key=work):
@@ -204,7 +204,7 @@ def extremes(space: Space, epochs: int) -> Iterator[dict[str, Any]]:
     yield from sorted(dearest.values(), key=work, reverse=True)
 
 
-COST_KNOBS = (
+_COST_KNOBS = (
     "architecture",
     "regularizer",
     "sensitivity_weight",
@@ -231,4 +231,4 @@ def work(values: dict[str, Any]) -> float:
     )
     passes = attack + 3.0 * (1 + config.uses_sensitivity + config.uses_invariance) + 0.1 * (config.norm_weight > 0)
     # The less entropy, the more steps of the solver.
-    return WORK[config.architecture] * passes + regularised * (2.0 + 0.1 / config.entropy)
+    return _WORK[config.architecture] * passes + regularised * (2.0 + 0.1 / config.entropy)

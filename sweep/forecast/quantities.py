@@ -31,18 +31,18 @@ class Span(NamedTuple):
 
 def in_time(span: Span) -> str:
     """`1:52 (1:20 to 3:40)`."""
-    return told(*map(duration, span))
+    return _told(*map(duration, span))
 
 
 def in_hours(span: Span) -> str:
-    return told(*(f"{hours:.2g}" for hours in span))
+    return _told(*(f"{hours:.2g}" for hours in span))
 
 
 def in_counts(span: Span) -> str:
-    return told(*(f"{count:,.0f}" for count in span))
+    return _told(*(f"{count:,.0f}" for count in span))
 
 
-def told(low: str, expected: str, high: str) -> str:
+def _told(low: str, expected: str, high: str) -> str:
     return expected if low == expected == high else f"{expected} ({low} to {high})"
 
 

@@ -23,7 +23,7 @@ class RungForecast(NamedTuple):
     """How many come there."""
 
 
-class Schedule(NamedTuple):
+class _Schedule(NamedTuple):
     """Trials laid into slots."""
 
     seconds: float
@@ -97,19 +97,19 @@ def may_be_drawn(measured: ProfileResult) -> list[TimedConfiguration]:
 def trial_lengths(plan: SweepPlan, measured: ProfileResult, epochs: float, which: int) -> list[float]:
     """Seconds of every trial, in the order in which they begin: the given points, then what is drawn."""
     whole = [length(each, epochs, which) for each in may_be_drawn(measured)]
-    drawn = {LOW: [min(whole)], EXPECTED: sampled(measured, epochs), HIGH: [max(whole)]}[which]
+    drawn = {LOW: [min(whole)], EXPECTED: _sampled(measured, epochs), HIGH: [max(whole)]}[which]
     points = {each.candidate.point: length(each, epochs, which) for each in measured.timed}
     configurations = [points.get(number, drawn[number % len(drawn)]) for number in range(plan.configurations)]
     return [seconds for seconds in configurations for _ in range(plan.seeds)]
 
 
-def sampled(measured: ProfileResult, epochs: float) -> list[float]:
+def _sampled(measured: ProfileResult, epochs: float) -> list[float]:
     """Seconds of the configurations that were drawn as a sweep draws at its begin; without any, of all that may be."""
     drawn = [each for each in measured.timed if each.candidate.drawn]
     return [length(each, epochs, EXPECTED) for each in drawn or may_be_drawn(measured)]
 
 
-def place(lengths: Sequence[float], slots: int, plan: SweepPlan, *, low: bool = False) -> Schedule:
+def place(lengths: Sequence[float], slots: int, plan: SweepPlan, *, low: bool = False) -> _Schedule:
     """Trials one after the other, each into the slot that is free first, until one of the plan's budgets is spent.
 
     Args:
@@ -127,4 +127,4 @@ def place(lengths: Sequence[float], slots: int, plan: SweepPlan, *, low: bool = 
             break
         heapq.heapreplace(free, start + seconds)
         held, begun = held + seconds, begun + 1
-    return Schedule(max(free), held, begun)
+    return _Schedule(max(free), held, begun)

@@ -62,9 +62,9 @@ def lines(plan: SweepPlan, forecast: Forecast) -> Iterator[tuple[str, str]]:
     yield "epochs", in_counts(forecast.epochs)
     for rung in forecast.rungs:
         yield f"  at {rung.epoch}", f"{in_counts(rung.reach)} trials{' end' if rung is forecast.rungs[-1] else ''}"
-    yield "memory", told_memory(forecast)
+    yield "memory", _told_memory(forecast)
     kept = forecast.storage
-    model = f", and {size(kept['model'])} for each model of {KEPT[plan.keep_models]}" if kept["model"] else ""
+    model = f", and {size(kept['model'])} for each model of {_KEPT[plan.keep_models]}" if kept["model"] else ""
     whole = kept["checkpoints"] + kept["ledger"] + kept["mlflow"]
     yield (
         "storage",
@@ -86,10 +86,10 @@ def lines(plan: SweepPlan, forecast: Forecast) -> Iterator[tuple[str, str]]:
         yield "note", remark
 
 
-KEPT = {"front": "the front", "all": "a trial that finishes", "none": ""}
+_KEPT = {"front": "the front", "all": "a trial that finishes", "none": ""}
 
 
-def told_memory(forecast: Forecast) -> str:
+def _told_memory(forecast: Forecast) -> str:
     host, total, slots = forecast.memory["host"], forecast.memory["host_total"], forecast.slots
     told = f"{size(host)} a trial, {size(host * slots)} of {size(total)} at once"
     gpu = forecast.memory["gpu"]

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 
 from sweep.front.objectives import Objectives
 
-KNEE_TOLERANCE = 1e-9
+_KNEE_TOLERANCE = 1e-9
 """How far beyond the line between a front's ends a knee lies at least, in units of the front's extent: rounding."""
 
 
@@ -80,7 +80,7 @@ def knee(points: ArrayLike, objectives: Objectives) -> int | None:
     beyond = shares.sum(axis=1)
     ends = beyond[shares.argmax(axis=0)]
     best = int(beyond.argmax())
-    return int(on_front[best]) if beyond[best] > ends.max() + KNEE_TOLERANCE else None
+    return int(on_front[best]) if beyond[best] > ends.max() + _KNEE_TOLERANCE else None
 
 
 def epsilon_indicator(points: ArrayLike, other: ArrayLike, objectives: Objectives) -> float:

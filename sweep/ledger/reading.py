@@ -29,9 +29,9 @@ from sweep.ledger.records import Ledger, TrialRecord
 from trainer.errors import InputError
 
 LOG_NAME = "log.jsonl"
-PART_NAME = re.compile(r"part-(\d{12})-(\d{12})-([0-9a-f]{8})\.parquet")
-LINE = re.compile(rb'\{"crc32":"([0-9a-f]{8})",(.*)\}', re.DOTALL)
-REREAD_SECONDS = 0.05
+_PART_NAME = re.compile(r"part-(\d{12})-(\d{12})-([0-9a-f]{8})\.parquet")
+_LINE = re.compile(rb'\{"crc32":"([0-9a-f]{8})",(.*)\}', re.DOTALL)
+_REREAD_SECONDS = 0.05
 
 
 def read_ledger(sweep: Path) -> Ledger:
@@ -46,7 +46,7 @@ def read_ledger(sweep: Path) -> Ledger:
     try:
         # The log before the parts: what a writer moves from one to the other meanwhile is then seen twice, by number
         # once, and never not at all.
-        log, parts = _read_log(folder / LOG_NAME), _list_parts(folder)
+        log, parts = read_log(folder / LOG_NAME), part_files(folder)
     except OSError as error:
         raise InputError(f"can't read the ledger in {str(sweep)!r}: {error.strerror}") from error
     warnings = list(log.warnings)
@@ -80,7 +80,7 @@ class _Part(NamedTuple):
     crc32: int
 
 
-def _checked_line(text: str) -> bytes:
+def checked_line(text: str) -> bytes:
     """An event's JSON with its checksum as first field: still one JSON line, and checked byte for byte."""
     body = text.encode()
     return b'{"crc32":"%08x",%b\n' % (zlib.crc32(body), body[1:])
@@ -88,19 +88,19 @@ def _checked_line(text: str) -> bytes:
 
 def _read_line(line: bytes) -> str | None:
     """The JSON inside a checked line; None if the line is not what was written."""
-    match = LINE.fullmatch(line)
+    match = _LINE.fullmatch(line)
     if match is None:
         return None
     body = b"{%b}" % match[2]
     return body.decode() if zlib.crc32(body) == int(match[1], 16) else None
 
 
-def _read_log(path: Path, *, after: int = 0) -> _Log:
+def read_log(path: Path, *, after: int = 0) -> _Log:
     """The log's events; `after` is the last number before it, where that is known."""
     before, data = None, path.read_bytes() if path.exists() else b""
     while data and not data.endswith(b"\n") and data != before:
         # A writer may be in the middle of this very line: it is torn only if nothing follows.
-        clock.sleep(REREAD_SECONDS)
+        clock.sleep(_REREAD_SECONDS)
         before, data = data, path.read_bytes()
     *lines, tail = data.split(b"\n")
     events: dict[int, str] = {}
@@ -120,8 +120,8 @@ def _read_log(path: Path, *, after: int = 0) -> _Log:
     return _Log(events, damaged, len(data) - len(tail), warnings)
 
 
-def _list_parts(folder: Path) -> list[_Part]:
-    matches = [(path, PART_NAME.fullmatch(path.name)) for path in sorted(folder.iterdir())]
+def part_files(folder: Path) -> list[_Part]:
+    matches = [(path, _PART_NAME.fullmatch(path.name)) for path in sorted(folder.iterdir())]
     return [_Part(path, int(match[1]), int(match[2]), int(match[3], 16)) for path, match in matches if match]
 
 

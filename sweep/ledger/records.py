@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from sweep.ledger.table import REPORT_TYPES, TRIAL_TYPES, _column, _keys, _parquet_bytes
+from sweep.ledger.table import REPORT_TYPES, TRIAL_TYPES, arrow_column, keys_in_order, parquet_bytes
 from trainer.files.atomic import write_whole
 
 EndState = Literal["finished", "stopped", "failed"]
@@ -126,18 +126,18 @@ class Ledger:
         rows = [
             (trial, _with_decision(trial, report)) for trial in self.trials.values() for report in trial.reports or [{}]
         ]
-        settings = _keys(trial.config for trial in self.trials.values())
-        metrics = _keys(report for _, report in rows)
+        settings = keys_in_order(trial.config for trial in self.trials.values())
+        metrics = keys_in_order(report for _, report in rows)
         attributes = {name: "number" if name == "trial" else name for name in TRIAL_TYPES}
         columns = {name: [getattr(trial, attribute) for trial, _ in rows] for name, attribute in attributes.items()}
         columns |= {f"config.{key}": [trial.config.get(key) for trial, _ in rows] for key in settings}
         columns |= {key: [report.get(key) for _, report in rows] for key in metrics | REPORT_TYPES}
-        table = pa.table({name: _column(name, values) for name, values in columns.items()})
+        table = pa.table({name: arrow_column(name, values) for name, values in columns.items()})
         return table.replace_schema_metadata(dict(metadata or {}))
 
     def write_parquet(self, path: Path, metadata: Mapping[str, str] | None = None) -> None:
         """Write `to_table` as one file, whole or not at all."""
-        write_whole(path, _parquet_bytes(self.to_table(metadata)))
+        write_whole(path, parquet_bytes(self.to_table(metadata)))
 
 
 def _with_decision(trial: TrialRecord, report: dict[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ TRIAL_TYPES = {
 REPORT_TYPES = {"epoch": pa.int64(), "final": pa.bool_()}
 
 
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+def checked_values(values: Mapping[str, Any]) -> dict[str, Any]:
     """`values`, after a check that each can be read back exactly and stands in a column."""
     for name, value in values.items():
         if not isinstance(value, bool | int | float | str):
@@ -35,12 +35,12 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
     return dict(values)
 
 
-def _keys(mappings: Iterable[Mapping[str, Any]]) -> dict[str, None]:
+def keys_in_order(mappings: Iterable[Mapping[str, Any]]) -> dict[str, None]:
     """All keys in the order of their first appearance."""
     return dict.fromkeys(key for mapping in mappings for key in mapping)
 
 
-def _column(name: str, values: list[Any]) -> pa.Array:
+def arrow_column(name: str, values: list[Any]) -> pa.Array:
     """A typed column; whole numbers stay whole where it has nothing else, and a mixture becomes text."""
     kinds = {type(value) for value in values} - {type(None)}
     if name in TRIAL_TYPES | REPORT_TYPES:
@@ -60,7 +60,7 @@ def _text(value: Any) -> str:
     return str(value).encode(errors="replace").decode()
 
 
-def _parquet_bytes(table: pa.Table) -> bytes:
+def parquet_bytes(table: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
     return sink.getvalue().to_pybytes()

@@ -15,17 +15,17 @@ from typing import Any, Self
 
 import pyarrow as pa
 
-from sweep.ledger.reading import LOG_NAME, _checked_line, _list_parts, _read_log
+from sweep.ledger.reading import LOG_NAME, checked_line, part_files, read_log
 from sweep.ledger.records import END_STATES, EndState
-from sweep.ledger.table import TRIAL_TYPES, _parquet_bytes, _plain
+from sweep.ledger.table import TRIAL_TYPES, checked_values, parquet_bytes
 from sweep.plan.remote_storage import push, url_of
 from trainer.errors import InputError
 from trainer.files.atomic import sync_folder, write_whole
 
-URL_PART_EVENTS = 256
+_URL_PART_EVENTS = 256
 """The same in storage at a URL, where the whole log is written again with every event."""
 
-PART_EVENTS = 4096
+_PART_EVENTS = 4096
 """Events after which the log is rolled into a part: about 3 MB of log, and 30 parts for 10,000 trials of 10 reports."""
 
 
@@ -38,11 +38,11 @@ class LedgerWriter:
         InputError: if another process writes this ledger, or the folder can't be written or locked.
     """
 
-    def __init__(self, sweep: Path, *, part_events: int = PART_EVENTS) -> None:
+    def __init__(self, sweep: Path, *, part_events: int = _PART_EVENTS) -> None:
         self.folder = sweep / "ledger"
         self.warnings: list[str] = []
         """What was found damaged at the opening, and what the storage refused since without loss."""
-        self._part_events = URL_PART_EVENTS if url_of(sweep) else part_events
+        self._part_events = _URL_PART_EVENTS if url_of(sweep) else part_events
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with contextlib.ExitStack() as undo:
@@ -66,7 +66,7 @@ class LedgerWriter:
         noted: str = "",
     ) -> None:
         """Trial `number` begins its `attempt`, counted from 1, at `time` in unix seconds."""
-        facts = {"config": _plain(config), "seed": seed, "attempt": attempt, "host": host}
+        facts = {"config": checked_values(config), "seed": seed, "attempt": attempt, "host": host}
         facts |= {"noted": noted} if noted else {}
         self._append("started", number, time, facts)
 
@@ -76,11 +76,11 @@ class LedgerWriter:
             raise ValueError(f"report {dict(report)!r}: must name its epoch and whether it is final")
         if taken := report.keys() & TRIAL_TYPES.keys():
             raise ValueError(f"metric {min(taken)!r}: a column of the ledger has this name")
-        self._append("reported", number, time, {"report": _plain(report), "held": float(held)})
+        self._append("reported", number, time, {"report": checked_values(report), "held": float(held)})
 
     def decided(self, number: int, decision: Mapping[str, Any], *, time: float) -> None:
         """At a rung it was decided whether trial `number` goes on; as made by `Decision.to_dict`."""
-        self._append("decided", number, time, {"decision": _plain(decision)})
+        self._append("decided", number, time, {"decision": checked_values(decision)})
 
     def ended(self, number: int, *, state: EndState, reason: str = "", time: float, held: float = 0.0) -> None:
         """Trial `number` ended after `held` seconds in its slots; a later `started` makes it running again."""
@@ -105,8 +105,8 @@ class LedgerWriter:
         """Take up where the last writer stopped, be it at its close or in the middle of anything."""
         for leftover in self.folder.glob(".*.unfinished"):
             leftover.unlink()
-        rolled = max((part.last for part in _list_parts(self.folder)), default=0)
-        log = _read_log(self.folder / LOG_NAME, after=rolled)
+        rolled = max((part.last for part in part_files(self.folder)), default=0)
+        log = read_log(self.folder / LOG_NAME, after=rolled)
         self.warnings += log.warnings
         self._pending = {number: text for number, text in log.events.items() if number > rolled}
         self._next = max([rolled, *log.events, *log.damaged]) + 1
@@ -119,7 +119,7 @@ class LedgerWriter:
     def _append(self, kind: str, number: int, time: float, facts: Mapping[str, Any]) -> None:
         event = {"sequence": self._next, "event": kind, "trial": number, "time": float(time), **facts}
         text = json.dumps(event, allow_nan=False, separators=(",", ":"))
-        self._write_line(_checked_line(text))
+        self._write_line(checked_line(text))
         self._push(self.folder / LOG_NAME)
         self._pending[self._next] = text
         self._next += 1
@@ -167,7 +167,7 @@ class LedgerWriter:
 
 
 def _write_part(folder: Path, events: Mapping[int, str]) -> Path:
-    data = _parquet_bytes(pa.table({"sequence": list(events), "event": list(events.values())}))
+    data = parquet_bytes(pa.table({"sequence": list(events), "event": list(events.values())}))
     name = f"part-{min(events):012d}-{max(events):012d}-{zlib.crc32(data):08x}.parquet"
     write_whole(folder / name, data)
     return folder / name

@@ -12,8 +12,8 @@ from trainer.errors import InputError
 
 DATABASE = "mlflow.db"
 
-MLFLOW_STORES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql")
-SECRET_PARAMETER = re.compile(r"(?i)[?&][^=&]*(?:password|passwd|pwd|token|secret)[^=&]*=([^&]+)")
+_MLFLOW_STORES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql")
+_SECRET_PARAMETER = re.compile(r"(?i)[?&][^=&]*(?:password|passwd|pwd|token|secret)[^=&]*=([^&]+)")
 
 
 def default_mlflow_uri(folder: Path) -> str:
@@ -46,7 +46,7 @@ def check_mlflow_uri(uri: str) -> None:
     """
     scheme, _, rest = uri.partition("://")
     kind, shown = scheme.partition("+")[0].lower(), f"--mlflow-uri {masked(uri)!r}"
-    if kind not in MLFLOW_STORES or not rest or not uri.isprintable():
+    if kind not in _MLFLOW_STORES or not rest or not uri.isprintable():
         raise InputError(f"{shown}: must be sqlite:///FILE, http(s)://HOST:PORT or a database's URI")
     if _secrets(uri):
         raise InputError(
@@ -82,4 +82,4 @@ def _secrets(uri: str) -> list[str]:
     without_host = scheme_ends and rest.startswith("/")
     # A database's user name alone is no secret; a server's may be a token.
     is_secret = at and user and not without_host and (":" in user or uri.lower().startswith("http"))
-    return [*SECRET_PARAMETER.findall(rest), *([user] if is_secret else [])]
+    return [*_SECRET_PARAMETER.findall(rest), *([user] if is_secret else [])]

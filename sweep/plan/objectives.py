@@ -16,7 +16,7 @@ OBJECTIVES = Objectives(
     names=("sensitivity_accuracy", "invariance_accuracy"), maximise=(True, True), reference=(0.0, 0.0)
 )
 
-REPORTED = tuple(field.name for field in dataclasses.fields(EpochReport) if field.type in ("float", "int"))
+_REPORTED = tuple(field.name for field in dataclasses.fields(EpochReport) if field.type in ("float", "int"))
 
 
 def check_objectives(objectives: Objectives) -> None:
@@ -26,13 +26,13 @@ def check_objectives(objectives: Objectives) -> None:
         InputError: naming the objective that is wrong.
     """
     for name in objectives.names:
-        if name not in REPORTED:
-            raise InputError(f"objective {name!r}: {did_you_mean(name, REPORTED)}")
+        if name not in _REPORTED:
+            raise InputError(f"objective {name!r}: {did_you_mean(name, _REPORTED)}")
     if len(set(objectives.names)) != len(objectives.names) or len(objectives.names) < 2:
         raise InputError(f"objectives {', '.join(objectives.names)}: must be at least two, all different")
 
 
-def _objectives_to_dict(objectives: Objectives) -> list[dict[str, Any]]:
+def objectives_to_dict(objectives: Objectives) -> list[dict[str, Any]]:
     records = zip(objectives.names, objectives.maximise, objectives.reference, strict=True)
     return [
         {"name": name, "direction": "max" if maximise else "min", "reference": float(reference)}
@@ -40,7 +40,7 @@ def _objectives_to_dict(objectives: Objectives) -> list[dict[str, Any]]:
     ]
 
 
-def _read_objectives(node: Located) -> Objectives:
+def read_objectives(node: Located) -> Objectives:
     known = ["name", "direction", "reference"]
     records = [each.mapping("an objective", known=known) for each in node.items("objectives")]
     if not records:

@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 PLAN = "plan.yaml"
 CACHE = "cache"
-RESERVED = (CACHE, DATABASE, "artifacts", "trials")
+_RESERVED = (CACHE, DATABASE, "artifacts", "trials")
 """Names in the storage folder that no sweep may take."""
 
-NAME_LENGTH = 64
-NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{NAME_LENGTH - 1}}}")
-STEM_LENGTH = 40
-SHOWN_NAMES = 10
+_NAME_LENGTH = 64
+_NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{_NAME_LENGTH - 1}}}")
+_STEM_LENGTH = 40
+_SHOWN_NAMES = 10
 
 
 def check_name(name: str) -> str:
@@ -36,11 +36,12 @@ def check_name(name: str) -> str:
     Raises:
         InputError: quoting the name.
     """
-    if not NAME.fullmatch(name):
+    if not _NAME.fullmatch(name):
         raise InputError(
-            f"--name {name!r}: must be 1 to {NAME_LENGTH} letters, digits, '.', '_' or '-', the first a letter or digit"
+            f"--name {name!r}: must be 1 to {_NAME_LENGTH} letters, digits, '.', '_' or '-', "
+            "the first a letter or digit"
         )
-    if name in RESERVED:
+    if name in _RESERVED:
         raise InputError(f"--name {name!r}: is kept for what all sweeps share; choose another")
     return name
 
@@ -66,7 +67,7 @@ def taken(folder: Path) -> InputError:
 
 def default_name(space_name: str, folder: Path, *, now: float | None = None) -> str:
     """The space's name and the time in UTC, so that names sort by time; numbered where that is taken."""
-    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", space_name)[:STEM_LENGTH].strip("-._") or "sweep"
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", space_name)[:_STEM_LENGTH].strip("-._") or "sweep"
     name = f"{stem}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime(now))}"
     candidates = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
     return next(candidate for candidate in candidates if not (folder / candidate).exists())
@@ -156,7 +157,7 @@ def nearest_sweeps(name: str, folder: Path) -> str:
     sweeps = list_sweeps(folder)
     nearest = difflib.get_close_matches(name, sweeps, n=1)
     hint = f"did you mean {nearest[0]!r}? " if nearest else ""
-    latest = f"the latest: {', '.join(sweeps[:SHOWN_NAMES])}" if sweeps else "there is none yet"
+    latest = f"the latest: {', '.join(sweeps[:_SHOWN_NAMES])}" if sweeps else "there is none yet"
     return hint + latest
 
 

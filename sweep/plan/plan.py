@@ -18,7 +18,7 @@ from search_spaces.space import Space
 from search_spaces.yaml_file import Located, locate
 from sweep.front.objectives import Objectives
 from sweep.plan.mlflow_address import absolute_uri, check_mlflow_uri, default_mlflow_uri
-from sweep.plan.objectives import OBJECTIVES, _objectives_to_dict, _read_objectives, check_objectives
+from sweep.plan.objectives import OBJECTIVES, check_objectives, objectives_to_dict, read_objectives
 from sweep.plan.paths import CACHE, check_name, default_name, existing_folder, free_name, open_storage
 from sweep.plan.version import VERSIONS_OF, code_version, installed_version
 from trainer.config import TrialConfig, check_packable
@@ -27,9 +27,9 @@ from trainer.fields import check_value, field_type, knob
 from trainer.words import did_you_mean
 
 SAMPLERS = ("tpe", "nsga2", "nsga3", "gp", "random", "qmc")
-STOPPERS = ("none", "asha")
-KEPT_MODELS = ("front", "all", "none")
-DECIDING = (
+_STOPPERS = ("none", "asha")
+_KEPT_MODELS = ("front", "all", "none")
+_DECIDING = (
     "objectives",
     "sampler",
     "stopper",
@@ -44,10 +44,10 @@ DECIDING = (
     "epochs",
     "seed",
 )
-DECIDING_SPACE = ("evaluation", "space", "points", "require")
-LATER = {"ladder": 0}
+_DECIDING_SPACE = ("evaluation", "space", "points", "require")
+_LATER = {"ladder": 0}
 """Fields that came later, as plans without them are meant; at that they leave a plan's digest as it was."""
-AUTO = "auto"
+_AUTO = "auto"
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class SweepPlan:
     sampler: str = knob("tpe", choices=SAMPLERS)
     """Who proposes configurations."""
 
-    stopper: str = knob("none", choices=STOPPERS)
+    stopper: str = knob("none", choices=_STOPPERS)
     """Who stops trials early: `asha` those that are behind at a rung, `none` nobody."""
 
     eta: int = knob(2, low=2, high=100)
@@ -142,7 +142,7 @@ class SweepPlan:
     measure_memory: bool = False
     """Begin with one trial, and then run as many at once as its memory allows (`--max-concurrent auto`)."""
 
-    keep_models: str = knob("front", choices=KEPT_MODELS)
+    keep_models: str = knob("front", choices=_KEPT_MODELS)
     """Trials whose models MLflow is given; with `none` the front's trials have no gallery of examples either."""
 
     data_dir: str | None = None
@@ -218,12 +218,12 @@ class SweepPlan:
         """A digest of what decides the numbers: the same experiment elsewhere has the same digest. Left out are where
         results go, how many trials run at once, on which cores and in which packs, when the plan was made and by which
         versions."""
-        return _digest(self.to_dict())
+        return plan_digest(self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values by field name."""
         plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return plain | {"space": self.space.to_dict(), "objectives": _objectives_to_dict(self.objectives)}
+        return plain | {"space": self.space.to_dict(), "objectives": objectives_to_dict(self.objectives)}
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Self:
@@ -248,7 +248,7 @@ class SweepPlan:
         values["space"] = space_from_yaml(entries["space"], name="")
         values["versions"] = {key: item.word(key) for key, item in entries["versions"].mapping("versions").items()}
         if "objectives" in entries:
-            values["objectives"] = _read_objectives(entries["objectives"])
+            values["objectives"] = read_objectives(entries["objectives"])
         for key in ("name", "storage", "mlflow_uri", "created", "code_version", "data_dir"):
             if values.get(key) is not None:
                 entries[key].word(key)
@@ -336,9 +336,11 @@ def with_resume_overrides(plan: SweepPlan, given: Mapping[str, Any]) -> SweepPla
     return dataclasses.replace(plan, **changes)
 
 
-def _digest(plain: Mapping[str, Any]) -> str:
-    deciding = {key: plain[key] for key in DECIDING if key in plain and not (key in LATER and plain[key] == LATER[key])}
-    deciding["space"] = {key: plain["space"][key] for key in DECIDING_SPACE if key in plain["space"]}
+def plan_digest(plain: Mapping[str, Any]) -> str:
+    deciding = {
+        key: plain[key] for key in _DECIDING if key in plain and not (key in _LATER and plain[key] == _LATER[key])
+    }
+    deciding["space"] = {key: plain["space"][key] for key in _DECIDING_SPACE if key in plain["space"]}
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -349,8 +351,8 @@ def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
         InputError: as `check_option`.
     """
     given = {option: value for option, value in options.items() if value is not None}
-    measured = {"measure_memory": given["max_concurrent"] == AUTO} if "max_concurrent" in given else {}
-    if given.get("max_concurrent") == AUTO:
+    measured = {"measure_memory": given["max_concurrent"] == _AUTO} if "max_concurrent" in given else {}
+    if given.get("max_concurrent") == _AUTO:
         given["max_concurrent"] = 0
     return {option: check_option(option, value) for option, value in given.items()} | measured
 

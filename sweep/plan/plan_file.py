@@ -11,7 +11,7 @@ from pathlib import Path
 from search_spaces.yaml_file import Located, dump_yaml, read_yaml
 from sweep.plan.mlflow_address import default_mlflow_uri
 from sweep.plan.paths import PLAN, check_name, nearest_sweeps, storage_folder, taken
-from sweep.plan.plan import SweepPlan, _digest
+from sweep.plan.plan import SweepPlan, plan_digest
 from sweep.plan.remote_storage import pull, push, url_of
 from trainer.errors import InputError
 from trainer.files.atomic import sync_folder
@@ -91,6 +91,6 @@ def parse_plan(root: Located) -> SweepPlan:
     rest = Located(entries, root.where)
     plan = SweepPlan.from_yaml(rest)
     # Over what stands in the file, not over what it means now: a later version may know more fields.
-    if _digest(rest.plain()) != written.value:
-        raise written.error(f"is damaged or was changed by hand: its digest is {_digest(rest.plain())}")
+    if plan_digest(rest.plain()) != written.value:
+        raise written.error(f"is damaged or was changed by hand: its digest is {plan_digest(rest.plain())}")
     return plan

@@ -21,16 +21,16 @@ from trainer.errors import InputError
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
-SCHEMES = ("s3", "gs")
+_SCHEMES = ("s3", "gs")
 MARK = ".url"
 """In a folder that follows a URL: that URL."""
 
-CACHE_SUFFIXES = (".pt", ".sha256")
+_CACHE_SUFFIXES = (".pt", ".sha256")
 """Of prepared data: never changed once written, so what is there by its size need not be pulled again."""
 
 
 def is_url(text: str | Path) -> bool:
-    return str(text).partition("://")[0] in SCHEMES
+    return str(text).partition("://")[0] in _SCHEMES
 
 
 class UrlStore:
@@ -107,12 +107,12 @@ def pull(folder: Path, *, only: str = "") -> None:
     url = url_of(folder)
     if url is None:
         return
-    with locked(folder), answering(url):
+    with _locked(folder), _answering(url):
         store = UrlStore(url)
         there = {name: size for name, size in store.files().items() if "trials/" not in name and name.endswith(only)}
         for name, size in there.items():
             path = folder / name
-            if not (path.exists() and path.suffix in CACHE_SUFFIXES and path.stat().st_size == size):
+            if not (path.exists() and path.suffix in _CACHE_SUFFIXES and path.stat().st_size == size):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 aside = path.with_name(f"{path.name}.{os.getpid()}.pulled")
                 aside.write_bytes(store.read(name))
@@ -147,7 +147,7 @@ def drop(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def _locked(folder: Path) -> Iterator[None]:
     """One process of a machine at a time."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".pull.lock").open("w") as file:
@@ -156,7 +156,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def answering(url: str) -> Iterator[None]:
+def _answering(url: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:

@@ -37,10 +37,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-FOLDER = "compare"
-COLOURS = ("#0072B2", "#D55E00")
+_FOLDER = "compare"
+_COLOURS = ("#0072B2", "#D55E00")
 DRAWS = 1000
-FACTS = ("data_fingerprint", "judged_images", "changed_images", "oracle_accuracy", "oracle_coverage")
+_FACTS = ("data_fingerprint", "judged_images", "changed_images", "oracle_accuracy", "oracle_coverage")
 """What must agree beside the evaluation: the data, the judged images and their judge."""
 
 
@@ -83,7 +83,7 @@ class Side:
         return fmean(sweep.results.hypervolume for sweep in self.sweeps)
 
 
-class Region(NamedTuple):
+class _Region(NamedTuple):
     """A stretch of the first objective on which one side reaches more of the second than the other."""
 
     leader: str
@@ -95,7 +95,7 @@ class Region(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Comparison:
+class _Comparison:
     """All that is said about two sides; `a` minus `b` where it is a difference."""
 
     a: Side
@@ -106,7 +106,7 @@ class Comparison:
     """How much must be added to `a` so that it covers `b`, and the other way round."""
     only: tuple[float, float]
     """Hypervolume that only `a` covers, and that only `b` covers."""
-    regions: tuple[Region, ...]
+    regions: tuple[_Region, ...]
 
 
 def read_side(names: str, *, storage: str | None) -> Side:
@@ -124,11 +124,11 @@ def read_side(names: str, *, storage: str | None) -> Side:
             raise InputError(f"no trial of {plan.name} has finished yet: there is nothing to compare")
         sweeps.append(Sweep(plan, results))
     for other in sweeps[1:]:
-        check_comparable(sweeps[0], other)
+        _check_comparable(sweeps[0], other)
     return Side(names, tuple(sweeps))
 
 
-def check_comparable(one: Sweep, other: Sweep) -> None:
+def _check_comparable(one: Sweep, other: Sweep) -> None:
     """Points can be compared only where the same judge asked the same questions.
 
     Raises:
@@ -139,7 +139,7 @@ def check_comparable(one: Sweep, other: Sweep) -> None:
             **sweep.plan.space.evaluation.to_dict(),
             "objectives": ", ".join(sweep.plan.objectives.names),
             "reference": sweep.plan.objectives.reference,
-            **{name: sweep.results.facts.get(name, "unknown") for name in FACTS},
+            **{name: sweep.results.facts.get(name, "unknown") for name in _FACTS},
         }
         for sweep in (one, other)
     )
@@ -151,7 +151,7 @@ def check_comparable(one: Sweep, other: Sweep) -> None:
         )
 
 
-def compare(a: Side, b: Side, *, seed: int = 0) -> Comparison:
+def compare(a: Side, b: Side, *, seed: int = 0) -> _Comparison:
     """Compare two sides.
 
     Args:
@@ -160,15 +160,15 @@ def compare(a: Side, b: Side, *, seed: int = 0) -> Comparison:
     Raises:
         InputError: if they were judged differently.
     """
-    check_comparable(a.sweeps[0], b.sweeps[0])
+    _check_comparable(a.sweeps[0], b.sweeps[0])
     objectives, both = a.objectives, np.vstack([a.points, b.points])
     whole = hypervolume(both, objectives)
     generator = np.random.default_rng(seed)
-    return Comparison(
+    return _Comparison(
         a,
         b,
         difference=a.hypervolume - b.hypervolume,
-        interval=difference_interval(a, b, generator=generator),
+        interval=_difference_interval(a, b, generator=generator),
         epsilon=(
             epsilon_indicator(a.points, b.points, objectives),
             epsilon_indicator(b.points, a.points, objectives),
@@ -178,31 +178,31 @@ def compare(a: Side, b: Side, *, seed: int = 0) -> Comparison:
     )
 
 
-def difference_interval(a: Side, b: Side, *, generator: np.random.Generator) -> Interval:
+def _difference_interval(a: Side, b: Side, *, generator: np.random.Generator) -> Interval:
     """A 95% bootstrap interval of the difference of hypervolumes, reflected as in `pareto.hypervolume_interval`.
 
     Sweeps are drawn anew where a side has several, and every share is drawn as another evaluation on as many images
     might have measured it. Both sides are judged on the same images, which makes the true interval narrower.
     """
-    drawn = [draw_hypervolume(a, generator) - draw_hypervolume(b, generator) for _ in range(DRAWS)]
+    drawn = [_draw_hypervolume(a, generator) - _draw_hypervolume(b, generator) for _ in range(DRAWS)]
     low, high = np.quantile(drawn, [0.025, 0.975]).tolist()
     measured = a.hypervolume - b.hypervolume
     return Interval(2 * measured - high, 2 * measured - low)
 
 
-def draw_hypervolume(side: Side, generator: np.random.Generator) -> float:
+def _draw_hypervolume(side: Side, generator: np.random.Generator) -> float:
     """The mean over sweeps drawn with replacement, of trials measured anew."""
     chosen = generator.integers(len(side.sweeps), size=len(side.sweeps))
-    return fmean(measured_anew(side.sweeps[place], generator) for place in chosen)
+    return fmean(_measured_anew(side.sweeps[place], generator) for place in chosen)
 
 
-def measured_anew(sweep: Sweep, generator: np.random.Generator) -> float:
+def _measured_anew(sweep: Sweep, generator: np.random.Generator) -> float:
     finished = list(sweep.results.finished.values())
     points = sweep.results.points(finished)
-    return hypervolume(binomial_resampling(points, image_counts(sweep, finished))(generator), sweep.plan.objectives)
+    return hypervolume(binomial_resampling(points, _image_counts(sweep, finished))(generator), sweep.plan.objectives)
 
 
-def image_counts(sweep: Sweep, finished: Sequence[TrialRecord]) -> np.ndarray:
+def _image_counts(sweep: Sweep, finished: Sequence[TrialRecord]) -> np.ndarray:
     """Images (n, d) behind every share."""
     images = int(sweep.results.facts.get("validation_images", 0)) or 10**9
     counts = {"invariance_accuracy": "invariance_changed_size", "invariance_stuck": "invariance_changed_size"}
@@ -218,7 +218,7 @@ def heights(points: np.ndarray, objectives: Objectives, x: np.ndarray) -> np.nda
     return reached.max(axis=1)
 
 
-def regions(a: Side, b: Side) -> list[Region]:
+def regions(a: Side, b: Side) -> list[_Region]:
     """Stretches on which one side leads, from the worst to the best first objective; above the reference alone."""
     objectives = a.objectives
     floor = objectives.turned_reference[:2]
@@ -226,27 +226,27 @@ def regions(a: Side, b: Side) -> list[Region]:
     edges = edges[edges >= floor[0]]
     # Between two edges the heights are those at the upper one.
     high_a, high_b = (np.maximum(heights(side.points, objectives, edges[1:]), floor[1]) for side in (a, b))
-    found: list[Region] = []
+    found: list[_Region] = []
     sign = 1.0 if objectives.maximise[0] else -1.0
     for low, high, lead in zip(edges[:-1].tolist(), edges[1:].tolist(), (high_a - high_b).tolist(), strict=True):
         if lead == 0:
             continue
         leader, size = (a.name, lead) if lead > 0 else (b.name, -lead)
         if found and found[-1].leader == leader and found[-1].high == low:
-            found[-1] = Region(leader, found[-1].low, high, max(found[-1].lead, size))
+            found[-1] = _Region(leader, found[-1].low, high, max(found[-1].lead, size))
         else:
-            found.append(Region(leader, low, high, size))
+            found.append(_Region(leader, low, high, size))
     return [each._replace(low=each.low * sign, high=each.high * sign) for each in found]
 
 
-def parameter_rows(comparison: Comparison) -> list[tuple[str, str, str]]:
+def _parameter_rows(comparison: _Comparison) -> list[tuple[str, str, str]]:
     """What the fronts' trials were trained with, by parameter: range and median, or how many had which word."""
     spaces = [side.sweeps[0].plan.space for side in (comparison.a, comparison.b)]
     names = list(dict.fromkeys(name for space in spaces for name in space.swept))
-    return [(name, spread_of(comparison.a, name), spread_of(comparison.b, name)) for name in names]
+    return [(name, _spread_of(comparison.a, name), _spread_of(comparison.b, name)) for name in names]
 
 
-def spread_of(side: Side, name: str) -> str:
+def _spread_of(side: Side, name: str) -> str:
     space = side.sweeps[0].plan.space
     values = [active[name] for record in side.front if name in (active := space.active(record.config))]
     if not values:
@@ -257,7 +257,7 @@ def spread_of(side: Side, name: str) -> str:
     return ", ".join(f"{value} {count}" for value, count in Counter(map(str, values)).most_common())
 
 
-def verdict(comparison: Comparison) -> str:
+def verdict(comparison: _Comparison) -> str:
     """In one line: who is ahead, and whether that is more than the noise of the judged images."""
     low, high = comparison.interval
     a, b, difference = comparison.a, comparison.b, comparison.difference
@@ -267,36 +267,36 @@ def verdict(comparison: Comparison) -> str:
     return f"{a.name if difference > 0 else b.name} is ahead: {said}"
 
 
-def tables(comparison: Comparison) -> list[Table]:
+def tables(comparison: _Comparison) -> list[Table]:
     """For a terminal of 80 columns."""
     a, b = comparison.a, comparison.b
     first, second = (ACCURACIES.get(name, name) for name in a.objectives.names[:2])
-    numbers = plain_table("", "A", "B")
+    numbers = _plain_table("", "A", "B")
     numbers.add_row("sweeps, finished trials", *(f"{len(side.sweeps)}, {len(side.trials)}" for side in (a, b)))
     numbers.add_row("on the front", *(str(len(side.front)) for side in (a, b)))
     numbers.add_row("hypervolume", *(f"{side.hypervolume:.4f}" for side in (a, b)))
     numbers.add_row("covers alone", *(f"{only:.4f}" for only in comparison.only))
     numbers.add_row("to cover the other, each axis needs", *(f"{max(each, 0):.4f}" for each in comparison.epsilon))
-    where = plain_table("ahead", f"{first} from", "to", f"more {second}, at most")
+    where = _plain_table("ahead", f"{first} from", "to", f"more {second}, at most")
     for region in comparison.regions:
         side = "A" if region.leader == a.name else "B"
         where.add_row(side, percent(region.low), percent(region.high), percent(region.lead))
     parameters = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("parameter", "A's front", "B's front"):
         parameters.add_column(heading, overflow="fold")
-    for row in parameter_rows(comparison):
+    for row in _parameter_rows(comparison):
         parameters.add_row(*row)
     return [numbers, where, parameters]
 
 
-def plain_table(*headings: str) -> Table:
+def _plain_table(*headings: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for position, heading in enumerate(headings):
         table.add_column(heading, justify="left" if position == 0 else "right")
     return table
 
 
-def plain(comparison: Comparison) -> dict[str, Any]:
+def _plain(comparison: _Comparison) -> dict[str, Any]:
     """For programs."""
     a, b = comparison.a, comparison.b
     return {
@@ -309,18 +309,20 @@ def plain(comparison: Comparison) -> dict[str, Any]:
         "additive_epsilon": list(comparison.epsilon),
         "covered_alone": list(comparison.only),
         "regions": [region._asdict() for region in comparison.regions],
-        "parameters": [dict(zip(("name", "a", "b"), row, strict=True)) for row in parameter_rows(comparison)],
+        "parameters": [dict(zip(("name", "a", "b"), row, strict=True)) for row in _parameter_rows(comparison)],
     }
 
 
-def write_files(comparison: Comparison) -> Path:
+def write_files(comparison: _Comparison) -> Path:
     """Picture and tables, beside the first sweep of the first side; their folder."""
     from sweep.report.figures import save_figure
 
     first, other = comparison.a.sweeps[0].plan, comparison.b.name.replace(",", "+").replace(" ", "")
-    folder = first.folder / FOLDER / (other if len(comparison.a.sweeps) == 1 else f"{len(comparison.a.sweeps)}-{other}")
+    folder = (
+        first.folder / _FOLDER / (other if len(comparison.a.sweeps) == 1 else f"{len(comparison.a.sweeps)}-{other}")
+    )
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "compare.json").write_text(json.dumps(plain(comparison), indent=2) + "\n")
+    (folder / "compare.json").write_text(json.dumps(_plain(comparison), indent=2) + "\n")
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["leader", "low", "high", "lead"])
@@ -330,7 +332,7 @@ def write_files(comparison: Comparison) -> Path:
     return folder
 
 
-def markdown(comparison: Comparison, run: str) -> str:
+def markdown(comparison: _Comparison, run: str) -> str:
     """For the description of the comparison's run."""
     a, b = comparison.a, comparison.b
     lines = [f"**{verdict(comparison)}**", "", f"A: {a.name}; B: {b.name}", ""]
@@ -340,11 +342,11 @@ def markdown(comparison: Comparison, run: str) -> str:
         numbers = (region.low, region.high, region.lead)
         lines.append(f"| {region.leader} | {' | '.join(map(percent, numbers))} |")
     lines += ["", "| parameter | A's front | B's front |", "|:---|:---|:---|"]
-    lines += [f"| {' | '.join(row)} |" for row in parameter_rows(comparison)]
+    lines += [f"| {' | '.join(row)} |" for row in _parameter_rows(comparison)]
     return "\n".join(lines)
 
 
-def metrics(comparison: Comparison) -> dict[str, float]:
+def metrics(comparison: _Comparison) -> dict[str, float]:
     """For MLflow."""
     return {
         "hypervolume_difference": comparison.difference,
@@ -359,7 +361,7 @@ def metrics(comparison: Comparison) -> dict[str, float]:
     }
 
 
-def figure(comparison: Comparison) -> Figure:
+def figure(comparison: _Comparison) -> Figure:
     """Both fronts; where a side has several sweeps, a band from what all of them attain to what any does."""
     from matplotlib.figure import Figure
 
@@ -372,23 +374,23 @@ def figure(comparison: Comparison) -> Figure:
         drawn = Figure(figsize=(7.2, 5.8), dpi=figures.DPI, layout="constrained")
         axes = drawn.add_subplot()
         figures.draw_axes(axes, np.vstack([side.points[:, :2] * units for side in (a, b)]), plane)
-        for side, colour, letter, marker in zip((a, b), COLOURS, "AB", "os", strict=True):
-            draw_side(axes, side, plane, units, colour, letter, marker)
+        for side, colour, letter, marker in zip((a, b), _COLOURS, "AB", "os", strict=True):
+            _draw_side(axes, side, plane, units, colour, letter, marker)
         low, high = comparison.interval
         note = f"hypervolume A - B = {comparison.difference:+.4f} (95%: {low:+.4f} to {high:+.4f})"
         evaluation = a.sweeps[0].plan.space.evaluation
         figures.draw_title(
-            axes, f"A: {shortened(a.name)}   B: {shortened(b.name)}", f"{figures.budgets(evaluation)}\n{note}"
+            axes, f"A: {_shortened(a.name)}   B: {_shortened(b.name)}", f"{figures.budgets(evaluation)}\n{note}"
         )
         figures.draw_legend(drawn, axes, with_dominated=False)
     return drawn
 
 
-def shortened(name: str) -> str:
+def _shortened(name: str) -> str:
     return name if len(name) <= 28 else f"{name[:27]}…"
 
 
-def draw_side(
+def _draw_side(
     axes: Axes, side: Side, plane: Objectives, units: np.ndarray, colour: str, letter: str, marker: str
 ) -> None:
     """Its dominated trials, its fronts, and what all, half and any of its sweeps attain."""

@@ -32,9 +32,9 @@ from trainer.config import REGULARIZERS, EvaluationConfig
 from trainer.errors import InputError
 from trainer.intervals import wilson_interval
 
-SUFFIXES = (".png", ".svg", ".pdf")
+_SUFFIXES = (".png", ".svg", ".pdf")
 DPI = 200
-STYLE: dict[Any, Any] = {
+_STYLE: dict[Any, Any] = {
     "font.size": 9,
     "axes.edgecolor": "#555555",
     "axes.spines.top": False,
@@ -44,11 +44,11 @@ STYLE: dict[Any, Any] = {
     "svg.hashsalt": "otsweep",
 }
 
-OKABE_ITO = ("#999999", "#E69F00", "#56B4E9", "#009E73")
+_OKABE_ITO = ("#999999", "#E69F00", "#56B4E9", "#009E73")
 """Colours that can be told apart with any colour vision; in grey print the shapes tell them apart."""
-LOOKS: dict[str, tuple[str, str]] = dict(zip(REGULARIZERS, zip(OKABE_ITO, "o^sD", strict=True), strict=True))
+LOOKS: dict[str, tuple[str, str]] = dict(zip(REGULARIZERS, zip(_OKABE_ITO, "o^sD", strict=True), strict=True))
 UNKNOWN_LOOK = ("#CCCCCC", "X")
-INK, MUTED, FAINT, KNEE_COLOUR, AREA_COLOUR = "#222222", "#777777", "#BDBDBD", "#D55E00", "#0072B2"
+INK, MUTED, _FAINT, KNEE_COLOUR, AREA_COLOUR = "#222222", "#777777", "#BDBDBD", "#D55E00", "#0072B2"
 
 AXES = {
     "sensitivity_accuracy": "Sensitivity accuracy (%)",
@@ -60,15 +60,15 @@ AXES = {
 """Labels of the objectives that are shares and so are drawn in percent."""
 NORMS = {"linf": "L∞", "l2": "L2", "l0": "L0"}
 
-LEGEND_COLUMNS = 5
-MOST_LABELS = 30
-LABELLED_TRIALS = 3
-LABEL_SIZE = 7.5
-MEMBER_RADIUS = 4.5
+_LEGEND_COLUMNS = 5
+_MOST_LABELS = 30
+_LABELLED_TRIALS = 3
+_LABEL_SIZE = 7.5
+_MEMBER_RADIUS = 4.5
 """Of the marker of a trial on the front, in points (1/72 inch)."""
-LABEL_DISTANCES = (7, 15, 24)
+_LABEL_DISTANCES = (7, 15, 24)
 """Of a label from its trial's centre, in points."""
-LABEL_DIRECTIONS = [(0.7, 0.7), (0, 1), (1, 0), (-0.7, 0.7), (0.7, -0.7), (0, -1), (-1, 0), (-0.7, -0.7)]
+_LABEL_DIRECTIONS = [(0.7, 0.7), (0, 1), (1, 0), (-0.7, 0.7), (0.7, -0.7), (0, -1), (-1, 0), (-0.7, -0.7)]
 """The most wanted first: nothing dominates the front, so that the side beyond it is free."""
 
 
@@ -86,9 +86,9 @@ class Spot(NamedTuple):
     def label(self) -> str:
         """Its trials' numbers, of many the first three, and its chance."""
         numbers = [f"{trial.number:03d}" for trial in self.trials]
-        more = [f"+{len(numbers) - LABELLED_TRIALS}"] if len(numbers) > LABELLED_TRIALS else []
+        more = [f"+{len(numbers) - _LABELLED_TRIALS}"] if len(numbers) > _LABELLED_TRIALS else []
         chance = "" if self.chance is None else f" {self.chance:.0%}"
-        return ", ".join(numbers[:LABELLED_TRIALS] + more) + chance + (" (knee)" if self.is_knee else "")
+        return ", ".join(numbers[:_LABELLED_TRIALS] + more) + chance + (" (knee)" if self.is_knee else "")
 
 
 def front_figure(
@@ -130,14 +130,14 @@ def front_figure(
     spots = front_spots(drawn, points, on_front, knee_index)
     if replicates:
         spots = [spot._replace(chance=replicates[spot.trials[0].number].chance) for spot in spots]
-        segments = interval_segments(spots, units, replicates)
+        segments = _interval_segments(spots, units, replicates)
     else:
         segments = wilson_segments(spots if validation_images else [], plane, validation_images or 0)
     with house_style():
         figure = Figure(figsize=(7.2, 5.8), dpi=DPI, layout="constrained")
         axes = figure.add_subplot()
         draw_axes(axes, np.vstack([points, *segments]), plane)
-        draw_infeasible(axes, points[~feasible])
+        _draw_infeasible(axes, points[~feasible])
         draw_trials(axes, [drawn[i] for i in np.flatnonzero(feasible)], points[feasible], on_front[feasible])
         draw_intervals(axes, segments)
         draw_staircase(axes, spots, plane)
@@ -157,8 +157,8 @@ def save_figure(figure: Figure, path: Path, *, dpi: float = DPI) -> None:
         InputError: for another suffix, or where nothing can be written.
     """
     suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise InputError(f"can't draw {str(path)!r}: its name must end in {', '.join(SUFFIXES)}")
+    if suffix not in _SUFFIXES:
+        raise InputError(f"can't draw {str(path)!r}: its name must end in {', '.join(_SUFFIXES)}")
     undated = {".png": {}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}[suffix]
     try:
         with house_style():
@@ -172,7 +172,7 @@ def house_style() -> Iterator[None]:
     """Our settings on top of Matplotlib's own, whatever a user's settings file says."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(STYLE)
+        matplotlib.rcParams.update(_STYLE)
         yield
 
 
@@ -236,7 +236,7 @@ def draw_trials(axes: Axes, trials: Sequence[TrialRecord], points: np.ndarray, o
         )
         axes.scatter(
             *points[chosen & on_front].T,
-            s=(1.7 * MEMBER_RADIUS) ** 2,
+            s=(1.7 * _MEMBER_RADIUS) ** 2,
             c=colour,
             marker=marker,
             edgecolors=INK,
@@ -248,14 +248,14 @@ def draw_trials(axes: Axes, trials: Sequence[TrialRecord], points: np.ndarray, o
         )
 
 
-def draw_infeasible(axes: Axes, points: np.ndarray) -> None:
+def _draw_infeasible(axes: Axes, points: np.ndarray) -> None:
     """What breaks the requirements."""
     if len(points):
         label = "not as required"
         axes.scatter(*points.T, s=16, c=MUTED, marker="x", linewidths=0.8, zorder=1, gid="infeasible", label=label)
 
 
-def interval_segments(spots: Sequence[Spot], units: np.ndarray, replicates: Mapping[int, Replicates]) -> np.ndarray:
+def _interval_segments(spots: Sequence[Spot], units: np.ndarray, replicates: Mapping[int, Replicates]) -> np.ndarray:
     """Intervals (k, 2, 2) of the front's means over seeds: one end, the other end."""
     segments = []
     for spot in spots:
@@ -274,12 +274,12 @@ def wilson_segments(spots: Sequence[Spot], plane: Objectives, validation_images:
             "invariance_accuracy": int(_value(spot.trials[0], "invariance_changed_size")),
         }
         across, up = (images.get(metric, 0) for metric in plane.names)
-        segments += [[(x, spot.y) for x in wilson_percent(spot.x, across)]] if across > 0 else []
-        segments += [[(spot.x, y) for y in wilson_percent(spot.y, up)]] if up > 0 else []
+        segments += [[(x, spot.y) for x in _wilson_percent(spot.x, across)]] if across > 0 else []
+        segments += [[(spot.x, y) for y in _wilson_percent(spot.y, up)]] if up > 0 else []
     return np.array(segments).reshape(-1, 2, 2)
 
 
-def wilson_percent(percent: float, images: int) -> tuple[float, float]:
+def _wilson_percent(percent: float, images: int) -> tuple[float, float]:
     """Wilson's score interval of a share measured on so many images."""
     interval = wilson_interval(round(percent / 100 * images), images)
     return 100 * interval.low, 100 * interval.high
@@ -289,7 +289,7 @@ def draw_intervals(axes: Axes, segments: np.ndarray) -> None:
     """Fainter where there are many."""
     if len(segments):
         alpha = min(1.0, 40 / len(segments))
-        lines = LineCollection(list(segments), colors=FAINT, linewidths=0.8, alpha=alpha, label="95% interval")
+        lines = LineCollection(list(segments), colors=_FAINT, linewidths=0.8, alpha=alpha, label="95% interval")
         lines.set(gid="intervals", zorder=1)
         axes.add_collection(lines)
 
@@ -306,7 +306,7 @@ def draw_staircase(axes: Axes, spots: Sequence[Spot], plane: Objectives) -> None
     for spot in spots:
         if spot.is_knee:
             ring = {"facecolors": "none", "edgecolors": KNEE_COLOUR, "linewidths": 1.5}
-            axes.scatter(spot.x, spot.y, s=(3 * MEMBER_RADIUS) ** 2, zorder=6, gid="knee", label="knee", **ring)
+            axes.scatter(spot.x, spot.y, s=(3 * _MEMBER_RADIUS) ** 2, zorder=6, gid="knee", label="knee", **ring)
 
 
 def budgets(evaluation: EvaluationConfig) -> str:
@@ -331,7 +331,7 @@ def draw_legend(figure: Figure, axes: Axes, *, with_dominated: bool) -> None:
         handles.append(Line2D([], [], color=MUTED, alpha=0.6, marker="o", markersize=4, mew=0, ls="none"))
         handles[-1].set_label("dominated trial")
     figure.legend(
-        handles=handles, loc="outside lower center", ncols=LEGEND_COLUMNS, frameon=False, fontsize=8, columnspacing=1.6
+        handles=handles, loc="outside lower center", ncols=_LEGEND_COLUMNS, frameon=False, fontsize=8, columnspacing=1.6
     )
 
 
@@ -344,35 +344,35 @@ def draw_labels(figure: Figure, axes: Axes, spots: Sequence[Spot], points: np.nd
     # The labels are placed in this layout, so it stays as it is.
     figure.set_layout_engine("none")
     to_pixels = axes.transData.transform
-    radius = MEMBER_RADIUS * figure.dpi / 72
-    room = Room(
+    radius = _MEMBER_RADIUS * figure.dpi / 72
+    room = _Room(
         inside=axes.get_window_extent(renderer),
         anchors=to_pixels([(spot.x, spot.y) for spot in spots]),
         taken=[np.concatenate([mark - radius, mark + radius]) for mark in to_pixels(points)],
         edge=MatplotlibPath(to_pixels(staircase(spots, plane))),
     )
-    waiting = labelled_spots(spots)
-    for distance in LABEL_DISTANCES:
+    waiting = _labelled_spots(spots)
+    for distance in _LABEL_DISTANCES:
         for spot in waiting.copy():
-            size = np.array(Text(text=spot.label, fontsize=LABEL_SIZE, figure=figure).get_window_extent(renderer).size)
+            size = np.array(Text(text=spot.label, fontsize=_LABEL_SIZE, figure=figure).get_window_extent(renderer).size)
             push = room.take(
-                to_pixels((spot.x, spot.y)), size, distance * figure.dpi / 72, near=distance == min(LABEL_DISTANCES)
+                to_pixels((spot.x, spot.y)), size, distance * figure.dpi / 72, near=distance == min(_LABEL_DISTANCES)
             )
             if push is not None:
-                draw_label(axes, spot, push * 72 / figure.dpi, leader=distance > min(LABEL_DISTANCES))
+                _draw_label(axes, spot, push * 72 / figure.dpi, leader=distance > min(_LABEL_DISTANCES))
                 waiting.remove(spot)
 
 
-def labelled_spots(spots: Sequence[Spot]) -> list[Spot]:
+def _labelled_spots(spots: Sequence[Spot]) -> list[Spot]:
     """The knee and the two ends first, as a reader looks for them, then others, evenly where there are too many."""
     first = [spot for spot in spots if spot.is_knee] + [spots[0], spots[-1]]
-    others = spots[:: -(-len(spots) // MOST_LABELS)]
+    others = spots[:: -(-len(spots) // _MOST_LABELS)]
     return list({(spot.x, spot.y): spot for spot in (*first, *others)}.values())
 
 
-def draw_label(axes: Axes, spot: Spot, offset: np.ndarray, *, leader: bool) -> None:
+def _draw_label(axes: Axes, spot: Spot, offset: np.ndarray, *, leader: bool) -> None:
     """At an offset (2,) in points from the spot, with a line to it if it is not plain whose label it is."""
-    line = {"arrowstyle": "-", "color": MUTED, "linewidth": 0.5, "shrinkA": 0, "shrinkB": MEMBER_RADIUS}
+    line = {"arrowstyle": "-", "color": MUTED, "linewidth": 0.5, "shrinkA": 0, "shrinkB": _MEMBER_RADIUS}
     axes.annotate(
         spot.label,
         (spot.x, spot.y),
@@ -380,7 +380,7 @@ def draw_label(axes: Axes, spot: Spot, offset: np.ndarray, *, leader: bool) -> N
         textcoords="offset points",
         ha="center",
         va="center",
-        fontsize=LABEL_SIZE,
+        fontsize=_LABEL_SIZE,
         color=INK,
         arrowprops=line if leader else None,
         zorder=7,
@@ -389,7 +389,7 @@ def draw_label(axes: Axes, spot: Spot, offset: np.ndarray, *, leader: bool) -> N
 
 
 @dataclass
-class Room:
+class _Room:
     """Where labels may still stand; in pixels."""
 
     inside: Bbox
@@ -411,7 +411,7 @@ class Room:
         """
         free = []
         taken = np.array(self.taken)
-        for direction in LABEL_DIRECTIONS:
+        for direction in _LABEL_DIRECTIONS:
             # The distance is that of the label's nearest side or corner.
             push = np.multiply(direction, distance) + np.sign(direction) * size / 2
             low, high = anchor + push - size / 2, anchor + push + size / 2

@@ -16,7 +16,7 @@ from sweep.report.page import front_page
 from sweep.report.tables import ACCURACIES, front_csv, front_picture
 from sweep.state.sweep_state import SweepState
 
-PAGE_DPI = 100
+_PAGE_DPI = 100
 """MLflow's page shows a picture in its own size, and has room for about 900 pixels across."""
 
 LOGGED_TABLES = json.dumps([{"path": "front/trials.json", "type": "table"}])
@@ -26,16 +26,16 @@ LOGGED_TABLES = json.dumps([{"path": "front/trials.json", "type": "table"}])
 def write_front_files(plan: SweepPlan, results: SweepState, folder: Path, *, over: bool) -> None:
     """Picture, page, tables, search space and plan into a folder that exists; once a sweep is over, what mattered."""
     (folder / "front.csv").write_text(front_csv(plan, results), encoding="utf-8")
-    (folder / "trials.json").write_text(json.dumps(trials_table(plan, results)), encoding="utf-8")
+    (folder / "trials.json").write_text(json.dumps(_trials_table(plan, results)), encoding="utf-8")
     (folder / "plan.yaml").write_text(plan_text(plan), encoding="utf-8")
     (folder / "space.yaml").write_text(dump_yaml(plan.space.to_dict()), encoding="utf-8")
     Ledger(dict(results.trials), []).write_parquet(folder / "trials.parquet", ledger_metadata(plan, results))
     if results.finished:
-        save_figure(front_picture(plan, results), folder / "front.png", dpi=PAGE_DPI)
+        save_figure(front_picture(plan, results), folder / "front.png", dpi=_PAGE_DPI)
         (folder / "front.html").write_text(front_page(plan, results), encoding="utf-8")
     if over and (found := importances(plan, results)):
         (folder / "importance.csv").write_text(importance_csv(found), encoding="utf-8")
-        save_figure(importance_figure(plan, results, found), folder / "importance.png", dpi=PAGE_DPI)
+        save_figure(importance_figure(plan, results, found), folder / "importance.png", dpi=_PAGE_DPI)
 
 
 def ledger_metadata(plan: SweepPlan, results: SweepState) -> dict[str, str]:
@@ -44,7 +44,7 @@ def ledger_metadata(plan: SweepPlan, results: SweepState) -> dict[str, str]:
     return metadata | {name: str(value) for name, value in results.facts.items()}
 
 
-def trials_table(plan: SweepPlan, results: SweepState) -> dict[str, Any]:
+def _trials_table(plan: SweepPlan, results: SweepState) -> dict[str, Any]:
     """One row per trial, in the form that MLflow's page shows as a table: finished ones by rank, then the others."""
     ranks, swept = results.ranks(), list(plan.space.swept)
     columns = ["trial", "state", "rank", *ACCURACIES.values(), "epoch", *swept, "reason"]

@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CONTRIBUTION = "hypervolume contribution"
-FEWEST = 8
+_FEWEST = 8
 """Finished trials that use a parameter; of fewer nothing is told."""
-TOO_FEW = 50
+_TOO_FEW = 50
 """Finished trials below which the picture says that it is only a hint."""
 
 
-class Importance(NamedTuple):
+class _Importance(NamedTuple):
     """What a parameter matters for, in shares that sum to 1 over the parameters that were judged together."""
 
     parameter: str
@@ -42,10 +42,10 @@ class Importance(NamedTuple):
     """That used the parameter."""
 
 
-def importances(plan: SweepPlan, results: SweepState) -> list[Importance]:
+def importances(plan: SweepPlan, results: SweepState) -> list[_Importance]:
     """By target, the most important parameter first; nothing where there are too few trials."""
     finished = list(results.finished.values())
-    if len(finished) < FEWEST:
+    if len(finished) < _FEWEST:
         return []
     points, objectives = results.points(finished), plan.objectives
     targets = {ACCURACIES.get(name, name): points[:, axis] for axis, name in enumerate(objectives.names)}
@@ -57,25 +57,25 @@ def importances(plan: SweepPlan, results: SweepState) -> list[Importance]:
     best[CONTRIBUTION] = True
     found = []
     for target, values in targets.items():
-        found += sorted(judge(plan, finished, target, values, best[target]), key=lambda each: -each.share)
+        found += sorted(_judge(plan, finished, target, values, best[target]), key=lambda each: -each.share)
     return found
 
 
-def judge(
+def _judge(
     plan: SweepPlan, finished: Sequence[TrialRecord], target: str, values: np.ndarray, maximise: bool
-) -> list[Importance]:
+) -> list[_Importance]:
     """The importances for one target with a value (n,) per trial."""
     raw: dict[str, tuple[float, int]] = {}
     for name in plan.space.swept:
         chosen = [place for place, record in enumerate(finished) if name in plan.space.active(record.config)]
-        if len(chosen) >= FEWEST and len({finished[place].config[name] for place in chosen}) > 1:
+        if len(chosen) >= _FEWEST and len({finished[place].config[name] for place in chosen}) > 1:
             records = [finished[place] for place in chosen]
-            raw[name] = (distance(plan, name, records, values[chosen], maximise), len(chosen))
+            raw[name] = (_distance(plan, name, records, values[chosen], maximise), len(chosen))
     total = sum(size for size, _ in raw.values()) or 1.0
-    return [Importance(name, target, size / total, trials) for name, (size, trials) in raw.items()]
+    return [_Importance(name, target, size / total, trials) for name, (size, trials) in raw.items()]
 
 
-def distance(plan: SweepPlan, name: str, records: Sequence[TrialRecord], values: np.ndarray, maximise: bool) -> float:
+def _distance(plan: SweepPlan, name: str, records: Sequence[TrialRecord], values: np.ndarray, maximise: bool) -> float:
     """PED-ANOVA's divergence between the better half's values of a parameter and all trials'; not normalised."""
     import optuna
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
@@ -88,7 +88,7 @@ def distance(plan: SweepPlan, name: str, records: Sequence[TrialRecord], values:
         with contextlib.suppress(ValueError):
             params = {name: record.config[name]}
             study.add_trial(optuna.trial.create_trial(value=value, params=params, distributions={name: swept}))
-    if len(study.get_trials(deepcopy=False)) < FEWEST:
+    if len(study.get_trials(deepcopy=False)) < _FEWEST:
         return 0.0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -99,22 +99,22 @@ def distance(plan: SweepPlan, name: str, records: Sequence[TrialRecord], values:
 def note(results: SweepState) -> str:
     """What the numbers cannot tell."""
     count = len(results.finished)
-    few = f" {count} trials are few: take it as a hint, not as a ranking." if count < TOO_FEW else ""
+    few = f" {count} trials are few: take it as a hint, not as a ranking." if count < _TOO_FEW else ""
     return (
         f"From {count} finished trials (PED-ANOVA). It tells where the better trials lie, not why, says nothing of "
         f"parameters acting together, and leans on where the sampler looked.{few}"
     )
 
 
-def importance_csv(found: Sequence[Importance]) -> str:
+def importance_csv(found: Sequence[_Importance]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(Importance._fields)
+    writer.writerow(_Importance._fields)
     writer.writerows(found)
     return text.getvalue()
 
 
-def importance_figure(plan: SweepPlan, results: SweepState, found: Sequence[Importance]) -> Figure:
+def importance_figure(plan: SweepPlan, results: SweepState, found: Sequence[_Importance]) -> Figure:
     """Bars, a panel per target."""
     import textwrap
 

@@ -15,12 +15,12 @@ from sweep.report.figures import AXES, LOOKS, UNKNOWN_LOOK, front_spots, stairca
 from sweep.report.tables import ACCURACIES, percent, verdict
 from sweep.state.sweep_state import SweepState
 
-TEMPLATE = Path(__file__).with_suffix(".html")
+_TEMPLATE = Path(__file__).with_suffix(".html")
 
 
 def front_page(plan: SweepPlan, results: SweepState) -> str:
     """The page's text; at least one trial has finished."""
-    return TEMPLATE.read_text(encoding="utf-8").replace("{data}", as_script(page_data(plan, results)))
+    return _TEMPLATE.read_text(encoding="utf-8").replace("{data}", as_script(_page_data(plan, results)))
 
 
 def as_script(data: dict[str, Any]) -> str:
@@ -29,7 +29,7 @@ def as_script(data: dict[str, Any]) -> str:
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
-def page_data(plan: SweepPlan, results: SweepState) -> dict[str, Any]:
+def _page_data(plan: SweepPlan, results: SweepState) -> dict[str, Any]:
     """What the page draws: the first two objectives of all finished trials, shares in percent."""
     objectives = plan.objectives
     finished = list(results.finished.values())

@@ -20,7 +20,7 @@ from trainer.report import collapse
 PREFIX = "paper/"
 
 
-class PublishedResult(NamedTuple):
+class _PublishedResult(NamedTuple):
     """Mean and standard deviation over 3 runs, in percent."""
 
     clean: tuple[float, float]
@@ -31,14 +31,14 @@ class PublishedResult(NamedTuple):
 
 
 PUBLISHED = {
-    "clean-nll": PublishedResult((98.97, 0.12), (97.97, 0.89), (86.35, 2.76)),
-    "clean-nll-norm": PublishedResult((98.28, 0.96), (96.79, 1.80), (83.75, 4.13)),
-    "nll-sensitivity": PublishedResult((98.84, 0.09), (98.76, 0.03), (87.82, 1.07)),
-    "nll-sensitivity-norm": PublishedResult((98.72, 0.25), (98.63, 0.32), (88.18, 1.10)),
-    "nll-sensitivity-norm-invar": PublishedResult((98.83, 0.15), (98.69, 0.22), (86.68, 3.32)),
-    "nll-invariance": PublishedResult((98.96, 0.05), (96.83, 2.29), (95.83, 0.27)),
-    "nll-ml-sensitivity": PublishedResult((98.98, 0.21), (98.81, 0.35), (87.67, 3.63)),
-    "nll-ml-invariance": PublishedResult((78.4, 18.6), (77.7, 19.2), (31.4, 10.4)),
+    "clean-nll": _PublishedResult((98.97, 0.12), (97.97, 0.89), (86.35, 2.76)),
+    "clean-nll-norm": _PublishedResult((98.28, 0.96), (96.79, 1.80), (83.75, 4.13)),
+    "nll-sensitivity": _PublishedResult((98.84, 0.09), (98.76, 0.03), (87.82, 1.07)),
+    "nll-sensitivity-norm": _PublishedResult((98.72, 0.25), (98.63, 0.32), (88.18, 1.10)),
+    "nll-sensitivity-norm-invar": _PublishedResult((98.83, 0.15), (98.69, 0.22), (86.68, 3.32)),
+    "nll-invariance": _PublishedResult((98.96, 0.05), (96.83, 2.29), (95.83, 0.27)),
+    "nll-ml-sensitivity": _PublishedResult((98.98, 0.21), (98.81, 0.35), (87.67, 3.63)),
+    "nll-ml-invariance": _PublishedResult((78.4, 18.6), (77.7, 19.2), (31.4, 10.4)),
 }
 """By name of the configuration; `nll-ml-sens-invar` was described and never logged."""
 
@@ -92,13 +92,13 @@ def paper_table(plan: SweepPlan, trials: dict[str, TrialRecord]) -> Table:
         ours, theirs = record.result, PUBLISHED.get(name)
         if theirs is not None:
             table.add_row(name, "theirs", *(f"{mean:.1f}±{deviation:.1f}" for mean, deviation in theirs))
-        numbers = [f"{100 * ours[key]:.1f}" for key in MEASURED]
+        numbers = [f"{100 * ours[key]:.1f}" for key in _MEASURED]
         mark = " *" if collapse(ours) else ""
         table.add_row("" if theirs else name, f"here{mark}", *numbers, end_section=True)
     return table
 
 
-MEASURED = (
+_MEASURED = (
     "clean_accuracy",
     "sensitivity_accuracy",
     "invariance_original_label",

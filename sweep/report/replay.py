@@ -19,7 +19,7 @@ ETAS = (2, 3, 4, 8)
 """Shown where none is asked for."""
 
 
-class Replay(NamedTuple):
+class _Replay(NamedTuple):
     """A sweep as it would have gone, had trials reported in the order in which they did."""
 
     eta: int
@@ -49,12 +49,12 @@ class Replay(NamedTuple):
         return 1 - self.spent / self.logged if self.logged else 0.0
 
 
-def replay(plan: SweepPlan, results: SweepState, *, eta: int, grace_epochs: int, stop_chance: float) -> Replay:
+def replay(plan: SweepPlan, results: SweepState, *, eta: int, grace_epochs: int, stop_chance: float) -> _Replay:
     """Put every report of a ledger, as it came, to rungs of other settings."""
     levels = rung_levels(grace_epochs=grace_epochs, eta=eta, epochs=plan.epochs_per_trial)
     rungs = Rungs(plan.objectives, levels=levels, eta=eta, require=plan.space.require, stop_chance=stop_chance)
     spent = logged = 0
-    for number, report in reports_in_order(results):
+    for number, report in _reports_in_order(results):
         logged += not report["final"]
         if rungs.stopped(number):
             continue
@@ -65,17 +65,17 @@ def replay(plan: SweepPlan, results: SweepState, *, eta: int, grace_epochs: int,
     kept = [record for number, record in results.contenders.items() if number not in cut]
     lost = tuple(sorted({record.number for record in results.front_records} & cut))
     hypervolume = pareto_module.hypervolume(results.points(kept), plan.objectives)
-    return Replay(eta, grace_epochs, rungs, spent, logged, stopped, lost, hypervolume)
+    return _Replay(eta, grace_epochs, rungs, spent, logged, stopped, lost, hypervolume)
 
 
-def reports_in_order(results: SweepState) -> Iterator[tuple[int, dict[str, Any]]]:
+def _reports_in_order(results: SweepState) -> Iterator[tuple[int, dict[str, Any]]]:
     """What trials said, with their numbers, by the time at which they said it."""
     said = [(report["time"], number, report) for number, record in results.trials.items() for report in record.reports]
     for _, number, report in sorted(said, key=lambda each: each[:2]):
         yield number, report
 
 
-def replay_table(replays: list[Replay], results: SweepState) -> Table:
+def replay_table(replays: list[_Replay], results: SweepState) -> Table:
     """For a terminal: one row per setting."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("eta", "rungs at epoch", "epochs", "saved", "stopped", "hypervolume kept"):
@@ -96,7 +96,7 @@ def replay_table(replays: list[Replay], results: SweepState) -> Table:
     return table
 
 
-def unknown(replays: list[Replay], results: SweepState) -> list[int]:
+def unknown(replays: list[_Replay], results: SweepState) -> list[int]:
     """Trials that the sweep itself stopped and one of the replays would not have: how they end is not logged."""
     return [number for number in results.stopped if any(number not in each.stopped for each in replays)]
 
@@ -112,7 +112,7 @@ def agreement_table(found: list[Agreement]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold", title_justify="left")
     names = list(dict.fromkeys(each.objective for each in found))
     laddered = any(any(each.strengths) for each in found)
-    for heading in ["epochs", *(["attack steps"] if laddered else []), "trials", *map(short, names)]:
+    for heading in ["epochs", *(["attack steps"] if laddered else []), "trials", *map(_short, names)]:
         table.add_column(heading, justify="right", no_wrap=True)
     for (lower, upper), rows in itertools.groupby(found, key=lambda each: each[:2]):
         of = {each.objective: each for each in rows}
@@ -129,13 +129,13 @@ def alarms(found: list[Agreement]) -> list[str]:
     for name in dict.fromkeys(each.objective for each in found if each.low):
         rungs = [each.lower for each in found if each.low and each.objective == name]
         lines.append(
-            f"alarm: the order in {short(name)} at epoch {', '.join(map(str, rungs))} tells little of that at the next "
-            f"rung (tau below {ALIKE:.2f}): what is stopped there is stopped nearly by chance; a later --grace-epochs, "
-            "or a --ladder of more steps, helps"
+            f"alarm: the order in {_short(name)} at epoch {', '.join(map(str, rungs))} tells little of that at the "
+            f"next rung (tau below {ALIKE:.2f}): what is stopped there is stopped nearly by chance; a later "
+            "--grace-epochs, or a --ladder of more steps, helps"
         )
     return lines
 
 
-def short(objective: str) -> str:
+def _short(objective: str) -> str:
     """As columns are headed."""
     return objective.removesuffix("_accuracy")

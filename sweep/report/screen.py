@@ -21,8 +21,8 @@ from sweep.report.tables import label, percent
 from sweep.report.words import duration
 from sweep.state.sweep_state import SweepState
 
-FRONT_SHOWN = 6
-BAR_WIDTH = 80
+_FRONT_SHOWN = 6
+_BAR_WIDTH = 80
 
 
 class Screen:
@@ -87,7 +87,7 @@ class Screen:
             self.say(f"trial {number:03d} failed: {record.reason}")
         elif record.state != "running" and not self.console.is_terminal:
             how = f" {record.reason}" if record.state == "stopped" else ""
-            self.say(f"{self.counts()}; trial {number:03d}{how}: {accuracies(record.reports[-1])}; {self.outlook()}")
+            self.say(f"{self.counts()}; trial {number:03d}{how}: {_accuracies(record.reports[-1])}; {self.outlook()}")
 
     def render(self) -> Group:
         done, total = (
@@ -96,9 +96,9 @@ class Screen:
         )
         return Group(
             Text(f"{self.counts()}; {self.outlook()}"),
-            Columns([ProgressBar(total=total, completed=done, width=BAR_WIDTH)]),
+            Columns([ProgressBar(total=total, completed=done, width=_BAR_WIDTH)]),
             self.trials_table("running", sorted(self.results.running.values(), key=lambda record: record.number)),
-            self.trials_table("front", self.results.front_records[:FRONT_SHOWN]),
+            self.trials_table("front", self.results.front_records[:_FRONT_SHOWN]),
         )
 
     def counts(self) -> str:
@@ -125,12 +125,12 @@ class Screen:
                 heading if position == 0 else "",
                 f"{record.number:03d}",
                 epoch,
-                accuracies(last) if last else "",
+                _accuracies(last) if last else "",
                 Text(label(self.plan.space, record.config), overflow="ellipsis", no_wrap=True),
             )
         return table
 
 
-def accuracies(report: Mapping[str, Any]) -> str:
+def _accuracies(report: Mapping[str, Any]) -> str:
     shares = {"sensitivity": "sensitivity_accuracy", "invariance": "invariance_accuracy", "clean": "clean_accuracy"}
     return "  ".join(f"{name} {percent(report[field]):>6}" for name, field in shares.items())

@@ -33,10 +33,10 @@ ACCURACIES = {
 """Report fields of a front's row, and their headings."""
 
 
-NAMED = 8
+_NAMED = 8
 """Of all trials whose embeddings collapsed, how many a verdict names."""
 
-LONGEST_NOTE = 7_800
+_LONGEST_NOTE = 7_800
 """Bytes of a description: MLflow cuts it off at 8,000, silently."""
 
 
@@ -65,7 +65,7 @@ def front_rows(plan: SweepPlan, results: SweepState) -> list[dict[str, Any]]:
             {
                 "trial": record.number,
                 **{name: record.result[name] for name in ACCURACIES},
-                **(replicate_columns(plan, replicates[record.number]) if replicates else {}),
+                **(_replicate_columns(plan, replicates[record.number]) if replicates else {}),
                 "epoch": record.result["epoch"],
                 "knee": record.number == knee,
                 **plan.space.point(record.config),
@@ -74,7 +74,7 @@ def front_rows(plan: SweepPlan, results: SweepState) -> list[dict[str, Any]]:
     return rows
 
 
-def replicate_columns(plan: SweepPlan, replicates: Replicates) -> dict[str, float]:
+def _replicate_columns(plan: SweepPlan, replicates: Replicates) -> dict[str, float]:
     """What a front's row has only with several seeds."""
     columns: dict[str, float] = {"seeds": plan.seeds, "p_front": replicates.chance}
     for name, interval in zip(plan.objectives.names, replicates.intervals, strict=True):
@@ -82,7 +82,7 @@ def replicate_columns(plan: SweepPlan, replicates: Replicates) -> dict[str, floa
     return columns
 
 
-def headings(plan: SweepPlan) -> list[str]:
+def _headings(plan: SweepPlan) -> list[str]:
     """Of what `cells` tells."""
     return [*ACCURACIES.values(), *(["P(front)"] if plan.seeds > 1 else [])]
 
@@ -96,7 +96,7 @@ def cells(row: Mapping[str, Any]) -> list[str]:
     return [*shares, *([percent(row["p_front"])] if "p_front" in row else [])]
 
 
-def name_of(row: Mapping[str, Any]) -> str:
+def _name_of(row: Mapping[str, Any]) -> str:
     """A front's row by its trials: `003`, or `003-005`."""
     last = row["trial"] + row.get("seeds", 1) - 1
     return f"{row['trial']:03d}" if last == row["trial"] else f"{row['trial']:03d}-{last:03d}"
@@ -106,12 +106,12 @@ def front_table(plan: SweepPlan, results: SweepState) -> Table:
     """For a terminal."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("trial" if plan.seeds == 1 else "trials", justify="right", no_wrap=True)
-    for heading in headings(plan):
+    for heading in _headings(plan):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("configuration", overflow="fold")
     for row in front_rows(plan, results):
         mark = "  <- knee" if row["knee"] else ""
-        table.add_row(name_of(row), *cells(row), label(plan.space, results.trials[row["trial"]].config) + mark)
+        table.add_row(_name_of(row), *cells(row), label(plan.space, results.trials[row["trial"]].config) + mark)
     return table
 
 
@@ -125,11 +125,11 @@ def front_markdown(plan: SweepPlan, results: SweepState, experiment: str, parent
         parent: of the run that is described.
         runs: of the trials' runs, as far as they are known.
     """
-    rows, columns = front_rows(plan, results), ["trial", *headings(plan), "configuration"]
+    rows, columns = front_rows(plan, results), ["trial", *_headings(plan), "configuration"]
     files = f"#/experiments/{experiment}/runs/{parent}/artifacts/front"
     links = {"charts": view_link(experiment, view_key(FRONT, plan.name)).lstrip("/")}
     links |= {"interactive picture": f"{files}/front.html", "all trials as a table": f"{files}/trials.json"}
-    head = f"""{short_verdict(plan, results)}
+    head = f"""{_short_verdict(plan, results)}
 
 Open: {", ".join(f"[{name}]({link})" for name, link in links.items())}
 
@@ -137,19 +137,19 @@ Open: {", ".join(f"[{name}]({link})" for name, link in links.items())}
 
 {verdict(plan, results)}
 
-| {" | ".join(map(spaced, columns))} |
+| {" | ".join(map(_spaced, columns))} |
 |{"---:|" * (len(columns) - 1)}:---|"""
-    lines = [markdown_row(plan, results, row, experiment, runs) for row in rows]
+    lines = [_markdown_row(plan, results, row, experiment, runs) for row in rows]
     commands = [
         f"\n# {row['trial']:03d}\n{folded(run_again(plan, results.trials[row['trial']].config))}" for row in rows
     ]
-    room = LONGEST_NOTE - len(head.encode()) - 200
-    table, room = fitting(lines, room, "|" + " |" * (len(columns) - 1) + " and {} more: see front/front.csv |")
-    again, _ = fitting(commands, room, "# and {} more: each trial's own description has its command")
+    room = _LONGEST_NOTE - len(head.encode()) - 200
+    table, room = _fitting(lines, room, "|" + " |" * (len(columns) - 1) + " and {} more: see front/front.csv |")
+    again, _ = _fitting(commands, room, "# and {} more: each trial's own description has its command")
     return "\n".join([head, *table, "", "Run a point again:", "", "```", *again, "```"]).replace("```\n\n#", "```\n#")
 
 
-def spaced(heading: str) -> str:
+def _spaced(heading: str) -> str:
     """MLflow's page sets columns edge to edge; no-break spaces in the headings keep them apart."""
     return f"\N{NO-BREAK SPACE}{heading}\N{NO-BREAK SPACE}"
 
@@ -161,7 +161,7 @@ def folded(command: str) -> str:
     return " \\\n".join(lines).replace("\0", " ")
 
 
-def short_verdict(plan: SweepPlan, results: SweepState) -> str:
+def _short_verdict(plan: SweepPlan, results: SweepState) -> str:
     """One short line, as the head of a page."""
     kind = "trials" if plan.seeds == 1 else "configurations"
     count = f"**Front of {len(results.front_records)} among {len(results.configurations)} finished {kind}**"
@@ -175,18 +175,18 @@ def short_verdict(plan: SweepPlan, results: SweepState) -> str:
     return f"{count}{done}, hypervolume {results.hypervolume:.4f}; at its knee, trial {knee:03d}: {shares}"
 
 
-def markdown_row(
+def _markdown_row(
     plan: SweepPlan, results: SweepState, row: Mapping[str, Any], experiment: str, runs: Mapping[int, str]
 ) -> str:
     number = row["trial"]
-    name = name_of(row)
+    name = _name_of(row)
     name = f"[{name}](#/experiments/{experiment}/runs/{runs[number]})" if number in runs else name
     shares = " | ".join(cells(row))
     mark = " **knee**" if row["knee"] else ""
     return f"| {name} | {shares} | `{label(plan.space, results.trials[number].config)}`{mark} |"
 
 
-def fitting(lines: list[str], room: int, more: str) -> tuple[list[str], int]:
+def _fitting(lines: list[str], room: int, more: str) -> tuple[list[str], int]:
     """As many lines as fit into so many bytes, and how many bytes are left; `more` says how many are missing."""
     kept = []
     for line in lines:
@@ -223,19 +223,19 @@ def verdict(plan: SweepPlan, results: SweepState) -> str:
         f"{units}{broken}{stopped}, "
         f"hypervolume {results.hypervolume:.4f} of 1. Sensitivity under {evaluation.eval_sensitivity_norm} "
         f"{evaluation.eval_sensitivity_epsilon:.3g} (PGD-{evaluation.eval_sensitivity_steps}); invariance under "
-        f"{evaluation.eval_invariance_norm} {evaluation.eval_invariance_epsilon:.3g}, a proxy: {judge(results.facts)}"
-        f"{collapsed_trials(results)}"
+        f"{evaluation.eval_invariance_norm} {evaluation.eval_invariance_epsilon:.3g}, a proxy: {_judge(results.facts)}"
+        f"{_collapsed_trials(results)}"
     )
 
 
-def collapsed_trials(results: SweepState) -> str:
+def _collapsed_trials(results: SweepState) -> str:
     """A sentence on those whose embeddings fell into a point or onto a line; empty where none did."""
     numbers = [f"{number:03d}" for number, record in results.finished.items() if collapse(record.result or {})]
     if not numbers:
         return ""
-    more = f" and {len(numbers) - NAMED} more" if len(numbers) > NAMED else ""
+    more = f" and {len(numbers) - _NAMED} more" if len(numbers) > _NAMED else ""
     trials = "trial" if len(numbers) == 1 else "trials"
-    return f" The embeddings of {len(numbers)} finished {trials} have collapsed: {' '.join(numbers[:NAMED])}{more}."
+    return f" The embeddings of {len(numbers)} finished {trials} have collapsed: {' '.join(numbers[:_NAMED])}{more}."
 
 
 def required(plan: SweepPlan) -> str:
@@ -243,29 +243,29 @@ def required(plan: SweepPlan) -> str:
     return " and ".join(map(str, plan.space.require))
 
 
-def judge(facts: DataSummary) -> str:
+def _judge(facts: DataSummary) -> str:
     """Who says which label a perturbed image has, and what is known of him."""
     if not facts:
         return "judged by the oracle, not by people."
     return (
         f"judged by the oracle, not by people (it labels {percent(facts['oracle_coverage'])} of the clean images, "
         f"{percent(facts['oracle_accuracy'])} of those rightly; it sees {facts['changed_images']} of "
-        f"{facts['judged_images']} perturbed ones as changed).{''.join(people_agree(facts))}"
+        f"{facts['judged_images']} perturbed ones as changed).{''.join(_people_agree(facts))}"
     )
 
 
-def people_agree(facts: DataSummary) -> Iterator[str]:
+def _people_agree(facts: DataSummary) -> Iterator[str]:
     """How far people agree with the oracle, a sentence for every set of images that they labelled."""
     for each in HumanAgreement.from_plain(facts["people"]).sets if facts.get("people") else ():
         oracle = each.by(ORACLE)
         yield (
             f" On {each.name} it answers {oracle.covered.hits} of {each.images} images, and people agree with it on "
-            f"{of(oracle.changed)} that changed for them, {of(oracle.unchanged)} that did not, and "
-            f"{of(oracle.called_changed)} that it calls changed."
+            f"{_of(oracle.changed)} that changed for them, {_of(oracle.unchanged)} that did not, and "
+            f"{_of(oracle.called_changed)} that it calls changed."
         )
 
 
-def of(share: Share) -> str:
+def _of(share: Share) -> str:
     return f"{share.hits} of {share.size}"
 
 

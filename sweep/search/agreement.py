@@ -14,7 +14,7 @@ from sweep.ledger.records import TrialRecord
 from sweep.search.rung import at
 from trainer.report import STRENGTH
 
-ALIKE, ENOUGH = 1 / 3, 10
+ALIKE, _ENOUGH = 1 / 3, 10
 """Rank correlation between two rungs below which it is an alarm, and trials from which on: at a third one pair of
 trials in three changes its order, half way from every pair's staying to a coin's toss; of fewer than ten trials chance
 alone moves it by a quarter and more."""
@@ -40,7 +40,7 @@ class Agreement(NamedTuple):
     @property
     def low(self) -> bool:
         """Whether it is an alarm."""
-        return self.trials >= ENOUGH and self.correlation < ALIKE
+        return self.trials >= _ENOUGH and self.correlation < ALIKE
 
 
 def agreements(
@@ -58,7 +58,7 @@ def agreements(
         both = [(early, late) for early, late in both if early and late]
         if len(both) < 2:
             continue
-        strengths = [usual_strength(side) for side in zip(*both, strict=True)]
+        strengths = [_usual_strength(side) for side in zip(*both, strict=True)]
         for name in objectives.names:
             early, late = np.array([[report[name] for report in pair] for pair in both]).T
             if np.ptp(early) > 0 and np.ptp(late) > 0:
@@ -67,6 +67,6 @@ def agreements(
     return found
 
 
-def usual_strength(reports: Iterable[Mapping[str, Any]]) -> str:
+def _usual_strength(reports: Iterable[Mapping[str, Any]]) -> str:
     """What most of some reports were measured with."""
     return Counter(str(report.get(STRENGTH, "")) for report in reports).most_common(1)[0][0]

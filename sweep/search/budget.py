@@ -8,7 +8,7 @@ from sweep.ledger.records import TrialRecord
 from sweep.plan.plan import SweepPlan
 from sweep.state.sweep_state import SweepState
 
-HOUR = 3600.0
+_HOUR = 3600.0
 
 
 class Budget:
@@ -19,7 +19,7 @@ class Budget:
 
     def __init__(self, plan: SweepPlan, results: SweepState, concurrent: int) -> None:
         self.plan, self.results = plan, results
-        self.hours_before = results.held_seconds / concurrent / HOUR
+        self.hours_before = results.held_seconds / concurrent / _HOUR
         self.begun = time.monotonic()
         self.holding: dict[int, float] = {}
         """Since when, less what it held before, each running trial has held its slot."""
@@ -36,7 +36,7 @@ class Budget:
         if record.held:
             self.resting += sign
             self.resting_held += sign * record.held
-            self.resting_whole += sign * whole_seconds(record)
+            self.resting_whole += sign * _whole_seconds(record)
 
     def hold(self, number: int) -> None:
         """A trial begins, or goes on, in a slot."""
@@ -57,13 +57,13 @@ class Budget:
     @property
     def gpu_hours(self) -> float:
         """Spent so far."""
-        return self.plan.gpu_share * (self.resting_held + sum(map(self.held, self.holding))) / HOUR
+        return self.plan.gpu_share * (self.resting_held + sum(map(self.held, self.holding))) / _HOUR
 
     @property
     def usual(self) -> float:
         """Seconds that a whole trial holds its slot, by what the sweep has seen; 0 before the first report."""
         holding = [self.results.trials[number] for number in self.holding if number in self.results.trials]
-        wholes = [whole_seconds(record) for record in holding if record.held]
+        wholes = [_whole_seconds(record) for record in holding if record.held]
         known = self.resting + len(wholes)
         return (self.resting_whole + sum(wholes)) / known if known else 0.0
 
@@ -73,7 +73,7 @@ class Budget:
         usual = self.usual
         left = sum(max(0.0, usual - self.held(number)) for number in self.holding)
         begun = usual * (1 + max(0, self.promised - len(self.holding)))
-        return self.plan.gpu_share * (left + begun) / HOUR
+        return self.plan.gpu_share * (left + begun) / _HOUR
 
     def spent(self) -> bool:
         """Whether the hard cap is reached: running trials stop at their next epoch, where a resume goes on."""
@@ -82,7 +82,7 @@ class Budget:
     def overrun(self) -> bool:
         """Whether the hard cap is passed by a whole trial: nothing goes on, not even to its epoch's end. Before the
         first report a single trial runs, and is let come to it: else no resume could ever get further."""
-        usual_hours = self.plan.gpu_share * self.usual / HOUR
+        usual_hours = self.plan.gpu_share * self.usual / _HOUR
         return self.spent() and 0 < usual_hours <= self.gpu_hours - self.plan.max_gpu_hours
 
     def enough(self) -> bool:
@@ -92,11 +92,11 @@ class Budget:
             return True
         if plan.max_gpu_hours and self.gpu_hours + self.gpu_hours_ahead > plan.max_gpu_hours:
             return True
-        hours = self.hours_before + (time.monotonic() - self.begun) / HOUR
+        hours = self.hours_before + (time.monotonic() - self.begun) / _HOUR
         return bool(plan.max_hours) and hours >= plan.max_hours
 
 
-def whole_seconds(record: TrialRecord) -> float:
+def _whole_seconds(record: TrialRecord) -> float:
     """For how long a trial that has reported holds its slot from its first epoch to its last."""
     epochs = [report["epoch"] for report in record.reports if not report["final"]]
     if record.state == "finished" or not epochs:

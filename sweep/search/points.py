@@ -15,7 +15,7 @@ from sweep.plan.plan_file import read_plan
 from sweep.state.sweep_state import state_of_trials
 from trainer.errors import InputError
 
-FOUND = ("trial", "seeds", "epoch", "knee", "p_front", *MEASURES)
+_FOUND = ("trial", "seeds", "epoch", "knee", "p_front", *MEASURES)
 """How the keys begin that `otsweep front` writes beside a configuration: what it came to."""
 
 
@@ -25,12 +25,12 @@ def with_given_points(space: Space, *, file: Path | None, sweep: str | None, sto
     Raises:
         InputError: naming file and line, or sweep and trial, of the first point that is wrong.
     """
-    given = read_points(file) if file else []
-    given += front_points(sweep, storage=storage) if sweep else []
+    given = _read_points(file) if file else []
+    given += _front_points(sweep, storage=storage) if sweep else []
     return space.beginning_with(read_point(node, space.fixed) for node in given) if given else space
 
 
-def front_points(name: str, *, storage: str | None) -> list[Located]:
+def _front_points(name: str, *, storage: str | None) -> list[Located]:
     """The configurations on the front of a sweep, the best in the first objective first.
 
     Raises:
@@ -49,7 +49,7 @@ def front_points(name: str, *, storage: str | None) -> list[Located]:
     ]
 
 
-def read_points(path: Path) -> list[Located]:
+def _read_points(path: Path) -> list[Located]:
     """The points in a file: a YAML or JSON list, or one under `points` or `front`, or the rows of a CSV; so that what
     `otsweep front --format json` or `csv` writes can be read.
 
@@ -57,7 +57,7 @@ def read_points(path: Path) -> list[Located]:
         InputError: for a file that holds nothing of the kind.
     """
     if path.suffix.lower() == ".csv":
-        rows = read_csv(path)
+        rows = _read_csv(path)
     else:
         root = read_yaml(path)
         inside = root.value if isinstance(root.value, dict) else {"points": root}
@@ -67,10 +67,10 @@ def read_points(path: Path) -> list[Located]:
         rows = held.items("points")
     if not rows:
         raise InputError(f"--points {path}: holds no point")
-    return [settings_in(row) for row in rows]
+    return [_settings_in(row) for row in rows]
 
 
-def read_csv(path: Path) -> list[Located]:
+def _read_csv(path: Path) -> list[Located]:
     """Rows under a header, each at its line; an empty cell says nothing.
 
     Raises:
@@ -97,8 +97,8 @@ def read_csv(path: Path) -> list[Located]:
     return rows
 
 
-def settings_in(row: Located) -> Located:
+def _settings_in(row: Located) -> Located:
     """A point without what it came to elsewhere."""
     entries = row.mapping("a point")
-    told = {key: item for key, item in entries.items() if key in TRIAL_FIELDS or not key.startswith(FOUND)}
+    told = {key: item for key, item in entries.items() if key in TRIAL_FIELDS or not key.startswith(_FOUND)}
     return Located(told, row.where)

@@ -15,14 +15,14 @@ from sweep.front.incremental import Layers
 from sweep.front.objectives import Objectives
 from sweep.ledger.records import TrialRecord
 
-REQUIRED = "required."
+_REQUIRED = "required."
 """How the keys of what requirements name begin in a plain decision."""
 
-CHANGES, NEWEST = 4, 500
+CHANGES, _NEWEST = 4, 500
 """Finished trials that must have passed a rung before anybody is stopped in it, and how many of them count at most: the
 newest, so that a decision's cost is bounded."""
 
-NAMED = 3
+_NAMED = 3
 """Of all that dominate a stopped trial, how many its reason names."""
 
 
@@ -105,7 +105,7 @@ class Decision(NamedTuple):
     def to_dict(self, objectives: Objectives) -> dict[str, Any]:
         """Plain scalars, as the ledger takes them."""
         plain = self._asdict() | {"dominated_by": " ".join(map(str, self.dominated_by))}
-        plain |= {REQUIRED + name: value for name, value in plain.pop("required")}
+        plain |= {_REQUIRED + name: value for name, value in plain.pop("required")}
         return plain | dict(zip(objectives.names, plain.pop("values"), strict=True))
 
     @classmethod
@@ -113,8 +113,8 @@ class Decision(NamedTuple):
         """What `to_dict` told."""
         fields = {name: plain[name] for name in cls._fields if name in plain}
         fields["dominated_by"] = tuple(map(int, plain["dominated_by"].split()))
-        required = [key for key in plain if key.startswith(REQUIRED)]
-        fields["required"] = tuple((key.removeprefix(REQUIRED), plain[key]) for key in required)
+        required = [key for key in plain if key.startswith(_REQUIRED)]
+        fields["required"] = tuple((key.removeprefix(_REQUIRED), plain[key]) for key in required)
         return cls(**fields, values=tuple(plain[name] for name in objectives.names))
 
 
@@ -141,14 +141,14 @@ class Rung:
         self.violations, self.leads = np.empty(0), np.empty(0, dtype=int)
         self.layers = Layers(objectives)
         """Of the groups that fulfil what is required."""
-        self.changes: deque[np.ndarray] = deque(maxlen=NEWEST)
+        self.changes: deque[np.ndarray] = deque(maxlen=_NEWEST)
         """By what the numbers (d + c,) of trials that finished have changed since."""
 
     def enter(self, group: str, trial: int, numbers: Sequence[float]) -> None:
         members = self.trials.setdefault(group, {})
         row = self.rows.setdefault(group, len(self.rows))
         if row == self.points.shape[1]:
-            self.points, self.violations, self.leads = map(with_room, (self.points, self.violations, self.leads))
+            self.points, self.violations, self.leads = map(_with_room, (self.points, self.violations, self.leads))
         elif members and self.violations[row] == 0:
             self.layers.remove(self.points[:, row])
         members[trial] = tuple(map(float, numbers))
@@ -174,7 +174,7 @@ class Rung:
         required = self.required(self.means(group))
         broken = " and ".join(str(each) for each in self.require if each.excess(required[each.name]) > 0)
         return RungPosition(
-            layer, place, count, tuple(np.sort(self.leads[self.dominators(row)])[:NAMED].tolist()), broken
+            layer, place, count, tuple(np.sort(self.leads[self.dominators(row)])[:_NAMED].tolist()), broken
         )
 
     def place(self, row: int) -> tuple[int, int]:
@@ -222,7 +222,7 @@ class Rung:
         return (violations == 0) & ~dominated
 
 
-def with_room(rows: np.ndarray) -> np.ndarray:
+def _with_room(rows: np.ndarray) -> np.ndarray:
     """The same (..., n) with as many again to come."""
     return np.concatenate([rows, np.zeros((*rows.shape[:-1], max(rows.shape[-1], 64)), rows.dtype)], axis=-1)
 

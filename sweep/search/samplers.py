@@ -18,12 +18,12 @@ from search_spaces.space import Space
 from sweep.front.objectives import Objectives
 from sweep.front.pareto import front_mask
 
-GENERATIONS = 5
+_GENERATIONS = 5
 """Of a sweep's configurations under NSGA-II and III, where neither of the next two says otherwise."""
-SMALLEST_POPULATION, LARGEST_POPULATION = 8, 50
+_SMALLEST_POPULATION, _LARGEST_POPULATION = 8, 50
 
 
-class Kind(NamedTuple):
+class _Kind(NamedTuple):
     """How a sampler is made, and what it is shown."""
 
     make: Callable[[int, Space, int], BaseSampler]
@@ -41,7 +41,7 @@ class Kind(NamedTuple):
     """Seeded anew for every draw; a sequence is one, with the sweep's seed."""
 
 
-class QuasiRandom(optuna.samplers.QMCSampler):
+class _QuasiRandom(optuna.samplers.QMCSampler):
     """A scrambled Sobol sequence over all knobs. Those whose condition does not hold are passed over; Optuna's own
     would take the knobs of the first finished trial, and draw the others at random."""
 
@@ -55,35 +55,35 @@ class QuasiRandom(optuna.samplers.QMCSampler):
 
 def population(configurations: int) -> int:
     """Trials of a generation: the first is drawn at random, so a short sweep has small ones."""
-    return min(max(configurations // GENERATIONS, SMALLEST_POPULATION), LARGEST_POPULATION)
+    return min(max(configurations // _GENERATIONS, _SMALLEST_POPULATION), _LARGEST_POPULATION)
 
 
-SAMPLERS: dict[str, Kind] = {
+SAMPLERS: dict[str, _Kind] = {
     # Multivariate in groups: the spaces have conditions, and the knobs of one regulariser act together.
-    "tpe": Kind(
+    "tpe": _Kind(
         lambda seed, space, configurations: optuna.samplers.TPESampler(
             seed=seed, multivariate=True, group=True, constant_liar=True
         )
     ),
-    "nsga2": Kind(
+    "nsga2": _Kind(
         lambda seed, space, configurations: optuna.samplers.NSGAIISampler(
             seed=seed, population_size=population(configurations)
         ),
         whole_only=True,
     ),
-    "nsga3": Kind(
+    "nsga3": _Kind(
         lambda seed, space, configurations: optuna.samplers.NSGAIIISampler(
             seed=seed, population_size=population(configurations)
         ),
         whole_only=True,
     ),
-    "gp": Kind(
+    "gp": _Kind(
         lambda seed, space, configurations: optuna.samplers.GPSampler(seed=seed, warn_independent_sampling=False),
         newest=100,
         whole_only=True,
     ),
-    "random": Kind(lambda seed, space, configurations: optuna.samplers.RandomSampler(seed=seed)),
-    "qmc": Kind(lambda seed, space, configurations: QuasiRandom(seed, space), reseeded=False),
+    "random": _Kind(lambda seed, space, configurations: optuna.samplers.RandomSampler(seed=seed)),
+    "qmc": _Kind(lambda seed, space, configurations: _QuasiRandom(seed, space), reseeded=False),
 }
 
 
@@ -99,7 +99,7 @@ class Window(InMemoryStorage):
     What is seen depends on which trials ended, never on their order.
     """
 
-    def __init__(self, kind: Kind, space: Space, objectives: Objectives) -> None:
+    def __init__(self, kind: _Kind, space: Space, objectives: Objectives) -> None:
         super().__init__()
         self.newest, self.objectives = kind.newest, objectives
         self.needed = {name for name, swept in space.swept.items() if kind.whole_only and not swept.when}

@@ -33,7 +33,7 @@ from sweep.search.result_keys import FAILURE, report_of
 from sweep.search.samplers import SAMPLERS, Window, make_sampler, mix, population
 
 
-class Proposal(NamedTuple):
+class _Proposal(NamedTuple):
     """A trial that is to be run."""
 
     number: int
@@ -80,8 +80,8 @@ class ParetoSearch(Searcher):
         self.window = Window(SAMPLERS[sampler], space, objectives)
         self.study = optuna.create_study(directions=directions, storage=self.window, sampler=self.seeded(0))
         self.study_id = self.window.get_study_id_from_name(self.study.study_name)
-        self.interrupted: list[Proposal] = []
-        self.begun: dict[int, OpenConfiguration] = {}
+        self.interrupted: list[_Proposal] = []
+        self.begun: dict[int, _OpenConfiguration] = {}
         """Configurations not all of whose trials have ended, by their number, which is also the study's."""
         self.running: dict[str, int] = {}
         self.next_number = 0
@@ -105,7 +105,7 @@ class ParetoSearch(Searcher):
         if group not in self.begun:
             self.add(group, record.config, record.noted)
         if record.state == "running":
-            self.interrupted.append(Proposal(record.number, record.config, record.noted))
+            self.interrupted.append(_Proposal(record.number, record.config, record.noted))
         else:
             self.take(record.number, record.state, record.result)
 
@@ -117,7 +117,7 @@ class ParetoSearch(Searcher):
         self.running[trial_id] = proposal.number
         return proposal._asdict()
 
-    def propose(self) -> Proposal:
+    def propose(self) -> _Proposal:
         """The next number with its configuration: on the next seed what was begun, else a given point, else a draw."""
         number, self.next_number = self.next_number, self.next_number + 1
         group, replicate = divmod(number, self.seeds)
@@ -127,14 +127,14 @@ class ParetoSearch(Searcher):
             self.draw(group)
         begun = self.begun[group]
         config = {**begun.config, **self.fixed, "seed": (self.seed + replicate) % 2**31}
-        return Proposal(number, config, begun.noted)
+        return _Proposal(number, config, begun.noted)
 
     def draw(self, group: int) -> None:
         """Ask the sampler, seeded for this configuration alone."""
         before = self.window.get_study_system_attrs(self.study_id)
         self.study.sampler = self.seeded(group)
         config = self.space.sample(self.study.ask())
-        self.begun[group] = OpenConfiguration(config, self.noted(group, before), {})
+        self.begun[group] = _OpenConfiguration(config, self.noted(group, before), {})
 
     def add(self, group: int, config: Mapping[str, Any], noted: str | None = None) -> None:
         """Enter a configuration that the sampler did not draw now, as far as the space can express it.
@@ -144,7 +144,7 @@ class ParetoSearch(Searcher):
         """
         distributions = self.space.distributions(config)
         expressible = {
-            name: distribution for name, distribution in distributions.items() if contains(distribution, config[name])
+            name: distribution for name, distribution in distributions.items() if _contains(distribution, config[name])
         }
         params = {name: config[name] for name in expressible}
         notes = json.loads(noted or "{}")
@@ -160,7 +160,7 @@ class ParetoSearch(Searcher):
         )
         if noted is None:
             noted = self.join_generation(group)
-        self.begun[group] = OpenConfiguration(dict(config), noted, {})
+        self.begun[group] = _OpenConfiguration(dict(config), noted, {})
 
     def join_generation(self, group: int) -> str:
         """A given point is of the generation that would be drawn now, so that it can have children; what is noted."""
@@ -214,7 +214,7 @@ class ParetoSearch(Searcher):
         """Nothing, for the same reason."""
 
 
-class OpenConfiguration(NamedTuple):
+class _OpenConfiguration(NamedTuple):
     """A configuration some of whose trials have not ended."""
 
     config: dict[str, Any]
@@ -241,7 +241,7 @@ def remarks(plan: SweepPlan) -> Iterator[str]:
         yield f"{plan.sampler}: draws knobs with a condition at random: {', '.join(conditional)}"
 
 
-def contains(distribution: BaseDistribution, value: Any) -> bool:
+def _contains(distribution: BaseDistribution, value: Any) -> bool:
     """Whether a space's distribution has the value; a given point may lie outside of what is swept."""
     try:
         return distribution._contains(distribution.to_internal_repr(value))

@@ -66,7 +66,7 @@ def read_data_summary(folder: Path) -> DataSummary:
     return facts
 
 
-class FoundFront(NamedTuple):
+class _FoundFront(NamedTuple):
     """The front of so many contenders."""
 
     contenders: int
@@ -129,7 +129,7 @@ class SweepState:
         """And those that break it."""
         self.resampled: tuple[int, dict[int, Replicates]] = (0, {})
         """What `replicates` found last, and among how many configurations."""
-        self.found = FoundFront(0, (), None)
+        self.found = _FoundFront(0, (), None)
         self.front = Front(objectives)
         self.volumes: list[float] = []
         """The hypervolume after each trial that finished or was stopped, in the order in which they ended."""
@@ -174,7 +174,7 @@ class SweepState:
         if len(members) == self.seeds and all(
             each.state == "finished" and each.result is not None and each.number not in unless for each in members
         ):
-            whole = as_one(members)
+            whole = _as_one(members)
             fulfils = self.violation(whole) == 0
             self.configurations[whole.number] = whole
             (self.contenders if fulfils else self.infeasible)[whole.number] = whole
@@ -259,7 +259,7 @@ class SweepState:
         """The number of the configuration at the front's knee, where the front has one."""
         return self.find_front().knee
 
-    def find_front(self) -> FoundFront:
+    def find_front(self) -> _FoundFront:
         """The front as it is, found once for as many contenders: of ten thousand it takes a while."""
         contenders = list(self.contenders.values())
         if self.found.contenders != len(contenders):
@@ -268,7 +268,7 @@ class SweepState:
             best_first = on_front[self.objectives.turn(points[on_front])[:, 0].argsort(kind="stable")[::-1]]
             place = pareto_module.knee(points, self.objectives)
             knee = None if place is None else contenders[place].number
-            self.found = FoundFront(len(contenders), tuple(contenders[place] for place in best_first), knee)
+            self.found = _FoundFront(len(contenders), tuple(contenders[place] for place in best_first), knee)
         return self.found
 
     def ranks(self) -> dict[int, int]:
@@ -331,18 +331,18 @@ class SweepState:
         return self.epochs_done(epochs_per_trial) / (self.total * epochs_per_trial)
 
 
-def as_one(members: Sequence[TrialRecord]) -> TrialRecord:
+def _as_one(members: Sequence[TrialRecord]) -> TrialRecord:
     """Finished trials that differ in the seed alone as one record, whose result are their means; one alone as it is."""
     first = members[0]
     if len(members) == 1:
         return first
     results = [each.result for each in members if each.result is not None]
-    means = {name: mean([result[name] for result in results]) for name in results[0]}
+    means = {name: _mean([result[name] for result in results]) for name in results[0]}
     ended = max(each.ended or 0.0 for each in members)
     return dataclasses.replace(first, ended=ended, attempts=sum(each.attempts for each in members), reports=[means])
 
 
-def mean(values: Sequence[Any]) -> Any:
+def _mean(values: Sequence[Any]) -> Any:
     """Of numbers, the same in any order; what all have in common stays as it is."""
     return values[0] if all(value == values[0] for value in values) else fmean(values)
 

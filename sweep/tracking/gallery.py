@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 GALLERY = "gallery.png"
 EXAMPLES = 5
 """Worst examples of each attack in a gallery."""
-ATTACKED = 512
+_ATTACKED = 512
 """Validation images, the first, that are attacked for the gallery."""
 EXAMPLE_BATCH = 4
 """Images in a model's input example; of one image the exported model would take no more."""
 
 
-class Example(NamedTuple):
+class _Example(NamedTuple):
     """A perturbed image that a model is wrong about."""
 
     source: np.ndarray
@@ -49,7 +49,7 @@ def draw_gallery(plan: SweepPlan, number: int, model: nn.Module, prepared: Prepa
     draw(f"{plan.name}, trial {number:03d}", groups, path)
 
 
-def sensitivity_examples(model: nn.Module, prepared: Prepared) -> list[Example]:
+def sensitivity_examples(model: nn.Module, prepared: Prepared) -> list[_Example]:
     """Images that were right and that the judging attack broke, those first where the model is surest of the wrong
     answer."""
     from trainer.attacks.worst_case import frozen, worst_case
@@ -57,7 +57,7 @@ def sensitivity_examples(model: nn.Module, prepared: Prepared) -> list[Example]:
     from trainer.training.trial import judging_generator
 
     evaluation, validation = prepared.evaluation, prepared.data.validation
-    images, labels = validation.images[:ATTACKED], validation.labels[:ATTACKED]
+    images, labels = validation.images[:_ATTACKED], validation.labels[:_ATTACKED]
     with frozen(model):
         found = worst_case(
             lambda batch: model(batch).logits,
@@ -67,21 +67,21 @@ def sensitivity_examples(model: nn.Module, prepared: Prepared) -> list[Example]:
             generator=judging_generator(evaluation, images.device),
         )
     broken = found.clean & ~found.survived
-    return worst(model, prepared, images[broken], found.images[broken], labels[broken])
+    return _worst(model, prepared, images[broken], found.images[broken], labels[broken])
 
 
-def invariance_examples(model: nn.Module, prepared: Prepared) -> list[Example]:
+def invariance_examples(model: nn.Module, prepared: Prepared) -> list[_Example]:
     """Images whose class changed for the oracle, and for which the model still says the old one; the surest first."""
     from trainer.training.evaluation import predict
 
     judging = prepared.judging
-    said = predict(model, judging.images, batch_size=ATTACKED)
+    said = predict(model, judging.images, batch_size=_ATTACKED)
     stuck = judging.changed & (said == judging.source_labels)
     sources = judging.source_images[stuck]
-    return worst(model, prepared, sources, judging.images[stuck], judging.source_labels[stuck])
+    return _worst(model, prepared, sources, judging.images[stuck], judging.source_labels[stuck])
 
 
-def worst(model: nn.Module, prepared: Prepared, sources: Tensor, perturbed: Tensor, labels: Tensor) -> list[Example]:
+def _worst(model: nn.Module, prepared: Prepared, sources: Tensor, perturbed: Tensor, labels: Tensor) -> list[_Example]:
     """The examples of which the model is surest; ties in their given order."""
     import torch
 
@@ -93,12 +93,12 @@ def worst(model: nn.Module, prepared: Prepared, sources: Tensor, perturbed: Tens
     oracle = prepared.judge.label(perturbed[chosen])
     columns = (labels[chosen].tolist(), said[chosen].tolist(), sure[chosen].tolist(), oracle.tolist())
     return [
-        Example(sources[place].numpy(), perturbed[place].numpy(), *row)
+        _Example(sources[place].numpy(), perturbed[place].numpy(), *row)
         for place, *row in zip(chosen.tolist(), *columns, strict=True)
     ]
 
 
-def draw(title: str, groups: Mapping[str, Sequence[Example]], path: Path) -> None:
+def draw(title: str, groups: Mapping[str, Sequence[_Example]], path: Path) -> None:
     """One column per example: source, perturbed, difference, and who said what."""
     from matplotlib.figure import Figure
 
@@ -112,22 +112,22 @@ def draw(title: str, groups: Mapping[str, Sequence[Example]], path: Path) -> Non
             if not examples:
                 part.text(0.5, 0.5, "no such example", ha="center", color=MUTED)
                 continue
-            draw_examples(part.subplots(3, EXAMPLES, squeeze=False), examples)
+            _draw_examples(part.subplots(3, EXAMPLES, squeeze=False), examples)
         save_figure(figure, path, dpi=100)
 
 
-def draw_examples(axes: np.ndarray, examples: Sequence[Example]) -> None:
+def _draw_examples(axes: np.ndarray, examples: Sequence[_Example]) -> None:
     for place in axes.flat:
         place.set_axis_off()
     for column, example in zip(axes.T, examples, strict=False):
         difference = example.perturbed - example.source
-        show(column[0], example.source, f"shows {example.label}", INK)
+        _show(column[0], example.source, f"shows {example.label}", INK)
         oracle = f"oracle {example.oracle}" if example.oracle >= 0 else "oracle in doubt"
-        show(column[1], example.perturbed, f"model {example.said} ({example.sure:.0%})\n{oracle}", KNEE_COLOUR)
-        show(column[2], difference, f"largest change {abs(difference).max():.2f}", MUTED, signed=True)
+        _show(column[1], example.perturbed, f"model {example.said} ({example.sure:.0%})\n{oracle}", KNEE_COLOUR)
+        _show(column[2], difference, f"largest change {abs(difference).max():.2f}", MUTED, signed=True)
 
 
-def show(axes: Axes, image: np.ndarray, caption: str, colour: str, *, signed: bool = False) -> None:
+def _show(axes: Axes, image: np.ndarray, caption: str, colour: str, *, signed: bool = False) -> None:
     """An image (C, H, W) in [0, 1], or, `signed`, a difference in [-1, 1] about grey."""
     pixels = image.transpose(1, 2, 0)
     if signed and pixels.shape[2] == 3:

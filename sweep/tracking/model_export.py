@@ -49,7 +49,7 @@ def export_models(plan: SweepPlan, numbers: Iterable[int], *, models: Iterable[i
     return "" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["it was killed"])[-1]
 
 
-def main(storage: str, name: str, *wanted: str) -> None:
+def _main(storage: str, name: str, *wanted: str) -> None:
     from sweep.engine.preparation import make_task
     from sweep.engine.trainable import prepare_shared
     from trainer.training.trial import MODEL_FILE, load_model
@@ -61,12 +61,12 @@ def main(storage: str, name: str, *wanted: str) -> None:
         folder = trial_folder(plan.folder, int(number))
         model = load_model(folder / MODEL_FILE)
         if kind == "model":
-            export(model, prepared, folder / MODEL)
+            _export(model, prepared, folder / MODEL)
         else:
             draw_gallery(plan, int(number), model, prepared, folder / GALLERY)
 
 
-def export(model: nn.Module, prepared: Prepared, folder: Path) -> None:
+def _export(model: nn.Module, prepared: Prepared, folder: Path) -> None:
     """An MLflow model, images (B, C, H, W) in [0, 1] to logits (B, K); the folder appears whole or not at all."""
     import numpy as np
     from mlflow import pytorch
@@ -85,7 +85,7 @@ def export(model: nn.Module, prepared: Prepared, folder: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pytorch.save_model(
-            logits_of(model),
+            _logits_of(model),
             str(unfinished),
             signature=signature,
             input_example=images,
@@ -97,7 +97,7 @@ def export(model: nn.Module, prepared: Prepared, folder: Path) -> None:
     unfinished.rename(folder)
 
 
-def logits_of(model: nn.Module) -> nn.Module:
+def _logits_of(model: nn.Module) -> nn.Module:
     """The model without its embedding, in operations that torch can export."""
     from torch import nn
 
@@ -116,4 +116,4 @@ def logits_of(model: nn.Module) -> nn.Module:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    _main(*sys.argv[1:])

@@ -41,7 +41,7 @@ def serve(plan: SweepPlan, *, port: int, browser: bool, say: Callable[[str], Non
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
         try:
             say("Starting MLflow (10 to 30 seconds) ...")
-            wait_until_up(address, server)
+            _wait_until_up(address, server)
             if server.poll() is not None:
                 log.seek(0)
                 say(log.read().decode(errors="replace")[-2000:])
@@ -75,7 +75,7 @@ def free_port(port: int) -> int:
         return probe.getsockname()[1]
 
 
-def wait_until_up(address: str, server: subprocess.Popen[bytes]) -> None:
+def _wait_until_up(address: str, server: subprocess.Popen[bytes]) -> None:
     """Until the server answers, or has ended."""
     while server.poll() is None:
         with contextlib.suppress(OSError), urllib.request.urlopen(f"{address}/health", timeout=2):

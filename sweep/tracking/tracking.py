@@ -44,28 +44,28 @@ PASS_SECONDS = 5.0
 """Between two passes at least."""
 SHARE = 0.05
 """Of the driver's time that the writer may take: a pass ends, and the next one waits, accordingly."""
-FILES_SHARE = 0.01
+_FILES_SHARE = 0.01
 """Of the same that redrawing the front's files may take, and how often at most: in `FILES_SECONDS`."""
-FILES_SECONDS = 30.0
+_FILES_SECONDS = 30.0
 
-BATCH = 800
+_BATCH = 800
 """Metrics in one call; MLflow takes 1,000 with at most 100 parameters and 100 tags among them."""
 
-FORMAT = "2"
+_FORMAT = "2"
 """Of what is written about a trial, in the tag of a run that is complete: raise it, and all are brought up to it."""
-COMPLETE = "otsweep.complete"
-RANKED = "otsweep.ranked"
+_COMPLETE = "otsweep.complete"
+_RANKED = "otsweep.ranked"
 """Tag with how many configurations had finished when the run's rank was told last."""
 
-STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
-CHOSEN = {
+_STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
+_CHOSEN = {
     "sensitivity_accuracy": "sel_sens",
     "invariance_accuracy": "sel_inv",
     "clean_accuracy": "sel_clean",
     "epoch": "sel_epoch",
 }
 """Names of the chosen checkpoint's numbers: short, so that the page does not cut them off."""
-ONCE_PER_REPORT = ("clean_accuracy", "sel_clean")
+_ONCE_PER_REPORT = ("clean_accuracy", "sel_clean")
 """Metrics of which every report has just one: their histories tell which reports a run holds."""
 
 ENVIRONMENT = {
@@ -74,14 +74,14 @@ ENVIRONMENT = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "PGCONNECT_TIMEOUT": "10",
 }
-NO_RETRIES = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+_NO_RETRIES = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
 """A call that MLflow's client repeats by itself can make a second run unheard; ours are repeated by the next pass."""
 
-MetricRow = tuple[str, float, int, int]
+_MetricRow = tuple[str, float, int, int]
 """Key, value, milliseconds, step."""
 
-Say = Callable[[str], None]
-Tell = Callable[[int, int], None]
+_Say = Callable[[str], None]
+_Tell = Callable[[int, int], None]
 """Told how many trials are written, and of how many."""
 
 
@@ -91,7 +91,7 @@ def connect(uri: str) -> MlflowClient:
     Raises:
         InputError: if nothing usable answers there.
     """
-    os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ} | NO_RETRIES)
+    os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ} | _NO_RETRIES)
     for name in ("mlflow", "alembic", "urllib3"):
         logging.getLogger(name).setLevel(logging.ERROR)
     from mlflow import MlflowClient
@@ -102,25 +102,25 @@ def connect(uri: str) -> MlflowClient:
     # It writes the traceback of an error that it then raises: a store that is full is told in one line of ours.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     if not uri.startswith("http"):
-        ask_once()
+        _ask_once()
     try:
         client = MlflowClient(tracking_uri=uri)
         client.search_experiments(max_results=1)
     except ImportError as error:
         raise InputError(f"--mlflow-uri {masked(uri)}: this database needs the Python package {error.name}") from None
     except (MlflowException, SQLAlchemyError, OSError) as error:
-        raise InputError(f"no MLflow store answers at {masked(uri)}: {why(error)}") from None
+        raise InputError(f"no MLflow store answers at {masked(uri)}: {_why(error)}") from None
     return client
 
 
-def ask_once() -> None:
+def _ask_once() -> None:
     """MLflow asks a database that refuses ten times, over 100 seconds, and has no switch for that."""
     from mlflow.store.db import utils
 
     utils.MAX_RETRY_COUNT = 1
 
 
-def why(error: Exception) -> str:
+def _why(error: Exception) -> str:
     """A store's error in one line."""
     said = str(error)
     if "Max retries exceeded" in said:
@@ -147,7 +147,7 @@ class Child:
     @property
     def ranked(self) -> int:
         """How many configurations had finished when its rank was told last."""
-        return int(self.tags.get(RANKED, 0))
+        return int(self.tags.get(_RANKED, 0))
 
 
 class Writer:
@@ -163,7 +163,7 @@ class Writer:
     """
 
     def __init__(
-        self, plan: SweepPlan, results: SweepState, client: MlflowClient, uri: str, *, over: bool, say: Say
+        self, plan: SweepPlan, results: SweepState, client: MlflowClient, uri: str, *, over: bool, say: _Say
     ) -> None:
         self.plan, self.results, self.client, self.uri, self.over = plan, results, client, uri, over
         self.say = say
@@ -240,7 +240,7 @@ class Writer:
         """The trials' runs that the store holds; of those that one trial has twice one is kept."""
         self.children = {}
         for run in self.find_runs(f"tags.`mlflow.parentRunId` = '{self.parent}'"):
-            number, child = int(run.data.tags["otsweep.trial"]), child_of(run)
+            number, child = int(run.data.tags["otsweep.trial"]), _child_of(run)
             known = self.children.get(number)
             twin = child if known and (known.closed or not child.closed) else known
             if twin is not None:
@@ -295,7 +295,7 @@ class Writer:
 
     def write_views(self) -> None:
         """The experiment's saved views of this sweep; those of sweeps long past make room."""
-        if not (version := page_version(self.uri)).startswith(f"{CHECKED_VERSION}."):
+        if not (version := _page_version(self.uri)).startswith(f"{CHECKED_VERSION}."):
             self.say(
                 f"MLflow {version}: its saved views were checked with {CHECKED_VERSION} and may not open; all else does"
             )
@@ -318,12 +318,12 @@ class Writer:
         child = self.children.get(record.number)
         if child is not None and child.closed:
             return
-        if child is not None and not self.sent_of(child) <= set(map(milliseconds, reports)):
+        if child is not None and not self.sent_of(child) <= set(map(_milliseconds, reports)):
             # A retry said an epoch once more. MLflow can't take a number back, so the run is made anew.
             self.client.delete_run(child.run_id)
             child = None
         child = child or self.create_child(record)
-        batches = list(in_batches(reports[child.acknowledged :]))
+        batches = list(_in_batches(reports[child.acknowledged :]))
         for batch in batches[:-1]:
             self.write_reports(child, record, batch)
         self.write_reports(child, record, batches[-1] if batches else [], last=ended)
@@ -335,7 +335,7 @@ class Writer:
 
     def sent_of(self, child: Child) -> set[int]:
         if child.sent is None:
-            histories = [self.client.get_metric_history(child.run_id, key) for key in ONCE_PER_REPORT]
+            histories = [self.client.get_metric_history(child.run_id, key) for key in _ONCE_PER_REPORT]
             child.sent = {metric.timestamp for history in histories for metric in history}
         return child.sent
 
@@ -364,8 +364,8 @@ class Writer:
     ) -> None:
         """Some reports and, once, the parameters; with the `last` of a trial all else that is to be said of it."""
         assert child.sent is not None
-        child.sent |= set(map(milliseconds, reports))
-        metrics = [metric for report in reports for metric in metrics_of(report)]
+        child.sent |= set(map(_milliseconds, reports))
+        metrics = [metric for report in reports for metric in _metrics_of(report)]
         params = {} if child.described else record.config
         # An earlier version of this writer may have said less.
         tags = {key: value for key, value in self.first_words(record).items() if key not in child.tags}
@@ -384,13 +384,13 @@ class Writer:
         tags = {
             "otsweep.cost": f"{hours * plan.cpus_per_trial:.4g} CPU hours, {hours * plan.gpus_per_trial:.4g} GPU hours",
             "mlflow.note.content": f"Run this point again:\n\n```\n{folded(run_again(plan, record.config))}\n```",
-            COMPLETE: FORMAT,
+            _COMPLETE: _FORMAT,
         }
         return tags | ({"otsweep.reason": record.reason} if record.reason else {})
 
     def end_child(self, child: Child, record: TrialRecord) -> None:
         """The status is written last, so that a run that has ended is known to be complete."""
-        child.status = STATUS[record.state]
+        child.status = _STATUS[record.state]
         self.client.set_terminated(child.run_id, child.status, end_time=int((record.ended or 0) * 1000))
         child.closed = True
 
@@ -398,7 +398,7 @@ class Writer:
         self,
         run_id: str,
         *,
-        metrics: Iterable[MetricRow] = (),
+        metrics: Iterable[_MetricRow] = (),
         params: Mapping[str, Any] | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> None:
@@ -408,7 +408,7 @@ class Writer:
         self.client.log_batch(
             run_id,
             metrics=[Metric(key, value, timestamp, step) for key, value, timestamp, step in metrics],
-            params=[Param(key, parameter_text(value)) for key, value in (params or {}).items()],
+            params=[Param(key, _parameter_text(value)) for key, value in (params or {}).items()],
             tags=[RunTag(key, value) for key, value in (tags or {}).items()],
         )
 
@@ -424,13 +424,13 @@ class Writer:
             "mlflow.runColor": colour,
         }
 
-    def standing_of(self, child: Child, number: int) -> tuple[list[MetricRow], dict[str, str]]:
+    def standing_of(self, child: Child, number: int) -> tuple[list[_MetricRow], dict[str, str]]:
         """What of a trial's place and ranks its run has not: metrics, tags."""
         tags = {key: value for key, value in self.place_tags(number).items() if child.tags.get(key) != value}
         told = self.standings.of(number, after=child.ranked)
-        metrics = [standing_metric(each) for each in told]
+        metrics = [_standing_metric(each) for each in told]
         if told:
-            tags |= {"pareto.rank": str(told[-1].rank), RANKED: str(told[-1].finished)}
+            tags |= {"pareto.rank": str(told[-1].rank), _RANKED: str(told[-1].finished)}
             if self.over:
                 together = self.results.told_together(number, self.results.replicates())
                 metrics += [(key, value, int(told[-1].time * 1000), 0) for key, value in together.items()]
@@ -514,7 +514,7 @@ class Writer:
         for unfinished in self.client.search_logged_models([self.experiment], filter_string=source):
             self.client.delete_logged_model(unfinished.model_id)
         record = self.results.trials[number]
-        active = {key: parameter_text(value) for key, value in self.plan.space.active(record.config).items()}
+        active = {key: _parameter_text(value) for key, value in self.plan.space.active(record.config).items()}
         model = self.client.create_logged_model(
             self.experiment, f"{self.plan.name}-{number:03d}", child.run_id, params=active, model_type="classifier"
         )
@@ -529,7 +529,7 @@ class Writer:
                 dataset_digest=self.results.facts.get("data_fingerprint", ""),
                 run_id=child.run_id,
             )
-            for row in metrics_of(record.reports[-1])
+            for row in _metrics_of(record.reports[-1])
         ]
         self.client.log_batch(child.run_id, metrics=earned)
 
@@ -554,9 +554,9 @@ class Writer:
             self.write_files()
 
     def write_course(self, milestones: Sequence[Milestone]) -> None:
-        rows = [row for each in milestones for row in milestone_metrics(self.plan, each)]
-        for start in range(0, len(rows), BATCH):
-            self.log(self.parent, metrics=rows[start : start + BATCH])
+        rows = [row for each in milestones for row in _milestone_metrics(self.plan, each)]
+        for start in range(0, len(rows), _BATCH):
+            self.log(self.parent, metrics=rows[start : start + _BATCH])
         self.milestones += len(milestones)
 
     def write_note(self) -> None:
@@ -576,9 +576,9 @@ class Writer:
             self.client.log_artifacts(self.parent, scratch, artifact_path="front")
         self.client.set_tag(self.parent, "mlflow.loggedArtifacts", LOGGED_TABLES)
         self.files_stale = False
-        self.files_due = time.monotonic() + max(FILES_SECONDS, (time.thread_time() - begun) / FILES_SHARE)
+        self.files_due = time.monotonic() + max(_FILES_SECONDS, (time.thread_time() - begun) / _FILES_SHARE)
 
-    def finish(self, tell: Tell = lambda done, total: None) -> None:
+    def finish(self, tell: _Tell = lambda done, total: None) -> None:
         """Write what is left: all trials, ranks and files, then the parent's end."""
         records = list(self.results.trials.values())
         total = 2 * len(records)
@@ -603,7 +603,7 @@ class Writer:
         self.write_files()
         last = max((record.ended or 0.0 for record in records), default=0.0)
         if self.over:
-            self.log(self.parent, metrics=agreement_metrics(self.plan, self.results, int(last * 1000)))
+            self.log(self.parent, metrics=_agreement_metrics(self.plan, self.results, int(last * 1000)))
         self.client.set_terminated(
             self.parent, "FINISHED" if self.over else "KILLED", end_time=int(last * 1000) or None
         )
@@ -617,7 +617,7 @@ class Writer:
             child.status = "KILLED"
 
 
-def page_version(uri: str) -> str:
+def _page_version(uri: str) -> str:
     """Of the MLflow that shows the store: the server's, else the one installed here."""
     import mlflow
 
@@ -630,23 +630,23 @@ def page_version(uri: str) -> str:
     return answer.text.strip() if answer is not None and answer.ok else mlflow.__version__
 
 
-def child_of(run: Run) -> Child:
+def _child_of(run: Run) -> Child:
     """What a trial's run tells of itself."""
     tags = run.data.tags
-    closed = tags.get(COMPLETE) == FORMAT and run.info.status in STATUS.values()
+    closed = tags.get(_COMPLETE) == _FORMAT and run.info.status in _STATUS.values()
     return Child(run.info.run_id, None, tags=dict(tags), status=run.info.status, closed=closed)
 
 
-def standing_metric(standing: TrackedRank) -> MetricRow:
+def _standing_metric(standing: TrackedRank) -> _MetricRow:
     """All at step 0, where the page sorts and draws it; the latest is what counts."""
     return "pareto_rank", float(standing.rank), int(standing.time * 1000), 0
 
 
-def milliseconds(report: Mapping[str, Any]) -> int:
+def _milliseconds(report: Mapping[str, Any]) -> int:
     return int(report["time"] * 1000)
 
 
-def milestone_metrics(plan: SweepPlan, milestone: Milestone) -> list[MetricRow]:
+def _milestone_metrics(plan: SweepPlan, milestone: Milestone) -> list[_MetricRow]:
     """The parent's curves, with the number of finished trials as step."""
     values = {
         "front_hypervolume": milestone.hypervolume,
@@ -657,27 +657,27 @@ def milestone_metrics(plan: SweepPlan, milestone: Milestone) -> list[MetricRow]:
     return [(key, value, int(milestone.time * 1000), milestone.finished) for key, value in values.items()]
 
 
-def agreement_metrics(plan: SweepPlan, results: SweepState, moment: int) -> list[MetricRow]:
+def _agreement_metrics(plan: SweepPlan, results: SweepState, moment: int) -> list[_MetricRow]:
     """How far each rung orders trials as the next one does, with the next one's epochs as step."""
     compared = plan.stopper != "none" or plan.ladder > 0
     found = agreements_of(plan, results) if compared else []
     return [(f"rank_correlation/{each.objective}", each.correlation, moment, each.upper) for each in found]
 
 
-def metrics_of(report: Mapping[str, Any]) -> list[MetricRow]:
+def _metrics_of(report: Mapping[str, Any]) -> list[_MetricRow]:
     """Of a report: per epoch as they are, chosen ones under their short names."""
-    timestamp = milliseconds(report)
+    timestamp = _milliseconds(report)
     if report["final"]:
-        return [(short, float(report[name]), timestamp, 0) for name, short in CHOSEN.items()]
+        return [(short, float(report[name]), timestamp, 0) for name, short in _CHOSEN.items()]
     skipped = ("epoch", "final", "time")
     return [(key, float(value), timestamp, report["epoch"]) for key, value in report.items() if key not in skipped]
 
 
-def in_batches(reports: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+def _in_batches(reports: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
     """Whole reports, as many as one call takes: a report is then in MLflow with all its numbers or not at all."""
     batch, size = [], 0
     for report in reports:
-        if batch and size + len(report) > BATCH:
+        if batch and size + len(report) > _BATCH:
             yield batch
             batch, size = [], 0
         batch.append(report)
@@ -686,7 +686,7 @@ def in_batches(reports: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any
         yield batch
 
 
-def parameter_text(value: Any) -> str:
+def _parameter_text(value: Any) -> str:
     """The one form in which a parameter is written: MLflow refuses a second form of the same value."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
@@ -694,7 +694,7 @@ def parameter_text(value: Any) -> str:
 class Tracker:
     """A `Writer` at work beside a running sweep, in a thread of its own: neither trials nor the driver wait for it."""
 
-    def __init__(self, plan: SweepPlan, results: SweepState, say: Say) -> None:
+    def __init__(self, plan: SweepPlan, results: SweepState, say: _Say) -> None:
         self.plan, self.results, self.say = plan, results, say
         self.writer: Writer | None = None
         self.waiting: dict[int, None] = {}
@@ -711,7 +711,7 @@ class Tracker:
         """A trial began, reported or ended."""
         self.waiting[number] = None
 
-    def close(self, *, complete: bool, tell: Tell = lambda done, total: None) -> None:
+    def close(self, *, complete: bool, tell: _Tell = lambda done, total: None) -> None:
         """Write what is left; the parent run is ended if the sweep is complete."""
         self.ending.set()
         self.thread.join()
@@ -735,7 +735,7 @@ class Tracker:
             write()
         except Exception as error:  # noqa: BLE001 - whatever the store answers, the sweep goes on
             if not self.away:
-                self.say(f"MLflow does not take results at the moment ({why(error)}); going on without it")
+                self.say(f"MLflow does not take results at the moment ({_why(error)}); going on without it")
             self.away = True
             return False
         self.away = False
@@ -782,7 +782,7 @@ class Tracker:
                 raise
         writer.write_front(enough=lambda: self.ending.is_set() or spent())
 
-    def finish(self, complete: bool, tell: Tell) -> None:
+    def finish(self, complete: bool, tell: _Tell) -> None:
         self.connected(over=complete).finish(tell)
 
 
@@ -792,7 +792,7 @@ def is_over(plan: SweepPlan, results: SweepState) -> bool:
     return not results.running and (len(results.ended) >= plan.trials or ended_before)
 
 
-def sync(plan: SweepPlan, uri: str, *, say: Say, tell: Tell = lambda done, total: None) -> SweepState:
+def sync(plan: SweepPlan, uri: str, *, say: _Say, tell: _Tell = lambda done, total: None) -> SweepState:
     """Bring the store at `uri` up to date from the sweep's ledger; what the ledger holds.
 
     Raises:
@@ -814,7 +814,7 @@ def sync(plan: SweepPlan, uri: str, *, say: Say, tell: Tell = lambda done, total
             writer.finish(tell)
         except (MlflowException, SQLAlchemyError, OSError) as error:
             raise InputError(
-                f"MLflow at {masked(uri)} stopped taking results ({why(error)}); the same command goes on"
+                f"MLflow at {masked(uri)} stopped taking results ({_why(error)}); the same command goes on"
             ) from None
     return results
 
@@ -827,7 +827,7 @@ def write_comparison(
     note: Callable[[str], str],
     folder: Path,
     time: float,
-    say: Say,
+    say: _Say,
 ) -> str:
     """A run of its own for what compares several sweeps, in the place of an earlier one of the same name; its link.
 
@@ -860,5 +860,5 @@ def write_comparison(
         writer.client.log_artifacts(run_id, str(folder), artifact_path="compare")
         writer.client.set_terminated(run_id, "FINISHED", end_time=moment)
     except (MlflowException, OSError) as error:
-        raise InputError(f"MLflow at {masked(plan.mlflow_uri)} did not take the comparison ({why(error)})") from None
+        raise InputError(f"MLflow at {masked(plan.mlflow_uri)} did not take the comparison ({_why(error)})") from None
     return f"/#/experiments/{writer.experiment}/runs/{run_id}"

@@ -25,15 +25,15 @@ MOST_SWEEPS = 10
 FRONT_COLOUR, KNEE_COLOUR, DOMINATED_COLOUR = "#0072B2", "#D55E00", "#B8BDC4"
 """Of runs on MLflow's page."""
 
-MOST_CHARTED = 1000
+_MOST_CHARTED = 1000
 """Runs in a chart. The page loads 100 at a time, those with the lowest rank first."""
-EPOCH_METRICS = ("sensitivity_accuracy", "invariance_accuracy", "clean_accuracy")
-SELECTED = ("sel_sens", "sel_inv", "sel_clean")
+_EPOCH_METRICS = ("sensitivity_accuracy", "invariance_accuracy", "clean_accuracy")
+_SELECTED = ("sel_sens", "sel_inv", "sel_clean")
 
 
 def view_tags(plan: SweepPlan, created: int) -> dict[str, str]:
     """The tags of a sweep's views; `created` in milliseconds."""
-    states = {FRONT: front_view(plan), ALL: all_trials_view(plan), COST: cost_view(plan)}
+    states = {FRONT: _front_view(plan), ALL: _all_trials_view(plan), COST: _cost_view(plan)}
     return {
         TAG + view_key(view, plan.name): json.dumps(
             {
@@ -52,7 +52,7 @@ def outdated(tags: Mapping[str, str]) -> list[str]:
     ours: dict[str, list[str]] = {}
     created: dict[str, float] = {}
     for tag, value in tags.items():
-        view = read_view(value) if tag.startswith(TAG) else {}
+        view = _read_view(value) if tag.startswith(TAG) else {}
         name, _, sweep = str(view.get("name", "")).partition(": ")
         if name in NAMES and tag == TAG + view_key(name, sweep):
             ours.setdefault(sweep, []).append(tag)
@@ -61,7 +61,7 @@ def outdated(tags: Mapping[str, str]) -> list[str]:
     return [tag for sweep in latest_first[MOST_SWEEPS:] for tag in ours[sweep]]
 
 
-def read_view(value: str) -> dict[str, Any]:
+def _read_view(value: str) -> dict[str, Any]:
     """Empty for what is no view: such a tag can be anybody's."""
     try:
         view = json.loads(value)
@@ -70,18 +70,18 @@ def read_view(value: str) -> dict[str, Any]:
     return view if isinstance(view, dict) else {}
 
 
-def front_view(plan: SweepPlan) -> dict[str, Any]:
+def _front_view(plan: SweepPlan) -> dict[str, Any]:
     """The two accuracies of all trials, the swept parameters, and the curves over the epochs."""
-    scatter = chart(
+    scatter = _chart(
         plan,
         "SCATTER",
         "front",
         "Sensitivity and invariance accuracy: blue the front, orange its knee",
-        xaxis=axis("sel_sens"),
-        yaxis=axis("sel_inv"),
+        xaxis=_axis("sel_sens"),
+        yaxis=_axis("sel_inv"),
     )
     swept = list(plan.space.swept)
-    parallel = chart(
+    parallel = _chart(
         plan,
         "PARALLEL",
         "front",
@@ -90,53 +90,53 @@ def front_view(plan: SweepPlan) -> dict[str, Any]:
         selectedMetrics=["sel_sens", "sel_inv"],
         showAllRuns=False,
     )
-    curves = [line(plan, metric, "curves") for metric in EPOCH_METRICS]
-    sections = [section("front", "Front", columns=1), section("curves", "Over the epochs", columns=2)]
-    return state(
-        search=of_kind(plan, "trial"),
-        order=metric_column("pareto_rank"),
-        columns=[*map(metric_column, (*SELECTED, "pareto_rank")), *map(param_column, swept)],
+    curves = [_line(plan, metric, "curves") for metric in _EPOCH_METRICS]
+    sections = [_section("front", "Front", columns=1), _section("curves", "Over the epochs", columns=2)]
+    return _state(
+        search=_of_kind(plan, "trial"),
+        order=_metric_column("pareto_rank"),
+        columns=[*map(_metric_column, (*_SELECTED, "pareto_rank")), *map(_param_column, swept)],
         charts=[scatter, parallel, *curves],
         sections=sections,
     )
 
 
-def all_trials_view(plan: SweepPlan) -> dict[str, Any]:
+def _all_trials_view(plan: SweepPlan) -> dict[str, Any]:
     """Every trial as a row, with bars of the chosen numbers."""
     bars = [
-        chart(plan, "BAR", "selected", name, metricKey=name, displayName=name)
-        for name in (*SELECTED, "sel_epoch", "pareto_rank")
+        _chart(plan, "BAR", "selected", name, metricKey=name, displayName=name)
+        for name in (*_SELECTED, "sel_epoch", "pareto_rank")
     ]
-    tags = [tag_column(name) for name in ("pareto.front", "pareto.rank", "otsweep.reason", "otsweep.cost")]
-    params = [param_column(name) for name in plan.space.swept]
-    return state(
-        search=of_kind(plan, "trial"),
+    tags = [_tag_column(name) for name in ("pareto.front", "pareto.rank", "otsweep.reason", "otsweep.cost")]
+    params = [_param_column(name) for name in plan.space.swept]
+    return _state(
+        search=_of_kind(plan, "trial"),
         order="attributes.start_time",
-        columns=["attributes.`Duration`", *map(metric_column, SELECTED), *tags, *params],
+        columns=["attributes.`Duration`", *map(_metric_column, _SELECTED), *tags, *params],
         charts=bars,
-        sections=[section("selected", "Chosen checkpoints", columns=3)],
+        sections=[_section("selected", "Chosen checkpoints", columns=3)],
     )
 
 
-def cost_view(plan: SweepPlan) -> dict[str, Any]:
+def _cost_view(plan: SweepPlan) -> dict[str, Any]:
     """What the front cost: the hypervolume over trials and over hours."""
     hours = "front_gpu_hours" if plan.gpus_per_trial else "front_cpu_hours"
     by_hours = {"xAxisKey": "metric", "selectedXAxisMetricKey": hours, "useGlobalXaxisKey": False}
     charts = [
-        line(plan, "front_hypervolume", "cost"),
-        line(plan, "front_hypervolume", "cost", name=f"front_hypervolume over {hours}", **by_hours),
-        line(plan, "front_size", "cost"),
+        _line(plan, "front_hypervolume", "cost"),
+        _line(plan, "front_hypervolume", "cost", name=f"front_hypervolume over {hours}", **by_hours),
+        _line(plan, "front_size", "cost"),
     ]
-    return state(
-        search=of_kind(plan, "sweep"),
+    return _state(
+        search=_of_kind(plan, "sweep"),
         order="attributes.start_time",
-        columns=[metric_column(name) for name in ("front_hypervolume", "front_size", hours)],
+        columns=[_metric_column(name) for name in ("front_hypervolume", "front_size", hours)],
         charts=charts,
-        sections=[section("cost", "Hypervolume by finished trials and by cost", columns=3)],
+        sections=[_section("cost", "Hypervolume by finished trials and by cost", columns=3)],
     )
 
 
-def state(
+def _state(
     *, search: str, order: str, columns: list[str], charts: list[dict[str, Any]], sections: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """A view's whole state; every key that the page expects is there."""
@@ -170,24 +170,24 @@ def state(
     }
 
 
-def of_kind(plan: SweepPlan, kind: str) -> str:
+def _of_kind(plan: SweepPlan, kind: str) -> str:
     return f'tags."otsweep.sweep" = "{plan.name}" and tags."otsweep.kind" = "{kind}"'
 
 
-def chart(plan: SweepPlan, kind: str, section: str, name: str, **given: Any) -> dict[str, Any]:
+def _chart(plan: SweepPlan, kind: str, section: str, name: str, **given: Any) -> dict[str, Any]:
     return {
         "uuid": hashlib.sha256(f"{plan.name} {kind} {name}".encode()).hexdigest()[:16],
         "type": kind,
         "deleted": False,
         "isGenerated": False,
         "metricSectionId": section,
-        "runsCountToCompare": MOST_CHARTED,
+        "runsCountToCompare": _MOST_CHARTED,
         "displayName": name,
         **given,
     }
 
 
-def line(plan: SweepPlan, metric: str, section: str, *, name: str = "", **given: Any) -> dict[str, Any]:
+def _line(plan: SweepPlan, metric: str, section: str, *, name: str = "", **given: Any) -> dict[str, Any]:
     fields = {
         "metricKey": metric,
         "selectedMetricKeys": [metric],
@@ -202,29 +202,29 @@ def line(plan: SweepPlan, metric: str, section: str, *, name: str = "", **given:
         "yAxisExpressions": [],
         "range": {},
     }
-    return chart(plan, "LINE", section, name or metric, **fields | given)
+    return _chart(plan, "LINE", section, name or metric, **fields | given)
 
 
-def section(uuid: str, name: str, *, columns: int) -> dict[str, Any]:
+def _section(uuid: str, name: str, *, columns: int) -> dict[str, Any]:
     return {"uuid": uuid, "name": name, "display": True, "isReordered": True, "columns": columns, "cardHeight": 420}
 
 
-def axis(metric: str) -> dict[str, str]:
+def _axis(metric: str) -> dict[str, str]:
     return {"key": metric, "type": "METRIC"}
 
 
-def metric_column(name: str) -> str:
+def _metric_column(name: str) -> str:
     return f"metrics.`{name}`"
 
 
-def param_column(name: str) -> str:
+def _param_column(name: str) -> str:
     return f"params.`{name}`"
 
 
-def tag_column(name: str) -> str:
+def _tag_column(name: str) -> str:
     return f"tags.`{name}`"
 
 
-def check_size(tags: Iterable[str]) -> bool:
+def _check_size(tags: Iterable[str]) -> bool:
     """Whether MLflow takes every view."""
     return all(len(json.loads(tag)["state"]) <= LONGEST_VIEW for tag in tags)

@@ -359,7 +359,7 @@ def test_the_package_is_small_and_runs_alone(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
     )
-    assert json.loads(done.stdout) == str(tmp_path / "sweep" / "cli.py")
+    assert json.loads(done.stdout) == str(tmp_path / "sweep" / "cli" / "__init__.py")
 
 
 @pytest.mark.parametrize(

@@ -169,8 +169,8 @@ def test_a_writer_killed_between_two_batches(undisturbed: tuple[dict[str, Any], 
     shutil.copy(undisturbed[1], tmp_path / "mlflow.db")
     plan = recorded("digits24", tmp_path, trials=TRIALS)
     script = (
-        "import sys, dataclasses; from pathlib import Path; from sweep.plan import read_plan; "
-        "from sweep.tracking import sync; plan = read_plan('digits24', storage=sys.argv[1]); "
+        "import sys, dataclasses; from pathlib import Path; from sweep.plan.plan_file import read_plan; "
+        "from sweep.tracking.tracking import sync; plan = read_plan('digits24', storage=sys.argv[1]); "
         f"plan = dataclasses.replace(plan, trials={TRIALS}); "
         "sync(plan, sys.argv[2], say=print)"
     )

@@ -1,8 +1,8 @@
 """Packs in a sweep: what is refused, who trains with whom, and whole sweeps that come to what unpacked ones come to.
 
 A lane's numbers equal those of its trial alone but for the order of sums (tests/unit/test_pack.py says how nearly), and
-who shares a step depends on timing. So sweeps are compared number by number within a tolerance, and all else exactly. What
-is drawn at random does not depend on results, so neither can it on their order.
+who shares a step depends on timing. So sweeps are compared number by number within a tolerance, and all else exactly.
+What is drawn at random does not depend on results, so neither can it on their order.
 """
 
 from __future__ import annotations

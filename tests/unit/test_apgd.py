@@ -39,12 +39,12 @@ def test_dlr_of_known_logits():
 
 
 def test_checkpoints_of_a_hundred_steps_are_those_of_the_paper():
-    assert apgd._checkpoints(100) == [0, 22, 41, 57, 70, 80, 87, 93, 99, 100]
+    assert apgd.step_checkpoints(100) == [0, 22, 41, 57, 70, 80, 87, 93, 99, 100]
 
 
 @given(steps=st.integers(1, 300))
 def test_checkpoints_rise_from_0_to_the_last_step(steps: int):
-    points = apgd._checkpoints(steps)
+    points = apgd.step_checkpoints(steps)
     assert points[0] == 0
     assert points[-1] == steps
     assert points == sorted(set(points))

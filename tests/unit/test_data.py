@@ -325,7 +325,7 @@ def test_many_at_once_decode_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         time.sleep(0.2)
         return decode(name, files)
 
-    monkeypatch.setattr(formats, "decode", counted)
+    monkeypatch.setattr(store, "decode", counted)
     with ThreadPoolExecutor(8) as pool:
         loaded = list(pool.map(lambda _: load_data(EvaluationConfig(), cache_dir=tmp_path), range(8)))
     assert decoded == ["digits"]

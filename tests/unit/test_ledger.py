@@ -417,7 +417,7 @@ class TestInterruption:
 CHILD = """
 import sys, time
 from pathlib import Path
-from sweep.ledger import LedgerWriter
+from sweep.ledger.writing import LedgerWriter
 writer = LedgerWriter(Path(sys.argv[1]), part_events=7)
 number = int(sys.argv[2])
 while True:
@@ -451,8 +451,8 @@ class TestReading:
                 writer.ended(0, state="finished", time=1.0)
                 return list_parts(folder)
 
-            list_parts = reading._list_parts
-            monkeypatch.setattr(reading, "_list_parts", roll_then_list)
+            list_parts = reading.part_files
+            monkeypatch.setattr(reading, "part_files", roll_then_list)
             ledger = read_ledger(tmp_path)
         assert (ledger.trials[0].state, ledger.warnings) == ("finished", [])
 

@@ -20,7 +20,7 @@ from trainer.config import TrialConfig
 from trainer.errors import InputError, StorageFailed, TrialFailed
 from trainer.files.checkpoints import FolderStore, from_bytes, unseal
 from trainer.invariance.preparation import Prepared
-from trainer.objective import regularizers
+from trainer.objective import regularizers, terms
 from trainer.report import EpochReport
 from trainer.training import stacked_evaluation, trial
 from trainer.training.pack import Lane, Pack, check_packable, structure
@@ -132,7 +132,7 @@ def in_double(monkeypatch: pytest.MonkeyPatch, prepared: Prepared) -> Iterator[P
         return images and doubled(images)
 
     monkeypatch.setattr(trial, "invariance_images", invariance_images)
-    monkeypatch.setattr(regularizers, "solver", lambda name, entropy, looks: solver(name, entropy, looks=False))
+    monkeypatch.setattr(terms, "solver", lambda name, entropy, looks: solver(name, entropy, looks=False))
     data = dataclasses.replace(
         prepared.data, train=doubled(prepared.data.train), validation=doubled(prepared.data.validation)
     )

@@ -22,7 +22,7 @@ from search_spaces.yaml_file import dump_yaml, parse_yaml
 from sweep.front.objectives import Objectives
 from sweep.plan.mlflow_address import absolute_uri, check_mlflow_uri, masked
 from sweep.plan.paths import PLAN, check_name, default_name, list_sweeps, open_storage, storage_folder
-from sweep.plan.plan import OPTIONS, SAMPLERS, SweepPlan, _digest, check_option, make_plan, with_resume_overrides
+from sweep.plan.plan import OPTIONS, SAMPLERS, SweepPlan, check_option, make_plan, plan_digest, with_resume_overrides
 from sweep.plan.plan_file import parse_plan, plan_text, read_plan, write_plan
 from trainer.errors import InputError
 
@@ -228,7 +228,7 @@ def test_a_plan_of_an_earlier_version_is_read_with_the_defaults_of_what_it_lacks
     """Also where what it lacks would decide numbers: its digest is that of the file as it was written."""
     tree = parse_yaml(plan_text(plan).encode(), PLAN).plain()
     del tree["max_concurrent"], tree["space"]["evaluation"]["split_seed"]
-    tree["hash"] = _digest(tree)
+    tree["hash"] = plan_digest(tree)
     assert tree["hash"] != plan.hash
     assert parse_plan(parse_yaml(dump_yaml(tree).encode(), PLAN)) == plan
 

@@ -48,14 +48,14 @@ def test_square_in_l2_spends_the_whole_budget_where_nothing_is_clipped():
 
 def test_square_s_places_cover_the_image():
     random = torch.rand((2000, 2), generator=seeded())
-    inside = square._window(random, 3, torch.zeros(2000, 1, 7, 9)).inside
+    inside = square.window_at(random, 3, torch.zeros(2000, 1, 7, 9)).inside
     assert (inside.sum((1, 2, 3)) == 9).all()
     assert inside.any(0).all()
 
 
 @pytest.mark.parametrize("side", [1, 3, 5, 9])
 def test_bumps_have_norm_1_opposite_halves_and_a_transpose(side: int):
-    bumps = square._bumps(side, torch.zeros(1))
+    bumps = square.two_bumps(side, torch.zeros(1))
     torch.testing.assert_close(bumps.flatten(1).norm(dim=1), torch.ones(2))
     assert torch.equal(bumps[0], bumps[1].T)
     assert (bumps[0][: side // 2] > 0).all()
@@ -63,7 +63,7 @@ def test_bumps_have_norm_1_opposite_halves_and_a_transpose(side: int):
 
 
 def test_square_s_share_of_the_image_halves_on_schedule():
-    shares = [square._share(query / 10_000) for query in (0, 10, 11, 50, 51, 200, 201, 8001)]
+    shares = [square.square_share(query / 10_000) for query in (0, 10, 11, 50, 51, 200, 201, 8001)]
     assert shares == [0.8, 0.8, 0.4, 0.4, 0.2, 0.2, 0.1, 0.8 / 512]
 
 

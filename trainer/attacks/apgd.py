@@ -197,7 +197,7 @@ def _apgd(
     start = (images + delta * epsilon / ball.size(delta).clamp_min(torch.finfo(delta.dtype).tiny)).clamp(0, 1)
     found = start.clone()
     climb = _leave_if_wrong(found, *_first_point(objective, images, start, rows, epsilon))
-    for begin, end in pairwise(_checkpoints(steps)):
+    for begin, end in pairwise(step_checkpoints(steps)):
         for k in range(begin, end):
             if not len(climb.rows):
                 return found
@@ -265,7 +265,7 @@ def _check_progress(climb: _Climb, *, window: int) -> _Climb:
     )
 
 
-def _checkpoints(steps: int) -> list[int]:
+def step_checkpoints(steps: int) -> list[int]:
     """0, then w_j = ceil(p_j steps) with p_1 = 0.22, p_j+1 = p_j + max(p_j - p_j-1 - 0.03, 0.06), then `steps`."""
     shares = [0.0, 0.22]
     while shares[-1] < 1:

@@ -23,12 +23,12 @@ from trainer.attacks.worst_case import Attack, Logits, Victim, check_images, pre
 from trainer.errors import InputError
 from trainer.intervals import Interval, wilson_interval
 
-MASKING = "gradient masking suspected"
+_MASKING = "gradient masking suspected"
 
-ZERO_GRADIENT_ALARM = 0.05
+_ZERO_GRADIENT_ALARM = 0.05
 """Share of images without any gradient from which masking is suspected; trained models have next to none."""
 
-CURVE = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
+_CURVE = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 """Budgets of the curve, in units of the judging budget."""
 
 
@@ -48,11 +48,11 @@ class Curve(NamedTuple):
         return float(torch.trapezoid(torch.tensor(self.accuracies), torch.tensor(self.epsilons))) / self.epsilons[-1]
 
 
-AttacksAt = Callable[[float, int], Sequence[Attack]]
+_AttacksAt = Callable[[float, int], Sequence[Attack]]
 """(epsilon, steps) to the attacks that are examined."""
 
 
-def white_box(norm: str) -> AttacksAt:
+def white_box(norm: str) -> _AttacksAt:
     """APGD-CE, and APGD-T towards the three likeliest classes."""
 
     def attacks(epsilon: float, steps: int) -> list[Attack]:
@@ -70,7 +70,7 @@ def accuracy_curve(
     labels: Tensor,
     *,
     epsilons: Sequence[float],
-    attacks_at: AttacksAt,
+    attacks_at: _AttacksAt,
     steps: int,
     generator: torch.Generator,
     batch_size: int = 512,
@@ -150,13 +150,13 @@ class Evidence:
 
     def _masked(self) -> Iterator[str]:
         """Signs that gradients don't show the way."""
-        if self.zero_gradient_share > ZERO_GRADIENT_ALARM:
-            yield f"{MASKING}: {self.zero_gradient_share:.1%} of the images have no gradient"
+        if self.zero_gradient_share > _ZERO_GRADIENT_ALARM:
+            yield f"{_MASKING}: {self.zero_gradient_share:.1%} of the images have no gradient"
         if self.large_epsilon_accuracy > 0:
-            yield f"{MASKING}: accuracy {self.large_epsilon_accuracy:.3f} is left at an unbounded budget"
+            yield f"{_MASKING}: accuracy {self.large_epsilon_accuracy:.3f} is left at an unbounded budget"
         for (smaller, left), (larger, risen) in pairwise(zip(self.curve.epsilons, self.curve.alone, strict=True)):
             if risen > self._interval(left).high:
-                yield f"{MASKING}: accuracy rises from {left:.3f} at {smaller:g} to {risen:.3f} at {larger:g}"
+                yield f"{_MASKING}: accuracy rises from {left:.3f} at {smaller:g} to {risen:.3f} at {larger:g}"
 
     def _beaten(self) -> Iterator[str]:
         """Attacks that know less than the examined ones and still find more."""
@@ -169,7 +169,7 @@ class Evidence:
         for name, accuracy in rivals.items():
             if accuracy is not None and accuracy < interval.low:
                 yield (
-                    f"{MASKING}: {name} leaves {accuracy:.3f}, the white-box attack "
+                    f"{_MASKING}: {name} leaves {accuracy:.3f}, the white-box attack "
                     f"{self.white_box_accuracy:.3f} (interval {_shown(interval)})"
                 )
 
@@ -186,7 +186,7 @@ def gather_evidence(
     epsilon: float,
     generator: torch.Generator,
     twin: Logits | None = None,
-    attacks_at: AttacksAt | None = None,
+    attacks_at: _AttacksAt | None = None,
     steps: int = 50,
     queries: int = 1000,
     batch_size: int = 512,
@@ -221,7 +221,7 @@ def gather_evidence(
         logits,
         images,
         labels,
-        epsilons=[epsilon * factor for factor in CURVE if factor <= 1 or epsilon * factor <= large],
+        epsilons=[epsilon * factor for factor in _CURVE if factor <= 1 or epsilon * factor <= large],
         attacks_at=attacks_at,
         steps=steps,
         generator=generator,

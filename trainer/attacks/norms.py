@@ -44,24 +44,24 @@ class Norm(Protocol):
         ...
 
 
-class Linf:
+class _Linf:
     """Largest absolute change of any pixel."""
 
     def size(self, delta: Tensor) -> Tensor:
         return delta.abs().amax(dim=(1, 2, 3), keepdim=True)
 
     def random_start(self, images: Tensor, epsilon: Budget, generator: Draws) -> Tensor:
-        return (2 * uniform(images.shape, images, generator) - 1) * _per_image(epsilon)
+        return (2 * uniform(images.shape, images, generator) - 1) * per_image(epsilon)
 
     def steepest_step(self, gradient: Tensor) -> Tensor:
         return gradient.sign()
 
     def project(self, delta: Tensor, epsilon: Budget) -> Tensor:
-        radius = _per_image(epsilon)
+        radius = per_image(epsilon)
         return delta.clamp(-radius, radius)  # pyright: ignore[reportCallIssue, reportArgumentType] (takes either)
 
 
-class L2:
+class _L2:
     """Euclidean length of the change."""
 
     def size(self, delta: Tensor) -> Tensor:
@@ -71,18 +71,18 @@ class L2:
         # Lengths between two customs, uniform in length (a single start breaks more from well inside) and uniform in
         # volume (nearly all of it lies at the surface, where restarts differ more): either alone loses a point.
         length = uniform((len(images), 1, 1, 1), images, generator).sqrt()
-        normal = drawn(torch.randn, images.shape, images, generator)
-        return self.steepest_step(normal) * length * _per_image(epsilon)
+        normal = _drawn(torch.randn, images.shape, images, generator)
+        return self.steepest_step(normal) * length * per_image(epsilon)
 
     def steepest_step(self, gradient: Tensor) -> Tensor:
         return gradient / self.size(gradient).clamp_min(torch.finfo(gradient.dtype).tiny)
 
     def project(self, delta: Tensor, epsilon: Budget) -> Tensor:
         length = self.size(delta).clamp_min(torch.finfo(delta.dtype).tiny)
-        return delta * (_per_image(epsilon) / length).clamp(max=1)
+        return delta * (per_image(epsilon) / length).clamp(max=1)
 
 
-NORMS: dict[str, Norm] = {"linf": Linf(), "l2": L2()}
+NORMS: dict[str, Norm] = {"linf": _Linf(), "l2": _L2()}
 
 
 def norm_named(name: str) -> Norm:
@@ -96,20 +96,20 @@ def norm_named(name: str) -> Norm:
     return NORMS[name]
 
 
-def _per_image(value: Budget) -> Budget:
+def per_image(value: Budget) -> Budget:
     return value.view(-1, 1, 1, 1) if isinstance(value, Tensor) and value.ndim == 1 else value
 
 
 def uniform(shape: Sequence[int], like: Tensor, generator: Draws) -> Tensor:
-    return drawn(torch.rand, shape, like, generator)
+    return _drawn(torch.rand, shape, like, generator)
 
 
-def drawn(random: Callable[..., Tensor], shape: Sequence[int], like: Tensor, generator: Draws) -> Tensor:
+def _drawn(random: Callable[..., Tensor], shape: Sequence[int], like: Tensor, generator: Draws) -> Tensor:
     """Numbers of `torch.rand` or `torch.randn`; of type and device only `like` counts."""
     if isinstance(generator, torch.Generator):
         return random(tuple(shape), generator=generator, device=generator.device, dtype=like.dtype).to(like.device)
     part = (shape[0] // len(generator), *shape[1:])
-    return torch.cat([drawn(random, part, like, each) for each in generator])
+    return torch.cat([_drawn(random, part, like, each) for each in generator])
 
 
 def checked_ball(norm: str, epsilon: float) -> Norm:

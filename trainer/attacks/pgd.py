@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainer.attacks.norms import Budget, Draws, Norm, _per_image, checked_ball, choose, positive
+from trainer.attacks.norms import Budget, Draws, Norm, checked_ball, choose, per_image, positive
 from trainer.attacks.worst_case import Attack, Logits, Objective, Scores, Victim, is_wrong
 
 Loss = Callable[[Tensor], Tensor]
@@ -81,7 +81,7 @@ def pgd(
         Perturbed images (B, C, H, W) in [0, 1], inside the norm.
     """
     count = positive("steps", steps) if taken is None else taken
-    length = _per_image(2.5 * epsilon / count if step_size is None else step_size)
+    length = per_image(2.5 * epsilon / count if step_size is None else step_size)
     images = images.detach()
     perturbed = images
     if generator is not None:

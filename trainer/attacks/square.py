@@ -42,7 +42,7 @@ def square_attack(*, norm: str, epsilon: float, queries: int = 5000, restarts: i
                 candidates = squares.start(images, epsilon, random)
             else:
                 random = uniform((len(victim.images), 5 + images.shape[1]), images, generator)[rows]
-                side = squares.side(_share((query - 1) / queries), images)
+                side = squares.side(square_share((query - 1) / queries), images)
                 candidates = squares.propose(images, best, side, epsilon, random)
             loss = margin(victim.logits(candidates), victim.labels[rows])
             best, least = choose(loss < least, candidates, best), torch.minimum(loss, least)
@@ -56,13 +56,13 @@ def square_attack(*, norm: str, epsilon: float, queries: int = 5000, restarts: i
     return Attack("square", positive("restarts", restarts), run)
 
 
-def _share(progress: float) -> float:
+def square_share(progress: float) -> float:
     """p, the share of the pixels that a square covers: 0.8, halved as the search goes on (section 3.1 there)."""
     halvings = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
     return 0.8 / 2 ** bisect_left(halvings, progress)
 
 
-class Squares(Protocol):
+class _Squares(Protocol):
     """How Square moves under one norm. `random` (B, .) holds uniform numbers from [0, 1), a row per image."""
 
     def start(self, images: Tensor, epsilon: float, random: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ class Squares(Protocol):
         ...
 
 
-class LinfSquares:
+class _LinfSquares:
     """Squares of one colour on the edge of the ball (section 3.3, algorithm 2)."""
 
     def start(self, images: Tensor, epsilon: float, random: Tensor) -> Tensor:
@@ -93,13 +93,13 @@ class LinfSquares:
 
     def propose(self, images: Tensor, best: Tensor, side: int, epsilon: float, random: Tensor) -> Tensor:
         """A change by 2 epsilon puts the square on the edge of the ball, wherever in it it was."""
-        window = _window(random[:, :2], side, images)
+        window = window_at(random[:, :2], side, images)
         colours = _signs(random[:, 5:])[:, :, None, None]
         delta = best - images + 2 * epsilon * colours * window.inside
         return (images + NORMS["linf"].project(delta, epsilon)).clamp(0, 1)
 
 
-class L2Squares:
+class _L2Squares:
     """Pairs of opposite bumps in one square, paid for by another square (section 3.4, algorithm 3)."""
 
     def start(self, images: Tensor, epsilon: float, random: Tensor) -> Tensor:
@@ -109,7 +109,7 @@ class L2Squares:
         down, across = height // side, width // side
         random = random[:, : (channels + 1) * down * across].view(-1, channels + 1, down, across)
         turned = (random[:, -1] < 0.5).long()
-        tiles = _bumps(side, images)[turned].transpose(2, 3).reshape(-1, 1, down * side, across * side)
+        tiles = two_bumps(side, images)[turned].transpose(2, 3).reshape(-1, 1, down * side, across * side)
         signs = _signs(random[:, :-1]).repeat_interleave(side, 2).repeat_interleave(side, 3)
         delta = F.pad(tiles * signs, (0, width - across * side, 0, height - down * side))
         return (images + epsilon * NORMS["l2"].steepest_step(delta)).clamp(0, 1)
@@ -123,19 +123,19 @@ class L2Squares:
     def propose(self, images: Tensor, best: Tensor, side: int, epsilon: float, random: Tensor) -> Tensor:
         """Fill the first square with the second's share of the budget and what clipping left unused."""
         ball, channels = NORMS["l2"], images.shape[1]
-        first, second = _window(random[:, :2], side, images), _window(random[:, 2:4], side, images)
+        first, second = window_at(random[:, :2], side, images), window_at(random[:, 2:4], side, images)
         turned = (random[:, 4] < 0.5).long()
         delta = best - images
         both = first.inside | second.inside
         unused = (epsilon**2 - ball.size(delta).square()).clamp_min(0)
         available = (_channel_size(delta * both).square() + unused / channels).sqrt()
-        bump = _signs(random[:, 5:])[:, :, None, None] * first.filled_with(_bumps(side, images)[turned])
+        bump = _signs(random[:, 5:])[:, :, None, None] * first.filled_with(two_bumps(side, images)[turned])
         direction = bump + _channel_unit(delta * first.inside)
         delta = torch.where(both, 0, delta) + _channel_unit(direction) * available
         return (images + ball.project(delta, epsilon)).clamp(0, 1)
 
 
-SQUARES: dict[str, Squares] = {"linf": LinfSquares(), "l2": L2Squares()}
+SQUARES: dict[str, _Squares] = {"linf": _LinfSquares(), "l2": _L2Squares()}
 
 
 class _Window(NamedTuple):
@@ -161,7 +161,7 @@ class _Window(NamedTuple):
         return content[image, rows[:, :, None], columns[:, None, :]][:, None] * self.inside
 
 
-def _window(random: Tensor, side: int, images: Tensor) -> _Window:
+def window_at(random: Tensor, side: int, images: Tensor) -> _Window:
     """Squares anywhere inside the images, from two uniform numbers each (B, 2)."""
     height, width = images.shape[2:]
     top, left = (random * torch.tensor([height - side + 1, width - side + 1]).to(random)).long().split(1, dim=1)
@@ -169,7 +169,7 @@ def _window(random: Tensor, side: int, images: Tensor) -> _Window:
     return _Window(rows - top, columns - left, side)
 
 
-def _bumps(side: int, like: Tensor) -> Tensor:
+def two_bumps(side: int, like: Tensor) -> Tensor:
     """(2, side, side) of norm 1: two bumps of opposite sign one above the other, and side by side (equation 2)."""
     upper = side // 2
     bumps = torch.cat([_bump(upper, side), -_bump(side - upper, side)])

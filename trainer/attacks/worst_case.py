@@ -177,14 +177,14 @@ def check_logits(logits: Tensor, labels: Tensor) -> None:
     low, high = (int(bound) for bound in torch.aminmax(labels))
     if low < 0 or high >= classes:
         raise InputError(f"labels range from {low} to {high}: the model has classes 0 to {classes - 1}")
-    if looks_like_probabilities(logits):
+    if _looks_like_probabilities(logits):
         raise InputError(
             "the model returns probabilities (every row lies in [0, 1] and sums to 1): "
             "an attack needs logits, the gradients through a softmax that is applied twice vanish"
         )
 
 
-def looks_like_probabilities(logits: Tensor) -> bool:
+def _looks_like_probabilities(logits: Tensor) -> bool:
     """Whether every row of (N, K) lies in [0, 1] and sums to 1."""
     in_range = logits.min() >= 0 and logits.max() <= 1
     return bool(in_range) and bool(((logits.sum(1) - 1).abs() < 1e-3).all())

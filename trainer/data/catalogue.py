@@ -13,7 +13,7 @@ class Sizes(NamedTuple):
     test: int
 
 
-class PublishedFiles(NamedTuple):
+class _PublishedFiles(NamedTuple):
     """How a data set's files lie in a folder, as torchvision lays them out; training files before test files."""
 
     torchvision_name: str
@@ -39,9 +39,9 @@ IDX_FILES = {
 CIFAR_FILES = {name: (10_000, 3, 32, 32) for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")}
 CIFAR_ARCHIVE = "cifar-10-python.tar.gz"
 PUBLISHED_FILES = {
-    "mnist": PublishedFiles("MNIST", "MNIST/raw", IDX_FILES),
-    "fashion_mnist": PublishedFiles("FashionMNIST", "FashionMNIST/raw", IDX_FILES),
-    "cifar10": PublishedFiles("CIFAR10", "cifar-10-batches-py", CIFAR_FILES),
+    "mnist": _PublishedFiles("MNIST", "MNIST/raw", IDX_FILES),
+    "fashion_mnist": _PublishedFiles("FashionMNIST", "FashionMNIST/raw", IDX_FILES),
+    "cifar10": _PublishedFiles("CIFAR10", "cifar-10-batches-py", CIFAR_FILES),
 }
 IDX_MD5 = {
     "mnist": {

@@ -63,7 +63,7 @@ def load_data(evaluation: EvaluationConfig, *, data_dir: Path | None = None, cac
         InputError: if the files are neither found nor downloaded, are damaged, or hold fewer images than asked for.
     """
     name, cache_dir = evaluation.dataset, cache_dir.expanduser().absolute()
-    check_sizes(evaluation)
+    _check_sizes(evaluation)
     try:
         files = find_files(name, data_dir, downloads=cache_dir / "datasets") if name in PUBLISHED_FILES else []
         folder = cache_dir / "tensors" / f"{name}-{source_digest(evaluation, files)}"
@@ -72,10 +72,10 @@ def load_data(evaluation: EvaluationConfig, *, data_dir: Path | None = None, cac
         raise InputError(
             f"cannot use the cache in {str(cache_dir)!r}: {error}; choose another with --storage"
         ) from error
-    return cut(stored, evaluation)
+    return _cut(stored, evaluation)
 
 
-def check_sizes(evaluation: EvaluationConfig) -> None:
+def _check_sizes(evaluation: EvaluationConfig) -> None:
     """A subset must exist and have room for every class."""
     available = SIZES[evaluation.dataset]
     for knob, size, most in (
@@ -88,7 +88,7 @@ def check_sizes(evaluation: EvaluationConfig) -> None:
             )
 
 
-def cut(stored: Stored, evaluation: EvaluationConfig) -> Data:
+def _cut(stored: Stored, evaluation: EvaluationConfig) -> Data:
     """Slices of the stored tensors; nothing is copied."""
     whole = SIZES[evaluation.dataset]
     used = Sizes(evaluation.train_size or whole.train, evaluation.validation_size or whole.validation, whole.test)

@@ -17,7 +17,7 @@ from trainer.data.catalogue import PUBLISHED_FILES
 
 CONNECT_SECONDS = 20.0
 """For reaching one mirror: its name's look-up and all of its addresses together."""
-STALL_SECONDS = 20.0
+_STALL_SECONDS = 20.0
 DOWNLOAD_SECONDS = 1800.0
 PROGRESS_SECONDS = 5.0
 
@@ -40,7 +40,7 @@ def download(name: str, folder: Path) -> None:
         target = folder / archive.path
         if not target.is_file():
             target.parent.mkdir(parents=True, exist_ok=True)
-            fetch(archive, target)
+            _fetch(archive, target)
 
 
 def archives(name: str) -> list[Archive]:
@@ -56,13 +56,13 @@ def archives(name: str) -> list[Archive]:
     ]
 
 
-def fetch(archive: Archive, target: Path) -> None:
+def _fetch(archive: Archive, target: Path) -> None:
     """Download an archive from the first address that has it; what is not it, byte for byte, is never kept."""
     failures = []
     for url in archive.urls:
         partial = target.with_name(target.name + ".partial")
         try:
-            found = receive(url, partial)
+            found = _receive(url, partial)
             if found == archive.md5:
                 partial.rename(target)
                 return
@@ -76,9 +76,9 @@ def fetch(archive: Archive, target: Path) -> None:
     raise DownloadFailed("; ".join(failures))
 
 
-def receive(url: str, partial: Path) -> str:
+def _receive(url: str, partial: Path) -> str:
     """Write what an address sends to `partial`, saying how far it is; its md5."""
-    say(f"downloading {url}")
+    _say(f"downloading {url}")
     digest, received = hashlib.md5(usedforsecurity=False), 0
     started = said = time.monotonic()
     with connect(url) as response, open(partial, "wb") as file:
@@ -92,7 +92,7 @@ def receive(url: str, partial: Path) -> str:
                 raise TimeoutError(f"not done after {DOWNLOAD_SECONDS:.0f} s")
             if now - said > PROGRESS_SECONDS:
                 said = now
-                say(f"downloading {url}: {received / 1e6:.0f} MB" + (f" of {size / 1e6:.0f}" if size else ""))
+                _say(f"downloading {url}: {received / 1e6:.0f} MB" + (f" of {size / 1e6:.0f}" if size else ""))
     if received < size:
         raise ConnectionError(f"sent {received:,} of {size:,} bytes")
     return digest.hexdigest()
@@ -108,7 +108,7 @@ def connect(url: str) -> http.client.HTTPResponse:
 
     def attempt() -> None:
         try:
-            answer.put(urllib.request.urlopen(url, timeout=STALL_SECONDS))
+            answer.put(urllib.request.urlopen(url, timeout=_STALL_SECONDS))
         except Exception as error:  # noqa: BLE001 - handed to the waiting thread, which raises it
             answer.put(error)
 
@@ -122,6 +122,6 @@ def connect(url: str) -> http.client.HTTPResponse:
     return outcome
 
 
-def say(message: str) -> None:
+def _say(message: str) -> None:
     """Tell the person who waits; standard output belongs to results."""
     print(message, file=sys.stderr, flush=True)

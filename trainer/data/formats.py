@@ -34,14 +34,14 @@ class Pixels(NamedTuple):
 def decode(name: str, files: list[Path]) -> Pixels:
     """Read a data set's published files."""
     if name == "digits":
-        return decode_digits()
+        return _decode_digits()
     if name == "cifar10":
-        return decode_cifar(files)
+        return _decode_cifar(files)
     images, labels = (np.concatenate([read_idx(file, name) for file in files[i::2]]) for i in (0, 1))
     return Pixels(images[:, None], labels.astype(np.int64), white=255)
 
 
-def decode_digits() -> Pixels:
+def _decode_digits() -> Pixels:
     """scikit-learn's bundled handwritten digits, 8x8, in 17 shades."""
     from sklearn.datasets import load_digits  # takes a second to import, and a cache makes it needless
 
@@ -49,15 +49,15 @@ def decode_digits() -> Pixels:
     return Pixels(digits.images.astype(np.uint8)[:, None], digits.target.astype(np.int64), white=16)
 
 
-def decode_cifar(files: list[Path]) -> Pixels:
+def _decode_cifar(files: list[Path]) -> Pixels:
     """The six official batches, which are pickles: torchvision's checksum is what makes one safe to open."""
     from torchvision.datasets import CIFAR10  # takes seconds to import, and a cache makes it needless
 
     checksums = dict(CIFAR10.train_list + CIFAR10.test_list)
     batches = []
     for file, name in zip(files, CIFAR_FILES, strict=True):
-        content = read_file(file, member=f"{CIFAR10.base_folder}/{name}", limit=1 << 26)  # twice what a batch takes
-        check_md5(content, checksums[name], file)
+        content = _read_file(file, member=f"{CIFAR10.base_folder}/{name}", limit=1 << 26)  # twice what a batch takes
+        _check_md5(content, checksums[name], file)
         batches.append(pickle.loads(content, encoding="latin1"))
     images = np.concatenate([batch["data"].reshape(-1, 3, 32, 32) for batch in batches])
     return Pixels(images, np.concatenate([batch["labels"] for batch in batches]).astype(np.int64), white=255)
@@ -67,30 +67,30 @@ def read_idx(file: Path, name: str) -> np.ndarray:
     """The unsigned bytes of an IDX file: two zero bytes, a type, the number of axes, their lengths, the values."""
     member = file.name.removesuffix(".gz")
     shape = IDX_FILES[member]
-    content = read_file(file, limit=4 + 4 * len(shape) + int(np.prod(shape)) + 1)
+    content = _read_file(file, limit=4 + 4 * len(shape) + int(np.prod(shape)) + 1)
     magic = bytes([0, 0, 8, len(shape)])
     if content[:4] != magic:
-        raise damaged(
+        raise _damaged(
             file, f"it begins with {content[:4].hex() or 'nothing'}, an IDX file of its kind with {magic.hex()}"
         )
     header = magic + struct.pack(f">{len(shape)}I", *shape)
     if len(content) < len(header):
-        raise damaged(file, f"it ends inside its header, after {len(content)} bytes")
+        raise _damaged(file, f"it ends inside its header, after {len(content)} bytes")
     if content[: len(header)] != header:
         found = struct.unpack_from(f">{len(shape)}I", content, 4)
-        raise damaged(file, f"it says that it holds {times(found)} values, the official file {times(shape)}")
+        raise _damaged(file, f"it says that it holds {_times(found)} values, the official file {_times(shape)}")
     values = np.frombuffer(content, np.uint8, offset=len(header))
     if values.size != np.prod(shape):
         held = f"{values.size:,} of" if values.size < np.prod(shape) else "more than"
-        raise damaged(file, f"it holds {held} the {int(np.prod(shape)):,} values that its header promises")
+        raise _damaged(file, f"it holds {held} the {int(np.prod(shape)):,} values that its header promises")
     if len(shape) == 1 and values.max() >= CLASSES:
-        raise damaged(file, f"it holds the label {values.max()}, and there are {CLASSES} classes, from 0")
+        raise _damaged(file, f"it holds the label {values.max()}, and there are {CLASSES} classes, from 0")
     if checksum := IDX_MD5.get(name, {}).get(member):
-        check_md5(content, checksum, file)
+        _check_md5(content, checksum, file)
     return values.reshape(shape)
 
 
-def read_file(file: Path, *, member: str = "", limit: int = -1) -> bytes:
+def _read_file(file: Path, *, member: str = "", limit: int = -1) -> bytes:
     """A file's content, unpacked where it is packed, up to `limit` bytes."""
     try:
         if file.name.endswith(".tar.gz"):
@@ -101,14 +101,14 @@ def read_file(file: Path, *, member: str = "", limit: int = -1) -> bytes:
     except PermissionError as error:
         raise InputError(f"{str(file)!r} cannot be read: {error.strerror}; ask for read permission") from error
     except (OSError, EOFError, zlib.error, tarfile.TarError, KeyError, TypeError) as error:
-        raise damaged(file, f"it cannot be read ({error})") from error
+        raise _damaged(file, f"it cannot be read ({error})") from error
 
 
-def check_md5(content: bytes, official: str, file: Path) -> None:
+def _check_md5(content: bytes, official: str, file: Path) -> None:
     """Refuse content that is not, byte for byte, the published one."""
     found = hashlib.md5(content, usedforsecurity=False).hexdigest()
     if found != official:
-        raise damaged(file, f"its md5 is {found}, the official file's {official}")
+        raise _damaged(file, f"its md5 is {found}, the official file's {official}")
 
 
 def check_pixels(pixels: Pixels, name: str) -> Pixels:
@@ -123,7 +123,7 @@ def check_pixels(pixels: Pixels, name: str) -> Pixels:
     return pixels
 
 
-def damaged(file: Path, reason: str) -> InputError:
+def _damaged(file: Path, reason: str) -> InputError:
     """The error for a file that is there and is wrong."""
     return InputError(
         f"{str(file)!r} is damaged or not the official file: {reason}. "
@@ -131,6 +131,6 @@ def damaged(file: Path, reason: str) -> InputError:
     )
 
 
-def times(shape: tuple[int, ...]) -> str:
+def _times(shape: tuple[int, ...]) -> str:
     """`60000x28x28`."""
     return "x".join(map(str, shape))

@@ -22,12 +22,12 @@ def find_files(name: str, data_dir: Path | None, *, downloads: Path) -> list[Pat
     Raises:
         InputError: saying which folders were looked in, what was missing there, why the download failed, what to do.
     """
-    folders = [*given_folder(data_dir), downloads]
+    folders = [*_given_folder(data_dir), downloads]
     for folder in folders:
-        files, missing = search(folder, name)
+        files, missing = _search(folder, name)
         if not missing:
             return files
-    looked = [f"{str(folder)!r} {absence(folder, name)}" for folder in folders]
+    looked = [f"{str(folder)!r} {_absence(folder, name)}" for folder in folders]
     try:
         with locked(downloads):
             download(name, downloads)
@@ -41,16 +41,16 @@ def find_files(name: str, data_dir: Path | None, *, downloads: Path) -> list[Pat
             f"--data-dir <folder> or set {DATA_DIR_VARIABLE}; or connect this machine to the internet; or choose the "
             "dataset 'digits', which needs no download."
         ) from error
-    return search(downloads, name)[0]
+    return _search(downloads, name)[0]
 
 
-def given_folder(data_dir: Path | None) -> list[Path]:
+def _given_folder(data_dir: Path | None) -> list[Path]:
     """The folder that the user named, if any."""
     named = data_dir or os.environ.get(DATA_DIR_VARIABLE)
     return [Path(named).expanduser().absolute()] if named else []
 
 
-def search(folder: Path, name: str) -> tuple[list[Path], list[str]]:
+def _search(folder: Path, name: str) -> tuple[list[Path], list[str]]:
     """The files of a data set that a folder holds, unpacked or packed, and the names of those that it lacks."""
     published = PUBLISHED_FILES[name]
     found, missing = [], []
@@ -63,10 +63,10 @@ def search(folder: Path, name: str) -> tuple[list[Path], list[str]]:
     return found, missing
 
 
-def absence(folder: Path, name: str) -> str:
+def _absence(folder: Path, name: str) -> str:
     """What a folder lacks, in words."""
     if not folder.is_dir():
         return "(no such folder)"
-    missing = search(folder, name)[1]
+    missing = _search(folder, name)[1]
     whole = len(missing) == len(PUBLISHED_FILES[name].files)
     return f"(holds no {PUBLISHED_FILES[name].folder})" if whole else f"(lacks {', '.join(missing)})"

@@ -21,8 +21,8 @@ from trainer.config import EvaluationConfig
 from trainer.data.catalogue import PUBLISHED_FILES, SIZES
 from trainer.data.formats import Pixels, check_pixels, decode
 
-STORED_FILES = ("images.npy", "labels.npy")
-FORMAT = 1
+_STORED_FILES = ("images.npy", "labels.npy")
+_FORMAT = 1
 """Of the cached tensors; a cache of another format is left alone and a new one made beside it."""
 
 
@@ -40,7 +40,7 @@ class Stored(NamedTuple):
 # Splitting
 
 
-def split_order(labels: np.ndarray, evaluation: EvaluationConfig) -> np.ndarray:
+def _split_order(labels: np.ndarray, evaluation: EvaluationConfig) -> np.ndarray:
     """Which published image stands where in the cache: (N,) indices in the order train, validation, test.
 
     A published test set stays as it is, in its own order; digits have none, so theirs is drawn with the rest.
@@ -77,7 +77,7 @@ def stratified_order(labels: np.ndarray, generator: np.random.Generator) -> np.n
 def source_digest(evaluation: EvaluationConfig, files: list[Path]) -> str:
     """Names the cache after what it was made from, so that a file put in another's place is read again."""
     seen = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return hashlib.sha256(json.dumps([FORMAT, evaluation.split_seed, seen]).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps([_FORMAT, evaluation.split_seed, seen]).encode()).hexdigest()[:12]
 
 
 def open_stored(folder: Path) -> Stored | None:
@@ -88,7 +88,7 @@ def open_stored(folder: Path) -> Stored | None:
             return None
         # Copy-on-write: writing to a tensor by mistake stays in the process that does it.
         images, labels = (
-            torch.from_numpy(np.load(folder / name, mmap_mode="c", allow_pickle=False)) for name in STORED_FILES
+            torch.from_numpy(np.load(folder / name, mmap_mode="c", allow_pickle=False)) for name in _STORED_FILES
         )
         return Stored(images, labels, str(record["digest"]))
     except (FileNotFoundError, ValueError, KeyError, TypeError):
@@ -101,15 +101,15 @@ def build_stored(folder: Path, evaluation: EvaluationConfig, files: list[Path]) 
         if stored := open_stored(folder):
             return stored
         pixels = check_pixels(decode(evaluation.dataset, files), evaluation.dataset)
-        order = split_order(pixels.labels, evaluation)
-        store(folder, pixels._replace(images=pixels.images[order], labels=pixels.labels[order]))
+        order = _split_order(pixels.labels, evaluation)
+        _store(folder, pixels._replace(images=pixels.images[order], labels=pixels.labels[order]))
         stored = open_stored(folder)
     if stored is None:
         raise OSError(f"what was just written to {folder} reads back differently")
     return stored
 
 
-def store(folder: Path, pixels: Pixels) -> None:
+def _store(folder: Path, pixels: Pixels) -> None:
     """Write the tensors under a temporary name, then put them in place whole."""
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -128,7 +128,7 @@ def measure(folder: Path, *, blocks: int = 64, block: int = 1 << 14) -> dict[str
     Enough for what happens to files (cut short, zeroed by a crash, overwritten) at a cost that each trial can pay.
     """
     measured = {}
-    for name in STORED_FILES:
+    for name in _STORED_FILES:
         with open(folder / name, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             checksum = 0

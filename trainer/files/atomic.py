@@ -11,12 +11,12 @@ from pathlib import Path
 
 from trainer.errors import StorageFailed
 
-PATIENCE_SECONDS = 30.0
+_PATIENCE_SECONDS = 30.0
 """How long storage that refuses is asked again: over a hiccup of a network folder, or until somebody makes room."""
 
-PAUSE_SECONDS = 0.5
+_PAUSE_SECONDS = 0.5
 
-PASSING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EROFS, errno.EAGAIN})
+_PASSING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EROFS, errno.EAGAIN})
 """Refusals that may end by themselves; a file where a folder should be does not."""
 
 
@@ -65,11 +65,11 @@ def patiently(write: Callable[[], None], *, what: str, told: Callable[[str], Non
         try:
             return write()
         except OSError as error:
-            if error.errno not in PASSING:
+            if error.errno not in _PASSING:
                 raise StorageFailed(f"cannot write {what}: {error.strerror}") from error
-            if time.monotonic() - begun > PATIENCE_SECONDS:
-                raise StorageFailed(f"cannot write {what}: {error.strerror}, for {PATIENCE_SECONDS:.0f} s") from error
+            if time.monotonic() - begun > _PATIENCE_SECONDS:
+                raise StorageFailed(f"cannot write {what}: {error.strerror}, for {_PATIENCE_SECONDS:.0f} s") from error
             if not waited:
-                told(f"cannot write {what}: {error.strerror}; waiting up to {PATIENCE_SECONDS:.0f} s")
+                told(f"cannot write {what}: {error.strerror}; waiting up to {_PATIENCE_SECONDS:.0f} s")
             waited = True
-        time.sleep(PAUSE_SECONDS)
+        time.sleep(_PAUSE_SECONDS)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from trainer.errors import InputError
 
-FORMAT = 2
+_FORMAT = 2
 """Of the cached files and of the procedures that fill them: raise it when either changes."""
 
 
@@ -46,11 +46,11 @@ class Cache:
         path = self.path(stage, parameters)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            with locked(path.with_suffix(".lock")):
-                stored = read(path)
+            with _locked(path.with_suffix(".lock")):
+                stored = _read(path)
                 if stored is None:
-                    write(path, make())
-                    stored = read(path)
+                    _write(path, make())
+                    stored = _read(path)
         except OSError as error:
             raise InputError(f"cannot keep prepared data in {str(self._folder)!r}: {error}") from error
         assert stored is not None
@@ -72,7 +72,7 @@ class ReadOnlyCache(Cache):
         Raises:
             NotPrepared: where there are none, or damaged ones.
         """
-        stored = read(self.path(stage, parameters))
+        stored = _read(self.path(stage, parameters))
         if stored is None:
             raise NotPrepared(stage)
         return stored
@@ -80,34 +80,34 @@ class ReadOnlyCache(Cache):
 
 def digest(stage: str, parameters: Mapping[str, Any]) -> str:
     """A short name for a stage with its parameters."""
-    text = json.dumps({"format": FORMAT, "stage": stage, **parameters}, sort_keys=True)
+    text = json.dumps({"format": _FORMAT, "stage": stage, **parameters}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
+def _locked(path: Path) -> Iterator[None]:
     """Hold an exclusive lock; the system frees it if the process dies."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
-def write(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors, then their checksum, each to a file aside that is then renamed."""
     buffer = io.BytesIO()
     torch.save({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, buffer)
-    replace(path, buffer.getbuffer())
-    replace(path.with_suffix(".sha256"), hashlib.sha256(buffer.getbuffer()).hexdigest().encode())
+    _replace(path, buffer.getbuffer())
+    _replace(path.with_suffix(".sha256"), hashlib.sha256(buffer.getbuffer()).hexdigest().encode())
 
 
-def replace(path: Path, content: bytes | memoryview) -> None:
+def _replace(path: Path, content: bytes | memoryview) -> None:
     """Put `content` under `path` at once and whole."""
     aside = path.with_name(f"{path.name}.{os.getpid()}")
     aside.write_bytes(content)
     aside.replace(path)
 
 
-def read(path: Path) -> dict[str, Tensor] | None:
+def _read(path: Path) -> dict[str, Tensor] | None:
     """The tensors under `path`, memory-mapped; None where there are none or the checksum tells of damage."""
     checksum = path.with_suffix(".sha256")
     if not path.exists() or not checksum.exists():

@@ -56,7 +56,7 @@ def save_checkpoint(store: Store, epoch: int, state: dict[str, Any]) -> None:
     """
     written = f"checkpoint-{epoch:06d}.pt"
     store.write(written, seal(to_bytes(state)))
-    names = checkpoint_names(store)
+    names = _checkpoint_names(store)
     kept = [name for name in names if name <= written][-KEPT:]
     for name in set(names) - set(kept):
         store.delete(name)
@@ -65,7 +65,7 @@ def save_checkpoint(store: Store, epoch: int, state: dict[str, Any]) -> None:
 def load_checkpoint(store: Store) -> tuple[dict[str, Any] | None, list[str]]:
     """The newest checkpoint that is whole, or None; and a warning for each damaged one that was passed over."""
     warnings = []
-    for name in reversed(checkpoint_names(store)):
+    for name in reversed(_checkpoint_names(store)):
         try:
             return from_bytes(unseal(store.read(name))), warnings
         except FileNotFoundError:
@@ -75,7 +75,7 @@ def load_checkpoint(store: Store) -> tuple[dict[str, Any] | None, list[str]]:
     return None, warnings
 
 
-def checkpoint_names(store: Store) -> list[str]:
+def _checkpoint_names(store: Store) -> list[str]:
     """Oldest first; six digits keep the order of names and of epochs the same."""
     return [name for name in store.names() if name.startswith("checkpoint-")]
 

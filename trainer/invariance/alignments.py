@@ -24,7 +24,7 @@ from trainer.errors import InputError
 from trainer.words import did_you_mean
 
 WHITE = 255.0
-SPLINE_ORDER = 3
+_SPLINE_ORDER = 3
 COARSE_STEP = 3
 """Every so many-th rotation of a grid is searched with at first."""
 
@@ -69,12 +69,12 @@ class Alignments(Protocol):
         """What of `images` (N, C, H, W) in [0, 1] is compared, in [0, 1]."""
         ...
 
-    def aligner(self, height: int, width: int, device: torch.device) -> Aligner:
+    def aligner(self, height: int, width: int, device: torch.device) -> _Aligner:
         """What moves images of that size."""
         ...
 
 
-class Aligner(Protocol):
+class _Aligner(Protocol):
     """Moves images of one size, all as levels: whole numbers from 0 to 255."""
 
     def all(self, levels: Tensor) -> Tensor:
@@ -91,7 +91,7 @@ class Aligner(Protocol):
 
 
 @cache
-def aligner_of(alignments: Alignments, height: int, width: int, device: torch.device) -> Aligner:
+def aligner_of(alignments: Alignments, height: int, width: int, device: torch.device) -> _Aligner:
     """Made once: the matrices of a grid take seconds."""
     return alignments.aligner(height, width, device)
 
@@ -104,10 +104,10 @@ def alignments_for(dataset: str, norm: str) -> Alignments:
     Raises:
         InputError: for a data set or norm that none is known for.
     """
-    for name, value, known in (("data set", dataset, ALIGNMENTS), ("norm", norm, ("linf", "l0"))):
+    for name, value, known in (("data set", dataset, _ALIGNMENTS), ("norm", norm, ("linf", "l0"))):
         if value not in known:
             raise InputError(f"no alignments for {name} {value!r}: {did_you_mean(value, known)}")
-    return ALIGNMENTS[dataset][norm]
+    return _ALIGNMENTS[dataset][norm]
 
 
 @dataclass(frozen=True)
@@ -123,11 +123,11 @@ class AlignmentGrid:
 
     @property
     def shifts(self) -> np.ndarray:
-        return symmetric(self.shift_limit, self.shift_count)
+        return _symmetric(self.shift_limit, self.shift_count)
 
     @property
     def rotations(self) -> np.ndarray:
-        return symmetric(self.rotation_limit, self.rotation_count)
+        return _symmetric(self.rotation_limit, self.rotation_count)
 
     @property
     def size(self) -> int:
@@ -148,7 +148,7 @@ class AlignmentGrid:
         return GridAligner(self, height, width, device)
 
 
-def symmetric(limit: float, count: int) -> np.ndarray:
+def _symmetric(limit: float, count: int) -> np.ndarray:
     """`count` evenly spaced numbers in [-limit, limit], exactly symmetric about 0."""
     numbers = np.linspace(-limit, limit, count) if count > 1 else np.zeros(1)
     return (numbers - numbers[::-1]) / 2
@@ -163,9 +163,9 @@ class GridAligner:
 
     def __init__(self, grid: AlignmentGrid, height: int, width: int, device: torch.device) -> None:
         self.grid = grid
-        self._rotate = torch.stack([rotation_matrix(r, height, width) for r in grid.rotations]).to(device)
-        self._down = torch.stack([shift_matrix(s, height) for s in grid.shifts]).to(device)
-        self._right = torch.stack([shift_matrix(s, width) for s in grid.shifts]).to(device)
+        self._rotate = torch.stack([_rotation_matrix(r, height, width) for r in grid.rotations]).to(device)
+        self._down = torch.stack([_shift_matrix(s, height) for s in grid.shifts]).to(device)
+        self._right = torch.stack([_shift_matrix(s, width) for s in grid.shifts]).to(device)
         self._rotate_all = self._rotate.transpose(0, 1).flatten(1).contiguous()
         self._down_all = self._down.mT.flatten(0, 1).contiguous()
         self._right_all = self._right.transpose(0, 1).flatten(1).contiguous()
@@ -210,16 +210,16 @@ class GridAligner:
         return self.grid.size - 1 - alignment
 
 
-def rotation_matrix(degrees: float, height: int, width: int) -> Tensor:
+def _rotation_matrix(degrees: float, height: int, width: int) -> Tensor:
     """(H W, H W) float64: row p is what the rotation makes of an image that is 1 in pixel p and 0 elsewhere."""
     basis = np.eye(height * width).reshape(-1, height, width)
-    moved = ndimage.rotate(basis, degrees, axes=(2, 1), reshape=False, order=SPLINE_ORDER)
+    moved = ndimage.rotate(basis, degrees, axes=(2, 1), reshape=False, order=_SPLINE_ORDER)
     return torch.from_numpy(moved.reshape(height * width, -1))
 
 
-def shift_matrix(pixels: float, size: int) -> Tensor:
+def _shift_matrix(pixels: float, size: int) -> Tensor:
     """(size, size) float64: the shift along one axis; splines of two axes are the product of the splines of each."""
-    return torch.from_numpy(np.stack([ndimage.shift(row, pixels, order=SPLINE_ORDER) for row in np.eye(size)]))
+    return torch.from_numpy(np.stack([ndimage.shift(row, pixels, order=_SPLINE_ORDER) for row in np.eye(size)]))
 
 
 def to_levels(values: Tensor) -> Tensor:
@@ -249,7 +249,7 @@ class AffineDraws:
     @property
     def tracks(self) -> Tracks:
         """None lies between others: all are knots."""
-        number = math.gcd(self.size, DRAWN_TRACKS)
+        number = math.gcd(self.size, _DRAWN_TRACKS)
         return Tracks(number, tuple(range(self.size // number)))
 
     def sought(self, images: Tensor) -> Tensor:
@@ -260,8 +260,8 @@ class AffineDraws:
         return AffineAligner(self, height, width, device)
 
 
-LEAST_INK = 0.85
-DRAWN_TRACKS = 25
+_LEAST_INK = 0.85
+_DRAWN_TRACKS = 25
 """As many as the published grid has; nothing but speed depends on it."""
 
 
@@ -277,7 +277,7 @@ class AffineAligner:
 
     def usable(self, levels: Tensor) -> Tensor:
         left = torch.stack([self._round_trip(image).flatten(1).sum(1) for image in levels.float()])
-        usable = left >= LEAST_INK * levels.float().flatten(1).sum(1, keepdim=True)
+        usable = left >= _LEAST_INK * levels.float().flatten(1).sum(1, keepdim=True)
         # The map that keeps most is always used: a stroke at the frame's edge may leave no other.
         return usable.scatter_(1, left.argmax(1, keepdim=True), True)
 
@@ -303,20 +303,22 @@ def affine_maps(draws: AffineDraws, height: int, width: int) -> Tensor:
     angle, scale, shear, right, down = torch.rand(5, draws.size, generator=generator, dtype=torch.float64) * 2 - 1
     angle, scale, shear = draws.rotation_limit * angle, 1 + draws.scale_limit * scale, draws.shear_limit * shear
     zero, one = torch.zeros_like(angle), torch.ones_like(angle)
-    turn = matrices([[angle.cos(), -angle.sin(), zero], [angle.sin(), angle.cos(), zero], [zero, zero, one]])
-    slant = matrices([[scale, shear * scale, zero], [zero, scale, zero], [zero, zero, one]])
-    shift = matrices([[one, zero, draws.shift_limit * right], [zero, one, draws.shift_limit * down], [zero, zero, one]])
+    turn = _matrices([[angle.cos(), -angle.sin(), zero], [angle.sin(), angle.cos(), zero], [zero, zero, one]])
+    slant = _matrices([[scale, shear * scale, zero], [zero, scale, zero], [zero, zero, one]])
+    shift = _matrices(
+        [[one, zero, draws.shift_limit * right], [zero, one, draws.shift_limit * down], [zero, zero, one]]
+    )
     half_sides = torch.tensor([width / 2, height / 2, 1], dtype=torch.float64)
     pixels = shift @ turn @ slant
     return (pixels * half_sides / half_sides[:, None]).float()
 
 
-def matrices(rows: list[list[Tensor]]) -> Tensor:
+def _matrices(rows: list[list[Tensor]]) -> Tensor:
     """(A, 3, 3) of 3 x 3 entries (A,)."""
     return torch.stack([torch.stack(row, 1) for row in rows], 1)
 
 
-def scaled(side: int, *, turned: bool = True) -> dict[str, Alignments]:
+def _scaled(side: int, *, turned: bool = True) -> dict[str, Alignments]:
     """By norm, the published choices for images of 28 pixels a side, for others."""
     shift, turn = side / PAPER_SIZE, float(turned)
     return {
@@ -328,18 +330,18 @@ def scaled(side: int, *, turned: bool = True) -> dict[str, Alignments]:
             scale_limit=0.2 * turn,
             shear_limit=0.2 * turn,
             shift_limit=8 * shift,
-            size=DRAWS,
+            size=_DRAWS,
         ),
     }
 
 
 PAPER_SIZE = 28
-DRAWS = 775
+_DRAWS = 775
 """As many as the grid has points."""
-ALIGNMENTS = {
-    "mnist": scaled(28),
-    "fashion_mnist": scaled(28),
-    "digits": scaled(8),
-    "cifar10": scaled(32, turned=False),
+_ALIGNMENTS = {
+    "mnist": _scaled(28),
+    "fashion_mnist": _scaled(28),
+    "digits": _scaled(8),
+    "cifar10": _scaled(32, turned=False),
 }
 """By data set and norm."""

@@ -35,12 +35,12 @@ PAPER_TARGETS = {
 }
 """Digits that a digit may be turned into, as chosen by the paper's authors."""
 
-CLUSTER_RADIUS, CLUSTER_SAMPLES = 2.0, 5
+_CLUSTER_RADIUS, _CLUSTER_SAMPLES = 2.0, 5
 """Of DBSCAN, in pixels of images of `PAPER_SIZE`."""
 MOST_CLUSTERS = 8
 
 
-class InvarianceAttack(Protocol):
+class _InvarianceAttack(Protocol):
     """How an invariance norm perturbs."""
 
     budgets: tuple[float, ...]
@@ -74,7 +74,7 @@ class LinfInvariance:
 
     def perturb(self, images: Tensor, plan: Tensor, *, epsilon: float | Tensor) -> Tensor:
         """A blank pixel never takes an ink so pale that it lies within the budget."""
-        budget = per_image(epsilon, images)
+        budget = _per_image(epsilon, images)
         wanted = plan.to(images.dtype) / WHITE - images
         stays = (images == 0) & (wanted <= budget + TIE)
         return torch.where(stays, images, images + wanted.clamp(-budget, budget)).clamp(0, 1)
@@ -83,7 +83,7 @@ class LinfInvariance:
         return ink_removed(images, perturbed)
 
 
-class L0Invariance:
+class _L0Invariance:
     """Whole clusters of pixels take the neighbour's values; epsilon is the share of pixels that may change.
 
     The clusters are those of DBSCAN on the pixels that differ by more than half, as published. There the subset of
@@ -100,7 +100,7 @@ class L0Invariance:
     def perturb(self, images: Tensor, plan: Tensor, *, epsilon: float | Tensor) -> Tensor:
         numbers = plan[:, -1].long()
         sizes = F.one_hot(numbers.flatten(1), MOST_CLUSTERS + 1)[..., 1:].sum(1)
-        allowed = per_image(epsilon, images).flatten() * numbers[0].numel() + TIE
+        allowed = _per_image(epsilon, images).flatten() * numbers[0].numel() + TIE
         moved = largest_subset(sizes, allowed.expand(len(sizes)))
         moves = F.pad(moved, (1, 0)).gather(1, numbers.flatten(1)).view_as(numbers)
         return torch.where(moves[:, None], plan[:, :-1].to(images.dtype) / WHITE, images)
@@ -110,11 +110,11 @@ class L0Invariance:
         return ((plan[:, :-1].to(images.dtype) / WHITE - perturbed).abs() > 0.5).any(1).sum((1, 2)).to(images.dtype)
 
 
-INVARIANCE_ATTACKS: dict[str, InvarianceAttack] = {"linf": LinfInvariance(), "l0": L0Invariance()}
+INVARIANCE_ATTACKS: dict[str, _InvarianceAttack] = {"linf": LinfInvariance(), "l0": _L0Invariance()}
 """By norm."""
 
 
-def per_image(epsilon: float | Tensor, images: Tensor) -> Tensor:
+def _per_image(epsilon: float | Tensor, images: Tensor) -> Tensor:
     """(1, 1, 1, 1) or (Q, 1, 1, 1): one budget, or one per image, against `images` (Q, C, H, W)."""
     return torch.as_tensor(epsilon, dtype=images.dtype, device=images.device).reshape(-1, 1, 1, 1)
 
@@ -158,35 +158,35 @@ def clusters(marked: Tensor) -> Tensor:
     """
     height, width = marked.shape[1:]
     scale = max(height, width) / PAPER_SIZE
-    around = disc(max(CLUSTER_RADIUS * scale, math.sqrt(2)))
-    crowd = sum(shifted(marked.int(), *offset) for offset in around)
-    core = marked & (crowd >= max(round(CLUSTER_SAMPLES * scale**2), 1))
+    around = _disc(max(_CLUSTER_RADIUS * scale, math.sqrt(2)))
+    crowd = sum(_shifted(marked.int(), *offset) for offset in around)
+    core = marked & (crowd >= max(round(_CLUSTER_SAMPLES * scale**2), 1))
     numbers = core * torch.arange(1, height * width + 1, dtype=torch.int32, device=core.device).view(height, width)
     while True:
-        spread = core * greatest_around(numbers, around)
+        spread = core * _greatest_around(numbers, around)
         if torch.equal(spread, numbers):
-            return marked * greatest_around(numbers, around)
+            return marked * _greatest_around(numbers, around)
         numbers = spread
 
 
-def disc(radius: float) -> list[tuple[int, int]]:
+def _disc(radius: float) -> list[tuple[int, int]]:
     """Offsets (down, right) of all pixels within the radius."""
     reach = range(-int(radius), int(radius) + 1)
     return [(down, right) for down in reach for right in reach if math.hypot(down, right) <= radius]
 
 
-def shifted(images: Tensor, down: int, right: int) -> Tensor:
+def _shifted(images: Tensor, down: int, right: int) -> Tensor:
     """`images` (Q, H, W) moved by whole pixels, zeros moving in."""
     height, width = images.shape[1:]
     padded = F.pad(images, (max(right, 0), max(-right, 0), max(down, 0), max(-down, 0)))
     return padded[:, max(-down, 0) : max(-down, 0) + height, max(-right, 0) : max(-right, 0) + width]
 
 
-def greatest_around(numbers: Tensor, around: list[tuple[int, int]]) -> Tensor:
+def _greatest_around(numbers: Tensor, around: list[tuple[int, int]]) -> Tensor:
     """(Q, H, W): the greatest of `numbers` at the given offsets from each pixel."""
     greatest = numbers
     for offset in around:
-        greatest = torch.maximum(greatest, shifted(numbers, *offset))
+        greatest = torch.maximum(greatest, _shifted(numbers, *offset))
     return greatest
 
 

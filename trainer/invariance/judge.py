@@ -33,15 +33,15 @@ from trainer.words import did_you_mean
 ABSTAINS = -1
 ROLES = ("judge", "teacher")
 BATCH = 128
-LEAST_STEPS = 300
+_LEAST_STEPS = 300
 """Of training on few images: they are passed over more often, or the members stay in doubt of everything."""
-LABEL_BATCH = 1000
-CELLS = 8
+_LABEL_BATCH = 1000
+_CELLS = 8
 """Of random regions, along each side of an image."""
-EDGE = 4.0
+_EDGE = 4.0
 """How steeply regions end."""
 
-Progress = Callable[[int, int], None]
+_Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class UnevenInk:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class _Recipe:
     """How an oracle's members are made."""
 
     thresholds: tuple[float, ...]
@@ -87,14 +87,14 @@ class Recipe:
 
 
 RECIPES = {
-    "digits": Recipe(thresholds=(0.25, 0.25, 0.0), epochs=60, width=16),
-    "mnist": Recipe(thresholds=(0.12, 0.18, 0.24, 0.0, 0.0), epochs=6, width=16, uneven=UnevenInk(), confidence=0.7),
-    "fashion_mnist": Recipe(thresholds=(0.0, 0.0, 0.0), epochs=6, width=16, rotation=0.1, shear=0.1),
-    "cifar10": Recipe(thresholds=(0.0, 0.0, 0.0), epochs=10, width=32, rotation=0.1, shear=0.1),
+    "digits": _Recipe(thresholds=(0.25, 0.25, 0.0), epochs=60, width=16),
+    "mnist": _Recipe(thresholds=(0.12, 0.18, 0.24, 0.0, 0.0), epochs=6, width=16, uneven=UnevenInk(), confidence=0.7),
+    "fashion_mnist": _Recipe(thresholds=(0.0, 0.0, 0.0), epochs=6, width=16, rotation=0.1, shear=0.1),
+    "cifar10": _Recipe(thresholds=(0.0, 0.0, 0.0), epochs=10, width=32, rotation=0.1, shear=0.1),
 }
 
 
-def recipe_for(dataset: str) -> Recipe:
+def recipe_for(dataset: str) -> _Recipe:
     """The recipe of a data set.
 
     Raises:
@@ -119,7 +119,7 @@ class Contrast(nn.Module):
         return (images - low) / (high - low).clamp_min(1e-3)
 
 
-def judge_network(channels: int, size: int, classes: int, width: int) -> nn.Sequential:
+def _judge_network(channels: int, size: int, classes: int, width: int) -> nn.Sequential:
     """Three 3x3 convolutions with batch normalisation, pooled in between, then the average over a 2x2 grid."""
     return nn.Sequential(
         nn.Conv2d(channels, width, 3, padding=1),
@@ -139,7 +139,7 @@ def judge_network(channels: int, size: int, classes: int, width: int) -> nn.Sequ
     )
 
 
-def teacher_network(channels: int, size: int, classes: int, width: int) -> nn.Sequential:
+def _teacher_network(channels: int, size: int, classes: int, width: int) -> nn.Sequential:
     """Two strided 5x5 convolutions, no normalisation, and a hidden layer."""
     side = -(-size // 4)
     return nn.Sequential(
@@ -154,7 +154,7 @@ def teacher_network(channels: int, size: int, classes: int, width: int) -> nn.Se
     )
 
 
-NETWORKS = {"judge": judge_network, "teacher": teacher_network}
+_NETWORKS = {"judge": _judge_network, "teacher": _teacher_network}
 
 
 class Quality(NamedTuple):
@@ -179,7 +179,7 @@ class Judge(nn.Module):
     @torch.no_grad()
     def label(self, images: Tensor) -> Tensor:
         """(N,) int64 class that `images` (N, C, H, W) in [0, 1] show; `ABSTAINS` where the members are in doubt."""
-        answers = [self._answers(part) for part in images.split(LABEL_BATCH)]
+        answers = [self._answers(part) for part in images.split(_LABEL_BATCH)]
         return torch.cat(answers) if answers else torch.empty(0, dtype=torch.int64, device=images.device)
 
     def _answers(self, images: Tensor) -> Tensor:
@@ -201,13 +201,13 @@ def build_judge(dataset: str, role: str, shape: tuple[int, ...], classes: int) -
     Raises:
         InputError: for an unknown data set or role.
     """
-    if role not in NETWORKS:
+    if role not in _NETWORKS:
         raise InputError(f"no oracle with the role {role!r}: {did_you_mean(role, ROLES)}")
     recipe = recipe_for(dataset)
     with torch.random.fork_rng(devices=[]):
         return Judge(
             [
-                nn.Sequential(Contrast(threshold), NETWORKS[role](shape[0], shape[1], classes, recipe.width))
+                nn.Sequential(Contrast(threshold), _NETWORKS[role](shape[0], shape[1], classes, recipe.width))
                 for threshold in recipe.thresholds
             ],
             confidence=recipe.confidence,
@@ -227,7 +227,7 @@ def train_judge(
     *,
     classes: int,
     seed: int,
-    progress: Progress = lambda done, total: None,
+    progress: _Progress = lambda done, total: None,
 ) -> Judge:
     """Train every member on the role's half of the training images.
 
@@ -246,7 +246,7 @@ def train_judge(
     done, total = itertools.count(1), passes(recipe, len(labels[own])) * len(oracle.members)
 
     def train(number: int) -> None:
-        generator = torch.Generator(images.device).manual_seed(member_seed(seed, role, number))
+        generator = torch.Generator(images.device).manual_seed(_member_seed(seed, role, number))
         uneven = recipe.uneven if recipe.thresholds[number] == 0 else None
         train_member(oracle.members[number], images[own], labels[own], recipe, uneven, generator, tell)
 
@@ -257,17 +257,17 @@ def train_judge(
     return oracle.eval().requires_grad_(False)
 
 
-def passes(recipe: Recipe, images: int) -> int:
+def passes(recipe: _Recipe, images: int) -> int:
     """How often so many images are passed over."""
-    return max(recipe.epochs, -(-LEAST_STEPS // -(-images // BATCH)))
+    return max(recipe.epochs, -(-_LEAST_STEPS // -(-images // BATCH)))
 
 
-def member_seed(seed: int, role: str, number: int) -> int:
+def _member_seed(seed: int, role: str, number: int) -> int:
     """A seed of its own for every member of every role."""
     return int(np.random.SeedSequence([seed, ROLES.index(role), number]).generate_state(1)[0])
 
 
-def initialise(network: nn.Module, generator: torch.Generator) -> None:
+def _initialise(network: nn.Module, generator: torch.Generator) -> None:
     """Kaiming-uniform weights and zero biases from `generator`: construction draws from the global state."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
@@ -279,13 +279,13 @@ def train_member(
     member: nn.Module,
     images: Tensor,
     labels: Tensor,
-    recipe: Recipe,
+    recipe: _Recipe,
     uneven: UnevenInk | None,
     generator: torch.Generator,
     tell: Callable[[], None],
 ) -> None:
     """Minimise cross-entropy on augmented images, the learning rate rising and falling once; `tell` every epoch."""
-    initialise(member, generator)
+    _initialise(member, generator)
     member.train().requires_grad_(True)
     steps, epochs = -(-len(labels) // BATCH), passes(recipe, len(labels))
     optimizer = torch.optim.AdamW(member.parameters(), lr=recipe.learning_rate, weight_decay=1e-2)
@@ -304,7 +304,7 @@ def train_member(
         tell()
 
 
-def augment(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
+def augment(images: Tensor, recipe: _Recipe, generator: torch.Generator) -> Tensor:
     """Each of `images` (N, C, H, W) rotated, sheared, scaled and shifted at random, bilinearly; blank outside."""
     draw = torch.rand(6, len(images), generator=generator, device=images.device) * 2 - 1
     angle, shear = recipe.rotation * draw[0], recipe.shear * draw[1]
@@ -344,8 +344,8 @@ def draw_unevenly(images: Tensor, uneven: UnevenInk, generator: torch.Generator)
 
 def regions(share: Tensor, size: torch.Size, generator: torch.Generator) -> Tensor:
     """(N, 1, H, W) in [0, 1]: 1 in smooth random regions that take about `share` (N, 1, 1, 1) of an image of `size`."""
-    noise = torch.randn(len(share), 1, CELLS, CELLS, generator=generator, device=share.device)
+    noise = torch.randn(len(share), 1, _CELLS, _CELLS, generator=generator, device=share.device)
     smooth = F.interpolate(noise, size=tuple(size), mode="bicubic", align_corners=True)
     smooth = smooth / smooth.std((1, 2, 3), keepdim=True)
     # Of a normal distribution the wanted share lies above its quantile; infinite, and so nothing, for a share of 0.
-    return ((smooth - torch.special.ndtri(1 - share)) * EDGE + 0.5).clamp(0, 1)
+    return ((smooth - torch.special.ndtri(1 - share)) * _EDGE + 0.5).clamp(0, 1)

@@ -33,9 +33,9 @@ from trainer.human_agreement import (
 )
 from trainer.invariance.judge import ABSTAINS
 
-INDICES = "indexs.npy"
-BATCH = 500
-WHITE = 255
+_INDICES = "indexs.npy"
+_BATCH = 500
+_WHITE = 255
 """The published sets' greatest pixel value, whatever their type."""
 
 
@@ -50,7 +50,7 @@ class LabelledSet(NamedTuple):
     """(N,) int64, -1 where people did not agree on any."""
     sources: Split
     """The N images that they were made from."""
-    white: int = WHITE
+    white: int = _WHITE
     """The pixel value that was taken for white."""
 
     @property
@@ -64,7 +64,7 @@ class LabelledSet(NamedTuple):
         return self.labels == self.sources.labels
 
 
-Answers = Callable[[Tensor], Tensor]
+_Answers = Callable[[Tensor], Tensor]
 """Images (N, 1, H, W) in [0, 1] to classes (N,) int64, -1 for none."""
 
 
@@ -82,49 +82,49 @@ def read_examples(folder: Path, test: Split, *, classes: int) -> list[LabelledSe
     names = sorted(path.relative_to(folder) for path in folder.rglob(f"*{LABELS}"))
     if not names:
         raise InputError(f"{EXAMPLES_OPTION} {str(folder)!r}: holds no file whose name ends in {LABELS}")
-    return [read_set(folder, str(name)[: -len(LABELS)], test, classes=classes) for name in names]
+    return [_read_set(folder, str(name)[: -len(LABELS)], test, classes=classes) for name in names]
 
 
-def read_set(folder: Path, name: str, test: Split, *, classes: int) -> LabelledSet:
+def _read_set(folder: Path, name: str, test: Split, *, classes: int) -> LabelledSet:
     """The set of one name; arguments and errors as of `read_examples`."""
-    labels, indices_file = load_array(folder / f"{name}{LABELS}"), find_indices(folder, name)
-    indices = load_array(indices_file)
-    if labels.ndim != 1 or not in_range(labels, ABSTAINS, classes - 1):
+    labels, indices_file = _load_array(folder / f"{name}{LABELS}"), _find_indices(folder, name)
+    indices = _load_array(indices_file)
+    if labels.ndim != 1 or not _in_range(labels, ABSTAINS, classes - 1):
         raise InputError(
             f"{folder / name}{LABELS}: must hold (N,) whole numbers from 0 to {classes - 1}, or {ABSTAINS} for none"
         )
-    images, white = read_images(folder / f"{name}.npy", len(labels), tuple(test.images.shape[1:]))
-    if indices.shape != labels.shape or not in_range(indices, 0, len(test.labels) - 1):
+    images, white = _read_images(folder / f"{name}.npy", len(labels), tuple(test.images.shape[1:]))
+    if indices.shape != labels.shape or not _in_range(indices, 0, len(test.labels) - 1):
         raise InputError(
             f"{indices_file}: holds {indices.shape} indices from {indices.min():g} to {indices.max():g}; for "
             f"{name}.npy it must hold ({len(labels)},) whole numbers from 0 to {len(test.labels) - 1} (indices of this "
-            f"set alone belong into {name}_{INDICES})"
+            f"set alone belong into {name}_{_INDICES})"
         )
     chosen = torch.from_numpy(indices.astype(np.int64))
     sources = Split(test.images[chosen], test.labels[chosen])
-    check_sources(name, images, sources.images, indices_file)
+    _check_sources(name, images, sources.images, indices_file)
     return LabelledSet(name, images, torch.from_numpy(labels.astype(np.int64)), sources, white)
 
 
-def read_images(path: Path, count: int, shape: tuple[int, ...]) -> tuple[Tensor, int]:
+def _read_images(path: Path, count: int, shape: tuple[int, ...]) -> tuple[Tensor, int]:
     """`count` images (N, *shape) in [0, 1], and the pixel value that was taken for white.
 
     Raises:
         InputError: naming the file, for another shape or pixels outside the range.
     """
-    levels = load_array(path)
+    levels = _load_array(path)
     channels, rows, columns = shape
     allowed = [(count, rows, columns), (count, rows * columns), (count, rows, columns, channels)]
     if levels.shape not in allowed:
         raise InputError(f"{path}: images {levels.shape}: must be {', '.join(map(str, allowed))} for {count} labels")
     low, high = levels.min(), levels.max()
-    if not (low >= 0 and high <= WHITE):
-        raise InputError(f"{path}: pixels from {low:g} to {high:g}: must lie in [0, {WHITE}], or in [0, 1]")
-    white = 1 if high <= 1 else WHITE
+    if not (low >= 0 and high <= _WHITE):
+        raise InputError(f"{path}: pixels from {low:g} to {high:g}: must lie in [0, {_WHITE}], or in [0, 1]")
+    white = 1 if high <= 1 else _WHITE
     return torch.from_numpy(levels.astype(np.float32).reshape(count, *shape) / white), white
 
 
-def check_sources(name: str, images: Tensor, sources: Tensor, indices_file: Path) -> None:
+def _check_sources(name: str, images: Tensor, sources: Tensor, indices_file: Path) -> None:
     """Refuse a set that was made from other images than those its indices name: most are nearest to their own.
 
     Raises:
@@ -139,15 +139,15 @@ def check_sources(name: str, images: Tensor, sources: Tensor, indices_file: Path
         )
 
 
-def find_indices(folder: Path, name: str) -> Path:
+def _find_indices(folder: Path, name: str) -> Path:
     """The file of source indices: the set's own, else its family's, else the common one, nearest to the set first."""
     path = folder / name
-    own = [path.with_name(f"{word}_{INDICES}") for word in (path.name, path.name.split("_")[0])]
-    common = [above / INDICES for above in path.parents if above.is_relative_to(folder)]
-    return next((file for file in [*own, *common] if file.exists()), folder / INDICES)
+    own = [path.with_name(f"{word}_{_INDICES}") for word in (path.name, path.name.split("_")[0])]
+    common = [above / _INDICES for above in path.parents if above.is_relative_to(folder)]
+    return next((file for file in [*own, *common] if file.exists()), folder / _INDICES)
 
 
-def load_array(path: Path) -> np.ndarray:
+def _load_array(path: Path) -> np.ndarray:
     """The numbers in one file, never unpickled.
 
     Raises:
@@ -165,12 +165,14 @@ def load_array(path: Path) -> np.ndarray:
     return array
 
 
-def in_range(numbers: np.ndarray, low: int, high: int) -> bool:
+def _in_range(numbers: np.ndarray, low: int, high: int) -> bool:
     """Whether all are whole numbers from `low` to `high`."""
     return bool((numbers == np.floor(numbers)).all() and numbers.min() >= low and numbers.max() <= high)
 
 
-def ask_people(folder: ExamplesFolder, sets: Sequence[LabelledSet], answerers: Mapping[str, Answers]) -> HumanAgreement:
+def ask_people(
+    folder: ExamplesFolder, sets: Sequence[LabelledSet], answerers: Mapping[str, _Answers]
+) -> HumanAgreement:
     """How far each answerer agrees with people on the sets of a folder."""
     return HumanAgreement(
         folder.path,
@@ -189,19 +191,19 @@ def ask_people(folder: ExamplesFolder, sets: Sequence[LabelledSet], answerers: M
     )
 
 
-def answers_of(model: nn.Module) -> Answers:
+def answers_of(model: nn.Module) -> _Answers:
     """The answers of a model, images (B, C, H, W) to a `Prediction`, wherever it lies; it is left as it was found."""
 
     def answer(images: Tensor) -> Tensor:
         device = next((parameter.device for parameter in model.parameters()), images.device)
         with frozen(model):
-            logits = predict(lambda batch: model(batch.to(device)).logits, images, batch_size=BATCH)
+            logits = predict(lambda batch: model(batch.to(device)).logits, images, batch_size=_BATCH)
         return logits.argmax(1).cpu()
 
     return answer
 
 
-def compare(labelled: LabelledSet, answerers: Mapping[str, Answers]) -> list[Agreement]:
+def compare(labelled: LabelledSet, answerers: Mapping[str, _Answers]) -> list[Agreement]:
     """What each answerer makes of a set, beside who always answers with the source's label."""
     always = agreement(ORIGINAL, labelled, labelled.sources.labels, labelled.sources.labels)
     return [always] + [
@@ -217,14 +219,14 @@ def agreement(name: str, labelled: LabelledSet, answers: Tensor, clean_answers: 
     called_changed = covered & (answers != source) & (labelled.labels != ABSTAINS)
     return Agreement(
         answerer=name,
-        covered=share(covered, torch.ones_like(covered)),
-        changed=share(answers == labelled.labels, covered & labelled.changed),
-        stuck=share(answers == source, covered & labelled.changed & right_when_clean),
-        unchanged=share(answers == labelled.labels, covered & labelled.unchanged),
-        called_changed=share(answers == labelled.labels, called_changed),
+        covered=_share(covered, torch.ones_like(covered)),
+        changed=_share(answers == labelled.labels, covered & labelled.changed),
+        stuck=_share(answers == source, covered & labelled.changed & right_when_clean),
+        unchanged=_share(answers == labelled.labels, covered & labelled.unchanged),
+        called_changed=_share(answers == labelled.labels, called_changed),
     )
 
 
-def share(hits: Tensor, among: Tensor) -> Share:
+def _share(hits: Tensor, among: Tensor) -> Share:
     """How many of the images `among` (N,) bool are `hits` (N,) bool."""
     return Share(int((hits & among).sum()), int(among.sum()))

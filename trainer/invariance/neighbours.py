@@ -22,24 +22,24 @@ from trainer.errors import InputError
 from trainer.invariance.alignments import WHITE, Alignments, Tracks, aligner_of, to_levels
 from trainer.parallel import map_on_threads
 
-AXES = {torch.float32: (61, 157), torch.bfloat16: (157,)}
+_AXES = {torch.float32: (61, 157), torch.bfloat16: (157,)}
 """Sizes of the subspaces that rule training images out, coarse and fine; with the three numbers that are added to them,
 157 fill whole vectors."""
-ROUNDING = {torch.float32: 0.0, torch.bfloat16: 2.0**-8}
+_ROUNDING = {torch.float32: 0.0, torch.bfloat16: 2.0**-8}
 """Relative error of a product's result: both sums are made in float32."""
 SINGLE = 2.0**-16
 """Error of a squared distance computed in float32, relative to the squared lengths that it is the difference of, and of
 a few other operations: ample."""
 COVARIANCE_IMAGES = 10_000
-LIKELY = 32
+_LIKELY = 32
 """Training images per class, those of least bound, whose distance limits what can still be nearest."""
-SOURCE_BATCH, PAIR_BATCH, CELL_BATCH = 32, 16_384, 4096
-TOGETHER = {"cpu": 4, "cuda": 8}
+_SOURCE_BATCH, _PAIR_BATCH, _CELL_BATCH = 32, 16_384, 4096
+_TOGETHER = {"cpu": 4, "cuda": 8}
 """Sources of one label that are searched for in one product."""
-BLOCK = {torch.float32: 256, torch.bfloat16: 512}
+_BLOCK = {torch.float32: 256, torch.bfloat16: 512}
 """Rows per matrix product on a CPU, so that the products are reduced while they are in its cache."""
 
-Progress = Callable[[int, int], None]
+_Progress = Callable[[int, int], None]
 
 
 class Neighbours(NamedTuple):
@@ -57,7 +57,7 @@ class Neighbours(NamedTuple):
     """(Q,) float32, L2 in pixel units of [0, 1] images."""
 
 
-def check_images(images: Tensor, labels: Tensor, classes: int) -> None:
+def _check_images(images: Tensor, labels: Tensor, classes: int) -> None:
     """Refuse images outside [0, 1] and labels outside the classes.
 
     Raises:
@@ -81,7 +81,7 @@ def find_neighbours(
     alignments: Alignments,
     allowed: Tensor,
     nearest: int = 1,
-    progress: Progress = lambda done, total: None,
+    progress: _Progress = lambda done, total: None,
 ) -> Neighbours:
     """The training images of every allowed class that lie nearest to any alignment of the source, in L2.
 
@@ -97,11 +97,11 @@ def find_neighbours(
     Raises:
         InputError: for images outside [0, 1] or not of the training images' size, or labels outside the classes.
     """
-    check_images(images, labels, len(allowed))
+    _check_images(images, labels, len(allowed))
     if images.shape[1:] != index.shape:
         raise InputError(f"sources {tuple(images.shape[1:])}, training images {tuple(index.shape)}: differ")
     if not len(images):
-        return NONE_FOUND
+        return _NONE_FOUND
     aligner = aligner_of(alignments, *images.shape[2:], images.device)
     numbers = torch.arange(alignments.size, device=images.device)
     allowed = allowed.to(images.device) & index.present
@@ -113,7 +113,7 @@ def find_neighbours(
         versions, usable = aligner.all(levels).flatten(2), aligner.usable(levels)
         # The first usable alignment stands in for those that are not, so that all sources have as many queries.
         stands = torch.where(usable, numbers, usable.int().argmax(1, keepdim=True))
-        for together in of_one_label(labels[part], TOGETHER[images.device.type]):
+        for together in _of_one_label(labels[part], _TOGETHER[images.device.type]):
             queries = torch.stack([versions[n][stands[n]] for n in together])
             targets = allowed[labels[part[together[0]]]].nonzero().squeeze(1)
             near = index.nearest(queries, alignments.tracks, targets, nearest=nearest)
@@ -123,15 +123,15 @@ def find_neighbours(
                 progress(next(done), len(images))
         return found
 
-    parts = labels.argsort(stable=True).cpu().split(SOURCE_BATCH)
+    parts = labels.argsort(stable=True).cpu().split(_SOURCE_BATCH)
     found = map_on_threads(search, parts) if images.device.type == "cpu" else map(search, parts)
-    columns = zip(NONE_FOUND, *itertools.chain.from_iterable(found), strict=True)
+    columns = zip(_NONE_FOUND, *itertools.chain.from_iterable(found), strict=True)
     pairs = Neighbours(*(torch.cat([part.to(images.device) for part in column]) for column in columns))
     order = pairs.source.argsort(stable=True)
     return Neighbours(*(column[order] for column in pairs))
 
 
-def of_one_label(labels: Tensor, most: int) -> Iterator[list[int]]:
+def _of_one_label(labels: Tensor, most: int) -> Iterator[list[int]]:
     """Positions of at most so many neighbouring `labels` (N,) that are alike."""
     for _, run in itertools.groupby(range(len(labels)), labels.tolist().__getitem__):
         positions = list(run)
@@ -139,10 +139,10 @@ def of_one_label(labels: Tensor, most: int) -> Iterator[list[int]]:
 
 
 _NONE = torch.empty(0, dtype=torch.int64)
-NONE_FOUND = Neighbours(_NONE, _NONE, _NONE, _NONE, torch.empty(0))
+_NONE_FOUND = Neighbours(_NONE, _NONE, _NONE, _NONE, torch.empty(0))
 
 
-class Stage(NamedTuple):
+class _Stage(NamedTuple):
     """Coordinates in which no two images lie further apart than they do."""
 
     basis: Tensor | None
@@ -166,7 +166,7 @@ class Stage(NamedTuple):
         return torch.cat([inside, outside.clamp_min(0).sqrt()[..., None]], -1)
 
 
-class Probe(NamedTuple):
+class _Probe(NamedTuple):
     """Points that rows are compared with."""
 
     weights: Tensor
@@ -177,16 +177,16 @@ class Probe(NamedTuple):
     """(): the greatest squared length."""
 
 
-def probe_of(placed: Tensor, kind: torch.dtype) -> Probe:
+def probe_of(placed: Tensor, kind: torch.dtype) -> _Probe:
     """Points `placed` (..., k) by a stage, rounded to `kind`; their squared lengths are told in two summands."""
     rounded = placed.to(kind)
     lengths = rounded.float().square().sum(-1, keepdim=True)
     most = lengths.to(kind)
     weights = torch.cat([-2 * rounded, most, (lengths - most).to(kind)], -1)
-    return Probe(weights, (placed - rounded).norm(dim=-1).amax(), lengths.amax())
+    return _Probe(weights, (placed - rounded).norm(dim=-1).amax(), lengths.amax())
 
 
-class Bounds(NamedTuple):
+class _Bounds(NamedTuple):
     """Lower bounds of R rows' squared distances to the nearest knot of every track."""
 
     nearest: Tensor
@@ -207,12 +207,12 @@ class Bounds(NamedTuple):
         return torch.stack([source[near], track, row[near]], 1)
 
 
-class Search(NamedTuple):
+class _Search(NamedTuple):
     """What is sought."""
 
     queries: Tensor
     """(S, A, D) uint8."""
-    probe: Probe
+    probe: _Probe
     """(S, P, G, ...) of the fine stage."""
     targets: Tensor
     """(T,) classes."""
@@ -238,9 +238,9 @@ class ClassIndex:
             precision: float32 or bfloat16 for the lower bounds; None takes what is fastest here. The neighbours found
                 are the same.
         """
-        check_images(images, labels, classes)
-        self.shape, self._precision = images.shape[1:], precision or fastest(images.device)
-        self._block = BLOCK[self._precision] if images.device.type == "cpu" else None
+        _check_images(images, labels, classes)
+        self.shape, self._precision = images.shape[1:], precision or _fastest(images.device)
+        self._block = _BLOCK[self._precision] if images.device.type == "cpu" else None
         counts = labels.bincount(minlength=classes)
         order = torch.argsort(labels, stable=True)
         column = torch.arange(len(labels), device=labels.device) - (counts.cumsum(0) - counts)[labels[order]]
@@ -252,8 +252,8 @@ class ClassIndex:
             empty = values.new_full((classes, size, *values.shape[1:]), blank)
             return empty.index_put_((labels[order], column), values)
 
-        def stage(basis: Tensor | None) -> Stage:
-            empty = Stage(basis, levels.mean(0), levels[:0], levels[:0], levels[:0])
+        def stage(basis: Tensor | None) -> _Stage:
+            empty = _Stage(basis, levels.mean(0), levels[:0], levels[:0], levels[:0])
             placed = empty.place(levels)
             rows = placed.to(self._precision)
             return empty._replace(
@@ -264,7 +264,7 @@ class ClassIndex:
 
         self.present, self._counts = counts > 0, counts
         self._members, self._pixels = table(order), table(levels.to(torch.uint8))
-        stages = [stage(basis) for basis in principal_bases(levels, AXES[self._precision]) or [None]]
+        stages = [stage(basis) for basis in principal_bases(levels, _AXES[self._precision]) or [None]]
         self._coarse, self._fine = stages[0], stages[-1]
 
     def nearest(self, queries: Tensor, tracks: Tracks, targets: Tensor, *, nearest: int) -> Neighbours:
@@ -279,7 +279,7 @@ class ClassIndex:
             nearest: how many of each class.
         """
         if not len(targets):
-            return NONE_FOUND
+            return _NONE_FOUND
         points = queries.float().unflatten(1, (-1, tracks.number))
         counts = [self._whole_blocks(n) for n in self._counts[targets].tolist()]
         coarse = self._coarse.place(points)
@@ -287,36 +287,36 @@ class ClassIndex:
         bounds = [
             self._bounds_of_knots(knots, target, count) for target, count in zip(targets.tolist(), counts, strict=True)
         ]
-        count = min(LIKELY, *counts)
+        count = min(_LIKELY, *counts)
         likely = torch.stack([each.least.topk(count, largest=False).indices for each in bounds], 1)
         fine = coarse if self._fine is self._coarse else self._fine.place(points)
-        search = Search(queries, probe_of(fine, torch.float32), targets)
+        search = _Search(queries, probe_of(fine, torch.float32), targets)
         nearest = min(nearest, likely.shape[2])
         limit = self._limit(likely, search, nearest)
-        reach = widened(beyond(points, tracks, limit), self._coarse.moved + knots.moved)
+        reach = widened(_beyond(points, tracks, limit), self._coarse.moved + knots.moved)
         left = [each.within(most) for each, most in zip(bounds, reach.unbind(2), strict=True)]
         slots = torch.repeat_interleave(torch.tensor([len(pairs) for pairs in left], device=limit.device))
-        parts = torch.cat([torch.cat(left), slots[:, None]], 1).split(PAIR_BATCH)
-        measured = concatenated(self._measure(part, search, widened(limit, self._fine.moved)) for part in parts)
-        return self._decide(*least_of_each(*measured), search, nearest)
+        parts = torch.cat([torch.cat(left), slots[:, None]], 1).split(_PAIR_BATCH)
+        measured = _concatenated(self._measure(part, search, widened(limit, self._fine.moved)) for part in parts)
+        return self._decide(*_least_of_each(*measured), search, nearest)
 
     def _whole_blocks(self, count: int) -> int:
         """`count` rounded up. All blocks have one shape: oneDNN makes a new kernel for every other, which takes longer
         than to use it."""
         return count if self._block is None else -(-count // self._block) * self._block
 
-    def _bounds_of_knots(self, knots: Probe, target: int, count: int) -> Bounds:
+    def _bounds_of_knots(self, knots: _Probe, target: int, count: int) -> _Bounds:
         """Of the first rows of a class, from all knots (B, S, G, ...) in the coarse stage."""
         weights, lengths = knots.weights.flatten(0, 2), self._coarse.lengths[target, :count]
         blocks = self._coarse.rows[target, :count].split(self._block or count)
         nearest = torch.cat([(weights @ rows.T).unflatten(0, (len(knots.weights), -1)).amin(0) for rows in blocks], 1)
         nearest = nearest.unflatten(0, knots.weights.shape[1:3])
         # Rounding errs by a share of a squared distance less a squared length: at most that of each of the two.
-        rounding = ROUNDING[self._precision] + SINGLE
+        rounding = _ROUNDING[self._precision] + SINGLE
         lengths = lengths * (1 - rounding) - SINGLE * knots.longest
-        return Bounds(nearest, lengths, nearest.amin(1) + lengths, rounding)
+        return _Bounds(nearest, lengths, nearest.amin(1) + lengths, rounding)
 
-    def _limit(self, likely: Tensor, search: Search, nearest: int) -> Tensor:
+    def _limit(self, likely: Tensor, search: _Search, nearest: int) -> Tensor:
         """(S, T) float32: at least the squared distance of the `nearest`-th training image.
 
         Args:
@@ -331,10 +331,10 @@ class ClassIndex:
             self._squared(cell.flatten(), search.queries.flatten(0, 1), query.flatten()).float().view(likely.shape)
         )
         # Finite, so that padding never passes, not even in a class of fewer images than are asked for.
-        squared = squared.masked_fill(self._fine.lengths.flatten()[cell].view(likely.shape).isinf(), FARTHEST)
+        squared = squared.masked_fill(self._fine.lengths.flatten()[cell].view(likely.shape).isinf(), _FARTHEST)
         return squared.topk(nearest, largest=False).values[:, :, -1] * (1 + SINGLE)
 
-    def _measure(self, pairs: Tensor, search: Search, limit: Tensor) -> tuple[Tensor, Tensor]:
+    def _measure(self, pairs: Tensor, search: _Search, limit: Tensor) -> tuple[Tensor, Tensor]:
         """Of R pairs of a training image and a track, the images and the best of their alignments within the limit.
 
         Args:
@@ -362,15 +362,15 @@ class ClassIndex:
         alignment = position * tracks + key[pair] % tracks
         squared = self._squared(cell[pair], search.queries.flatten(0, 1), source[pair] * alignments + alignment)
         image = (source * len(search.targets) + slot)[pair] * size + column[pair]
-        return least_of_each(image, squared * alignments + alignment)
+        return _least_of_each(image, squared * alignments + alignment)
 
     def _squared(self, cell: Tensor, queries: Tensor, query: Tensor) -> Tensor:
         """(R,) squared distances in levels between training images and queries, by their numbers (R,) each."""
         pixels = self._pixels.flatten(0, 1)
-        parts = zip(cell.split(CELL_BATCH), query.split(CELL_BATCH), strict=True)
-        return torch.cat([squares(pixels.index_select(0, x), queries.index_select(0, q)) for x, q in parts])
+        parts = zip(cell.split(_CELL_BATCH), query.split(_CELL_BATCH), strict=True)
+        return torch.cat([_squares(pixels.index_select(0, x), queries.index_select(0, q)) for x, q in parts])
 
-    def _decide(self, image: Tensor, found: Tensor, search: Search, nearest: int) -> Neighbours:
+    def _decide(self, image: Tensor, found: Tensor, search: _Search, nearest: int) -> Neighbours:
         """Of every source and target the `nearest` least (distance, alignment, training image) measured."""
         size, alignments = self._pixels.shape[1], search.queries.shape[1]
         order = found.argsort(stable=True)
@@ -390,33 +390,33 @@ class ClassIndex:
         )
 
 
-def squares(a: Tensor, b: Tensor) -> Tensor:
+def _squares(a: Tensor, b: Tensor) -> Tensor:
     """(R,) int64 squared distances between `a` and `b` (R, D) uint8; those of up to 33,000 pixels fit 32 bits."""
     difference = a.int() - b.int()
     return (difference * difference).sum(1, dtype=torch.int32).long()
 
 
-def least_of_each(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+def _least_of_each(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     """The distinct ones of `key` (R,), ascending, and of each the least `value`."""
     distinct, which = key.unique(return_inverse=True)
     least = value.new_empty(len(distinct)).scatter_reduce_(0, which, value, "amin", include_self=False)
     return distinct, least
 
 
-def concatenated(parts: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+def _concatenated(parts: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
     first, second = zip(*parts, strict=True)
     return torch.cat(first), torch.cat(second)
 
 
 def widened(squared: Tensor, distance: Tensor) -> Tensor:
     """Squared distances, of points that may be so much farther; finite."""
-    return ((squared.sqrt() + distance).square() * (1 + SINGLE)).clamp_max(FARTHEST)
+    return ((squared.sqrt() + distance).square() * (1 + SINGLE)).clamp_max(_FARTHEST)
 
 
-FARTHEST = torch.finfo(torch.float32).max
+_FARTHEST = torch.finfo(torch.float32).max
 
 
-def beyond(points: Tensor, tracks: Tracks, limit: Tensor) -> Tensor:
+def _beyond(points: Tensor, tracks: Tracks, limit: Tensor) -> Tensor:
     """(S, G, T) squared: what is further from all knots of a track is beyond `limit` (S, T) from all of the track.
 
     A point q lies e from p = (1 - s) a + s b, for knots a and b. So |q - x| >= |p - x| - e, and |p - x|^2 =
@@ -439,7 +439,7 @@ def beyond(points: Tensor, tracks: Tracks, limit: Tensor) -> Tensor:
     return torch.cat([at_knots, between], 2).amax(2)
 
 
-def fastest(device: torch.device) -> torch.dtype:
+def _fastest(device: torch.device) -> torch.dtype:
     """The number format in which `device` multiplies matrices fastest, of those that suit a lower bound."""
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()
     return torch.bfloat16 if device.type == "cuda" or capabilities.get("amx_bf16") else torch.float32

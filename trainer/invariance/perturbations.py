@@ -134,7 +134,7 @@ class PerturbationCache:
         return torch.where(self.answers[below] == self.answers[above], self.answers[below], ABSTAINS)
 
 
-class ModelAttack(NamedTuple):
+class _ModelAttack(NamedTuple):
     """What the per-model attack found, for N sources."""
 
     right: Tensor
@@ -165,7 +165,7 @@ class InvarianceAdversary:
     label: Tensor
     """(J,) int64: what the judge sees, never the source's class."""
 
-    def run(self, logits: Callable[[Tensor], Tensor]) -> ModelAttack:
+    def run(self, logits: Callable[[Tensor], Tensor]) -> _ModelAttack:
         """Find for every source a candidate at which the model's answer does not change.
 
         Args:
@@ -181,16 +181,16 @@ class InvarianceAdversary:
             answers = logits(candidates).argmax(1)
             stuck[part], missed[part] = answers == clean[source[part]], answers != self.label[part]
             images[source[part][stuck[part]]] = candidates[stuck[part]]
-        attackable = marked(source, count)
-        return ModelAttack(
+        attackable = _marked(source, count)
+        return _ModelAttack(
             right=clean == sources.labels,
             attackable=attackable,
-            stuck=marked(source[stuck], count),
-            accurate=attackable & ~marked(source[missed], count),
+            stuck=_marked(source[stuck], count),
+            accurate=attackable & ~_marked(source[missed], count),
             images=images,
         )
 
 
-def marked(index: Tensor, count: int) -> Tensor:
+def _marked(index: Tensor, count: int) -> Tensor:
     """(count,) bool: True at every place that `index` names."""
     return torch.zeros(count, dtype=torch.bool).index_fill_(0, index, True)

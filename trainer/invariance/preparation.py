@@ -37,8 +37,8 @@ from trainer.invariance.perturbations import (
 from trainer.parallel import map_on_threads
 from trainer.words import did_you_mean
 
-SPLITS = ("train", "validation", "test")
-SHARES = (0.4, 0.6, 0.8, 1.0)
+_SPLITS = ("train", "validation", "test")
+_SHARES = (0.4, 0.6, 0.8, 1.0)
 """Of the limit: the budgets that the per-model attack tries."""
 
 
@@ -177,14 +177,14 @@ class PreparationPipeline:
         pairs = self._pairs(split, norm, nearest=NEAREST)
 
         def make() -> dict[str, Tensor]:
-            pair = torch.arange(len(pairs.plan)).repeat_interleave(len(SHARES))
-            epsilon = (torch.tensor(SHARES) * limit).repeat(len(pairs.plan))
+            pair = torch.arange(len(pairs.plan)).repeat_interleave(len(_SHARES))
+            epsilon = (torch.tensor(_SHARES) * limit).repeat(len(pairs.plan))
             labels = self._ask("judge", stage, len(pair), lambda part: pairs.perturb(norm, pair[part], epsilon[part]))
             source = pairs.sources.labels[pairs.neighbours.source[pair]]
             changed = (labels != ABSTAINS) & (labels != source)
             return {"pair": pair[changed], "epsilon": epsilon[changed], "label": labels[changed]}
 
-        key = {**self._judged(split), "nearest": NEAREST, "shares": SHARES}
+        key = {**self._judged(split), "nearest": NEAREST, "shares": _SHARES}
         return InvarianceAdversary(norm, pairs, **self._cache.get(stage, key, make))
 
     def bank(self, norm: str) -> PerturbationCache:
@@ -234,8 +234,8 @@ class PreparationPipeline:
 
     def _pairs(self, split: str, norm: str, *, nearest: int) -> Pairs:
         """The sources of a split with their aligned nearest training images."""
-        if split not in SPLITS:
-            raise InputError(f"no split {split!r}: {did_you_mean(split, SPLITS)}")
+        if split not in _SPLITS:
+            raise InputError(f"no split {split!r}: {did_you_mean(split, _SPLITS)}")
         size = None if split == "train" else self._evaluation.eval_invariance_size or None
         sources = Split(*(field[:size] for field in getattr(self._data, split)))
         alignments, stage = alignments_for(self._data.name, norm), f"{split} neighbours ({norm})"

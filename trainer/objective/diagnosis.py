@@ -12,7 +12,7 @@ from trainer.objective import transport
 from trainer.objective.terms import WEIGHTED_TERMS, Knobs, LossTerms
 
 
-class Spread(NamedTuple):
+class _Spread(NamedTuple):
     """What shape the cloud of embeddings has; both measures are blind to its scale. () each, or (L,) of L clouds."""
 
     rank: Tensor
@@ -34,7 +34,7 @@ LEAST_SPREAD = 0.01
 
 
 @torch.no_grad()
-def embedding_spread(embedding: Tensor) -> Spread:
+def embedding_spread(embedding: Tensor) -> _Spread:
     """Effective rank and spread of embeddings (..., B, D)."""
     # A NaN fails the trial by its loss, with a reason; here it would only stop the decomposition.
     embedding = embedding.nan_to_num()
@@ -45,7 +45,7 @@ def embedding_spread(embedding: Tensor) -> Spread:
     singular = torch.linalg.svdvals(centred)
     shares = singular / singular.sum(-1, keepdim=True)
     rank = torch.special.entr(shares).sum(-1).exp()
-    return Spread(torch.where(spread > 0, rank, 0), spread)
+    return _Spread(torch.where(spread > 0, rank, 0), spread)
 
 
 def gradient_shares(terms: LossTerms, knobs: Knobs, parameters: Iterable[Tensor]) -> dict[str, Tensor]:

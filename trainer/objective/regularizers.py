@@ -55,11 +55,11 @@ def regularizer(
     solve = solve or solver("entropic", 0.05)
     if name == "triplet":
         distance = DISTANCES[ground_metric](anchors.points, clean.points)
-        return Penalty(triplet(distance, anchors, clean, margin=margin, mining=mining), None)
+        return Penalty(_triplet(distance, anchors, clean, margin=margin, mining=mining), None)
     if name == "sinkhorn":
-        return sinkhorn(COSTS[ground_metric], anchors, clean, label_cost=label_cost, solve=solve)
+        return _sinkhorn(COSTS[ground_metric], anchors, clean, label_cost=label_cost, solve=solve)
     cost = COSTS[ground_metric](anchors.points, clean.points)
-    return ot_triplet(cost, anchors, clean, classes=classes, margin=margin, solve=solve, most=most)
+    return _ot_triplet(cost, anchors, clean, classes=classes, margin=margin, solve=solve, most=most)
 
 
 def solver(name: str, entropy: Tensor | float, *, looks: bool = True) -> transport.Solver:
@@ -74,12 +74,12 @@ def solver(name: str, entropy: Tensor | float, *, looks: bool = True) -> transpo
     return partial(transport.entropic_transport, entropy=entropy, tolerance=None)
 
 
-Cost = Callable[[Tensor, Tensor], Tensor]
-DISTANCES: dict[str, Cost] = {"cosine": transport.cosine_cost, "euclidean": transport.euclidean_distance}
-COSTS: dict[str, Cost] = {"cosine": transport.cosine_cost, "euclidean": transport.squared_euclidean_cost}
+_Cost = Callable[[Tensor, Tensor], Tensor]
+DISTANCES: dict[str, _Cost] = {"cosine": transport.cosine_cost, "euclidean": transport.euclidean_distance}
+COSTS: dict[str, _Cost] = {"cosine": transport.cosine_cost, "euclidean": transport.squared_euclidean_cost}
 
 
-def triplet(
+def _triplet(
     distance: Tensor, anchors: Embedded, clean: Embedded, *, margin: Tensor | float, mining: str = "hard"
 ) -> Tensor:
     """Batch-hard triplet loss (Hermans et al. 2017, eq. 5), ().
@@ -109,8 +109,8 @@ def triplet(
     return mean_where((gap + margin).relu(), usable)
 
 
-def sinkhorn(
-    ground_cost: Cost, anchors: Embedded, clean: Embedded, *, label_cost: Tensor | float, solve: transport.Solver
+def _sinkhorn(
+    ground_cost: _Cost, anchors: Embedded, clean: Embedded, *, label_cost: Tensor | float, solve: transport.Solver
 ) -> Penalty:
     """Debiased divergence between the two clouds, with `label_cost` added between different labels.
 
@@ -131,7 +131,7 @@ def sinkhorn(
     return Penalty(solved.value[0], solved.marginal_error[0])
 
 
-def ot_triplet(
+def _ot_triplet(
     cost: Tensor,
     anchors: Embedded,
     clean: Embedded,

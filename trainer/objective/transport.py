@@ -32,30 +32,30 @@ from torch import Tensor
 NO_DIRECTION = 1e-6
 """A vector shorter than this has no direction: its cosine with anything is 0, and so is that cosine's gradient."""
 
-LONGEST_STEP = 2.0
+_LONGEST_STEP = 2.0
 """No entry of a potential moves further than so many entropies in a step. Over a step of length d the Hessian of (4)
 may change by the factor exp(2 d), so that Newton's model says nothing of a longer one; at 5 it went in circles."""
 
-SINKHORN_STEPS = 2
+_SINKHORN_STEPS = 2
 """The first steps are Sinkhorn's: while the entropy is near the cost's size they do as much as Newton's for less."""
 
-SLOWEST_FALL = 0.5
+_SLOWEST_FALL = 0.5
 """The entropy falls by this factor per step, or faster where it has further to go."""
 
-SHARE_FALLING = 0.7
+_SHARE_FALLING = 0.7
 """Share of the steps in which it may fall; the rest are kept for the entropy asked for."""
 
-CLOSED = 1e20
+_CLOSED = 1e20
 """Cost of a pair that no plan uses: no exponent survives it, and unlike infinity it can be subtracted from itself."""
 
-LEAST_MASS = 1e-30
+_LEAST_MASS = 1e-30
 """A row sum below this is taken for this; an early, wrong potential may leave a row with so little."""
 
-DAMPING = 1e-6
+_DAMPING = 1e-6
 """Added to the Hessian's eigenvalues, which lie in [0, 1] once scaled by p: so little float32 can still factorise."""
 
 
-class Transport(NamedTuple):
+class _Transport(NamedTuple):
     """Solved problems (P,). Only `value` carries a gradient."""
 
     value: Tensor
@@ -77,7 +77,7 @@ class Transport(NamedTuple):
 class Solver(Protocol):
     """What solves problems (P,): `exact_transport`, or `entropic_transport` with its entropy."""
 
-    def __call__(self, cost: Tensor, a: Tensor, b: Tensor, *, apart: Tensor | None = None) -> Transport: ...
+    def __call__(self, cost: Tensor, a: Tensor, b: Tensor, *, apart: Tensor | None = None) -> _Transport: ...
 
 
 class Divergence(NamedTuple):
@@ -93,7 +93,7 @@ class Divergence(NamedTuple):
     """Updates of the potential that were made."""
 
 
-def directions(points: Tensor) -> Tensor:
+def _directions(points: Tensor) -> Tensor:
     """Points (..., D) scaled to unit length; zero, with zero gradient, where shorter than `NO_DIRECTION`."""
     squared = points.square().sum(-1, keepdim=True)
     long_enough = squared > NO_DIRECTION**2
@@ -102,7 +102,7 @@ def directions(points: Tensor) -> Tensor:
 
 def cosine_cost(x: Tensor, y: Tensor) -> Tensor:
     """1 - cosine between points (..., n, D) and (..., m, D): (..., n, m) in [0, 2]."""
-    return 1 - directions(x) @ directions(y).mT
+    return 1 - _directions(x) @ _directions(y).mT
 
 
 def euclidean_distance(x: Tensor, y: Tensor) -> Tensor:
@@ -124,7 +124,7 @@ def entropic_transport(
     apart: Tensor | None = None,
     iterations: int = 24,
     tolerance: float | None = 1e-5,
-) -> Transport:
+) -> _Transport:
     """Solve all P problems at once, without a gradient through the iterations.
 
     Args:
@@ -148,7 +148,7 @@ def entropic_transport(
             plan = _plan(problem, f, e)
             if tolerance is not None and cost.is_cpu and _is_solved(problem, plan, e, asked, tolerance):
                 break
-            f = f + e * (_sinkhorn_step if steps < SINKHORN_STEPS else _newton_step)(problem, plan)
+            f = f + e * (_sinkhorn_step if steps < _SINKHORN_STEPS else _newton_step)(problem, plan)
             steps += 1
         else:
             plan = _plan(problem, f, asked)
@@ -158,7 +158,7 @@ def entropic_transport(
     # Envelope theorem: at the optimum of (1) the plan's own change with the cost changes the value only to second
     # order, so dOT/dC is the plan, and nothing has to flow back through the iterations.
     linear = (plan * cost).sum((-2, -1))
-    return Transport(value + (linear - linear.detach()), marginal_error, steps, plan, solvable)
+    return _Transport(value + (linear - linear.detach()), marginal_error, steps, plan, solvable)
 
 
 def sinkhorn_divergence(
@@ -177,7 +177,7 @@ def sinkhorn_divergence(
     return Divergence(value, torch.stack(solved.marginal_error.chunk(3)).amax(0), solved.iterations)
 
 
-def exact_transport(cost: Tensor, a: Tensor, b: Tensor, *, apart: Tensor | None = None) -> Transport:
+def exact_transport(cost: Tensor, a: Tensor, b: Tensor, *, apart: Tensor | None = None) -> _Transport:
     """Transport without entropy, by POT's network simplex (`ot.emd`): the reference, and an option for small batches.
 
     Problems are solved one after the other on the CPU, in O(n^3 log n), wherever the cost lies.
@@ -199,7 +199,7 @@ def exact_transport(cost: Tensor, a: Tensor, b: Tensor, *, apart: Tensor | None 
         plan[p] = torch.as_tensor(solved).to(plan)
     # The envelope theorem, as there: where the optimum is unique, the plan is the value's gradient.
     value = (plan * cost).sum((-2, -1))
-    return Transport(value, (plan.sum(-1) - a).abs().sum(-1) * solvable, 0, plan, solvable)
+    return _Transport(value, (plan.sum(-1) - a).abs().sum(-1) * solvable, 0, plan, solvable)
 
 
 class _Problem(NamedTuple):
@@ -242,13 +242,13 @@ def _problem(cost: Tensor, a: Tensor, b: Tensor, apart: Tensor | None, solvable:
     closed = (a == 0)[:, :, None]
     if apart is not None:
         closed = closed | (apart & solvable[:, None, None])
-    return _Problem(cost.masked_fill(closed, CLOSED), a, b, torch.where(a > 0, a, 1).log())
+    return _Problem(cost.masked_fill(closed, _CLOSED), a, b, torch.where(a > 0, a, 1).log())
 
 
 def _falling_entropies(cost: Tensor, entropy: Tensor | float, steps: int) -> Iterator[Tensor]:
     """Entropies (P, 1), falling from half the largest cost to the one asked for, which the last steps keep."""
     start = (cost.amax((-2, -1)) / (2 * entropy)).clamp(min=1)[:, None]
-    fall = torch.minimum(start ** (-1 / (steps * SHARE_FALLING)), torch.full_like(start, SLOWEST_FALL))
+    fall = torch.minimum(start ** (-1 / (steps * _SHARE_FALLING)), torch.full_like(start, _SLOWEST_FALL))
     for step in range(steps):
         yield entropy * (start * fall**step).clamp(min=1)
 
@@ -281,7 +281,7 @@ def _exponent(problem: _Problem, f: Tensor, e: Tensor) -> Tensor:
 
 def _sinkhorn_step(problem: _Problem, plan: Tensor) -> Tensor:
     """log(a / p), in entropies (P, n)."""
-    p = plan.sum(-1).clamp(min=LEAST_MASS)
+    p = plan.sum(-1).clamp(min=_LEAST_MASS)
     return torch.where(problem.a > 0, problem.a / p, 1).log()
 
 
@@ -291,14 +291,14 @@ def _newton_step(problem: _Problem, plan: Tensor) -> Tensor:
     With s = sqrt(p) and Q = diag(1/s) T diag(1/sqrt(b)) the matrix scaled by 1/s from both sides is 1 - Q Q', which is
     singular, as a constant added to f changes nothing, and damped for that.
     """
-    p = plan.sum(-1).clamp(min=LEAST_MASS)
+    p = plan.sum(-1).clamp(min=_LEAST_MASS)
     s = p.sqrt()
-    q = plan / s[:, :, None] * problem.b.clamp(min=LEAST_MASS).rsqrt()[:, None, :]
+    q = plan / s[:, :, None] * problem.b.clamp(min=_LEAST_MASS).rsqrt()[:, None, :]
     # Entries too small to count would give products below float32's normal range, and those are slow.
     q = F.threshold(q, 1e-18, 0)
     eye = torch.eye(s.shape[1], dtype=s.dtype, device=s.device)
-    hessian = torch.baddbmm((1 + DAMPING) * eye, q, q.mT, alpha=-1)
+    hessian = torch.baddbmm((1 + _DAMPING) * eye, q, q.mT, alpha=-1)
     factor, failed = torch.linalg.cholesky_ex(hessian)
     step = torch.cholesky_solve(((problem.a - p) / s)[:, :, None], factor)[:, :, 0] / s
     step = torch.where(failed[:, None] == 0, step, _sinkhorn_step(problem, plan))
-    return step.clamp(-LONGEST_STEP, LONGEST_STEP)
+    return step.clamp(-_LONGEST_STEP, _LONGEST_STEP)

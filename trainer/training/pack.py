@@ -25,7 +25,7 @@ from trainer.training.stacking import StackedAdamW, StackedModel
 from trainer.training.step import is_fgsm
 from trainer.training.trial import Trial, judging_generator, to_device
 
-FREE = (
+_FREE = (
     "sensitivity_epsilon",
     "invariance_norm",
     "invariance_epsilon",
@@ -39,7 +39,7 @@ FREE = (
 )
 """Knobs that may differ between the lanes of one vectorised step, whatever else is set."""
 
-SWITCHES = ("sensitivity_weight", "invariance_weight", "norm_weight", "trades_weight")
+_SWITCHES = ("sensitivity_weight", "invariance_weight", "norm_weight", "trades_weight")
 """Knobs of which it matters whether they are above 0: then the objective has a term more."""
 
 
@@ -49,9 +49,9 @@ def structure(config: TrialConfig) -> TrialConfig:
     What a switched-off term or an unused attack is set to makes no difference either.
     """
     default = TrialConfig()
-    alike = {name: getattr(default, name) for name in FREE}
-    alike |= {name: float(getattr(config, name) > 0) for name in SWITCHES}
-    if not compares(config):
+    alike = {name: getattr(default, name) for name in _FREE}
+    alike |= {name: float(getattr(config, name) > 0) for name in _SWITCHES}
+    if not _compares(config):
         names = ("regularizer", "regularizer_on", "ground_metric", "mining", "transport")
         alike |= {name: getattr(default, name) for name in (*names, "sensitivity_weight", "invariance_weight")}
     if not is_fgsm(config):
@@ -62,7 +62,7 @@ def structure(config: TrialConfig) -> TrialConfig:
     return config.replace(**alike)
 
 
-def compares(config: TrialConfig) -> bool:
+def _compares(config: TrialConfig) -> bool:
     """Whether the objective has a regulariser at all."""
     return config.regularizer != "none" and max(config.sensitivity_weight, config.invariance_weight) > 0
 
@@ -140,7 +140,7 @@ class Pack:
                 assert lane.state.last is not None
                 outcome[lane], lane.untold = lane.state.last, False
             elif lane.state.epoch == lane.config.epochs:
-                outcome[lane] = attempted(lane.finish)
+                outcome[lane] = _attempted(lane.finish)
             else:
                 together.setdefault((lane.structure, lane.judge), []).append(lane)
         for group in together.values():
@@ -183,7 +183,7 @@ class Pack:
                 return terms
             if isinstance(evaluation, OtsweepError):
                 return evaluation
-            return attempted(
+            return _attempted(
                 lambda: lane.close_epoch(
                     evaluation, terms, train_seconds=train_seconds, evaluation_seconds=evaluation_seconds
                 )
@@ -193,7 +193,7 @@ class Pack:
         return {lane: closed(lane, terms, evaluation) for lane, terms, evaluation in found}
 
 
-def attempted(work: Callable[[], EpochReport]) -> EpochReport | Exception:
+def _attempted(work: Callable[[], EpochReport]) -> EpochReport | Exception:
     """What `work` returns or raises."""
     try:
         return work()

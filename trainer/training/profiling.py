@@ -54,17 +54,17 @@ from trainer.training.trial import (
     train_epoch,
 )
 
-LEAST_STEPS, MOST_STEPS = 3, 12
+_LEAST_STEPS, _MOST_STEPS = 3, 12
 """Timed of a configuration, after one that warms up: as many as fit into its seconds."""
-SECONDS = 1.0
+_SECONDS = 1.0
 
-SAMPLE_SOURCES, SAMPLE_LABELS = 128, 1024
-SAMPLE_BATCHES, SAMPLE_PASSES = 4, 2
+_SAMPLE_SOURCES, _SAMPLE_LABELS = 128, 1024
+_SAMPLE_BATCHES, _SAMPLE_PASSES = 4, 2
 """Of the preparation's stages: images whose neighbours are sought, images that an oracle labels, and of each of an
 oracle's members the batches of a pass and the passes, after one that warms up."""
 
 
-class Judged(NamedTuple):
+class _Judged(NamedTuple):
     """The judging of one kind of model."""
 
     low: float
@@ -90,17 +90,17 @@ class Timer:
     ) -> None:
         self.evaluation, self.device = evaluation, torch.device(device)
         data = load_data(evaluation, data_dir=data_dir, cache_dir=cache_dir)
-        self.stages = Stages(data, evaluation, ReadOnlyCache(cache_dir / "prepared"), lambda stage, done, total: None)
+        self.stages = _Stages(data, evaluation, ReadOnlyCache(cache_dir / "prepared"), lambda stage, done, total: None)
         self.prepared = Prepared(data, evaluation, self.stages)
         self.train, self.validation = (to_device(split, self.device) for split in (data.train, data.validation))
         self.judging = self.judging_set().to(self.device)
         initial_state(TrialConfig(), self.prepared, self.device)  # torch imports much at its first optimiser
         self.perturbations: dict[str, tuple[TrainingPerturbation, float]] = {}
         """By norm, with the seconds that they took."""
-        self.judged: dict[tuple[str, int], Judged] = {}
+        self.judged: dict[tuple[str, int], _Judged] = {}
         """By architecture and size of the embedding."""
 
-    def cost(self, config: TrialConfig, store: Store, *, seconds: float = SECONDS) -> Cost:
+    def cost(self, config: TrialConfig, store: Store, *, seconds: float = _SECONDS) -> Cost:
         """What a trial of a configuration costs.
 
         Args:
@@ -118,7 +118,7 @@ class Timer:
         perturbation, perturbing = self.perturbation(config) if config.uses_invariance else (None, 0.0)
         steps = len(self.train.labels) // config.batch_size
         warming, _ = self.time_steps(state, config, perturbation, 1)
-        count = min(max(LEAST_STEPS, int(seconds / warming[0])), MOST_STEPS, steps)
+        count = min(max(_LEAST_STEPS, int(seconds / warming[0])), _MOST_STEPS, steps)
         each, terms = self.time_steps(state, config, perturbation, count)
         step = fmean(each[:-1] or each)
         judged = self.time_judging(state, config)
@@ -184,13 +184,13 @@ class Timer:
             train_together(model, optimizer, configs, [1] * lanes, part, perturbed and [perturbed] * lanes)
             return self.now() - begun
 
-        steps = min(LEAST_STEPS, len(self.train.labels) // config.batch_size)
+        steps = min(_LEAST_STEPS, len(self.train.labels) // config.batch_size)
         for warming in (True, False):
             packed = together(1 if warming else steps)
             alone, _ = self.time_steps(states[0], config, perturbation, 1 if warming else steps)
         return lanes * sum(alone) / packed
 
-    def time_judging(self, state: TrialState, config: TrialConfig) -> Judged:
+    def time_judging(self, state: TrialState, config: TrialConfig) -> _Judged:
         """One batch of the images, and as large a share of the judging set, stands for all.
 
         The attack is the sweep's, with a budget of 0: what the model says of an image then never changes, so that it
@@ -215,7 +215,7 @@ class Timer:
         judge((answers + 1) % self.prepared.data.classes)  # the first pass of a size is slower
         low, _ = judge((answers + 1) % self.prepared.data.classes)
         high, numbers = judge(answers)
-        self.judged[kind] = Judged(low, max(low, high), numbers)
+        self.judged[kind] = _Judged(low, max(low, high), numbers)
         return self.judged[kind]
 
     def time_saving(
@@ -276,11 +276,11 @@ def stand_in(train: Split, *, epsilon: float) -> TrainingPerturbation:
 # ------------------------------------------------------------------------------------------------------- preparation
 
 
-class Enough(Exception):
+class _Enough(Exception):
     """A stage has been at work for long enough to know its pace."""
 
 
-class Stages(PreparationPipeline):
+class _Stages(PreparationPipeline):
     """The preparation's stages: those that the cache lacks are begun, and their pace tells how long they would take."""
 
     def seconds(self, norms: tuple[str, ...]) -> dict[str, float]:
@@ -295,12 +295,12 @@ class Stages(PreparationPipeline):
     def missing(self, norms: tuple[str, ...]) -> dict[str, float]:
         told: dict[str, float] = {}
         judged = self._evaluation.eval_invariance_norm
-        if lacking(lambda: self.judging_set("validation")):
+        if _lacking(lambda: self.judging_set("validation")):
             images = self._evaluation.eval_invariance_size or len(self._data.validation.labels)
             told |= self.seeking("validation", judged) | self.training("judge")
             told |= {"validation judging set": images * self.labelling("judge")}
         for norm in norms:
-            if lacking(lambda norm=norm: self.bank(norm)):
+            if _lacking(lambda norm=norm: self.bank(norm)):
                 told |= self.seeking("train", norm) | self.training("teacher")
                 answers = self.pair_count() * (len(INVARIANCE_ATTACKS[norm].budgets) - 1)
                 told |= {f"{norm} training labels": answers * self.labelling("teacher")}
@@ -313,33 +313,33 @@ class Stages(PreparationPipeline):
 
     def seeking(self, split: str, norm: str) -> dict[str, float]:
         """The neighbours of a split's images."""
-        if not lacking(lambda: self._pairs(split, norm, nearest=1)):
+        if not _lacking(lambda: self._pairs(split, norm, nearest=1)):
             return {}
         size = None if split == "train" else self._evaluation.eval_invariance_size or None
         images, labels = (field[:size] for field in getattr(self._data, split))
         alignments, begun = alignments_for(self._data.name, norm), time.process_time()
         index, built = self._index(norm), time.process_time()
         found = find_neighbours(
-            images[:SAMPLE_SOURCES],
-            labels[:SAMPLE_SOURCES],
+            images[:_SAMPLE_SOURCES],
+            labels[:_SAMPLE_SOURCES],
             index,
             alignments=alignments,
             allowed=allowed_targets(self._data.classes, self._table),
         )
         bring_back(self._data.train.images, found, alignments)
-        pace = (time.process_time() - built) / min(SAMPLE_SOURCES, len(labels))
+        pace = (time.process_time() - built) / min(_SAMPLE_SOURCES, len(labels))
         return {f"{split} neighbours ({norm})": built - begun + len(labels) * pace}
 
     def training(self, role: str) -> dict[str, float]:
         """An oracle, from a few steps of each of its members."""
-        if not lacking(lambda: self.oracle(role)):
+        if not _lacking(lambda: self.oracle(role)):
             return {}
         images, labels = (field[oracle.half(len(field), role)] for field in self._data.train)
         recipe, members = oracle.recipe_for(self._data.name), self.untrained(role).members
         steps = oracle.passes(recipe, len(labels)) * math.ceil(len(labels) / oracle.BATCH)
-        rows = slice(SAMPLE_BATCHES * oracle.BATCH)
+        rows = slice(_SAMPLE_BATCHES * oracle.BATCH)
         pace = sum(
-            pace_of_passes(
+            _pace_of_passes(
                 lambda tell, member=member, threshold=threshold: oracle.train_member(
                     member,
                     images[rows],
@@ -357,7 +357,7 @@ class Stages(PreparationPipeline):
 
     def labelling(self, role: str) -> float:
         """An oracle's answer to one image."""
-        images, untrained = self._data.train.images[:SAMPLE_LABELS], self.untrained(role)
+        images, untrained = self._data.train.images[:_SAMPLE_LABELS], self.untrained(role)
         untrained.label(images[: len(images) // 4])
         begun = time.process_time()
         untrained.label(images)
@@ -367,7 +367,7 @@ class Stages(PreparationPipeline):
         return oracle.build_judge(self._data.name, role, tuple(self._data.train.images.shape[1:]), self._data.classes)
 
 
-def lacking(part: Callable[[], object]) -> bool:
+def _lacking(part: Callable[[], object]) -> bool:
     """Whether a part is not in the cache."""
     try:
         part()
@@ -376,15 +376,15 @@ def lacking(part: Callable[[], object]) -> bool:
     return False
 
 
-def pace_of_passes(train: Callable[[Callable[[], None]], object]) -> float:
+def _pace_of_passes(train: Callable[[Callable[[], None]], object]) -> float:
     """Seconds of a pass of `train`, which is given what to call after each, and not let come to its end."""
     ticks: list[float] = []
 
     def tell() -> None:
         ticks.append(time.process_time())
-        if len(ticks) > SAMPLE_PASSES:
-            raise Enough
+        if len(ticks) > _SAMPLE_PASSES:
+            raise _Enough
 
-    with contextlib.suppress(Enough):
+    with contextlib.suppress(_Enough):
         train(tell)
     return (ticks[-1] - ticks[0]) / (len(ticks) - 1)

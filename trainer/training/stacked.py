@@ -138,11 +138,11 @@ def forward(
         name: Prediction(*(by_lane(part, batch.lanes) for part in prediction))
         for name, prediction in predictions.items()
     }
-    terms = terms_by_lane(config, knobs, unfolded, batch, most=most)
+    terms = _terms_by_lane(config, knobs, unfolded, batch, most=most)
     return Step(terms, unfolded[config.cross_entropy_on].embedding)
 
 
-def terms_by_lane(
+def _terms_by_lane(
     config: TrialConfig, knobs: Knobs, predictions: Mapping[str, Prediction], batch: Batch, *, most: int
 ) -> LossTerms:
     """`losses.loss_terms` of every lane, (L,) each, of predictions (L, B, ...)."""

@@ -50,13 +50,13 @@ def judge_together(
         generator: the attack's random starts, the same for all lanes as for one.
     """
     with frozen(model):
-        logits = answers(model, split.images)
-        failures = [unfit(each, split.labels) for each in logits]
+        logits = _answers(model, split.images)
+        failures = [_unfit(each, split.labels) for each in logits]
         clean = logits.argmax(2) == split.labels
         sound = torch.tensor([each is None for each in failures], device=clean.device)
-        survived = withstand_pgd(model, split, clean & sound[:, None], evaluation, generator=generator)
-        given = answers(model, judging.images).argmax(2)
-        right_when_clean = answers(model, judging.source_images).argmax(2) == judging.source_labels
+        survived = _withstand_pgd(model, split, clean & sound[:, None], evaluation, generator=generator)
+        given = _answers(model, judging.images).argmax(2)
+        right_when_clean = _answers(model, judging.source_images).argmax(2) == judging.source_labels
     return [
         failures[lane] or figures(clean[lane], survived[lane], judging, given[lane], right_when_clean[lane])
         for lane in range(model.lanes)
@@ -64,18 +64,18 @@ def judge_together(
 
 
 @torch.no_grad()
-def answers(model: StackedModel, images: Tensor) -> Tensor:
+def _answers(model: StackedModel, images: Tensor) -> Tensor:
     """Every lane's logits (L, N, K) for the same images (N, C, H, W)."""
-    parts = images.split(per_lane(model, images))
+    parts = images.split(_per_lane(model, images))
     return torch.cat([by_lane(model(part.repeat(model.lanes, 1, 1, 1)).logits, model.lanes) for part in parts], 1)
 
 
-def per_lane(model: StackedModel, images: Tensor) -> int:
+def _per_lane(model: StackedModel, images: Tensor) -> int:
     """Images of a lane in a pass of the judge."""
     return max(1, JUDGED[images.device.type] // model.lanes)
 
 
-def unfit(logits: Tensor, labels: Tensor) -> OtsweepError | None:
+def _unfit(logits: Tensor, labels: Tensor) -> OtsweepError | None:
     """What `check_logits` raises for a model's logits (N, K)."""
     try:
         check_logits(logits, labels)
@@ -84,7 +84,7 @@ def unfit(logits: Tensor, labels: Tensor) -> OtsweepError | None:
     return None
 
 
-def withstand_pgd(
+def _withstand_pgd(
     model: StackedModel, split: Split, standing: Tensor, evaluation: EvaluationConfig, *, generator: torch.Generator
 ) -> Tensor:
     """Which of the images `standing` (L, N) bool every lane still has right after all rounds of the judge's PGD.
@@ -98,13 +98,13 @@ def withstand_pgd(
         seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
         delta = ball.random_start(split.images, evaluation.eval_sensitivity_epsilon, noise.manual_seed(seed))
         start = (split.images + delta).clamp(0, 1)
-        for rows in those_first(standing).split(per_lane(model, split.images), dim=1):
-            still = withstand_round(model, split, rows, start, standing.gather(1, rows), evaluation)
+        for rows in _those_first(standing).split(_per_lane(model, split.images), dim=1):
+            still = _withstand_round(model, split, rows, start, standing.gather(1, rows), evaluation)
             standing = standing.scatter(1, rows, still)
     return standing
 
 
-def withstand_round(
+def _withstand_round(
     model: StackedModel, split: Split, rows: Tensor, start: Tensor, standing: Tensor, evaluation: EvaluationConfig
 ) -> Tensor:
     """Which of some images every lane has right at all points of one ascent, (L, B) bool.
@@ -125,9 +125,9 @@ def withstand_round(
         scores, gradient = score_with_gradient(objective, perturbed, rows.flatten())
         right = standing.gather(1, places) & ~by_lane(scores.wrong, len(rows))
         standing = standing.scatter(1, places, right)
-        kept = those_first(right)
+        kept = _those_first(right)
         rows, places = rows.gather(1, kept), places.gather(1, kept)
-        perturbed, gradient = (pick(each, kept) for each in (perturbed, gradient))
+        perturbed, gradient = (_pick(each, kept) for each in (perturbed, gradient))
         images = split.images[rows.flatten()]
         step = step_size * ball.steepest_step(gradient)
         perturbed = (images + ball.project(perturbed + step - images, epsilon)).clamp(0, 1)
@@ -138,12 +138,12 @@ def withstand_round(
     return standing.scatter(1, places, standing.gather(1, places) & ~by_lane(wrong, len(rows)))
 
 
-def those_first(flags: Tensor) -> Tensor:
+def _those_first(flags: Tensor) -> Tensor:
     """Of each row of flags (L, B) where they are true, then of the others, up to as many as are true in any: (L, S)."""
     return flags.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, : int(flags.sum(1).max())]
 
 
-def pick(images: Tensor, kept: Tensor) -> Tensor:
+def _pick(images: Tensor, kept: Tensor) -> Tensor:
     """Of folded images (L B, ...) those that each lane keeps, (L, S) places in it."""
     firsts = torch.arange(len(kept), device=kept.device)[:, None] * (len(images) // len(kept))
     return images[(firsts + kept).flatten()]

@@ -28,13 +28,13 @@ class StackedModel(nn.Module):
         parameters, self._fixed = stack_module_state(list(models))
         self.names = list(parameters)
         self.stacked = nn.ParameterList(parameters.values())
-        self._one = (unfilled(models[0]),)  # in a tuple, so that its parameters are not taken for ours
+        self._one = (_unfilled(models[0]),)  # in a tuple, so that its parameters are not taken for ours
 
     def forward(self, images: Tensor) -> Prediction:
         """Every lane's images by its own model."""
         weights = dict(zip(self.names, self.stacked, strict=True))
         predictions = torch.vmap(self._of_one)(weights, self._fixed, by_lane(images, self.lanes))
-        return Prediction(*(folded(part) for part in predictions))
+        return Prediction(*(_folded(part) for part in predictions))
 
     def _of_one(self, weights: dict[str, Tensor], fixed: dict[str, Tensor], images: Tensor) -> Prediction:
         return functional_call(self._one[0], (weights, fixed), (images,))
@@ -47,7 +47,7 @@ class StackedModel(nn.Module):
                 model.get_parameter(name).copy_(value)
 
 
-def unfilled(model: nn.Module) -> nn.Module:
+def _unfilled(model: nn.Module) -> nn.Module:
     """A copy without numbers, in operations that `torch.vmap` can turn into those of many lanes."""
     empty = copy.deepcopy(model).to("meta")
     for module in empty.modules():
@@ -61,7 +61,7 @@ def by_lane(images: Tensor, lanes: int) -> Tensor:
     return images.unflatten(0, (lanes, -1))
 
 
-def folded(images: Tensor) -> Tensor:
+def _folded(images: Tensor) -> Tensor:
     """(L, B, ...) as (L B, ...)."""
     return images.flatten(0, 1)
 

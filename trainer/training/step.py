@@ -104,7 +104,7 @@ def clean_pass(model: nn.Module, batch: Batch, config: TrialConfig) -> CleanPass
     """The shared pass; None where the attack starts elsewhere (PGD), or the objective has no use for the clean images,
     or batch normalisation answers otherwise in the attack's eval mode than in the joint pass."""
     needed_by_attack = config.uses_sensitivity and (is_fgsm(config) or config.sensitivity_objective != "cross_entropy")
-    if not (needed_by_attack and uses_clean(config)) or normalises_batches(model):
+    if not (needed_by_attack and uses_clean(config)) or _normalises_batches(model):
         return None
     images = batch.images.detach().requires_grad_(is_fgsm(config))
     return CleanPass(images, model(images))
@@ -115,7 +115,7 @@ def is_fgsm(config: TrialConfig) -> bool:
     return config.sensitivity_steps == 1 and config.sensitivity_objective == "cross_entropy"
 
 
-def normalises_batches(model: nn.Module) -> bool:
+def _normalises_batches(model: nn.Module) -> bool:
     """Whether an image's prediction depends on the model's mode and on the other images of the pass."""
     return any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
 
@@ -156,7 +156,7 @@ def sensitivity_images(
 ) -> Tensor:
     """X_s: the batch perturbed against the model as it is now, in eval mode. (B, C, H, W) in [0, 1]."""
     with frozen(model):
-        loss = attack_loss(model, batch, config, clean)
+        loss = _attack_loss(model, batch, config, clean)
         norm = NORMS[config.sensitivity_norm]
         if is_fgsm(config):
             return fgsm(loss, batch.images, norm=norm, epsilon=knobs.sensitivity_epsilon)
@@ -171,14 +171,14 @@ def sensitivity_images(
         )
 
 
-def attack_loss(model: nn.Module, batch: Batch, config: TrialConfig, clean: CleanPass | None) -> Loss:
+def _attack_loss(model: nn.Module, batch: Batch, config: TrialConfig, clean: CleanPass | None) -> Loss:
     """What the training attack maximises, (B, C, H, W) -> (B,).
 
     KL and transport have zero gradient at the clean image, so they always start from a random point.
     """
     if config.sensitivity_objective == "cross_entropy":
         if clean is not None:
-            return linearised(clean, batch.labels)
+            return _linearised(clean, batch.labels)
         return cross_entropy_loss(lambda images: model(images).logits, batch.labels)
     with torch.no_grad():
         answers: Prediction = model(batch.images) if clean is None else clean.prediction
@@ -186,7 +186,7 @@ def attack_loss(model: nn.Module, batch: Batch, config: TrialConfig, clean: Clea
     return attacks[config.sensitivity_objective](lambda images: model(images).logits, answers.logits.detach())
 
 
-def linearised(clean: CleanPass, labels: Tensor) -> Loss:
+def _linearised(clean: CleanPass, labels: Tensor) -> Loss:
     """The cross-entropy's slope at the clean images, which is all that FGSM sees of it."""
     cross_entropy = F.cross_entropy(clean.prediction.logits, labels, reduction="sum")
     (gradient,) = torch.autograd.grad(cross_entropy, clean.images, retain_graph=True)
@@ -229,7 +229,7 @@ def predict(
     """
     known = {} if clean is None else {"clean": clean.prediction}
     rest = {name: images for name, images in seen.items() if name not in known}
-    if not normalises_batches(model) and all(images.is_cpu for images in rest.values()):
+    if not _normalises_batches(model) and all(images.is_cpu for images in rest.values()):
         return known | {name: model(images) for name, images in rest.items()}  # a joint pass outgrows the caches
     by_lane = [images.unflatten(0, (lanes, -1)) for images in rest.values()]
     joint: Prediction = model(torch.cat(by_lane, 1).flatten(0, 1))

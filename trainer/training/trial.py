@@ -37,7 +37,7 @@ from trainer.training.step import (
 
 MODEL_FILE = "model.pt"
 
-Progress = Callable[[int, int, int], None]
+_Progress = Callable[[int, int, int], None]
 """Told the epoch, the steps done in it, and its steps in all."""
 
 
@@ -90,7 +90,7 @@ class Trial:
         perturbation = invariance_images(config, prepared, device)
         state = initial_state(config, prepared, device)
         if store is not None:
-            resume(state, store, identity(config, evaluation, prepared, ladder), warn)
+            _resume(state, store, identity(config, evaluation, prepared, ladder), warn)
         return cls(config, evaluation, prepared, ladder, store, perturbation, state)
 
     @property
@@ -143,7 +143,7 @@ def run_trial(
     store: Store | None = None,
     device: str = "cpu",
     warn: Callable[[str], None] = lambda message: None,
-    progress: Progress = lambda epoch, done, total: None,
+    progress: _Progress = lambda epoch, done, total: None,
 ) -> Iterator[EpochReport]:
     """Train and yield a finite `EpochReport` after each epoch, then once more that of the chosen epoch.
 
@@ -219,7 +219,7 @@ def train_epoch(
     perturbation: TrainingPerturbation | None,
     config: TrialConfig,
     knobs: Knobs,
-    progress: Progress,
+    progress: _Progress,
 ) -> dict[str, float]:
     """One pass over the training images; what its loss was made of, and a diagnosis of its last step.
 
@@ -252,12 +252,12 @@ def advance(state: TrialState, report: EpochReport, config: TrialConfig) -> None
     """
     state.epoch, state.last = report.epoch, report
     eligible = 2 * report.epoch > config.epochs
-    if eligible and (state.best is None or merit(report) > merit(state.best)):
+    if eligible and (state.best is None or _merit(report) > _merit(state.best)):
         state.best = report
         state.best_weights = {name: value.clone() for name, value in state.model.state_dict().items()}
 
 
-def merit(report: EpochReport) -> tuple[float, float, float]:
+def _merit(report: EpochReport) -> tuple[float, float, float]:
     """Hypervolume of the one point against (0, 0), what it alone would add to a front; where that is equal, as for all
     models that fall to every attack, the sum of the two, then clean accuracy."""
     sensitivity, invariance = report.sensitivity_accuracy, report.invariance_accuracy
@@ -277,7 +277,7 @@ def to_dict(state: TrialState, whose: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def resume(state: TrialState, store: Store, whose: dict[str, Any], warn: Callable[[str], None]) -> None:
+def _resume(state: TrialState, store: Store, whose: dict[str, Any], warn: Callable[[str], None]) -> None:
     """Bring `state` to the newest whole checkpoint of the store, if there is one.
 
     Raises:
@@ -288,7 +288,7 @@ def resume(state: TrialState, store: Store, whose: dict[str, Any], warn: Callabl
         warn(message)
     if saved is None:
         return
-    check_identity(saved["identity"], whose)
+    _check_identity(saved["identity"], whose)
     state.model.load_state_dict(saved["model"])
     state.optimizer.load_state_dict(saved["optimizer"])
     state.last = EpochReport(**saved["last"])
@@ -302,7 +302,7 @@ def identity(config: TrialConfig, evaluation: EvaluationConfig, prepared: Prepar
     return whose | ({"ladder": ladder} if ladder else {})
 
 
-def check_identity(saved: dict[str, Any], whose: dict[str, Any]) -> None:
+def _check_identity(saved: dict[str, Any], whose: dict[str, Any]) -> None:
     different = [
         f"{name} = {saved.get(name)!r} (not {value!r})" for name, value in whose.items() if saved.get(name) != value
     ]
@@ -334,12 +334,12 @@ def load_model(path: Path) -> nn.Module:
         InputError: for a file that is missing, damaged or no model of ours.
     """
     try:
-        return rebuild(from_bytes(path.read_bytes()))
+        return _rebuild(from_bytes(path.read_bytes()))
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise InputError(f"cannot read a model from {str(path)!r}: {type(error).__name__}: {error}") from error
 
 
-def rebuild(saved: dict[str, Any]) -> nn.Module:
+def _rebuild(saved: dict[str, Any]) -> nn.Module:
     channels = saved["shape"][0]
     model = build_model(
         saved["architecture"],
