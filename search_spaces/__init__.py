@@ -1,1 +1,25 @@
 """What is swept: search spaces as YAML files, read, checked and drawn from."""
+
+from search_spaces.reading import load_space, read_point, space_from_yaml
+from search_spaces.requirement import MEASURES, Requirement, violation
+from search_spaces.space import NOT_GIVEN, NOT_SWEPT, TRIAL_FIELDS, Space
+from search_spaces.yaml_file import LARGEST_FILE, Located, dump_yaml, locate, parse_yaml, read_yaml
+
+__all__ = [
+    "dump_yaml",
+    "LARGEST_FILE",
+    "load_space",
+    "locate",
+    "Located",
+    "MEASURES",
+    "NOT_GIVEN",
+    "NOT_SWEPT",
+    "parse_yaml",
+    "read_point",
+    "read_yaml",
+    "Requirement",
+    "Space",
+    "space_from_yaml",
+    "TRIAL_FIELDS",
+    "violation",
+]

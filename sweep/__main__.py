@@ -2,7 +2,7 @@
 
 import sys
 
-from sweep.cli.cli import main
+from sweep.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

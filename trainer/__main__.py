@@ -21,9 +21,8 @@ from trainer.human_agreement import EXAMPLES_OPTION, MODEL, ORACLE, ExamplesFold
 from trainer.presets import PRESETS, preset
 
 if TYPE_CHECKING:
-    from trainer.files.checkpoints import Store
-    from trainer.invariance.labelled_sets import LabelledSet
-    from trainer.invariance.preparation import Prepared
+    from trainer.files import Store
+    from trainer.invariance import LabelledSet, Prepared
     from trainer.report import EpochReport
 from trainer.arguments import Parser
 from trainer.progress import StatusLine, TimeLeft, brief
@@ -88,9 +87,8 @@ def run(arguments: argparse.Namespace) -> int:
         line.draw("loading torch")
         import torch
 
-        from trainer.data.catalogue import SIZES
-        from trainer.training.step import check_batch_size
-        from trainer.training.trial import MODEL_FILE
+        from trainer.data import SIZES
+        from trainer.training import MODEL_FILE, check_batch_size
 
         # What can be refused is refused before anything is prepared, which may take minutes.
         device = _pick_device(arguments.device)
@@ -177,7 +175,7 @@ def _prepare_all(
     config: TrialConfig, evaluation: EvaluationConfig, data_dir: Path | None, storage: Path, line: StatusLine
 ) -> Prepared:
     """Data, judging set, what is known of the oracle, and the training perturbations that the trial uses."""
-    from trainer.invariance.preparation import prepare
+    from trainer.invariance import prepare
 
     prepared = prepare(
         evaluation,
@@ -200,8 +198,8 @@ def _train(
     tell: Callable[[EpochReport], None],
 ) -> EpochReport:
     """Run the trial, tell each report, and keep all of them in the folder's `report.json`; the last one."""
-    from trainer.files.checkpoints import FolderStore
-    from trainer.training.trial import run_trial
+    from trainer.files import FolderStore
+    from trainer.training import run_trial
 
     store, oracle = FolderStore(folder), prepared.judge_quality
     head = {
@@ -247,7 +245,7 @@ def earlier_reports(store: Store, head: dict[str, Any]) -> dict[tuple[bool, int]
 
 def _read_sets(examples: ExamplesFolder | None, prepared: Prepared) -> list[LabelledSet]:
     """The examples that people labelled, read before the training, so that damaged ones cost none."""
-    from trainer.invariance.labelled_sets import read_examples
+    from trainer.invariance import read_examples
 
     data = prepared.data
     return read_examples(Path(examples.path), data.test, classes=data.classes) if examples else []
@@ -257,9 +255,9 @@ def _compare_with_people(
     examples: ExamplesFolder, sets: list[LabelledSet], prepared: Prepared, folder: Path
 ) -> HumanAgreement:
     """How far the oracle and the chosen model agree with people; kept in the folder's `report.json` too."""
-    from trainer.files.checkpoints import FolderStore
-    from trainer.invariance.labelled_sets import answers_of, ask_people
-    from trainer.training.trial import MODEL_FILE, load_model
+    from trainer.files import FolderStore
+    from trainer.invariance import answers_of, ask_people
+    from trainer.training import MODEL_FILE, load_model
 
     model = load_model(folder / MODEL_FILE)
     people = ask_people(examples, sets, {ORACLE: prepared.judge.label, MODEL: answers_of(model)})

@@ -13,14 +13,14 @@ from typing import TypeVar
 
 import torch
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
-def map_on_threads(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+def map_on_threads(work: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:
     """`work` of every item, in order, as many at once as torch has threads here."""
 
-    def alone(item: Item) -> Result:
+    def alone(item: _Item) -> _Result:
         with threads(1):
             return work(item)
 

@@ -11,7 +11,7 @@ from trainer.human_agreement import HEADINGS, LEGEND, HumanAgreement, cells, unk
 from trainer.report import collapse
 
 if TYPE_CHECKING:
-    from trainer.invariance.preparation import Prepared
+    from trainer.invariance import Prepared
     from trainer.report import EpochReport
 
 BAR_WIDTH = 12

@@ -37,16 +37,19 @@ from sweep.audit.judging import (
     read_result,
     train_undefended,
 )
-from sweep.engine.driver import LOST_WORKER_RETRIES
-from sweep.engine.preparation import make_task, prepare, record_data_summary
-from sweep.engine.ray_session import ray_session
-from sweep.engine.signals import SignalHandler
-from sweep.engine.slots import concurrency
-from sweep.ledger.records import TrialRecord
-from sweep.plan.plan import SweepPlan
-from sweep.report.tables import required
-from sweep.report.words import duration
-from sweep.state.sweep_state import SweepState
+from sweep.engine import (
+    LOST_WORKER_RETRIES,
+    SignalHandler,
+    concurrency,
+    make_task,
+    prepare,
+    ray_session,
+    record_data_summary,
+)
+from sweep.ledger import TrialRecord
+from sweep.plan import SweepPlan
+from sweep.report import duration, requirements_text
+from sweep.state import SweepState
 from trainer.config import TrialConfig
 from trainer.errors import InputError
 from trainer.fields import check_value
@@ -98,7 +101,9 @@ class Audit:
     def __post_init__(self) -> None:
         """Refuse what would give no numbers, before anything is spent."""
         if self.results.configurations and not self.results.contenders:
-            raise InputError(f"no trial of {self.plan.name!r} fulfils {required(self.plan)}: there is nothing to audit")
+            raise InputError(
+                f"no trial of {self.plan.name!r} fulfils {requirements_text(self.plan)}: there is nothing to audit"
+            )
         if not self.results.contenders:
             raise InputError(f"no trial of {self.plan.name!r} has finished: there is nothing to audit yet")
         if self.plan.space.evaluation.eval_sensitivity_epsilon == 0:

@@ -12,11 +12,25 @@ from matplotlib.figure import Figure
 
 from sweep.audit.audit import Audit
 from sweep.audit.finalists import Finalist
-from sweep.front.objectives import Objectives
-from sweep.front.pareto import front_mask
-from sweep.ledger.records import TrialRecord
-from sweep.report import figures
-from sweep.report.figures import MUTED, NORMS, Spot, staircase
+from sweep.front import Objectives, front_mask
+from sweep.ledger import TrialRecord
+from sweep.report import (
+    DPI,
+    MUTED,
+    NORMS,
+    Spot,
+    draw_axes,
+    draw_intervals,
+    draw_labels,
+    draw_legend,
+    draw_staircase,
+    draw_title,
+    draw_trials,
+    front_spots,
+    house_style,
+    staircase,
+    wilson_segments,
+)
 
 
 def audit_figure(audit: Audit, finalists: Sequence[Finalist]) -> Figure:
@@ -28,20 +42,20 @@ def audit_figure(audit: Audit, finalists: Sequence[Finalist]) -> Figure:
     records = [_audited_record(one) for one in finalists]
     before = 100 * np.array([[one.selected[name] for name in plane.names] for one in finalists])
     after = 100 * np.array([[one.mean[name] for name in plane.names] for one in finalists])
-    everyone = figures.front_spots(records, after, np.ones(len(after), dtype=bool), None)
+    everyone = front_spots(records, after, np.ones(len(after), dtype=bool), None)
     on_front, was_front = front_mask(after, plane), front_mask(before, plane)
-    intervals = figures.wilson_segments(everyone, plane, finalists[0].images)
-    with figures.house_style():
-        figure = Figure(figsize=(7.2, 5.8), dpi=figures.DPI, layout="constrained")
+    intervals = wilson_segments(everyone, plane, finalists[0].images)
+    with house_style():
+        figure = Figure(figsize=(7.2, 5.8), dpi=DPI, layout="constrained")
         axes = figure.add_subplot()
-        figures.draw_axes(axes, np.vstack([before, after, *intervals]), plane)
-        _draw_selected(axes, before, after, figures.front_spots(records, before, was_front, None), plane)
-        figures.draw_trials(axes, records, after, on_front)
-        figures.draw_intervals(axes, intervals)
-        figures.draw_staircase(axes, figures.front_spots(records, after, on_front, None), plane)
-        figures.draw_title(axes, f"{audit.plan.name}, audited", _budgets(audit, finalists))
-        figures.draw_legend(figure, axes, with_dominated=not on_front.all())
-        figures.draw_labels(figure, axes, everyone, np.vstack([before, after]), plane)
+        draw_axes(axes, np.vstack([before, after, *intervals]), plane)
+        _draw_selected(axes, before, after, front_spots(records, before, was_front, None), plane)
+        draw_trials(axes, records, after, on_front)
+        draw_intervals(axes, intervals)
+        draw_staircase(axes, front_spots(records, after, on_front, None), plane)
+        draw_title(axes, f"{audit.plan.name}, audited", _budgets(audit, finalists))
+        draw_legend(figure, axes, with_dominated=not on_front.all())
+        draw_labels(figure, axes, everyone, np.vstack([before, after]), plane)
     return figure
 
 
@@ -75,8 +89,8 @@ def curves_figure(audit: Audit, finalists: Sequence[Finalist]) -> Figure:
     """Accuracy over the budget, a line per finalist: the mean over its seeds, in a band from the worst to the best."""
     evaluation = audit.plan.space.evaluation
     colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(finalists)))
-    with figures.house_style():
-        figure = Figure(figsize=(7.2, 5.0), dpi=figures.DPI, layout="constrained")
+    with house_style():
+        figure = Figure(figsize=(7.2, 5.0), dpi=DPI, layout="constrained")
         axes = figure.add_subplot()
         for one, colour in zip(finalists, colours, strict=True):
             epsilons = one.runs[0].curve["epsilons"]
@@ -91,6 +105,6 @@ def curves_figure(audit: Audit, finalists: Sequence[Finalist]) -> Figure:
         axes.grid(color="#E8E8E8", linewidth=0.6)
         steps = max(1, audit.options.steps // 2)
         note = f"APGD-CE and APGD-T, {steps} steps\ndotted: the budget that trials are judged by"
-        figures.draw_title(axes, f"{audit.plan.name}: accuracy over epsilon", f"{evaluation.dataset}; {note}")
-        figures.draw_legend(figure, axes, with_dominated=False)
+        draw_title(axes, f"{audit.plan.name}: accuracy over epsilon", f"{evaluation.dataset}; {note}")
+        draw_legend(figure, axes, with_dominated=False)
     return figure

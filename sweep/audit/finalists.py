@@ -13,11 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sweep.audit.judging import AuditResult
-from sweep.front.objectives import Objectives
-from sweep.front.pareto import contributions, front_mask
-from sweep.ledger.records import TrialRecord
-from sweep.report.tables import ACCURACIES
-from sweep.state.sweep_state import SweepState
+from sweep.front import Objectives, contributions, front_mask
+from sweep.ledger import TrialRecord
+from sweep.report import ACCURACIES
+from sweep.state import SweepState
 from trainer.config import TrialConfig
 from trainer.intervals import wilson_interval
 

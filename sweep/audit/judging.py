@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sweep.engine.trainable import Task, evaluation_of, explain, shared
+from sweep.engine import Task, evaluation_of, explain, shared
 from trainer.config import TrialConfig
 from trainer.fields import knob
 from trainer.human_agreement import MODEL, ORACLE, ExamplesFolder
@@ -21,9 +21,9 @@ from trainer.human_agreement import MODEL, ORACLE, ExamplesFolder
 if TYPE_CHECKING:
     from torch import nn
 
-    from trainer.attacks.evidence import Evidence
-    from trainer.data.datasets import Split
-    from trainer.invariance.labelled_sets import LabelledSet
+    from trainer.attacks import Evidence
+    from trainer.data import Split
+    from trainer.invariance import LabelledSet
 
 SEAL = "sha256"
 """Key of a result's checksum in its file."""
@@ -115,7 +115,7 @@ def prepare_test(task: Task, examples: ExamplesFolder | None) -> None:
 @lru_cache(maxsize=1)
 def _labelled_sets(task: Task, examples: ExamplesFolder | None) -> Sequence[LabelledSet]:
     """Every set of a folder of examples that people labelled."""
-    from trainer.invariance.labelled_sets import read_examples
+    from trainer.invariance import read_examples
 
     data = shared(task).data
     return read_examples(Path(examples.path), data.test, classes=data.classes) if examples else ()
@@ -139,7 +139,7 @@ def audit_one(
     examples: ExamplesFolder | None,
 ) -> str:
     """Train one finalist, judge it and write the result, as far as that is not done; why it failed, or nothing."""
-    from trainer.files.checkpoints import FolderStore
+    from trainer.files import FolderStore
 
     try:
         model = _train(task, job, folder)
@@ -190,8 +190,8 @@ def _train(task: Task, job: AuditTask, folder: Path) -> nn.Module:
     """The model that a trial of this configuration chooses; what an earlier audit left of it is gone on with."""
     import torch
 
-    from trainer.files.checkpoints import FolderStore
-    from trainer.training.trial import MODEL_FILE, load_model, run_trial
+    from trainer.files import FolderStore
+    from trainer.training import MODEL_FILE, load_model, run_trial
 
     torch.set_num_threads(task.threads)
     config, where, device = TrialConfig.from_mapping(job.config), folder / "models" / job.name, _device_of(task)
@@ -208,8 +208,7 @@ def _device_of(task: Task) -> str:
 
 def _judge(task: Task, job: AuditTask, model: nn.Module, twin: nn.Module | None, options: AuditOptions) -> AuditResult:
     """Every number of one model on the test split. The generators' seed is the same for all, so that it cancels."""
-    from trainer.training.evaluation import ensemble, evaluate
-    from trainer.training.trial import judging_generator, to_device
+    from trainer.training import ensemble, evaluate, judging_generator, to_device
 
     prepared, evaluation, device = shared(task), evaluation_of(task), next(model.parameters()).device
     test = to_device(draw(prepared.data.test, options.test_size, seed=evaluation.split_seed), device)
@@ -241,8 +240,8 @@ def _attack_invariance(task: Task, model: nn.Module) -> dict[str, float]:
     right when clean, the share where its answer to some candidate is still the same (`adversary_stuck`)."""
     import torch
 
-    from trainer.attacks.worst_case import frozen
-    from trainer.training.evaluation import mean
+    from trainer.attacks import frozen
+    from trainer.training import mean
 
     device = next(model.parameters()).device
     with frozen(model), torch.no_grad():
@@ -256,7 +255,7 @@ def _attack_invariance(task: Task, model: nn.Module) -> dict[str, float]:
 
 def _compare_with_people(task: Task, model: nn.Module, examples: ExamplesFolder) -> dict[str, Any]:
     """How far the oracle and the model agree with people, in plain values."""
-    from trainer.invariance.labelled_sets import answers_of, ask_people
+    from trainer.invariance import answers_of, ask_people
 
     answerers = {ORACLE: shared(task).judge.label, MODEL: answers_of(model)}
     return dataclasses.asdict(ask_people(examples, _labelled_sets(task, examples), answerers))
@@ -264,10 +263,8 @@ def _compare_with_people(task: Task, model: nn.Module, examples: ExamplesFolder)
 
 def _check(task: Task, model: nn.Module, twin: nn.Module | None, test: Split, options: AuditOptions) -> Evidence:
     """Evidence against a meaningless attack, at half the steps: the check that doubles them takes all."""
-    from trainer.attacks.evidence import gather_evidence
-    from trainer.attacks.worst_case import frozen
-    from trainer.training.evaluation import BATCH
-    from trainer.training.trial import judging_generator
+    from trainer.attacks import frozen, gather_evidence
+    from trainer.training import BATCH, judging_generator
 
     evaluation, device = evaluation_of(task), test.images.device
     with frozen(model), frozen(twin) if twin else contextlib.nullcontext():

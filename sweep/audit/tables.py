@@ -13,11 +13,9 @@ from rich.table import Table
 from sweep.audit.audit import OPTIONS, Audit, flag
 from sweep.audit.figures import audit_figure, curves_figure
 from sweep.audit.finalists import COUNTS, MEASURED, Finalist, cloud, share_interval, verdicts
-from sweep.front.objectives import Objectives
-from sweep.front.pareto import front_mask, hypervolume
-from sweep.plan.paths import storage_folder
-from sweep.report.figures import save_figure
-from sweep.report.tables import ACCURACIES, label, percent
+from sweep.front import Objectives, front_mask, hypervolume
+from sweep.plan import storage_folder
+from sweep.report import ACCURACIES, percent, save_figure, trial_label
 from trainer.human_agreement import EXAMPLES_OPTION, HEADINGS, LEGEND, MODEL, HumanAgreement, cells, unknown_agreement
 
 _FRONT_PICTURE, _CURVES_PICTURE = "audit.png", "curves.png"
@@ -101,7 +99,7 @@ def report(audit: Audit, finalists: Sequence[Finalist]) -> list[str]:
     lines = [f"{'trial':5}  {'':20}  {'selected':>8}  {'audited':>14}  {'95% interval':>16}"]
     for one, verdict in zip(finalists, judge_finalists(audit, finalists), strict=True):
         seeds = "" if len(one.runs) == audit.options.seeds else f" ({len(one.runs)} of {audit.options.seeds} seeds)"
-        lines.append(f"  {one.record.number:03d}  {verdict}{seeds}: {label(audit.plan.space, one.record.config)}")
+        lines.append(f"  {one.record.number:03d}  {verdict}{seeds}: {trial_label(audit.plan.space, one.record.config)}")
         lines += [_row(one, name) for name in ROWS]
     return lines
 

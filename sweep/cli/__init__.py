@@ -2,4 +2,6 @@
 
 from sweep.cli.cli import main
 
-__all__ = ["main"]
+__all__ = [
+    "main",
+]

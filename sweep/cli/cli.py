@@ -26,8 +26,8 @@ from trainer.human_agreement import EXAMPLES_OPTION, find_examples
 from trainer.words import did_you_mean
 
 if TYPE_CHECKING:
-    from sweep.plan.plan import SweepPlan
-    from sweep.state.sweep_state import SweepState
+    from sweep.plan import SweepPlan
+    from sweep.state import SweepState
 
 _PLACES = ("storage", "data_dir", "mlflow_uri")
 """Options that say where things are."""
@@ -144,9 +144,9 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def plan_of(arguments: argparse.Namespace) -> SweepPlan:
     """The plan that the options of `run` describe."""
-    from search_spaces.reading import load_space
-    from sweep.plan.plan import OPTIONS, make_plan
-    from sweep.search.points import with_given_points
+    from search_spaces import load_space
+    from sweep.plan import OPTIONS, make_plan
+    from sweep.search import with_given_points
 
     space = load_space(arguments.space).requiring(arguments.require)
     return make_plan(
@@ -166,10 +166,7 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
 
 def _plan(arguments: argparse.Namespace) -> int:
     """Time a little of what would run, and say what the whole would take; nothing is run or logged."""
-    from sweep.forecast.forecast import make_forecast
-    from sweep.forecast.kept import keep_forecast
-    from sweep.forecast.profile import profile_plan
-    from sweep.forecast.table import forecast_table, headline
+    from sweep.forecast import forecast_table, headline, keep_forecast, make_forecast, profile_plan
 
     if arguments.format not in ("table", "json"):
         raise InputError(f"--format {arguments.format}: {did_you_mean(arguments.format, ('table', 'json'))}")
@@ -188,7 +185,7 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 def run_command(arguments: argparse.Namespace) -> str:
     """The command that runs what was planned, in the options that were given."""
-    from sweep.plan.plan import OPTIONS
+    from sweep.plan import OPTIONS
 
     given = {option: getattr(arguments, option) for option in (*OPTIONS, *_PLACES, "name", "points")}
     words = [_program(), "run", shlex.quote(arguments.space)]
@@ -228,10 +225,10 @@ def _add_resume(parser: argparse.ArgumentParser) -> None:
 
 def _resume(arguments: argparse.Namespace) -> int:
     if arguments.address:
-        from sweep.cluster import jobs
+        from sweep.cluster import resume_sweep
 
-        return jobs.resume(arguments, _console, _errors)
-    from sweep.plan.plan import with_resume_overrides
+        return resume_sweep(arguments, _console, _errors)
+    from sweep.plan import with_resume_overrides
 
     return _drive(with_resume_overrides(_find_plan(arguments), vars(arguments)), fresh=False)
 
@@ -251,15 +248,15 @@ def _add_submit(parser: argparse.ArgumentParser) -> None:
 
 
 def _submit(arguments: argparse.Namespace) -> int:
-    from sweep.cluster import jobs
+    from sweep.cluster import submit_sweep
 
-    return jobs.submit(arguments, _console, _errors)
+    return submit_sweep(arguments, _console, _errors)
 
 
 def _show_jobs(arguments: argparse.Namespace) -> int:
-    from sweep.cluster import jobs
+    from sweep.cluster import show_jobs
 
-    return jobs.show_jobs(arguments, _console)
+    return show_jobs(arguments, _console)
 
 
 def _add_job(parser: argparse.ArgumentParser) -> None:
@@ -273,36 +270,33 @@ def _add_logs(parser: argparse.ArgumentParser) -> None:
 
 
 def _logs(arguments: argparse.Namespace) -> int:
-    from sweep.cluster import jobs
+    from sweep.cluster import show_logs
 
-    return jobs.logs(arguments, _console, _errors)
+    return show_logs(arguments, _console, _errors)
 
 
 def _stop(arguments: argparse.Namespace) -> int:
-    from sweep.cluster import jobs
+    from sweep.cluster import stop_job
 
-    return jobs.stop(arguments, _console)
+    return stop_job(arguments, _console)
 
 
 def _find_plan(arguments: argparse.Namespace) -> SweepPlan:
-    from sweep.plan.plan_file import read_plan
+    from sweep.plan import read_plan
 
     return read_plan(arguments.name, storage=arguments.storage)
 
 
 def _drive(plan: SweepPlan, *, fresh: bool) -> int:
     """Run a fresh sweep, or what is left of one, and show what it found."""
-    from sweep.engine.driver import run_plan
-    from sweep.engine.pack_worker import PackFailed
-    from sweep.forecast.kept import begin_forecast
-    from sweep.ledger.reading import read_ledger
-    from sweep.ledger.writing import LedgerWriter
-    from sweep.plan.plan_file import write_plan
-    from sweep.plan.remote_storage import drop, push
-    from sweep.report.screen import Screen
-    from sweep.search.search import remarks
-    from sweep.state.sweep_state import read_data_summary, state_of_trials
-    from sweep.tracking.tracking import Tracker
+    from sweep.engine import PackFailed, run_plan
+    from sweep.forecast import begin_forecast
+    from sweep.ledger import LedgerWriter, read_ledger
+    from sweep.plan import drop_remote, push_remote, write_plan
+    from sweep.report import Screen
+    from sweep.search import remarks
+    from sweep.state import read_data_summary, state_of_trials
+    from sweep.tracking import Tracker
 
     results = state_of_trials(plan, {})
     tracker = Tracker(plan, results, say=lambda message: screen.say(message))
@@ -340,7 +334,7 @@ def _drive(plan: SweepPlan, *, fresh: bool) -> int:
         except InputError:
             if fresh and not results.trials:
                 shutil.rmtree(plan.folder, ignore_errors=True)
-                drop(plan.folder)
+                drop_remote(plan.folder)
             raise
         except (StorageFailed, PackFailed) as error:
             raise type(error)(f"{error}. Nothing recorded is lost; to go on:\n  {_resumption(plan)}") from None
@@ -350,7 +344,7 @@ def _drive(plan: SweepPlan, *, fresh: bool) -> int:
                 tracker.close(complete=complete, tell=tell)
     try:
         _save_front(plan, results)
-        push(plan.folder)
+        push_remote(plan.folder)
     except (OSError, InputError) as error:
         screen.say(f"the front's table and picture are not written: {error}; `otsweep front` shows it")
     _show_end(plan, results, tracker.link, complete=complete)
@@ -380,10 +374,8 @@ def _mlflow_progress() -> Iterator[Callable[[int, int], None]]:
 
 def _save_front(plan: SweepPlan, results: SweepState) -> None:
     """The flat table and the picture, beside the ledger."""
-    from sweep.ledger.records import Ledger
-    from sweep.report.figures import save_figure
-    from sweep.report.files import ledger_metadata
-    from sweep.report.tables import front_picture
+    from sweep.ledger import Ledger
+    from sweep.report import front_picture, ledger_metadata, save_figure
 
     Ledger(results.trials, []).write_parquet(plan.folder / "ledger.parquet", ledger_metadata(plan, results))
     if results.finished:
@@ -392,7 +384,7 @@ def _save_front(plan: SweepPlan, results: SweepState) -> None:
 
 def _show_end(plan: SweepPlan, results: SweepState, link: Callable[[str], str], *, complete: bool) -> None:
     """The front, where everything is, and the one command that comes next."""
-    from sweep.forecast.kept import describe_cost
+    from sweep.forecast import describe_cost
 
     _console.print()
     if results.finished:
@@ -433,7 +425,7 @@ def _resumption(plan: SweepPlan) -> str:
 
 def _called(plan: SweepPlan) -> str:
     """A sweep's name, as commands take it, with its storage where that is another than they look in."""
-    from sweep.plan.paths import storage_folder
+    from sweep.plan import storage_folder
 
     where = "" if Path(plan.storage) == storage_folder() else f" --storage {shlex.quote(plan.storage)}"
     return plan.name + where
@@ -454,10 +446,9 @@ def _add_front(parser: argparse.ArgumentParser) -> None:
 
 
 def _front(arguments: argparse.Namespace) -> int:
-    from sweep.ledger.reading import read_ledger
-    from sweep.report.figures import save_figure
-    from sweep.report.tables import front_csv, front_json, front_picture
-    from sweep.state.sweep_state import read_data_summary, state_of_trials
+    from sweep.ledger import read_ledger
+    from sweep.report import front_csv, front_json, front_picture, save_figure
+    from sweep.state import read_data_summary, state_of_trials
 
     if arguments.format not in ("table", "json", "csv"):
         raise InputError(f"--format {arguments.format}: {did_you_mean(arguments.format, ('table', 'json', 'csv'))}")
@@ -482,8 +473,7 @@ def _front(arguments: argparse.Namespace) -> int:
 
 def _show_front(plan: SweepPlan, results: SweepState) -> None:
     """The verdict, the front, and published configurations beside what was published, where any ran."""
-    from sweep.report.paper import paper_table, published_trials
-    from sweep.report.tables import front_table, verdict
+    from sweep.report import front_table, paper_table, published_trials, verdict
 
     _console.print(verdict(plan, results), "\n", sep="")
     _console.print(front_table(plan, results))
@@ -495,12 +485,12 @@ def _show_front(plan: SweepPlan, results: SweepState) -> None:
 
 def _show_agreements(plan: SweepPlan, results: SweepState) -> None:
     """Whether the order at each rung tells that at the next, and an alarm where it does not."""
-    from sweep.report.replay import agreement_table, agreements_of, alarms
+    from sweep.report import agreement_alarms, agreement_table, agreements_of
 
     if found := agreements_of(plan, results):
         _console.print("\nOrder kept from rung to rung (Kendall's tau: 1 all of it, 0 none):")
         _console.print(agreement_table(found))
-        for line in alarms(found):
+        for line in agreement_alarms(found):
             _console.print(line)
 
 
@@ -518,11 +508,11 @@ def _add_replay(parser: argparse.ArgumentParser) -> None:
 
 
 def _replay(arguments: argparse.Namespace) -> int:
-    from sweep.ledger.reading import read_ledger
-    from sweep.plan.plan import check_option
-    from sweep.report.replay import ETAS, replay_table, unknown
-    from sweep.report.replay import replay as run_replay
-    from sweep.state.sweep_state import state_of_trials
+    from sweep.ledger import read_ledger
+    from sweep.plan import check_option
+    from sweep.report import ETAS, replay_table, unknown_ends
+    from sweep.report import replay_sweep as run_replay
+    from sweep.state import state_of_trials
 
     plan = _find_plan(arguments)
     etas = ETAS if arguments.eta is None else (check_option("eta", arguments.eta),)
@@ -534,7 +524,7 @@ def _replay(arguments: argparse.Namespace) -> int:
     replays = [run_replay(plan, results, eta=eta, grace_epochs=grace, stop_chance=chance) for eta in etas]
     _console.print(replay_table(replays, results))
     _show_agreements(plan, results)
-    if cut := unknown(replays, results):
+    if cut := unknown_ends(replays, results):
         _console.print(f"\n{len(cut)} trials were stopped by the sweep itself: how they would have ended is not known.")
     return _DONE
 
@@ -554,11 +544,10 @@ def _add_audit(parser: argparse.ArgumentParser) -> None:
 
 
 def _audit(arguments: argparse.Namespace) -> int:
-    from sweep.audit.audit import Audit, read_options, run_audit
-    from sweep.audit.tables import command, show_audit
-    from sweep.ledger.reading import read_ledger
-    from sweep.plan.remote_storage import url_of
-    from sweep.state.sweep_state import read_data_summary, state_of_trials
+    from sweep.audit import Audit, command, read_options, run_audit, show_audit
+    from sweep.ledger import read_ledger
+    from sweep.plan import url_of
+    from sweep.state import read_data_summary, state_of_trials
 
     plan = _find_plan(arguments)
     if url := url_of(plan.folder):
@@ -579,7 +568,7 @@ def _audit(arguments: argparse.Namespace) -> int:
 
 def _bring_up_to_date(plan: SweepPlan) -> None:
     """What was found about a sweep's trials after its end, in MLflow too; where that does not answer, it is said."""
-    from sweep.tracking.tracking import sync as run_sync
+    from sweep.tracking import sync as run_sync
 
     try:
         with _mlflow_progress() as tell:
@@ -608,7 +597,7 @@ def _add_ui(parser: argparse.ArgumentParser) -> None:
 
 
 def _ui(arguments: argparse.Namespace) -> int:
-    from sweep.tracking.server import serve
+    from sweep.tracking import serve
 
     arguments.name = arguments.name or _newest(arguments.storage)
     plan = _find_plan(arguments)
@@ -616,7 +605,7 @@ def _ui(arguments: argparse.Namespace) -> int:
 
 
 def _newest(storage: str | None) -> str:
-    from sweep.plan.paths import list_sweeps, storage_folder
+    from sweep.plan import list_sweeps, storage_folder
 
     folder = storage_folder(storage)
     sweeps = list_sweeps(folder)
@@ -632,16 +621,24 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    from sweep.report import comparison as comparing
-    from sweep.tracking.tracking import write_comparison
+    from sweep.report import (
+        compare_sweeps,
+        comparison_markdown,
+        comparison_metrics,
+        comparison_tables,
+        comparison_verdict,
+        read_side,
+        write_comparison_files,
+    )
+    from sweep.tracking import write_comparison
 
-    a, b = (comparing.read_side(names, storage=arguments.storage) for names in (arguments.a, arguments.b))
+    a, b = (read_side(names, storage=arguments.storage) for names in (arguments.a, arguments.b))
     with _console.status("Comparing ...") if _console.is_terminal else contextlib.nullcontext():
-        comparison = comparing.compare(a, b)
-        folder = comparing.write_files(comparison)
+        comparison = compare_sweeps(a, b)
+        folder = write_comparison_files(comparison)
     _console.print(f"A: {a.name}\nB: {b.name}", markup=False)
-    _console.print(comparing.verdict(comparison), "", sep="\n", markup=False, soft_wrap=False)
-    for table in comparing.tables(comparison):
+    _console.print(comparison_verdict(comparison), "", sep="\n", markup=False, soft_wrap=False)
+    for table in comparison_tables(comparison):
         _console.print(table, "", sep="\n", soft_wrap=False)
     _console.print(f"picture  {folder / 'compare.png'}\nnumbers  {folder / 'compare.json'}", markup=False)
     plan = a.sweeps[0].plan
@@ -649,8 +646,8 @@ def _compare(arguments: argparse.Namespace) -> int:
         link = write_comparison(
             plan,
             f"{a.name} vs {b.name}",
-            metrics=comparing.metrics(comparison),
-            note=lambda run: comparing.markdown(comparison, run),
+            metrics=comparison_metrics(comparison),
+            note=lambda run: comparison_markdown(comparison, run),
             folder=folder,
             time=max(record.ended or 0.0 for record in (*a.trials, *b.trials)),
             say=_errors.print,
@@ -669,8 +666,8 @@ def _add_sync(parser: argparse.ArgumentParser) -> None:
 
 
 def _sync(arguments: argparse.Namespace) -> int:
-    from sweep.plan.mlflow_address import absolute_uri
-    from sweep.tracking.tracking import sync as run_sync
+    from sweep.plan import absolute_uri
+    from sweep.tracking import sync as run_sync
 
     plan = _find_plan(arguments)
     uri = plan.mlflow_uri if arguments.mlflow_uri is None else absolute_uri(arguments.mlflow_uri)

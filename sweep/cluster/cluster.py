@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
-from sweep.plan.mlflow_address import masked
+from sweep.plan import masked
 from trainer.errors import InputError, OtsweepError
 from trainer.words import did_you_mean
 

@@ -12,15 +12,15 @@ from rich.console import Console
 from rich.table import Table
 
 from sweep.cluster.cluster import ENDED, RUNNING, Cluster, Job, exit_status
-from sweep.report.words import duration
+from sweep.report import duration
 
 _NAME_SHOWN = 32
 
 
-def submit(arguments: argparse.Namespace, console: Console, warn: Console) -> int:
+def submit_sweep(arguments: argparse.Namespace, console: Console, warn: Console) -> int:
     """Check everything here, ask the cluster what it is, send; the exit status."""
     from sweep.cluster import submit as sending
-    from sweep.plan.plan import OPTIONS
+    from sweep.plan import OPTIONS
 
     submission = sending.Submission.of(
         arguments.space,
@@ -49,7 +49,7 @@ def submit(arguments: argparse.Namespace, console: Console, warn: Console) -> in
     return _see_off(cluster, job_id, arguments, console, warn)
 
 
-def resume(arguments: argparse.Namespace, console: Console, warn: Console) -> int:
+def resume_sweep(arguments: argparse.Namespace, console: Console, warn: Console) -> int:
     from sweep.cluster import submit as sending
 
     cluster = Cluster(arguments.address)
@@ -94,7 +94,7 @@ def _follow(cluster: Cluster, job_id: str, console: Console, warn: Console) -> i
     return exit_status(job)
 
 
-def logs(arguments: argparse.Namespace, console: Console, warn: Console) -> int:
+def show_logs(arguments: argparse.Namespace, console: Console, warn: Console) -> int:
     cluster = Cluster(arguments.address)
     job = cluster.find(arguments.job)
     if arguments.follow:
@@ -103,7 +103,7 @@ def logs(arguments: argparse.Namespace, console: Console, warn: Console) -> int:
     return 0
 
 
-def stop(arguments: argparse.Namespace, console: Console) -> int:
+def stop_job(arguments: argparse.Namespace, console: Console) -> int:
     """As Ctrl-C would: the epochs in flight end, the ledger is closed, MLflow hears of it."""
     cluster = Cluster(arguments.address)
     job = cluster.find(arguments.job)

@@ -19,15 +19,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from search_spaces.reading import load_space
-from search_spaces.space import Space
-from search_spaces.yaml_file import dump_yaml
+from search_spaces import Space, dump_yaml, load_space
 from sweep.cluster.cluster import ENDED, HASH, REFUSED, RUNNING, STORAGE, SWEEP, Cluster, ClusterError, Job
-from sweep.plan.mlflow_address import absolute_uri, default_mlflow_uri, masked
-from sweep.plan.paths import check_name, default_name
-from sweep.plan.plan import SweepPlan, check_options
-from sweep.plan.version import CODE_VERSION, code_version, installed_version
-from sweep.search.points import with_given_points
+from sweep.plan import (
+    CODE_VERSION,
+    SweepPlan,
+    absolute_uri,
+    check_name,
+    check_options,
+    code_version,
+    default_mlflow_uri,
+    default_name,
+    installed_version,
+    masked,
+)
+from sweep.search import with_given_points
 from trainer.errors import InputError
 
 _PACKAGES = ("search_spaces", "sweep", "trainer")

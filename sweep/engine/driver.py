@@ -18,18 +18,15 @@ from sweep.engine.ledger_callback import LedgerCallback, SweepStopper
 from sweep.engine.nodes import check_storage
 from sweep.engine.packs import LIGHT, PackCallback, PackedTrial, Packs
 from sweep.engine.preparation import WAIT_SECONDS, Progress, make_task, prepare, record_data_summary
-from sweep.engine.ray_session import ray_session
+from sweep.engine.ray_start import ray_session
 from sweep.engine.signals import SignalHandler
 from sweep.engine.slots import SlotLimiter, Slots, concurrency, slots_now
 from sweep.engine.stopper import MultiObjectiveASHA
 from sweep.engine.trainable import Task, TrialTrainable
-from sweep.ledger.writing import LedgerWriter
-from sweep.plan.plan import SweepPlan
-from sweep.plan.remote_storage import url_of
-from sweep.search.budget import Budget
-from sweep.search.rungs import Rungs, rung_levels
-from sweep.search.search import ParetoSearch
-from sweep.state.sweep_state import SweepState
+from sweep.ledger import LedgerWriter
+from sweep.plan import SweepPlan, url_of
+from sweep.search import Budget, ParetoSearch, Rungs, rung_levels
+from sweep.state import SweepState
 
 LOST_WORKER_RETRIES = 3
 """How often a trial is brought back after its worker was lost (killed, out of memory). A node that left does not count:

@@ -13,14 +13,11 @@ from sweep.engine.pack_worker import PackFailed
 from sweep.engine.packs import why_failed
 from sweep.engine.slots import Slots
 from sweep.engine.trainable import Footprint
-from sweep.ledger.records import EndState
-from sweep.ledger.writing import LedgerWriter
-from sweep.search.budget import Budget
-from sweep.search.result_keys import FAILURE, FOOTPRINT, STORAGE, WARNINGS
-from sweep.search.rungs import Rungs
-from sweep.state.sweep_state import SweepState
+from sweep.ledger import EndState, LedgerWriter
+from sweep.search import FAILURE, FOOTPRINT, STORAGE, WARNINGS, Budget, Rungs
+from sweep.state import SweepState
 from trainer.errors import StorageFailed
-from trainer.files.atomic import patiently
+from trainer.files import patiently
 from trainer.report import collapse
 
 

@@ -10,7 +10,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from sweep.plan.remote_storage import UrlStore, is_url
+from sweep.plan import UrlStore, is_url
 from trainer.errors import InputError
 
 _PROBE = ".probe-"

@@ -20,7 +20,7 @@ from trainer.errors import OtsweepError
 
 if TYPE_CHECKING:
     from trainer.report import EpochReport
-    from trainer.training.pack import Lane
+    from trainer.training import Lane
 
 
 _PATIENCE = 0.25
@@ -78,7 +78,7 @@ class PackWorker:
     def __init__(self, task: Task, size: int) -> None:
         import torch
 
-        from trainer.training.pack import Pack
+        from trainer.training import Pack
 
         self.task, self.size = task, size
         self.on_gpu = task.use_gpu and torch.cuda.is_available()
@@ -236,6 +236,6 @@ class PackWorker:
 
 def _structure_of(config: TrialConfig) -> Hashable:
     """Equal for trials that can share a vectorised step."""
-    from trainer.training.pack import structure
+    from trainer.training import structure
 
     return structure(config)

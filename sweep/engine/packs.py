@@ -22,7 +22,7 @@ from ray.exceptions import ActorDiedError, RayActorError, RayError, RayTaskError
 
 from sweep.engine.nodes import NODE_DIED, last_failure
 from sweep.engine.trainable import Task
-from sweep.plan.plan import SweepPlan
+from sweep.plan import SweepPlan
 
 if TYPE_CHECKING:
     pass

@@ -13,11 +13,10 @@ from ray.exceptions import RayTaskError
 
 from sweep.engine.signals import SignalHandler
 from sweep.engine.trainable import Task
-from sweep.plan.plan import SweepPlan
-from sweep.plan.remote_storage import push, url_of
-from sweep.state.sweep_state import DATA_SUMMARY, DataSummary, read_data_summary
+from sweep.plan import SweepPlan, push_remote, url_of
+from sweep.state import DATA_SUMMARY, DataSummary, read_data_summary
 from trainer.errors import InputError
-from trainer.files.atomic import patiently, write_whole
+from trainer.files import patiently, write_whole
 
 WAIT_SECONDS = 1.0
 """Between two looks at whether somebody asked to stop, while nothing is heard from a worker."""
@@ -109,4 +108,4 @@ def record_data_summary(folder: Path, facts: DataSummary) -> None:
         return
     text = json.dumps(facts, indent=2) + "\n"
     patiently(lambda: write_whole(path, text.encode()), what=repr(str(path)))
-    push(path)
+    push_remote(path)

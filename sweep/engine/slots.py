@@ -11,8 +11,8 @@ import ray
 from ray.tune.search import ConcurrencyLimiter, Searcher
 
 from sweep.engine.trainable import Footprint
-from sweep.plan.plan import SweepPlan
-from sweep.search.budget import Budget
+from sweep.plan import SweepPlan
+from sweep.search import Budget
 from trainer.errors import InputError
 
 _MEMORY_SHARE = 0.9
@@ -42,7 +42,7 @@ def _whole(ratio: float) -> int:
     return int(ratio + 1e-9)
 
 
-def nodes() -> list[Node]:
+def alive_nodes() -> list[Node]:
     """The machines of the cluster that are alive."""
     offers = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return [Node(offer.get("CPU", 0), offer.get("GPU", 0), int(offer.get("memory", 0))) for offer in offers]
@@ -50,7 +50,7 @@ def nodes() -> list[Node]:
 
 def _fitting_now(plan: SweepPlan) -> int:
     """How many trials the nodes that are there now hold, by what is asked for."""
-    return plan.pack * sum(node.fitting(cpus=plan.cpus_per_trial, gpus=plan.gpus_per_trial) for node in nodes())
+    return plan.pack * sum(node.fitting(cpus=plan.cpus_per_trial, gpus=plan.gpus_per_trial) for node in alive_nodes())
 
 
 def slots_now(plan: SweepPlan, concurrent: int) -> int:
@@ -69,7 +69,7 @@ def concurrency(plan: SweepPlan, progress: Callable[[str, int, int], None]) -> i
         InputError: if no node holds even one trial or pack, since Ray itself would wait for ever. On a cluster that has
             none of what is asked for, nodes with it may come.
     """
-    have, on_cluster = nodes(), bool(os.environ.get("RAY_ADDRESS"))
+    have, on_cluster = alive_nodes(), bool(os.environ.get("RAY_ADDRESS"))
     fits = _fitting_now(plan)
     lacking = {"CPU": plan.cpus_per_trial > sum(node.cpus for node in have) == 0}
     lacking |= {"GPU": plan.gpus_per_trial > sum(node.gpus for node in have) == 0}
@@ -130,7 +130,7 @@ class Slots:
             gpus = max(gpus, min(1.0, self.most.gpu / (_MEMORY_SHARE * self.most.gpu_total)))
         fits = (
             min(node.fitting(cpus=self.plan.cpus_per_trial, gpus=gpus), _whole(node.memory / max(1, self.most.host)))
-            for node in nodes()
+            for node in alive_nodes()
         )
         return max(1, min(self.concurrent, sum(fits)))
 

@@ -7,8 +7,7 @@ from typing import Any
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from sweep.search.result_keys import report_of
-from sweep.search.rungs import Rungs
+from sweep.search import Rungs, report_of
 
 
 class MultiObjectiveASHA(FIFOScheduler):

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ray import tune
 
-from sweep.plan.remote_storage import UrlStore, folder_of, is_url, pull, push
+from sweep.plan import UrlStore, folder_of, is_url, pull_remote, push_remote
 from trainer.config import EvaluationConfig, TrialConfig
 from trainer.errors import OtsweepError, StorageFailed
 
 if TYPE_CHECKING:
-    from trainer.files.checkpoints import Store
-    from trainer.invariance.preparation import Prepared
+    from trainer.files import Store
+    from trainer.invariance import Prepared
     from trainer.report import EpochReport
-from sweep.search.result_keys import FAILURE, FOOTPRINT, STORAGE, WARNINGS
+from sweep.search import FAILURE, FOOTPRINT, STORAGE, WARNINGS
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Task:
 
 def trial_store(sweep_folder: str, number: int, *, told: Callable[[str], None] = lambda message: None) -> Store:
     """The same place as a store, also where the sweep is at a URL; `told` what a folder refused for a while."""
-    from trainer.files.checkpoints import FolderStore
+    from trainer.files import FolderStore
 
     where = f"{sweep_folder}/trials/{number:04d}"
     return UrlStore(where) if is_url(where) else FolderStore(Path(where), told=told)
@@ -55,7 +55,7 @@ def shared(task: Task) -> Prepared:
 
 def prepare_shared(task: Task, progress: Callable[[str, int, int], None]) -> Prepared:
     """Compute what is not in the cache yet, open the rest."""
-    from trainer.invariance.preparation import prepare
+    from trainer.invariance import prepare
 
     cache = cache_folder(task)
     before = set(cache.glob("*"))
@@ -67,14 +67,14 @@ def prepare_shared(task: Task, progress: Callable[[str, int, int], None]) -> Pre
         progress=progress,
     )
     for made in sorted(set(cache.glob("*")) - before):
-        push(made)
+        push_remote(made)
     return prepared
 
 
 def cache_folder(task: Task) -> Path:
     """This machine's folder of what is prepared, holding what a URL has that it follows."""
     cache = folder_of(task.cache_dir) if is_url(task.cache_dir) else Path(task.cache_dir)
-    pull(cache)
+    pull_remote(cache)
     return cache
 
 
@@ -86,7 +86,7 @@ def data_folder(task: Task) -> Path | None:
 def data_summary_of(prepared: Prepared, task: Task) -> dict[str, Any]:
     """What a sweep stands on, in plain values: its data, its judging set, and what is known of the judge."""
     from trainer.human_agreement import ORACLE, find_examples
-    from trainer.invariance.labelled_sets import ask_people, read_examples
+    from trainer.invariance import ask_people, read_examples
 
     judge, judging, data = prepared.judge_quality, prepared.judging, prepared.data
     examples = find_examples(None, dataset=data.name, data_dir=task.data_dir)
@@ -149,7 +149,7 @@ class TrialTrainable(tune.Trainable):
         """Everything that can fail happens inside the generator, so that `step` can tell why."""
         import torch
 
-        from trainer.training.trial import run_trial
+        from trainer.training import run_trial
 
         torch.set_num_threads(self.task.threads)
         self.on_gpu = self.task.use_gpu and torch.cuda.is_available()

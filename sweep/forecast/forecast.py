@@ -16,11 +16,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from sweep.ledger.reading import read_ledger
-from sweep.ledger.writing import LedgerWriter
-from sweep.plan.plan import SweepPlan
-from sweep.report.tables import label
-from sweep.report.words import duration
+from sweep.ledger import LedgerWriter, read_ledger
+from sweep.plan import SweepPlan
+from sweep.report import duration, trial_label
 from trainer.config import TrialConfig
 
 if TYPE_CHECKING:
@@ -162,7 +160,7 @@ def _described(plan: SweepPlan, timed: TimedConfiguration) -> dict[str, Any]:
     """A configuration and what it costs."""
     config, cost = timed.candidate.config, timed.cost
     return {
-        "label": label(plan.space, config),
+        "label": trial_label(plan.space, config),
         "configuration": plan.space.point(config),
         "step": cost.step,
         "judging_low": cost.judging_low,

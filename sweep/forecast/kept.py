@@ -10,12 +10,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from sweep.plan.plan import SweepPlan
-from sweep.plan.remote_storage import pull, push
-from sweep.report.words import duration
-from sweep.state.sweep_state import SweepState
+from sweep.plan import SweepPlan, pull_remote, push_remote
+from sweep.report import duration
+from sweep.state import SweepState
 from trainer.errors import InputError
-from trainer.files.atomic import write_whole
+from trainer.files import write_whole
 
 if TYPE_CHECKING:
     pass
@@ -33,7 +32,7 @@ def keep_forecast(plan: SweepPlan, forecast: Forecast) -> None:
     """Keep a forecast in the storage's cache, where a sweep of the same plan finds it."""
     path = kept_at(plan)
     write_whole(path, json.dumps(forecast.to_dict(), indent=2).encode())
-    push(path)
+    push_remote(path)
 
 
 def kept_at(plan: SweepPlan) -> Path:
@@ -57,12 +56,12 @@ def begin_forecast(plan: SweepPlan, slots: int) -> None:
     refuses that, the sweep runs without."""
     with contextlib.suppress(OSError, InputError):
         path, kept = plan.folder / FORECAST, kept_at(plan)
-        pull(plan.cache_dir, only=kept.name)
+        pull_remote(plan.cache_dir, only=kept.name)
         planned = _read_forecast(path).get("planned") or _read_forecast(kept) or None
         if planned and plan.measure_memory:
             slots = planned["slots"]  # this sweep finds out later
         write_whole(path, json.dumps({"slots": slots, "planned": planned}, indent=2).encode())
-        push(path)
+        push_remote(path)
 
 
 def _read_forecast(path: Path) -> dict[str, Any]:

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from trainer.cost import Cost
 
 if TYPE_CHECKING:
-    from sweep.engine.slots import Node
-    from sweep.engine.trainable import Footprint
+    from sweep.engine import Footprint, Node
 
 
 STANDING = (0.0, 0.25, 1.0)

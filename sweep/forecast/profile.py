@@ -15,24 +15,27 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
-from search_spaces.space import Space
-from sweep.engine.preparation import Progress, make_task
-from sweep.engine.ray_session import ray_session
-from sweep.engine.slots import Slots, concurrency, nodes, slots_now
-from sweep.engine.trainable import (
+from search_spaces import Space
+from sweep.engine import (
     Footprint,
+    Progress,
+    Slots,
     Task,
+    alive_nodes,
     cache_folder,
+    concurrency,
     data_folder,
     evaluation_of,
     explain,
+    make_task,
     measure,
+    ray_session,
+    slots_now,
     trial_store,
 )
 from sweep.forecast.measured import Candidate, Packing, ProfileResult, TimedConfiguration
-from sweep.plan.plan import SweepPlan
-from sweep.plan.remote_storage import is_url
-from sweep.search.search import ParetoSearch
+from sweep.plan import SweepPlan, is_url
+from sweep.search import ParetoSearch
 from trainer.config import TrialConfig
 from trainer.cost import Cost
 from trainer.errors import InputError, OtsweepError
@@ -60,7 +63,7 @@ class _ProfileWorker:
         """Make ready; not at once, since Ray tells nobody why an actor could not be made."""
         import torch
 
-        from trainer.training.profiling import Timer
+        from trainer.training import Timer
 
         task = self.task
         torch.set_num_threads(task.threads)
@@ -137,7 +140,7 @@ def profile_plan(plan: SweepPlan, progress: Progress, *, seconds: float = _SECON
         limiter = Slots(plan, slots, known=True)
         limiter.heard(footprint)
         return ProfileResult(
-            timed, failed, limiter.limit, nodes(), ray_seconds, worker_seconds, preparation, limiter.most, pack
+            timed, failed, limiter.limit, alive_nodes(), ray_seconds, worker_seconds, preparation, limiter.most, pack
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from sweep.report.words import duration
+from sweep.report import duration
 
 if TYPE_CHECKING:
     pass

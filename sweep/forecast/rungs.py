@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from sweep.plan.plan import SweepPlan
+from sweep.plan import SweepPlan
 
 if TYPE_CHECKING:
     pass
@@ -39,7 +39,7 @@ class _Schedule(NamedTuple):
 
 def expected_rungs(plan: SweepPlan, slots: int) -> list[RungForecast]:
     """The rungs of the plan's stopper, and the end, with who comes there."""
-    from sweep.search.rungs import rung_levels
+    from sweep.search import rung_levels
 
     if plan.stopper != "asha":
         return []
@@ -58,7 +58,7 @@ def survivors(count: float, plan: SweepPlan, slots: int) -> Span:
     do where none dominates another. Seeds of a configuration go on together. Unless all who are behind are stopped, the
     first go on whatever they bring, until enough have finished to tell what may become of them.
     """
-    from sweep.search.rung import CHANGES
+    from sweep.search import CHANGES
 
     groups = max(1, round(count / plan.seeds))
     if groups < plan.eta:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
-from sweep.plan.plan import SweepPlan
-from sweep.report.words import duration
+from sweep.plan import SweepPlan
+from sweep.report import duration
 
 if TYPE_CHECKING:
     pass

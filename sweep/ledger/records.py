@@ -13,7 +13,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from sweep.ledger.table import REPORT_TYPES, TRIAL_TYPES, arrow_column, keys_in_order, parquet_bytes
-from trainer.files.atomic import write_whole
+from trainer.files import write_whole
 
 EndState = Literal["finished", "stopped", "failed"]
 END_STATES = ("finished", "stopped", "failed")

@@ -18,9 +18,9 @@ import pyarrow as pa
 from sweep.ledger.reading import LOG_NAME, checked_line, part_files, read_log
 from sweep.ledger.records import END_STATES, EndState
 from sweep.ledger.table import TRIAL_TYPES, checked_values, parquet_bytes
-from sweep.plan.remote_storage import push, url_of
+from sweep.plan import push_remote, url_of
 from trainer.errors import InputError
-from trainer.files.atomic import sync_folder, write_whole
+from trainer.files import sync_folder, write_whole
 
 _URL_PART_EVENTS = 256
 """The same in storage at a URL, where the whole log is written again with every event."""
@@ -143,7 +143,7 @@ class LedgerWriter:
     def _push(self, path: Path) -> None:
         """To where the folder follows; what does not go through goes with the next event, and is said once."""
         try:
-            push(path)
+            push_remote(path)
         except InputError as error:
             if str(error) not in self.warnings:
                 self.warnings.append(str(error))

@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from search_spaces.yaml_file import Located
-from sweep.front.objectives import Objectives
+from search_spaces import Located
+from sweep.front import Objectives
 from trainer.errors import InputError
 from trainer.report import EpochReport
 from trainer.words import did_you_mean

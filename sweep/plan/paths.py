@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sweep.plan.mlflow_address import DATABASE, masked
-from sweep.plan.remote_storage import MARK, UrlStore, folder_of, is_url, pull, url_of
+from sweep.plan.remote_storage import MARK, UrlStore, folder_of, is_url, pull_remote, url_of
 from trainer.errors import InputError
 
 if TYPE_CHECKING:
@@ -53,11 +53,11 @@ def free_name(name: str, folder: Path) -> str:
         InputError: quoting the name.
     """
     if (folder / check_name(name)).exists():
-        raise taken(folder / name)
+        raise name_taken(folder / name)
     return name
 
 
-def taken(folder: Path) -> InputError:
+def name_taken(folder: Path) -> InputError:
     """The error of a name that a sweep has already."""
     return InputError(
         f"--name {folder.name!r}: exists in {folder.parent}; choose another, or go on with it by "
@@ -107,7 +107,7 @@ def open_storage(given: str | None = None) -> Path:
             os.fsync(probe.fileno())
         if url := url_of(folder):
             UrlStore(url).write(MARK, url.encode())
-            pull(folder, only=f"/{PLAN}")
+            pull_remote(folder, only=f"/{PLAN}")
     except OSError as error:
         raise InputError(f"{said} {str(folder)!r}: can't be written: {error.strerror}") from None
     return folder

@@ -13,10 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from search_spaces.reading import space_from_yaml
-from search_spaces.space import Space
-from search_spaces.yaml_file import Located, locate
-from sweep.front.objectives import Objectives
+from search_spaces import Located, Space, locate, space_from_yaml
+from sweep.front import Objectives
 from sweep.plan.mlflow_address import absolute_uri, check_mlflow_uri, default_mlflow_uri
 from sweep.plan.objectives import OBJECTIVES, check_objectives, objectives_to_dict, read_objectives
 from sweep.plan.paths import CACHE, check_name, default_name, existing_folder, free_name, open_storage

@@ -8,13 +8,13 @@ import shutil
 import uuid
 from pathlib import Path
 
-from search_spaces.yaml_file import Located, dump_yaml, read_yaml
+from search_spaces import Located, dump_yaml, read_yaml
 from sweep.plan.mlflow_address import default_mlflow_uri
-from sweep.plan.paths import PLAN, check_name, nearest_sweeps, storage_folder, taken
+from sweep.plan.paths import PLAN, check_name, name_taken, nearest_sweeps, storage_folder
 from sweep.plan.plan import SweepPlan, plan_digest
-from sweep.plan.remote_storage import pull, push, url_of
+from sweep.plan.remote_storage import pull_remote, push_remote, url_of
 from trainer.errors import InputError
-from trainer.files.atomic import sync_folder
+from trainer.files import sync_folder
 
 
 def write_plan(plan: SweepPlan) -> None:
@@ -33,11 +33,11 @@ def write_plan(plan: SweepPlan) -> None:
         sync_folder(draft)
         draft.rename(plan.folder)
         sync_folder(Path(plan.storage))
-        push(plan.folder)
+        push_remote(plan.folder)
     except OSError as error:
         shutil.rmtree(draft, ignore_errors=True)
         if plan.folder.exists():
-            raise taken(plan.folder) from None
+            raise name_taken(plan.folder) from None
         raise InputError(f"--storage {plan.storage}: can't be written: {error.strerror}") from None
 
 
@@ -50,8 +50,8 @@ def read_plan(name: str, *, storage: str | None = None) -> SweepPlan:
     check_name(name)
     folder = storage_folder(storage)
     if url_of(folder):
-        pull(folder, only=f"/{PLAN}")
-        pull(folder / name)
+        pull_remote(folder, only=f"/{PLAN}")
+        pull_remote(folder / name)
     if not (folder / name / PLAN).is_file():
         raise InputError(f"no sweep {name!r} in {folder}: {nearest_sweeps(name, folder)}")
     plan = parse_plan(read_yaml(folder / name / PLAN))

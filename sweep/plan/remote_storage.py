@@ -98,7 +98,7 @@ def url_of(path: Path) -> str | None:
     return None
 
 
-def pull(folder: Path, *, only: str = "") -> None:
+def pull_remote(folder: Path, *, only: str = "") -> None:
     """Make a folder what its URL holds, checkpoints aside; `only` those whose names end so.
 
     Raises:
@@ -122,7 +122,7 @@ def pull(folder: Path, *, only: str = "") -> None:
                 path.unlink()
 
 
-def push(path: Path) -> None:
+def push_remote(path: Path) -> None:
     """Bring a file, or all files below a folder, to where it follows.
 
     Raises:
@@ -138,7 +138,7 @@ def push(path: Path) -> None:
             )
 
 
-def drop(folder: Path) -> None:
+def drop_remote(folder: Path) -> None:
     """Delete what a folder follows."""
     if url := url_of(folder):
         store = UrlStore(url)

@@ -22,15 +22,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from rich.table import Table
 
-from sweep.front.objectives import Objectives
-from sweep.front.pareto import epsilon_indicator, front_mask, hypervolume
-from sweep.front.resampling import Interval, binomial_resampling
-from sweep.ledger.reading import read_ledger
-from sweep.ledger.records import TrialRecord
-from sweep.plan.plan import SweepPlan
-from sweep.plan.plan_file import read_plan
+from sweep.front import Interval, Objectives, binomial_resampling, epsilon_indicator, front_mask, hypervolume
+from sweep.ledger import TrialRecord, read_ledger
+from sweep.plan import SweepPlan, read_plan
 from sweep.report.tables import ACCURACIES, brief, percent
-from sweep.state.sweep_state import SweepState, read_data_summary, state_of_trials
+from sweep.state import SweepState, read_data_summary, state_of_trials
 from trainer.errors import InputError
 
 if TYPE_CHECKING:
@@ -151,7 +147,7 @@ def _check_comparable(one: Sweep, other: Sweep) -> None:
         )
 
 
-def compare(a: Side, b: Side, *, seed: int = 0) -> _Comparison:
+def compare_sweeps(a: Side, b: Side, *, seed: int = 0) -> _Comparison:
     """Compare two sides.
 
     Args:
@@ -257,7 +253,7 @@ def _spread_of(side: Side, name: str) -> str:
     return ", ".join(f"{value} {count}" for value, count in Counter(map(str, values)).most_common())
 
 
-def verdict(comparison: _Comparison) -> str:
+def comparison_verdict(comparison: _Comparison) -> str:
     """In one line: who is ahead, and whether that is more than the noise of the judged images."""
     low, high = comparison.interval
     a, b, difference = comparison.a, comparison.b, comparison.difference
@@ -267,7 +263,7 @@ def verdict(comparison: _Comparison) -> str:
     return f"{a.name if difference > 0 else b.name} is ahead: {said}"
 
 
-def tables(comparison: _Comparison) -> list[Table]:
+def comparison_tables(comparison: _Comparison) -> list[Table]:
     """For a terminal of 80 columns."""
     a, b = comparison.a, comparison.b
     first, second = (ACCURACIES.get(name, name) for name in a.objectives.names[:2])
@@ -313,7 +309,7 @@ def _plain(comparison: _Comparison) -> dict[str, Any]:
     }
 
 
-def write_files(comparison: _Comparison) -> Path:
+def write_comparison_files(comparison: _Comparison) -> Path:
     """Picture and tables, beside the first sweep of the first side; their folder."""
     from sweep.report.figures import save_figure
 
@@ -332,10 +328,10 @@ def write_files(comparison: _Comparison) -> Path:
     return folder
 
 
-def markdown(comparison: _Comparison, run: str) -> str:
+def comparison_markdown(comparison: _Comparison, run: str) -> str:
     """For the description of the comparison's run."""
     a, b = comparison.a, comparison.b
-    lines = [f"**{verdict(comparison)}**", "", f"A: {a.name}; B: {b.name}", ""]
+    lines = [f"**{comparison_verdict(comparison)}**", "", f"A: {a.name}; B: {b.name}", ""]
     lines += [f"![Both fronts](get-artifact?path=compare%2Fcompare.png&run_uuid={run})", ""]
     lines += ["| ahead | from | to | lead at most |", "|:---|---:|---:|---:|"]
     for region in comparison.regions:
@@ -346,7 +342,7 @@ def markdown(comparison: _Comparison, run: str) -> str:
     return "\n".join(lines)
 
 
-def metrics(comparison: _Comparison) -> dict[str, float]:
+def comparison_metrics(comparison: _Comparison) -> dict[str, float]:
     """For MLflow."""
     return {
         "hypervolume_difference": comparison.difference,

@@ -24,10 +24,9 @@ from matplotlib.path import Path as MatplotlibPath
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
-from sweep.front.objectives import Objectives
-from sweep.front.pareto import front_mask, hypervolume, knee
-from sweep.ledger.records import TrialRecord
-from sweep.state.sweep_state import Replicates
+from sweep.front import Objectives, front_mask, hypervolume, knee
+from sweep.ledger import TrialRecord
+from sweep.state import Replicates
 from trainer.config import REGULARIZERS, EvaluationConfig
 from trainer.errors import InputError
 from trainer.intervals import wilson_interval

@@ -6,15 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from search_spaces.yaml_file import dump_yaml
-from sweep.ledger.records import Ledger
-from sweep.plan.plan import SweepPlan
-from sweep.plan.plan_file import plan_text
+from search_spaces import dump_yaml
+from sweep.ledger import Ledger
+from sweep.plan import SweepPlan, plan_text
 from sweep.report.figures import save_figure
 from sweep.report.importance import importance_csv, importance_figure, importances
 from sweep.report.page import front_page
 from sweep.report.tables import ACCURACIES, front_csv, front_picture
-from sweep.state.sweep_state import SweepState
+from sweep.state import SweepState
 
 _PAGE_DPI = 100
 """MLflow's page shows a picture in its own size, and has room for about 900 pixels across."""

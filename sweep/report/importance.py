@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from sweep.front import pareto as pareto_module
-from sweep.front.pareto import contributions
-from sweep.ledger.records import TrialRecord
-from sweep.plan.plan import SweepPlan
+from sweep.front import contributions
+from sweep.front import ranks as ranks_of
+from sweep.ledger import TrialRecord
+from sweep.plan import SweepPlan
 from sweep.report.tables import ACCURACIES
-from sweep.state.sweep_state import SweepState
+from sweep.state import SweepState
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,7 +51,7 @@ def importances(plan: SweepPlan, results: SweepState) -> list[_Importance]:
     targets = {ACCURACIES.get(name, name): points[:, axis] for axis, name in enumerate(objectives.names)}
     best = dict(zip(targets, objectives.maximise, strict=True))
     # A trial off the front adds nothing, and how far off it is matters then.
-    ranks = pareto_module.ranks(points, objectives)
+    ranks = ranks_of(points, objectives)
     added = contributions(points, objectives)
     targets[CONTRIBUTION] = np.where(ranks == 0, added, -ranks.astype(float))
     best[CONTRIBUTION] = True

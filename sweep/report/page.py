@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from sweep.front.objectives import Objectives
-from sweep.front.pareto import front_mask
-from sweep.plan.plan import SweepPlan
+from sweep.front import Objectives, front_mask
+from sweep.plan import SweepPlan
 from sweep.report.figures import AXES, LOOKS, UNKNOWN_LOOK, front_spots, staircase
 from sweep.report.tables import ACCURACIES, percent, verdict
-from sweep.state.sweep_state import SweepState
+from sweep.state import SweepState
 
 _TEMPLATE = Path(__file__).with_suffix(".html")
 

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 from rich.table import Table
 
-from sweep.ledger.records import TrialRecord
-from sweep.plan.plan import SweepPlan
-from sweep.state.sweep_state import SweepState
+from sweep.ledger import TrialRecord
+from sweep.plan import SweepPlan
+from sweep.state import SweepState
 from trainer.config import TrialConfig
 from trainer.presets import PRESETS
 from trainer.report import collapse

@@ -8,12 +8,11 @@ from typing import Any, NamedTuple
 
 from rich.table import Table
 
-from sweep.front import pareto as pareto_module
-from sweep.plan.plan import SweepPlan
+from sweep.front import hypervolume as hypervolume_of
+from sweep.plan import SweepPlan
 from sweep.report.tables import percent
-from sweep.search.agreement import ALIKE, Agreement, agreements
-from sweep.search.rungs import Rungs, rung_levels
-from sweep.state.sweep_state import SweepState
+from sweep.search import ALIKE, Agreement, Rungs, agreements, rung_levels
+from sweep.state import SweepState
 
 ETAS = (2, 3, 4, 8)
 """Shown where none is asked for."""
@@ -49,7 +48,7 @@ class _Replay(NamedTuple):
         return 1 - self.spent / self.logged if self.logged else 0.0
 
 
-def replay(plan: SweepPlan, results: SweepState, *, eta: int, grace_epochs: int, stop_chance: float) -> _Replay:
+def replay_sweep(plan: SweepPlan, results: SweepState, *, eta: int, grace_epochs: int, stop_chance: float) -> _Replay:
     """Put every report of a ledger, as it came, to rungs of other settings."""
     levels = rung_levels(grace_epochs=grace_epochs, eta=eta, epochs=plan.epochs_per_trial)
     rungs = Rungs(plan.objectives, levels=levels, eta=eta, require=plan.space.require, stop_chance=stop_chance)
@@ -64,7 +63,7 @@ def replay(plan: SweepPlan, results: SweepState, *, eta: int, grace_epochs: int,
     cut = {results.members(number)[0].number for number in stopped}
     kept = [record for number, record in results.contenders.items() if number not in cut]
     lost = tuple(sorted({record.number for record in results.front_records} & cut))
-    hypervolume = pareto_module.hypervolume(results.points(kept), plan.objectives)
+    hypervolume = hypervolume_of(results.points(kept), plan.objectives)
     return _Replay(eta, grace_epochs, rungs, spent, logged, stopped, lost, hypervolume)
 
 
@@ -96,7 +95,7 @@ def replay_table(replays: list[_Replay], results: SweepState) -> Table:
     return table
 
 
-def unknown(replays: list[_Replay], results: SweepState) -> list[int]:
+def unknown_ends(replays: list[_Replay], results: SweepState) -> list[int]:
     """Trials that the sweep itself stopped and one of the replays would not have: how they end is not logged."""
     return [number for number in results.stopped if any(number not in each.stopped for each in replays)]
 
@@ -123,7 +122,7 @@ def agreement_table(found: list[Agreement]) -> Table:
     return table
 
 
-def alarms(found: list[Agreement]) -> list[str]:
+def agreement_alarms(found: list[Agreement]) -> list[str]:
     """A line for every objective that some rungs order nearly by chance, as the next ones tell."""
     lines = []
     for name in dict.fromkeys(each.objective for each in found if each.low):

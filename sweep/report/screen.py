@@ -15,11 +15,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from sweep.ledger.records import TrialRecord
-from sweep.plan.plan import SweepPlan
-from sweep.report.tables import label, percent
+from sweep.ledger import TrialRecord
+from sweep.plan import SweepPlan
+from sweep.report.tables import percent, trial_label
 from sweep.report.words import duration
-from sweep.state.sweep_state import SweepState
+from sweep.state import SweepState
 
 _FRONT_SHOWN = 6
 _BAR_WIDTH = 80
@@ -126,7 +126,7 @@ class Screen:
                 f"{record.number:03d}",
                 epoch,
                 _accuracies(last) if last else "",
-                Text(label(self.plan.space, record.config), overflow="ellipsis", no_wrap=True),
+                Text(trial_label(self.plan.space, record.config), overflow="ellipsis", no_wrap=True),
             )
         return table
 

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
-from search_spaces.space import Space
-from sweep.plan.plan import SweepPlan
+from search_spaces import Space
+from sweep.plan import SweepPlan
 from sweep.report.links import FRONT, view_key, view_link
-from sweep.state.sweep_state import DataSummary, Replicates, SweepState
+from sweep.state import DataSummary, Replicates, SweepState
 from trainer.config import DATASET_DEFAULTS, EvaluationConfig, TrialConfig
 from trainer.human_agreement import ORACLE, HumanAgreement, Share
 from trainer.report import collapse
@@ -40,7 +40,7 @@ _LONGEST_NOTE = 7_800
 """Bytes of a description: MLflow cuts it off at 8,000, silently."""
 
 
-def label(space: Space, config: Mapping[str, Any]) -> str:
+def trial_label(space: Space, config: Mapping[str, Any]) -> str:
     """What differs between the trials of a sweep, short: `R=ot_triplet ws=0.31 m=0.05`."""
     return " ".join(f"{SHORT_NAMES.get(name, name)}={brief(v)}" for name, v in space.active(config).items())
 
@@ -111,7 +111,7 @@ def front_table(plan: SweepPlan, results: SweepState) -> Table:
     table.add_column("configuration", overflow="fold")
     for row in front_rows(plan, results):
         mark = "  <- knee" if row["knee"] else ""
-        table.add_row(_name_of(row), *cells(row), label(plan.space, results.trials[row["trial"]].config) + mark)
+        table.add_row(_name_of(row), *cells(row), trial_label(plan.space, results.trials[row["trial"]].config) + mark)
     return table
 
 
@@ -141,7 +141,8 @@ Open: {", ".join(f"[{name}]({link})" for name, link in links.items())}
 |{"---:|" * (len(columns) - 1)}:---|"""
     lines = [_markdown_row(plan, results, row, experiment, runs) for row in rows]
     commands = [
-        f"\n# {row['trial']:03d}\n{folded(run_again(plan, results.trials[row['trial']].config))}" for row in rows
+        f"\n# {row['trial']:03d}\n{folded_command(run_again(plan, results.trials[row['trial']].config))}"
+        for row in rows
     ]
     room = _LONGEST_NOTE - len(head.encode()) - 200
     table, room = _fitting(lines, room, "|" + " |" * (len(columns) - 1) + " and {} more: see front/front.csv |")
@@ -154,7 +155,7 @@ def _spaced(heading: str) -> str:
     return f"\N{NO-BREAK SPACE}{heading}\N{NO-BREAK SPACE}"
 
 
-def folded(command: str) -> str:
+def folded_command(command: str) -> str:
     """A command over several lines, as a shell takes it."""
     whole = command.replace("--set ", "--set\0")
     lines = textwrap.wrap(whole, 76, break_long_words=False, break_on_hyphens=False, subsequent_indent="  ")
@@ -183,7 +184,7 @@ def _markdown_row(
     name = f"[{name}](#/experiments/{experiment}/runs/{runs[number]})" if number in runs else name
     shares = " | ".join(cells(row))
     mark = " **knee**" if row["knee"] else ""
-    return f"| {name} | {shares} | `{label(plan.space, results.trials[number].config)}`{mark} |"
+    return f"| {name} | {shares} | `{trial_label(plan.space, results.trials[number].config)}`{mark} |"
 
 
 def _fitting(lines: list[str], room: int, more: str) -> tuple[list[str], int]:
@@ -217,7 +218,7 @@ def verdict(plan: SweepPlan, results: SweepState) -> str:
     evaluation = plan.space.evaluation
     units = "trials" if plan.seeds == 1 else f"configurations of {plan.seeds} seeds"
     stopped = f" ({len(results.stopped)} more stopped early)" if results.stopped else ""
-    broken = f", {len(results.infeasible)} of which break {required(plan)}" if results.infeasible else ""
+    broken = f", {len(results.infeasible)} of which break {requirements_text(plan)}" if results.infeasible else ""
     return (
         f"{evaluation.dataset}: front of {len(results.front_records)} among {len(results.configurations)} finished "
         f"{units}{broken}{stopped}, "
@@ -238,7 +239,7 @@ def _collapsed_trials(results: SweepState) -> str:
     return f" The embeddings of {len(numbers)} finished {trials} have collapsed: {' '.join(numbers[:_NAMED])}{more}."
 
 
-def required(plan: SweepPlan) -> str:
+def requirements_text(plan: SweepPlan) -> str:
     """What the sweep requires, in a line."""
     return " and ".join(map(str, plan.space.require))
 

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sweep.front.objectives import Objectives
-from sweep.ledger.records import TrialRecord
+from sweep.front import Objectives
+from sweep.ledger import TrialRecord
 from sweep.search.rung import at
 from trainer.report import STRENGTH
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 
-from sweep.ledger.records import TrialRecord
-from sweep.plan.plan import SweepPlan
-from sweep.state.sweep_state import SweepState
+from sweep.ledger import TrialRecord
+from sweep.plan import SweepPlan
+from sweep.state import SweepState
 
 _HOUR = 3600.0
 

@@ -6,13 +6,22 @@ import csv
 import io
 from pathlib import Path
 
-from search_spaces.reading import read_point
-from search_spaces.requirement import MEASURES
-from search_spaces.space import NOT_GIVEN, NOT_SWEPT, TRIAL_FIELDS, Space
-from search_spaces.yaml_file import LARGEST_FILE, Located, locate, parse_yaml, read_yaml
-from sweep.ledger.reading import read_ledger
-from sweep.plan.plan_file import read_plan
-from sweep.state.sweep_state import state_of_trials
+from search_spaces import (
+    LARGEST_FILE,
+    MEASURES,
+    NOT_GIVEN,
+    NOT_SWEPT,
+    TRIAL_FIELDS,
+    Located,
+    Space,
+    locate,
+    parse_yaml,
+    read_point,
+    read_yaml,
+)
+from sweep.ledger import read_ledger
+from sweep.plan import read_plan
+from sweep.state import state_of_trials
 from trainer.errors import InputError
 
 _FOUND = ("trial", "seeds", "epoch", "knee", "p_front", *MEASURES)

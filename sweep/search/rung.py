@@ -10,10 +10,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from search_spaces.requirement import Requirement, violation
-from sweep.front.incremental import Layers
-from sweep.front.objectives import Objectives
-from sweep.ledger.records import TrialRecord
+from search_spaces import Requirement, violation
+from sweep.front import Layers, Objectives
+from sweep.ledger import TrialRecord
 
 _REQUIRED = "required."
 """How the keys of what requirements name begin in a plain decision."""

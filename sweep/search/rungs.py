@@ -32,9 +32,9 @@ from typing import Any
 
 import numpy as np
 
-from search_spaces.requirement import Requirement
-from sweep.front.objectives import Objectives
-from sweep.ledger.records import TrialRecord
+from search_spaces import Requirement
+from sweep.front import Objectives
+from sweep.ledger import TrialRecord
 from sweep.search.rung import CHANGES, Decision, Observation, Rung, behind, group_key, required_names
 from trainer.report import STRENGTH
 

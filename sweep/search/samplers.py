@@ -14,9 +14,8 @@ from optuna.samplers import BaseSampler
 from optuna.storages import InMemoryStorage
 from optuna.trial import FrozenTrial, TrialState
 
-from search_spaces.space import Space
-from sweep.front.objectives import Objectives
-from sweep.front.pareto import front_mask
+from search_spaces import Space
+from sweep.front import Objectives, front_mask
 
 _GENERATIONS = 5
 """Of a sweep's configurations under NSGA-II and III, where neither of the next two says otherwise."""

@@ -24,11 +24,10 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 from ray.tune.search import Searcher
 
-from search_spaces.requirement import Requirement
-from search_spaces.space import Space
-from sweep.front.objectives import Objectives
-from sweep.ledger.records import TrialRecord
-from sweep.plan.plan import SweepPlan
+from search_spaces import Requirement, Space
+from sweep.front import Objectives
+from sweep.ledger import TrialRecord
+from sweep.plan import SweepPlan
 from sweep.search.result_keys import FAILURE, report_of
 from sweep.search.samplers import SAMPLERS, Window, make_sampler, mix, population
 

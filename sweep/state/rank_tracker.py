@@ -11,8 +11,8 @@ import bisect
 import math
 from typing import NamedTuple
 
-from sweep.front.incremental import Layers
-from sweep.ledger.records import TrialRecord
+from sweep.front import Layers
+from sweep.ledger import TrialRecord
 from sweep.state.sweep_state import SweepState
 
 GROWTH = 1.5

@@ -12,14 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from search_spaces.requirement import Requirement, violation
-from sweep.front import pareto as pareto_module
-from sweep.front.incremental import Front
-from sweep.front.objectives import Objectives
-from sweep.front.pareto import constrained_ranks, front_mask
-from sweep.front.resampling import Interval, front_probability, mean_intervals
-from sweep.ledger.records import TrialRecord
-from sweep.plan.plan import SweepPlan
+from search_spaces import Requirement, violation
+from sweep.front import Front, Interval, Objectives, constrained_ranks, front_mask, front_probability, mean_intervals
+from sweep.front import knee as knee_of
+from sweep.ledger import TrialRecord
+from sweep.plan import SweepPlan
 from trainer.errors import InputError
 
 DATA_SUMMARY = "prepared.json"
@@ -266,7 +263,7 @@ class SweepState:
             points = self.points(contenders)
             on_front = np.flatnonzero(front_mask(points, self.objectives))
             best_first = on_front[self.objectives.turn(points[on_front])[:, 0].argsort(kind="stable")[::-1]]
-            place = pareto_module.knee(points, self.objectives)
+            place = knee_of(points, self.objectives)
             knee = None if place is None else contenders[place].number
             self.found = _FoundFront(len(contenders), tuple(contenders[place] for place in best_first), knee)
         return self.found

@@ -6,9 +6,9 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sweep.plan.plan import SweepPlan
-from sweep.report.figures import save_figure
-from sweep.state.sweep_state import SweepState
+from sweep.plan import SweepPlan
+from sweep.report import save_figure
+from sweep.state import SweepState
 
 if TYPE_CHECKING:
     pass
@@ -17,10 +17,7 @@ if TYPE_CHECKING:
 def write_curves(plan: SweepPlan, results: SweepState, number: int, folder: Path) -> str:
     """A trial's accuracy over epsilon as its audit measured it, as picture and table; a digest of what is shown, or
     nothing for one that was not audited."""
-    from sweep.audit.audit import AUDIT_FOLDER, Audit
-    from sweep.audit.figures import curves_figure
-    from sweep.audit.finalists import Finalist
-    from sweep.audit.judging import AuditOptions, read_audited
+    from sweep.audit import AUDIT_FOLDER, Audit, AuditOptions, Finalist, curves_figure, read_audited
 
     found = [read_audited(path) for path in sorted((plan.folder / AUDIT_FOLDER).glob(f"{number:04d}-*.json"))]
     known = [audited for audited in found if audited is not None]

@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from sweep.plan.plan import SweepPlan
-from sweep.report.figures import INK, KNEE_COLOUR, MUTED, house_style, save_figure
+from sweep.plan import SweepPlan
+from sweep.report import INK, KNEE_COLOUR, MUTED, house_style, save_figure
 
 if TYPE_CHECKING:
     import numpy as np
     from matplotlib.axes import Axes
     from torch import Tensor, nn
 
-    from trainer.invariance.preparation import Prepared
+    from trainer.invariance import Prepared
 
 GALLERY = "gallery.png"
 EXAMPLES = 5
@@ -52,9 +52,8 @@ def draw_gallery(plan: SweepPlan, number: int, model: nn.Module, prepared: Prepa
 def sensitivity_examples(model: nn.Module, prepared: Prepared) -> list[_Example]:
     """Images that were right and that the judging attack broke, those first where the model is surest of the wrong
     answer."""
-    from trainer.attacks.worst_case import frozen, worst_case
-    from trainer.training.evaluation import judging_attacks
-    from trainer.training.trial import judging_generator
+    from trainer.attacks import frozen, worst_case
+    from trainer.training import judging_attacks, judging_generator
 
     evaluation, validation = prepared.evaluation, prepared.data.validation
     images, labels = validation.images[:_ATTACKED], validation.labels[:_ATTACKED]
@@ -72,10 +71,10 @@ def sensitivity_examples(model: nn.Module, prepared: Prepared) -> list[_Example]
 
 def invariance_examples(model: nn.Module, prepared: Prepared) -> list[_Example]:
     """Images whose class changed for the oracle, and for which the model still says the old one; the surest first."""
-    from trainer.training.evaluation import predict
+    from trainer.training import predict_labels
 
     judging = prepared.judging
-    said = predict(model, judging.images, batch_size=_ATTACKED)
+    said = predict_labels(model, judging.images, batch_size=_ATTACKED)
     stuck = judging.changed & (said == judging.source_labels)
     sources = judging.source_images[stuck]
     return _worst(model, prepared, sources, judging.images[stuck], judging.source_labels[stuck])

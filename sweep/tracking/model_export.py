@@ -19,14 +19,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sweep.plan.paths import trial_folder
-from sweep.plan.plan import SweepPlan
-from sweep.plan.plan_file import read_plan
+from sweep.plan import SweepPlan, read_plan, trial_folder
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from trainer.invariance.preparation import Prepared
+    from trainer.invariance import Prepared
 from sweep.tracking.gallery import EXAMPLE_BATCH, GALLERY, draw_gallery
 
 MODEL = "mlflow-model"
@@ -50,9 +48,8 @@ def export_models(plan: SweepPlan, numbers: Iterable[int], *, models: Iterable[i
 
 
 def _main(storage: str, name: str, *wanted: str) -> None:
-    from sweep.engine.preparation import make_task
-    from sweep.engine.trainable import prepare_shared
-    from trainer.training.trial import MODEL_FILE, load_model
+    from sweep.engine import make_task, prepare_shared
+    from trainer.training import MODEL_FILE, load_model
 
     plan = read_plan(name, storage=storage)
     prepared = prepare_shared(make_task(plan), lambda stage, done, total: None)

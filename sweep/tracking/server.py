@@ -15,8 +15,8 @@ import webbrowser
 from collections.abc import Callable
 from pathlib import Path
 
-from sweep.plan.plan import SweepPlan
-from sweep.report.links import FRONT, view_key, view_link
+from sweep.plan import SweepPlan
+from sweep.report import FRONT, view_key, view_link
 from sweep.tracking.tracking import ENVIRONMENT, connect
 from trainer.errors import InputError
 

@@ -22,17 +22,20 @@ from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sweep.forecast.kept import describe_cost
-from sweep.ledger.reading import read_ledger
-from sweep.ledger.records import TrialRecord
-from sweep.ledger.writing import take_lock
-from sweep.plan.mlflow_address import masked
-from sweep.plan.plan import SweepPlan
-from sweep.report.links import FRONT, view_key, view_link
-from sweep.report.replay import agreements_of
-from sweep.report.tables import folded, front_markdown, label, run_again
-from sweep.state.rank_tracker import RankTracker, TrackedRank
-from sweep.state.sweep_state import Milestone, SweepState, read_data_summary, seconds_of, state_of_trials
+from sweep.forecast import describe_cost
+from sweep.ledger import TrialRecord, read_ledger, take_lock
+from sweep.plan import SweepPlan, masked
+from sweep.report import (
+    FRONT,
+    agreements_of,
+    folded_command,
+    front_markdown,
+    run_again,
+    trial_label,
+    view_key,
+    view_link,
+)
+from sweep.state import Milestone, RankTracker, SweepState, TrackedRank, read_data_summary, seconds_of, state_of_trials
 from sweep.tracking.views import CHECKED_VERSION, DOMINATED_COLOUR, FRONT_COLOUR, KNEE_COLOUR, outdated, view_tags
 from trainer.errors import InputError
 
@@ -341,7 +344,7 @@ class Writer:
 
     def create_child(self, record: TrialRecord) -> Child:
         tags, started = self.first_words(record), int((record.started or 0) * 1000)
-        name = f"{record.number:03d} {label(self.plan.space, record.config)}"
+        name = f"{record.number:03d} {trial_label(self.plan.space, record.config)}"
         run_id = self.create_run(start_time=started, run_name=name, tags=tags)
         child = self.children[record.number] = Child(run_id, set(), tags=tags)
         return child
@@ -381,9 +384,10 @@ class Writer:
     def last_words(self, record: TrialRecord) -> dict[str, str]:
         """Tags of a trial that has ended."""
         plan, hours = self.plan, seconds_of(record) / 3600
+        command = folded_command(run_again(plan, record.config))
         tags = {
             "otsweep.cost": f"{hours * plan.cpus_per_trial:.4g} CPU hours, {hours * plan.gpus_per_trial:.4g} GPU hours",
-            "mlflow.note.content": f"Run this point again:\n\n```\n{folded(run_again(plan, record.config))}\n```",
+            "mlflow.note.content": f"Run this point again:\n\n```\n{command}\n```",
             _COMPLETE: _FORMAT,
         }
         return tags | ({"otsweep.reason": record.reason} if record.reason else {})
@@ -466,7 +470,7 @@ class Writer:
 
     def write_exhibits(self) -> None:
         """What the front's trials show of themselves; models of the others too, where the plan asks for them."""
-        from sweep.plan.paths import trial_folder
+        from sweep.plan import trial_folder
         from sweep.tracking.model_export import MODEL, export_models
 
         if self.plan.keep_models == "none":
@@ -568,7 +572,7 @@ class Writer:
 
     def write_files(self) -> None:
         """The front as pictures, tables and a page that needs nothing else."""
-        from sweep.report.files import LOGGED_TABLES, write_front_files
+        from sweep.report import LOGGED_TABLES, write_front_files
 
         begun = time.thread_time()
         with tempfile.TemporaryDirectory(prefix="otsweep-front-") as scratch:

@@ -11,8 +11,8 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sweep.plan.plan import SweepPlan
-from sweep.report.links import ALL, COST, FRONT, view_key
+from sweep.plan import SweepPlan
+from sweep.report import ALL, COST, FRONT, view_key
 
 CHECKED_VERSION = "3.17"
 """Of MLflow, with which the views were seen to open."""

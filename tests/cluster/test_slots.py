@@ -33,7 +33,7 @@ def plan_of(tmp_path: Path) -> Any:
 
 
 def offer(monkeypatch: pytest.MonkeyPatch, *nodes: Node) -> None:
-    monkeypatch.setattr(slots, "nodes", lambda: list(nodes))
+    monkeypatch.setattr(slots, "alive_nodes", lambda: list(nodes))
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from sweep.ledger.writing import LedgerWriter
 from sweep.plan.objectives import OBJECTIVES
 from sweep.plan.plan import SweepPlan, make_plan
 from sweep.report import comparison as comparing
-from sweep.report.comparison import Side, Sweep, compare, heights
+from sweep.report.comparison import Side, Sweep, compare_sweeps, heights
 from sweep.state.sweep_state import SweepState
 from tests.support.recorded_sweeps import RECORDED, recorded
 from trainer.config import TrialConfig
@@ -71,7 +71,7 @@ def test_against_moocore_and_its_own_mirror(
     a, b = side(plan, "a", mine), side(plan, "b", theirs)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(comparing, "DRAWS", 10)
-        there, back = compare(a, b), compare(b, a)
+        there, back = compare_sweeps(a, b), compare_sweeps(b, a)
     x, y = np.array(mine), np.array(theirs)
     assert there.epsilon[0] == pytest.approx(moocore.epsilon_additive(x, ref=y, maximise=True), abs=1e-12)
     volumes = [moocore.hypervolume(-points, ref=np.zeros(2)) for points in (x, y, np.vstack([x, y]))]
@@ -119,20 +119,20 @@ def test_attainment_is_that_of_moocore(plan: SweepPlan) -> None:
 
 def test_the_interval_covers_no_difference_of_a_front_with_itself(plan: SweepPlan) -> None:
     points = [(0.1, 0.6), (0.3, 0.4), (0.5, 0.2)]
-    low, high = compare(side(plan, "a", points), side(plan, "b", points)).interval
+    low, high = compare_sweeps(side(plan, "a", points), side(plan, "b", points)).interval
     assert low < 0 < high
     assert high - low < 0.2
     better = [(x + 0.4, y + 0.3) for x, y in points]
-    comparison = compare(side(plan, "a", better), side(plan, "b", points))
+    comparison = compare_sweeps(side(plan, "a", better), side(plan, "b", points))
     assert comparison.interval.low > 0
-    assert comparing.verdict(comparison).startswith("a is ahead")
-    assert comparison.interval == compare(side(plan, "a", better), side(plan, "b", points)).interval
+    assert comparing.comparison_verdict(comparison).startswith("a is ahead")
+    assert comparison.interval == compare_sweeps(side(plan, "a", better), side(plan, "b", points)).interval
 
 
 def test_more_seeds_are_a_mean_and_a_band(plan: SweepPlan) -> None:
     a = side(plan, "a", [(0.2, 0.2)], [(0.4, 0.4)])
     assert a.hypervolume == pytest.approx((0.04 + 0.16) / 2)
-    drawn = comparing.figure(compare(a, side(plan, "b", [(0.3, 0.3)])))
+    drawn = comparing.figure(compare_sweeps(a, side(plan, "b", [(0.3, 0.3)])))
     labels = drawn.axes[0].get_legend_handles_labels()[1]
     assert labels == ["A: front", "A: all to any seed", "B: front"]
 
@@ -149,7 +149,7 @@ def test_fronts_that_were_judged_differently_are_refused(plan: SweepPlan, change
     a, b = side(plan, "a", [(0.2, 0.2)]), side(plan, "b", [(0.2, 0.2)])
     b.sweeps[0].results.facts |= change
     with pytest.raises(InputError, match=f"judged differently, so their points can't be compared: {named}"):
-        compare(a, b)
+        compare_sweeps(a, b)
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

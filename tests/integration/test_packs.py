@@ -25,7 +25,7 @@ from sweep.engine.ledger_callback import LedgerCallback
 from sweep.engine.pack_worker import PackFailed, PackLost, PackWorker
 from sweep.engine.packs import LIGHT, PackedTrial, Packs, why_failed
 from sweep.engine.preparation import make_task
-from sweep.engine.ray_session import ray_session
+from sweep.engine.ray_start import ray_session
 from sweep.engine.slots import Node, Slots, concurrency
 from sweep.ledger.records import TrialRecord
 from sweep.ledger.writing import LedgerWriter

@@ -15,7 +15,7 @@ import pytest
 from sweep.ledger.reading import read_ledger
 from sweep.ledger.records import TrialRecord
 from sweep.plan.paths import storage_folder
-from sweep.plan.remote_storage import MARK, UrlStore, folder_of, pull, push, url_of
+from sweep.plan.remote_storage import MARK, UrlStore, folder_of, pull_remote, push_remote, url_of
 from tests.integration.test_sweep import PATIENCE
 from tests.support.ray_nodes import answers, end, free_ports, kill, start, wait_for
 from trainer.errors import InputError
@@ -90,12 +90,12 @@ def test_a_folder_follows_its_url(bucket: Bucket) -> None:
     (folder / "name" / "ledger").mkdir(parents=True)
     (folder / "name" / "plan.yaml").write_text("a plan")
     (folder / "name" / "ledger" / "part").write_text("events")
-    push(folder / "name")
+    push_remote(folder / "name")
     UrlStore(f"{url}/name/trials/0000").write("checkpoint", b"")
     UrlStore(f"{url}/name/ledger").delete("part")
     UrlStore(f"{url}/name/ledger").write("log.jsonl", b"newer")
     (folder / "name" / "plan.yaml").write_text("changed here alone")
-    pull(folder / "name")
+    pull_remote(folder / "name")
     there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert there - {MARK} == {"name/plan.yaml", "name/ledger/log.jsonl", "name/.pull.lock"}
     assert (folder / "name" / "plan.yaml").read_text() == "a plan"
@@ -103,8 +103,8 @@ def test_a_folder_follows_its_url(bucket: Bucket) -> None:
 
 def test_a_plain_folder_follows_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("a")
-    push(tmp_path / "file")
-    pull(tmp_path)
+    push_remote(tmp_path / "file")
+    pull_remote(tmp_path)
     assert url_of(tmp_path) is None
     assert storage_folder(f"file://{tmp_path}") == tmp_path
 
@@ -145,7 +145,7 @@ def test_a_killed_sweep_goes_on_elsewhere_from_the_url(bucket: Bucket, tmp_path:
     )
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     for name in ("whole", "killed"):
-        pull(storage_folder(bucket.url) / name)
+        pull_remote(storage_folder(bucket.url) / name)
     folder = storage_folder(bucket.url)
     assert numbers(folder, "killed") == numbers(folder, "whole")
     attempts = [record.attempts for record in read_ledger(folder / "killed").trials.values()]

@@ -43,6 +43,9 @@ ROOMS = [
 ]
 """From the ground up: a room imports from floors below its own. A new room is given its place in this list."""
 
+KEPT_OPEN = {"sweep.cli": {"main"}}
+"""What a door offers to people and programs alone."""
+
 TENSORS_ONLY = [
     "trainer.attacks",
     "trainer.invariance.alignments",
@@ -171,6 +174,58 @@ def test_imports_go_one_way_from_room_to_room(module: str) -> None:
     assert here in FLOORS, f"{module} has no place in ROOMS"
     outside = [each for each in ours(module) if room(each.target) != here]
     assert places(module, [each for each in outside if FLOORS.get(room(each.target), 99) >= FLOORS[here]]) == []
+
+
+@pytest.mark.parametrize("module", OURS)
+def test_a_room_is_entered_by_its_door(module: str) -> None:
+    """Another room imports from the folder itself, whose `__init__` lists what it offers."""
+    inside = [each for each in ours(module) if room(each.target) != room(module)]
+    doors = {name for name, path in FILES.items() if path.name == "__init__.py"}
+    assert places(module, [each for each in inside if each.target not in doors and room(each.target) in doors]) == []
+
+
+@pytest.mark.parametrize("module", [module for module, path in FILES.items() if path.name == "__init__.py"])
+def test_a_door_offers_what_other_rooms_use_and_nothing_else(module: str) -> None:
+    offered = {name for each in ours(module) for name in each.names}
+    used = {
+        name for other in OURS if room(other) != module for each in ours(other) if each.target == module
+        for name in each.names
+    }  # fmt: skip
+    assert offered - used <= KEPT_OPEN.get(module, set())
+
+
+@pytest.mark.parametrize("module", OURS)
+def test_nobody_imports_what_another_keeps_for_itself(module: str) -> None:
+    assert [name for each in ours(module) for name in each.names if name.startswith("_")] == []
+
+
+def top_level_names(module: str) -> set[str]:
+    """What a module defines, its imports aside."""
+    names = set()
+    for node in ast.parse(FILES[module].read_text()).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            names.add(node.name)
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names |= {each.id for target in targets for each in ast.walk(target) if isinstance(each, ast.Name)}
+    return {name for name in names if not name.startswith("__")}
+
+
+@cache
+def words_elsewhere() -> Mapping[str, set[str]]:
+    """Every word of the project's and the tests' code, with the files that it stands in."""
+    found: dict[str, set[str]] = {}
+    for path in (*FILES.values(), *(ROOT / "tests").rglob("*.py"), ROOT / "pyproject.toml"):
+        for word in set(re.findall(r"\w+", path.read_text())):
+            found.setdefault(word, set()).add(str(path))
+    return found
+
+
+@pytest.mark.parametrize("module", OURS)
+def test_what_is_used_in_its_own_module_alone_begins_with_an_underscore(module: str) -> None:
+    own = str(FILES[module])
+    alone = {name for name in top_level_names(module) if words_elsewhere()[name] == {own}}
+    assert sorted(name for name in alone if not name.startswith("_")) == []
 
 
 @pytest.mark.parametrize("module", [module for module in OURS if module.startswith(tuple(TENSORS_ONLY))])

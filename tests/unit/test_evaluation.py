@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from trainer.attacks.pgd import pgd_attack
-from trainer.attacks.worst_case import Attack, Victim
+from trainer.attacks.attack import Attack, Victim
+from trainer.attacks.gradient import pgd_attack
 from trainer.config import EvaluationConfig
 from trainer.data.datasets import Split
 from trainer.errors import TrialFailed

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
+from trainer.attacks.attack import Logits, frozen, worst_case
 from trainer.attacks.evidence import (
     Curve,
     Evidence,
@@ -25,9 +26,8 @@ from trainer.attacks.evidence import (
     white_box,
     wilson_interval,
 )
+from trainer.attacks.gradient import cross_entropy_loss, pgd, pgd_attack
 from trainer.attacks.norms import NORMS
-from trainer.attacks.pgd import cross_entropy_loss, pgd, pgd_attack
-from trainer.attacks.worst_case import Logits, frozen, worst_case
 from trainer.data.datasets import Data
 from trainer.errors import InputError
 

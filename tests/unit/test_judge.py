@@ -19,9 +19,9 @@ from trainer.invariance.judge import (
     augment,
     build_judge,
     draw_unevenly,
-    half,
     regions,
     train_judge,
+    training_half,
 )
 
 EVEN = UnevenInk(faded=0, missing=0, pale=0, specks=0)
@@ -125,7 +125,7 @@ def test_state_round_trips(digits: tuple[Tensor, Tensor], monkeypatch: pytest.Mo
 
 
 def test_roles_share_neither_images_nor_architecture() -> None:
-    indices = [set(range(101)[half(101, role)]) for role in ROLES]
+    indices = [set(range(101)[training_half(101, role)]) for role in ROLES]
     assert indices[0].isdisjoint(indices[1])
     assert set.union(*indices) == set(range(101))
     shapes = [[tuple(p.shape) for p in build_judge("mnist", role, (1, 28, 28), 10).parameters()] for role in ROLES]

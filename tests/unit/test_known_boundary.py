@@ -24,7 +24,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainer.attacks.pgd import pgd_attack
+from trainer.attacks.gradient import pgd_attack
 from trainer.config import EvaluationConfig
 from trainer.data.datasets import Data, Split
 from trainer.errors import InputError

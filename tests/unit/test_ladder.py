@@ -15,7 +15,7 @@ from sweep.ledger.records import TrialRecord
 from sweep.plan.objectives import OBJECTIVES
 from sweep.plan.plan import make_plan
 from sweep.plan.plan_file import read_plan
-from sweep.report.replay import agreements_of, alarms
+from sweep.report.replay import agreement_alarms, agreements_of
 from sweep.search.agreement import agreements
 from sweep.state.sweep_state import state_of_trials
 from tests.integration.test_sweep import otsweep, run_words
@@ -115,7 +115,7 @@ def test_the_order_between_rungs_is_kendalls() -> None:
     same = sum(np.sign((kept[i] - kept[j]) * (lost[i] - lost[j])) for i, j in pairs)
     assert found[2].correlation == pytest.approx(same / len(pairs))
     assert [each.low for each in found] == [False, False, True, True]
-    assert [line.split(" at ")[0] for line in alarms(found)] == [
+    assert [line.split(" at ")[0] for line in agreement_alarms(found)] == [
         "alarm: the order in sensitivity",
         "alarm: the order in invariance",
     ]

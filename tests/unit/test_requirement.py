@@ -23,7 +23,7 @@ from sweep.ledger.writing import LedgerWriter
 from sweep.plan.objectives import OBJECTIVES
 from sweep.plan.plan import SweepPlan, make_plan
 from sweep.plan.plan_file import parse_plan, plan_text, write_plan
-from sweep.report.replay import replay
+from sweep.report.replay import replay_sweep
 from sweep.report.tables import front_json, front_picture, verdict
 from sweep.search.rung import Decision
 from sweep.search.rungs import Rungs
@@ -147,10 +147,12 @@ def test_table_picture_and_json_say_how_many(plan: SweepPlan, results: SweepStat
 
 def test_a_replay_loses_only_what_counts(plan: SweepPlan, results: SweepState) -> None:
     """Were clean accuracy ignored, the infeasible 1 would stop 4, which stands on the front."""
-    bounded = replay(plan, results, eta=2, grace_epochs=1, stop_chance=1.0)
+    bounded = replay_sweep(plan, results, eta=2, grace_epochs=1, stop_chance=1.0)
     assert (bounded.stopped, bounded.lost) == ((1, 3), ())
     free = dataclasses.replace(plan, space=dataclasses.replace(plan.space, require=()))
-    assert replay(free, state_of_trials(free, results.trials), eta=2, grace_epochs=1, stop_chance=1.0).stopped == (2, 4)
+    assert replay_sweep(
+        free, state_of_trials(free, results.trials), eta=2, grace_epochs=1, stop_chance=1.0
+    ).stopped == (2, 4)
 
 
 def test_the_front_command_counts_what_the_ledger_holds(

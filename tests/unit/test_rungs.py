@@ -25,7 +25,7 @@ from sweep.ledger.writing import LedgerWriter
 from sweep.plan.objectives import OBJECTIVES
 from sweep.plan.plan import SweepPlan
 from sweep.plan.plan_file import read_plan
-from sweep.report.replay import replay
+from sweep.report.replay import replay_sweep
 from sweep.search.rung import CHANGES, Decision, Rung, RungPosition, behind, farthest_first, group_key
 from sweep.search.rungs import Rungs, rung_levels
 from sweep.search.search import ParetoSearch
@@ -623,7 +623,7 @@ def test_a_replay_with_a_sweeps_own_settings_decides_as_it_did(
 ) -> None:
     plan, trials = recorded(storage, "undisturbed")
     results = SweepState(plan.objectives, trials, total=plan.trials)
-    again = replay(plan, results, eta=plan.eta, grace_epochs=plan.grace_epochs, stop_chance=plan.stop_chance)
+    again = replay_sweep(plan, results, eta=plan.eta, grace_epochs=plan.grace_epochs, stop_chance=plan.stop_chance)
     for number, record in trials.items():
         assert [each.to_dict(plan.objectives) for each in again.rungs.decisions[number]] == record.decisions
     assert (again.saved, again.lost, set(again.stopped)) == (0.0, (), set(results.stopped))

@@ -32,7 +32,7 @@ from trainer.training.step import (
     forward,
     make_optimizer,
     placed,
-    predict,
+    predict_views,
     random_stream,
     sensitivity_images,
     update,
@@ -344,7 +344,7 @@ def test_views_join_in_one_pass_beside_the_shared_one(shared: bool) -> None:
     expected = {name: model(images) for name, images in seen.items()}
     clean = CleanPass(batch.images, expected["clean"]) if shared else None
     passed = passes(model)
-    found = predict(model, seen, clean)
+    found = predict_views(model, seen, clean)
     assert passed == [(2 if shared else 3) * len(batch.labels)]
     assert list(found) == list(seen)
     for name, prediction in found.items():

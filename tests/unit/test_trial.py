@@ -22,7 +22,7 @@ from trainer.invariance.preparation import Prepared
 from trainer.objective.terms import LossTerms
 from trainer.report import EpochReport
 from trainer.training import trial
-from trainer.training.evaluation import Evaluation, predict
+from trainer.training.evaluation import Evaluation, predict_labels
 from trainer.training.trial import MODEL_FILE, TrialState, advance, load_model, run_trial, summarise
 
 EPOCHS = 3
@@ -381,7 +381,7 @@ def test_the_last_report_and_the_model_are_those_of_the_chosen_epoch(
     model = load_model(store.folder / MODEL_FILE)
     images, labels = prepared.data.validation
     assert not model.training
-    assert (predict(model, images, batch_size=len(labels)) == labels).double().mean() == final.clean_accuracy
+    assert (predict_labels(model, images, batch_size=len(labels)) == labels).double().mean() == final.clean_accuracy
 
 
 def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:

@@ -1,1 +1,42 @@
 """Sensitivity attacks: norms, FGSM, PGD, APGD, Square, their worst case, and whether an attack means something."""
+
+from trainer.attacks.apgd import apgd_attack, embedding_attack, targeted_apgd_attack
+from trainer.attacks.attack import Attack, Victim, check_logits, frozen, predict, worst_case
+from trainer.attacks.evidence import Evidence, gather_evidence
+from trainer.attacks.gradient import (
+    Loss,
+    cross_entropy_loss,
+    cross_entropy_scores,
+    fgsm,
+    kl_loss,
+    pgd,
+    pgd_attack,
+    score_with_gradient,
+)
+from trainer.attacks.norms import NORMS, Draws
+from trainer.attacks.square import square_attack
+
+__all__ = [
+    "apgd_attack",
+    "Attack",
+    "check_logits",
+    "cross_entropy_loss",
+    "cross_entropy_scores",
+    "Draws",
+    "embedding_attack",
+    "Evidence",
+    "fgsm",
+    "frozen",
+    "gather_evidence",
+    "kl_loss",
+    "Loss",
+    "NORMS",
+    "pgd",
+    "pgd_attack",
+    "predict",
+    "score_with_gradient",
+    "square_attack",
+    "targeted_apgd_attack",
+    "Victim",
+    "worst_case",
+]

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from trainer.attacks.apgd import apgd_attack, targeted_apgd_attack
+from trainer.attacks.attack import Attack, Logits, Victim, check_images, predict, worst_case
+from trainer.attacks.gradient import cross_entropy_loss, input_gradient, pgd
 from trainer.attacks.norms import norm_named
-from trainer.attacks.pgd import cross_entropy_loss, input_gradient, pgd
 from trainer.attacks.square import square_attack
-from trainer.attacks.worst_case import Attack, Logits, Victim, check_images, predict, worst_case
 from trainer.errors import InputError
 from trainer.intervals import Interval, wilson_interval
 

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trainer.attacks.attack import Attack, Victim, margin
 from trainer.attacks.norms import NORMS, checked_ball, choose, positive, uniform
-from trainer.attacks.worst_case import Attack, Victim, margin
 
 
 def square_attack(*, norm: str, epsilon: float, queries: int = 5000, restarts: int = 1) -> Attack:

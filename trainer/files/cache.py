@@ -14,12 +14,12 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from trainer.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _FORMAT = 2
 """Of the cached files and of the procedures that fill them: raise it when either changes."""
@@ -94,6 +94,8 @@ def _locked(path: Path) -> Iterator[None]:
 
 def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors, then their checksum, each to a file aside that is then renamed."""
+    import torch
+
     buffer = io.BytesIO()
     torch.save({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, buffer)
     _replace(path, buffer.getbuffer())
@@ -109,6 +111,8 @@ def _replace(path: Path, content: bytes | memoryview) -> None:
 
 def _read(path: Path) -> dict[str, Tensor] | None:
     """The tensors under `path`, memory-mapped; None where there are none or the checksum tells of damage."""
+    import torch
+
     checksum = path.with_suffix(".sha256")
     if not path.exists() or not checksum.exists():
         return None

@@ -8,8 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-
 from trainer.files.atomic import patiently, write_whole
 
 KEPT = 2
@@ -81,6 +79,9 @@ def _checkpoint_names(store: Store) -> list[str]:
 
 
 def to_bytes(state: dict[str, Any]) -> bytes:
+    """Return the state as `from_bytes` reads it."""
+    import torch
+
     buffer = io.BytesIO()
     torch.save(state, buffer)
     return buffer.getvalue()
@@ -92,6 +93,8 @@ def from_bytes(content: bytes) -> dict[str, Any]:
     Raises:
         ValueError: for anything else.
     """
+    import torch
+
     try:
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 - the reader raises whatever damaged bytes lead it to

@@ -32,7 +32,7 @@ from trainer.words import did_you_mean
 
 ABSTAINS = -1
 ROLES = ("judge", "teacher")
-BATCH = 128
+TRAINING_BATCH = 128
 _LEAST_STEPS = 300
 """Of training on few images: they are passed over more often, or the members stay in doubt of everything."""
 _LABEL_BATCH = 1000
@@ -214,7 +214,7 @@ def build_judge(dataset: str, role: str, shape: tuple[int, ...], classes: int) -
         )
 
 
-def half(count: int, role: str) -> slice:
+def training_half(count: int, role: str) -> slice:
     """The training images that a role may see: the judge the even ones, the teacher the odd ones."""
     return slice(ROLES.index(role), count, 2)
 
@@ -241,9 +241,9 @@ def train_judge(
         progress: told epochs done and epochs in all, over all members.
     """
     recipe = recipe_for(dataset)
-    own = half(len(labels), role)
+    own = training_half(len(labels), role)
     oracle = build_judge(dataset, role, tuple(images.shape[1:]), classes).to(images.device)
-    done, total = itertools.count(1), passes(recipe, len(labels[own])) * len(oracle.members)
+    done, total = itertools.count(1), training_passes(recipe, len(labels[own])) * len(oracle.members)
 
     def train(number: int) -> None:
         generator = torch.Generator(images.device).manual_seed(_member_seed(seed, role, number))
@@ -257,9 +257,9 @@ def train_judge(
     return oracle.eval().requires_grad_(False)
 
 
-def passes(recipe: _Recipe, images: int) -> int:
+def training_passes(recipe: _Recipe, images: int) -> int:
     """How often so many images are passed over."""
-    return max(recipe.epochs, -(-_LEAST_STEPS // -(-images // BATCH)))
+    return max(recipe.epochs, -(-_LEAST_STEPS // -(-images // TRAINING_BATCH)))
 
 
 def _member_seed(seed: int, role: str, number: int) -> int:
@@ -287,12 +287,12 @@ def train_member(
     """Minimise cross-entropy on augmented images, the learning rate rising and falling once; `tell` every epoch."""
     _initialise(member, generator)
     member.train().requires_grad_(True)
-    steps, epochs = -(-len(labels) // BATCH), passes(recipe, len(labels))
+    steps, epochs = -(-len(labels) // TRAINING_BATCH), training_passes(recipe, len(labels))
     optimizer = torch.optim.AdamW(member.parameters(), lr=recipe.learning_rate, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, total_steps=steps * epochs)
     for _ in range(epochs):
         order = torch.randperm(len(labels), generator=generator, device=generator.device)
-        for chosen in order.split(BATCH):
+        for chosen in order.split(TRAINING_BATCH):
             seen = augment(images[chosen], recipe, generator)
             if uneven:
                 seen = draw_unevenly(seen, uneven, generator)

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainer.attacks.worst_case import frozen, predict
-from trainer.data.datasets import Split
+from trainer.attacks import frozen, predict
+from trainer.data import Split
 from trainer.errors import InputError
 from trainer.human_agreement import (
     EXAMPLES_OPTION,

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from trainer.data.datasets import Split
+from trainer.data import Split
 from trainer.errors import InputError
 from trainer.invariance.attacks import INVARIANCE_ATTACKS, cheapest
 from trainer.invariance.judge import ABSTAINS

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from trainer.config import EvaluationConfig
-from trainer.data.datasets import Data, Split, load_data
+from trainer.data import Data, Split, load_data
 from trainer.errors import InputError
-from trainer.files.cache import Cache
+from trainer.files import Cache
 from trainer.invariance.alignments import alignments_for
 from trainer.invariance.attacks import INVARIANCE_ATTACKS, PAPER_TARGETS, allowed_targets
 from trainer.invariance.judge import ABSTAINS, Judge, Quality, build_judge, recipe_for, train_judge

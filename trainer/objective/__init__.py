@@ -1,1 +1,14 @@
 """The objective of a trial, term by term: transport, regularisers, weights."""
+
+from trainer.objective.diagnosis import embedding_spread, gradient_shares
+from trainer.objective.terms import Knobs, LossTerms, loss_terms, total, transport_attack_loss
+
+__all__ = [
+    "embedding_spread",
+    "gradient_shares",
+    "Knobs",
+    "loss_terms",
+    "LossTerms",
+    "total",
+    "transport_attack_loss",
+]

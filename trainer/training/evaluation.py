@@ -10,14 +10,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from trainer.attacks.apgd import apgd_attack, embedding_attack, targeted_apgd_attack
-from trainer.attacks.pgd import pgd_attack
-from trainer.attacks.square import square_attack
-from trainer.attacks.worst_case import Attack, frozen, worst_case
-from trainer.attacks.worst_case import predict as predict_logits
+from trainer.attacks import (
+    Attack,
+    apgd_attack,
+    embedding_attack,
+    frozen,
+    pgd_attack,
+    square_attack,
+    targeted_apgd_attack,
+    worst_case,
+)
+from trainer.attacks import predict as predict_logits
 from trainer.config import EvaluationConfig
-from trainer.data.datasets import Split
-from trainer.invariance.perturbations import JudgingSet
+from trainer.data import Split
+from trainer.invariance import JudgingSet
 
 BATCH = {"cpu": 256, "cuda": 2048}
 """Images per pass of the model: what a CPU's caches hold, what fills a GPU."""
@@ -65,8 +71,8 @@ def evaluate(
             generator=generator,
             batch_size=batch,
         )
-        answers = predict(model, judging.images, batch_size=batch)
-        right_when_clean = predict(model, judging.source_images, batch_size=batch) == judging.source_labels
+        answers = predict_labels(model, judging.images, batch_size=batch)
+        right_when_clean = predict_labels(model, judging.source_images, batch_size=batch) == judging.source_labels
     return figures(result.clean, result.survived, judging, answers, right_when_clean)
 
 
@@ -93,7 +99,7 @@ def figures(
     )
 
 
-def predict(model: nn.Module, images: Tensor, *, batch_size: int) -> Tensor:
+def predict_labels(model: nn.Module, images: Tensor, *, batch_size: int) -> Tensor:
     """The model's answers (N,) to images (N, C, H, W), in the mode the model is in."""
     return predict_logits(lambda batch: model(batch).logits, images, batch_size=batch_size).argmax(1)
 

@@ -15,8 +15,8 @@ import torch
 
 from trainer.config import EvaluationConfig, TrialConfig, check_packable
 from trainer.errors import OtsweepError
-from trainer.files.checkpoints import Store
-from trainer.invariance.preparation import Prepared
+from trainer.files import Store
+from trainer.invariance import Prepared
 from trainer.report import EpochReport
 from trainer.training.evaluation import Evaluation
 from trainer.training.stacked import train_together

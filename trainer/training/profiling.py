@@ -20,22 +20,33 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from trainer.attacks.worst_case import frozen
+from trainer.attacks import frozen
 from trainer.config import EvaluationConfig, TrialConfig
 from trainer.cost import Cost
-from trainer.data.datasets import Split, load_data
-from trainer.files.cache import NotPrepared, ReadOnlyCache
-from trainer.files.checkpoints import Store, save_checkpoint, to_bytes
-from trainer.invariance import judge as oracle
-from trainer.invariance.alignments import alignments_for
-from trainer.invariance.attacks import INVARIANCE_ATTACKS, allowed_targets
-from trainer.invariance.neighbours import bring_back, find_neighbours
-from trainer.invariance.perturbations import JudgingSet, TrainingPerturbation
-from trainer.invariance.preparation import PreparationPipeline, Prepared
-from trainer.objective.terms import Knobs
+from trainer.data import Split, load_data
+from trainer.files import NotPrepared, ReadOnlyCache, Store, save_checkpoint, to_bytes
+from trainer.invariance import (
+    INVARIANCE_ATTACKS,
+    TRAINING_BATCH,
+    Judge,
+    JudgingSet,
+    PreparationPipeline,
+    Prepared,
+    TrainingPerturbation,
+    alignments_for,
+    allowed_targets,
+    bring_back,
+    build_judge,
+    find_neighbours,
+    recipe_for,
+    train_member,
+    training_half,
+    training_passes,
+)
+from trainer.objective import Knobs
 from trainer.parallel import threads
 from trainer.report import EpochReport
-from trainer.training.evaluation import BATCH, Evaluation, evaluate, judging_attacks, predict
+from trainer.training.evaluation import BATCH, Evaluation, evaluate, judging_attacks, predict_labels
 from trainer.training.pack import check_packable
 from trainer.training.stacked import train_together
 from trainer.training.stacking import StackedAdamW, StackedModel
@@ -205,7 +216,7 @@ class Timer:
         judging = JudgingSet(*(field[: math.ceil(share * len(self.judging.images))] for field in self.judging))
         attacks = judging_attacks(self.evaluation.replace(eval_sensitivity_epsilon=0.0))
         with frozen(state.model):
-            answers = predict(state.model, images, batch_size=count)
+            answers = predict_labels(state.model, images, batch_size=count)
 
         def judge(labels: Tensor) -> tuple[float, Evaluation]:
             begun, generator = self.now(), judging_generator(self.evaluation, self.device)
@@ -334,13 +345,13 @@ class _Stages(PreparationPipeline):
         """An oracle, from a few steps of each of its members."""
         if not _lacking(lambda: self.oracle(role)):
             return {}
-        images, labels = (field[oracle.half(len(field), role)] for field in self._data.train)
-        recipe, members = oracle.recipe_for(self._data.name), self.untrained(role).members
-        steps = oracle.passes(recipe, len(labels)) * math.ceil(len(labels) / oracle.BATCH)
-        rows = slice(_SAMPLE_BATCHES * oracle.BATCH)
+        images, labels = (field[training_half(len(field), role)] for field in self._data.train)
+        recipe, members = recipe_for(self._data.name), self.untrained(role).members
+        steps = training_passes(recipe, len(labels)) * math.ceil(len(labels) / TRAINING_BATCH)
+        rows = slice(_SAMPLE_BATCHES * TRAINING_BATCH)
         pace = sum(
             _pace_of_passes(
-                lambda tell, member=member, threshold=threshold: oracle.train_member(
+                lambda tell, member=member, threshold=threshold: train_member(
                     member,
                     images[rows],
                     labels[rows],
@@ -352,7 +363,7 @@ class _Stages(PreparationPipeline):
             )
             for member, threshold in zip(members, recipe.thresholds, strict=True)
         )
-        batches = math.ceil(len(labels[rows]) / oracle.BATCH)
+        batches = math.ceil(len(labels[rows]) / TRAINING_BATCH)
         return {f"{role} oracle": steps * pace / batches}
 
     def labelling(self, role: str) -> float:
@@ -363,8 +374,8 @@ class _Stages(PreparationPipeline):
         untrained.label(images)
         return (time.process_time() - begun) / len(images)
 
-    def untrained(self, role: str) -> oracle.Judge:
-        return oracle.build_judge(self._data.name, role, tuple(self._data.train.images.shape[1:]), self._data.classes)
+    def untrained(self, role: str) -> Judge:
+        return build_judge(self._data.name, role, tuple(self._data.train.images.shape[1:]), self._data.classes)
 
 
 def _lacking(part: Callable[[], object]) -> bool:

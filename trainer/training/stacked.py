@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from trainer.config import TrialConfig
-from trainer.data.datasets import Split
+from trainer.data import Split
 from trainer.errors import OtsweepError
-from trainer.invariance.perturbations import TrainingPerturbation
+from trainer.invariance import TrainingPerturbation
 from trainer.models import Prediction
-from trainer.objective.terms import Knobs, LossTerms, loss_terms, total
+from trainer.objective import Knobs, LossTerms, loss_terms, total
 from trainer.training import step as training
 from trainer.training.stacked_evaluation import failure
 from trainer.training.stacking import StackedAdamW, StackedModel, by_lane, of_lane, present
@@ -133,7 +133,7 @@ def forward(
     )
     clean = training.clean_pass(model, batch, config)
     seen = training.views(model, batch, config, for_attack, noise, clean)
-    predictions = training.predict(model, seen, clean, lanes=batch.lanes)
+    predictions = training.predict_views(model, seen, clean, lanes=batch.lanes)
     unfolded = {
         name: Prediction(*(by_lane(part, batch.lanes) for part in prediction))
         for name, prediction in predictions.items()

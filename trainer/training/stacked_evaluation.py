@@ -7,13 +7,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from trainer.attacks.norms import NORMS
-from trainer.attacks.pgd import cross_entropy_scores, score_with_gradient
-from trainer.attacks.worst_case import Victim, check_logits, frozen
+from trainer.attacks import NORMS, Victim, check_logits, cross_entropy_scores, frozen, score_with_gradient
 from trainer.config import EvaluationConfig
-from trainer.data.datasets import Split
+from trainer.data import Split
 from trainer.errors import OtsweepError, TrialFailed
-from trainer.invariance.perturbations import JudgingSet
+from trainer.invariance import JudgingSet
 from trainer.report import check_finite
 from trainer.training.evaluation import Evaluation, figures
 from trainer.training.stacking import StackedModel, by_lane

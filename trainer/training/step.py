@@ -14,16 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.attacks.norms import NORMS, Draws
-from trainer.attacks.pgd import Loss, cross_entropy_loss, fgsm, kl_loss, pgd
-from trainer.attacks.worst_case import frozen
+from trainer.attacks import NORMS, Draws, Loss, cross_entropy_loss, fgsm, frozen, kl_loss, pgd
 from trainer.config import TrialConfig
-from trainer.data.datasets import Split
+from trainer.data import Split
 from trainer.errors import InputError
-from trainer.invariance.perturbations import TrainingPerturbation
+from trainer.invariance import TrainingPerturbation
 from trainer.models import CnnEncoder, Prediction
-from trainer.objective.diagnosis import embedding_spread, gradient_shares
-from trainer.objective.terms import Knobs, LossTerms, loss_terms, transport_attack_loss
+from trainer.objective import Knobs, LossTerms, embedding_spread, gradient_shares, loss_terms, transport_attack_loss
 
 PURPOSES = ("order", "attack")
 
@@ -206,7 +203,7 @@ def forward(model: nn.Module, batch: Batch, config: TrialConfig, knobs: Knobs, g
     """Perturb what the objective needs, pass all of it through the model, then the loss term by term."""
     clean = clean_pass(model, batch, config)
     seen = views(model, batch, config, knobs, generator, clean)
-    predictions = predict(model, seen, clean, lanes=batch.lanes)
+    predictions = predict_views(model, seen, clean, lanes=batch.lanes)
     terms = loss_terms(
         config,
         knobs,
@@ -218,7 +215,7 @@ def forward(model: nn.Module, batch: Batch, config: TrialConfig, knobs: Knobs, g
     return Step(terms, predictions[config.cross_entropy_on].embedding)
 
 
-def predict(
+def predict_views(
     model: nn.Module, seen: dict[str, Tensor], clean: CleanPass | None, *, lanes: int = 1
 ) -> dict[str, Prediction]:
     """What the model says of every view, the clean pass where there was one.

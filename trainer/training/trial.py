@@ -13,13 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from trainer.config import EvaluationConfig, TrialConfig
-from trainer.data.datasets import Split
+from trainer.data import Split
 from trainer.errors import InputError
-from trainer.files.checkpoints import Store, from_bytes, load_checkpoint, save_checkpoint, to_bytes
-from trainer.invariance.perturbations import TrainingPerturbation
-from trainer.invariance.preparation import Prepared
+from trainer.files import Store, from_bytes, load_checkpoint, save_checkpoint, to_bytes
+from trainer.invariance import Prepared, TrainingPerturbation
 from trainer.models import build_model
-from trainer.objective.terms import Knobs, LossTerms, total
+from trainer.objective import Knobs, LossTerms, total
 from trainer.report import STRENGTH, EpochReport, check_finite
 from trainer.training.evaluation import Evaluation, evaluate, judging_attacks, on_ladder, strength
 from trainer.training.step import (

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trainer.attacks.attack import Attack, Logits, Objective, Scores, Victim, is_wrong
 from trainer.attacks.norms import Budget, Draws, Norm, checked_ball, choose, per_image, positive
-from trainer.attacks.worst_case import Attack, Logits, Objective, Scores, Victim, is_wrong
 
 Loss = Callable[[Tensor], Tensor]
 """Images (B, C, H, W) to a loss per image (B,), which an attack maximises."""
