@@ -20,7 +20,7 @@ from trainer.errors import OtsweepError
 
 if TYPE_CHECKING:
     from trainer.report import EpochReport
-    from trainer.training import Lane
+    from trainer.training import PackedTrial
 
 
 _PATIENCE = 0.25
@@ -50,7 +50,7 @@ class _PackSlot:
     structure: Hashable
     warnings: list[str] = field(default_factory=list)
 
-    lane: Lane | None = None
+    lane: PackedTrial | None = None
     """None until its worker first asked."""
 
     answer: Future[dict[str, Any]] | None = None

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from tests.benchmarks.common import interleaved, print_machine, print_result, print_table, ratios
-from trainer.objective.regularizers import Embedded, by_class
+from trainer.objective.regularizers import Embedded, group_by_class
 from trainer.objective.transport import cosine_cost, entropic_transport
 
 BATCH, CLASSES, DIMENSIONS, ROUNDS = 256, 10, 32, 15
@@ -45,9 +45,9 @@ def make_problems() -> Problems:
     centres = torch.randn(CLASSES, DIMENSIONS, generator=generator)
     clean = centres[labels] + torch.randn(BATCH, DIMENSIONS, generator=generator)
     anchors = clean + 0.5 * torch.randn(BATCH, DIMENSIONS, generator=generator)
-    rows, there = by_class(Embedded(anchors, labels), CLASSES)
+    rows, present = group_by_class(Embedded(anchors, labels), CLASSES)
     others = labels != torch.arange(CLASSES)[:, None]
-    return Problems(anchors.requires_grad_(), clean.requires_grad_(), rows, there.float(), others.float())
+    return Problems(anchors.requires_grad_(), clean.requires_grad_(), rows, present.float(), others.float())
 
 
 def ours(problems: Problems, entropy: float) -> tuple[Tensor, Tensor]:

@@ -65,7 +65,7 @@ from trainer.human_agreement import (
     Share,
 )
 from trainer.invariance.preparation import Prepared
-from trainer.training.trial import run_trial
+from trainer.training.loop import run_trial
 
 CHANGED = 100
 IMAGES = 300

@@ -181,7 +181,7 @@ def test_the_fronts_models_load_without_this_code(
 ) -> None:
     import torch
 
-    from trainer.training.trial import load_model
+    from trainer.training.model_file import load_model
 
     uri = f"sqlite:///{storage / 'mlflow.db'}"
     run = front_runs(storage)[0]

@@ -25,7 +25,7 @@ from trainer.files.checkpoints import FolderStore
 from trainer.invariance.preparation import Prepared
 from trainer.report import STRENGTH
 from trainer.training.evaluation import on_ladder
-from trainer.training.trial import run_trial
+from trainer.training.loop import run_trial
 
 WALL = ("train_seconds", "evaluation_seconds")
 

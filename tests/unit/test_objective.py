@@ -223,9 +223,9 @@ def test_by_class_lists_each_image_kept_once_under_its_class(seed: int, images: 
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(classes, (images,), generator=generator)
     keep = torch.rand(images, generator=generator) < 0.7
-    index, there = regularizers.by_class(Embedded(torch.zeros(images, 1), labels, keep), classes)
+    index, present = regularizers.group_by_class(Embedded(torch.zeros(images, 1), labels, keep), classes)
     for c in range(classes):
-        assert index[c][there[c]].tolist() == ((labels == c) & keep).nonzero()[:, 0].tolist()
+        assert index[c][present[c]].tolist() == ((labels == c) & keep).nonzero()[:, 0].tolist()
 
 
 # ------------------------------------------------------------------------------------------------ all regularisers
@@ -408,7 +408,7 @@ def terms_of(config: TrialConfig, seen: dict[str, Prediction] | None = None) -> 
 
 
 def total_of(config: TrialConfig) -> Tensor:
-    return terms_module.total(terms_of(config), Knobs.of(config, torch.device("cpu")))
+    return terms_module.total_loss(terms_of(config), Knobs.of(config, torch.device("cpu")))
 
 
 @pytest.mark.parametrize("name", ["none", *REGULARIZERS])
@@ -418,7 +418,7 @@ def test_every_weight_at_zero_is_the_cross_entropy_to_the_bit(name: str, monkeyp
     config = TrialConfig(regularizer=name)
     terms = terms_of(config, {"clean": predictions()["clean"]})
     assert terms._replace(cross_entropy=None) == LossTerms(None)  # type: ignore[arg-type]
-    total = terms_module.total(terms, Knobs.of(config, torch.device("cpu")))
+    total = terms_module.total_loss(terms, Knobs.of(config, torch.device("cpu")))
     assert torch.equal(total, F.cross_entropy(predictions()["clean"].logits, LABELS))
 
 
@@ -570,5 +570,5 @@ def test_gradient_share_is_the_weighted_norm_over_the_cross_entropys() -> None:
     knobs = Knobs.of(TrialConfig(norm_weight=2.0, trades_weight=1.0), torch.device("cpu"))
     shares = diagnosis.gradient_shares(terms, knobs, model.parameters())
     assert {name: share.item() for name, share in shares.items()} == pytest.approx({"norm": 6.0, "trades": 0.0})
-    terms_module.total(terms, knobs).backward()  # the graph is still there
+    terms_module.total_loss(terms, knobs).backward()  # the graph is still there
     assert all(parameter.grad is not None and math.isfinite(parameter.grad.sum()) for parameter in model.parameters())

@@ -1,6 +1,6 @@
-"""Trials side by side: each lane what its trial is alone, whatever its neighbours are, do or suffer.
+"""Trials side by side: each trial what its trial is alone, whatever its neighbours are, do or suffer.
 
-In double precision, where rounding leaves thirteen digits, a lane and its trial agree to `EXACT` over epochs. That is
+In double precision, where rounding leaves thirteen digits, a trial and its trial agree to `EXACT` over epochs. That is
 the proof that they compute the same. In single precision they differ by the order of sums; a step of mining or of a
 sign then amplifies the last digit now and then, so that there only the first epoch is held, to `CLOSE`.
 """
@@ -16,17 +16,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainer.config import TrialConfig
+from trainer.config import TrialConfig, check_packable
 from trainer.errors import InputError, StorageFailed, TrialFailed
 from trainer.files.checkpoints import FolderStore, from_bytes, unseal
 from trainer.invariance.preparation import Prepared
 from trainer.objective import regularizers, terms
 from trainer.report import EpochReport
-from trainer.training import stacked_evaluation, trial
-from trainer.training.pack import Lane, Pack, check_packable, structure
-from trainer.training.stacking import StackedAdamW, StackedModel
+from trainer.training import stacked_evaluation
+from trainer.training import trial as trial_module
+from trainer.training.loop import run_trial
+from trainer.training.model_file import MODEL_FILE
+from trainer.training.pack import Pack, PackedTrial, structure
+from trainer.training.stacked_models import StackedAdamW, StackedModel
 from trainer.training.step import make_optimizer
-from trainer.training.trial import MODEL_FILE, run_trial
 
 EXACT = {"rel": 1e-8, "abs": 1e-9}
 """Of numbers of any epoch, in double precision."""
@@ -81,23 +83,23 @@ def configs_of(name: str, **changes: Any) -> list[TrialConfig]:
     """The lanes of a pack of that structure."""
     shared = {**SHORT, **STRUCTURES[name], **changes}
     steps = [shared["sensitivity_steps"]] * 3 if shared["sensitivity_steps"] == 1 else (2, 4, 3)
-    return [TrialConfig(**{**shared, "sensitivity_steps": s, **lane}) for s, lane in zip(steps, LANES, strict=True)]
+    return [TrialConfig(**{**shared, "sensitivity_steps": s, **trial}) for s, trial in zip(steps, LANES, strict=True)]
 
 
 def alone(config: TrialConfig, prepared: Prepared, **kwargs: Any) -> list[EpochReport]:
     return list(run_trial(config, prepared.evaluation, prepared, **kwargs))
 
 
-def told(pack: Pack, members: Sequence[Lane]) -> list[list[EpochReport]]:
+def told(pack: Pack, members: Sequence[PackedTrial]) -> list[list[EpochReport]]:
     """All reports of all lanes, each to its end."""
-    reports: dict[Lane, list[EpochReport]] = {lane: [] for lane in members}
+    reports: dict[PackedTrial, list[EpochReport]] = {trial: [] for trial in members}
     running = list(members)
     while running:
-        for lane, report in pack.advance(running).items():
+        for trial, report in pack.advance(running).items():
             if isinstance(report, Exception):
                 raise report
-            reports[lane].append(report)
-        running = [lane for lane in running if not reports[lane][-1].final]
+            reports[trial].append(report)
+        running = [trial for trial in running if not reports[trial][-1].final]
     return list(reports.values())
 
 
@@ -123,16 +125,16 @@ def in_double(monkeypatch: pytest.MonkeyPatch, prepared: Prepared) -> Iterator[P
     def doubled(fields: Any) -> Any:
         return type(fields)(*(each.double() if each.is_floating_point() else each for each in fields))
 
-    found, solver = trial.invariance_images, regularizers.solver
+    found, solver = trial_module.training_perturbation, regularizers.solver
 
-    def invariance_images(*arguments: Any) -> Any:
+    def training_perturbation(*arguments: Any) -> Any:
         torch.set_default_dtype(torch.float32)  # the cached plans are made in it
         images = found(*arguments)
         torch.set_default_dtype(torch.float64)
         return images and doubled(images)
 
-    monkeypatch.setattr(trial, "invariance_images", invariance_images)
-    monkeypatch.setattr(terms, "solver", lambda name, entropy, looks: solver(name, entropy, looks=False))
+    monkeypatch.setattr(trial_module, "training_perturbation", training_perturbation)
+    monkeypatch.setattr(terms, "solver", lambda name, entropy, early_stop: solver(name, entropy, early_stop=False))
     data = dataclasses.replace(
         prepared.data, train=doubled(prepared.data.train), validation=doubled(prepared.data.validation)
     )
@@ -150,7 +152,7 @@ def in_double(monkeypatch: pytest.MonkeyPatch, prepared: Prepared) -> Iterator[P
 def test_a_lane_is_its_trial_alone(name: str, in_double: Prepared) -> None:
     configs, pack = configs_of(name), Pack(in_double.evaluation, in_double)
     members = [pack.join(config) for config in configs]
-    assert len({lane.structure for lane in members}) == 1, "one vectorised step"
+    assert len({trial.structure for trial in members}) == 1, "one vectorised step"
     for config, reports in zip(configs, told(pack, members), strict=True):
         agree(reports, alone(config, in_double))
 
@@ -191,7 +193,7 @@ def test_restarts_of_an_l2_judge_meet_the_same_images(in_double: Prepared) -> No
 
 def test_many_passes_of_the_judge_are_one(monkeypatch: pytest.MonkeyPatch, in_double: Prepared) -> None:
     """Whatever number of images goes through the models at once."""
-    monkeypatch.setitem(stacked_evaluation.JUDGED, "cpu", 3 * 7)
+    monkeypatch.setitem(stacked_evaluation.STACKED_BATCH, "cpu", 3 * 7)
     configs, pack = configs_of("pgd", architecture="mlp"), Pack(in_double.evaluation, in_double)
     for config, reports in zip(configs, told(pack, [pack.join(config) for config in configs]), strict=True):
         agree(reports, alone(config, in_double))
@@ -210,12 +212,12 @@ def test_adamw_is_torchs_lane_by_lane() -> None:
     configs = configs_of("clean")
     ours, theirs = ([make_optimizer(m, c) for m, c in zip(each, configs, strict=True)] for each in (models, others))
 
-    def step(gradients: list[Tensor], lane: int) -> None:
-        for p, gradient in zip(others[lane].parameters(), gradients, strict=True):
-            p.grad = gradient[lane]
-        theirs[lane].step()
+    def step(gradients: list[Tensor], trial: int) -> None:
+        for p, gradient in zip(others[trial].parameters(), gradients, strict=True):
+            p.grad = gradient[trial]
+        theirs[trial].step()
 
-    for _ in range(3):  # the middle lane is ahead
+    for _ in range(3):  # the middle trial is ahead
         gradients = [torch.randn(3, *p.shape) for p in models[1].parameters()]
         for optimizer, model in ((ours[1], models[1]), (theirs[1], others[1])):
             for p, gradient in zip(model.parameters(), gradients, strict=True):
@@ -227,8 +229,8 @@ def test_adamw_is_torchs_lane_by_lane() -> None:
         for _ in range(4):
             gradients = [torch.randn(p.shape) for p in stacked.stacked]
             optimizer.step(gradients)
-            for lane in range(3):
-                step(gradients, lane)
+            for trial in range(3):
+                step(gradients, trial)
         stacked.unstack(models)
         optimizer.unstack(ours)
         for left, right in zip([*models, *ours], [*others, *theirs], strict=True):
@@ -236,7 +238,7 @@ def test_adamw_is_torchs_lane_by_lane() -> None:
     assert [float(optimizer.state_dict()["state"][0]["step"]) for optimizer in ours] == [8, 11, 8]
 
 
-# --------------------------------------------------------------------------------------- one lane's own business
+# --------------------------------------------------------------------------------------- one trial's own business
 
 
 def test_a_lane_that_stops_leaves_the_others_as_they_are(in_double: Prepared) -> None:
@@ -244,8 +246,8 @@ def test_a_lane_that_stops_leaves_the_others_as_they_are(in_double: Prepared) ->
     first, stopped, third = members = [pack.join(config) for config in configs]
     begun = pack.advance(members)
     assert stopped in begun
-    for lane, rest in zip((first, third), told(pack, [first, third]), strict=True):
-        agree([begun[lane], *rest], alone(lane.config, in_double))  # type: ignore[list-item]
+    for trial, rest in zip((first, third), told(pack, [first, third]), strict=True):
+        agree([begun[trial], *rest], alone(trial.config, in_double))  # type: ignore[list-item]
 
 
 def test_a_trial_that_joins_later_is_at_its_own_epoch(in_double: Prepared) -> None:
@@ -282,7 +284,7 @@ def test_lanes_of_two_structures_share_a_pack(in_double: Prepared) -> None:
     configs = [config for both in zip(*pair, strict=True) for config in both]
     pack = Pack(in_double.evaluation, in_double)
     members = [pack.join(config) for config in configs]
-    assert len({lane.structure for lane in members}) == 2
+    assert len({trial.structure for trial in members}) == 2
     for config, reports in zip(configs, told(pack, members), strict=True):
         agree(reports, alone(config, in_double))
 
@@ -295,7 +297,7 @@ def test_the_time_of_an_epoch_is_shared_out(prepared: Prepared) -> None:
     assert all(report.train_seconds > 0 < report.evaluation_seconds for report in reports)
 
 
-# ------------------------------------------------------------------------------------------- failures stay in the lane
+# ------------------------------------------------------------------------------------------- failures stay in the trial
 
 BAD: dict[str, dict[str, Any]] = {
     "clean": {"learning_rate": 10.0, "weight_decay": 10.0},
@@ -306,7 +308,7 @@ BAD: dict[str, dict[str, Any]] = {
 }
 
 
-def joined_with_poison(pack: Pack, configs: Sequence[TrialConfig], value: float) -> list[Lane]:
+def joined_with_poison(pack: Pack, configs: Sequence[TrialConfig], value: float) -> list[PackedTrial]:
     """Lanes, the middle one with a weight that is not finite."""
     members = [pack.join(config) for config in configs]
     with torch.no_grad():
@@ -329,8 +331,8 @@ def test_a_lane_that_is_not_finite_touches_no_other(name: str, value: float, in_
         error = failed(outcome[poisoned])
         assert isinstance(error, TrialFailed)
         assert str(error).startswith("not finite in epoch 1: loss/cross_entropy = nan")
-    for lane in (first, third):
-        agree([outcome[lane]], alone(lane.config, in_double)[:1])  # type: ignore[list-item]
+    for trial in (first, third):
+        agree([outcome[trial]], alone(trial.config, in_double)[:1])  # type: ignore[list-item]
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -350,7 +352,7 @@ def test_a_lane_that_diverges_fails_as_its_trial_does(name: str, prepared: Prepa
         next(single)
     assert isinstance(report, TrialFailed)
     assert "not finite" in str(report)
-    assert all(isinstance(outcome[lane], EpochReport) for lane in (members[0], members[2]))
+    assert all(isinstance(outcome[trial], EpochReport) for trial in (members[0], members[2]))
 
 
 def test_what_is_lost_in_the_last_step_the_judge_sees(monkeypatch: pytest.MonkeyPatch, in_double: Prepared) -> None:
@@ -368,8 +370,8 @@ def test_what_is_lost_in_the_last_step_the_judge_sees(monkeypatch: pytest.Monkey
         patch.setattr(StackedAdamW, "step", poison)
         outcome = pack.advance(members)
     assert str(failed(outcome[members[1]])) == "the model's logits on clean images are not finite"
-    for lane in (members[0], members[2]):
-        agree([outcome[lane]], alone(lane.config, in_double)[:1])  # type: ignore[list-item]
+    for trial in (members[0], members[2]):
+        agree([outcome[trial]], alone(trial.config, in_double)[:1])  # type: ignore[list-item]
 
 
 def test_a_store_that_refuses_fails_its_own_lane(prepared: Prepared, tmp_path: Path) -> None:
@@ -451,9 +453,9 @@ def shape_of(content: Any) -> Any:
 def test_a_damaged_checkpoint_is_told_of_and_another_trials_is_refused(prepared: Prepared, tmp_path: Path) -> None:
     config, _, other = configs_of("clean", architecture="mlp")
     store, pack, warnings = FolderStore(tmp_path), Pack(prepared.evaluation, prepared), []
-    lane = pack.join(config, store=store)
-    pack.advance([lane])
-    pack.advance([lane])
+    trial = pack.join(config, store=store)
+    pack.advance([trial])
+    pack.advance([trial])
     with pytest.raises(InputError, match="a checkpoint of another configuration"):
         pack.join(other, store=store)
     store.write("checkpoint-000002.pt", b"damaged")
@@ -532,8 +534,8 @@ def test_on_a_gpu_too_and_nan_stays_in_its_lane(name: str, prepared: Prepared) -
     first, poisoned, third = members = joined_with_poison(pack, configs, float("nan"))
     outcome = pack.advance(members)
     assert isinstance(failed(outcome[poisoned]), TrialFailed)
-    for lane in (first, third):
-        report = outcome[lane]
+    for trial in (first, third):
+        report = outcome[trial]
         assert isinstance(report, EpochReport)
-        single = next(run_trial(lane.config, prepared.evaluation, prepared, device="cuda"))
+        single = next(run_trial(trial.config, prepared.evaluation, prepared, device="cuda"))
         assert report.terms["loss/cross_entropy"] == pytest.approx(single.terms["loss/cross_entropy"], rel=1e-2)

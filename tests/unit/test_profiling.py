@@ -15,8 +15,9 @@ from trainer.errors import InputError
 from trainer.files.cache import NotPrepared, ReadOnlyCache
 from trainer.files.checkpoints import FolderStore
 from trainer.invariance.preparation import PreparationPipeline, Prepared, prepare
+from trainer.training.loop import run_trial
+from trainer.training.model_file import MODEL_FILE
 from trainer.training.profiling import Timer
-from trainer.training.trial import MODEL_FILE, run_trial
 
 FEW = EvaluationConfig(train_size=200, validation_size=60, eval_sensitivity_steps=5)
 

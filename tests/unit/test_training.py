@@ -18,27 +18,11 @@ from trainer.config import TrialConfig
 from trainer.data.datasets import Split
 from trainer.errors import InputError
 from trainer.invariance.perturbations import TrainingPerturbation
-from trainer.models import Prediction, build_model, transposed_convolution
-from trainer.objective.terms import Knobs, LossTerms, loss_terms, total
-from trainer.training.step import (
-    LARGEST_SHARE,
-    PURPOSES,
-    Batch,
-    CleanPass,
-    batches,
-    check_batch_size,
-    clean_pass,
-    diagnose,
-    forward,
-    make_optimizer,
-    placed,
-    predict_views,
-    random_stream,
-    sensitivity_images,
-    update,
-    uses_clean,
-    views,
-)
+from trainer.models import Prediction, build_model, move_to_device, transposed_convolution
+from trainer.objective.terms import Knobs, LossTerms, loss_terms, total_loss
+from trainer.training.batches import PURPOSES, Batch, batches, check_batch_size, random_stream
+from trainer.training.step import LARGEST_SHARE, diagnose, forward, make_optimizer, update
+from trainer.training.views import CleanPass, batch_views, clean_pass, predict_views, sensitivity_images
 
 CPU = torch.device("cpu")
 CLASSES = 4
@@ -180,19 +164,19 @@ LOOKED_AT: dict[str, tuple[dict[str, Any], set[str]]] = {
 def test_only_what_the_objective_looks_at_passes_through_the_model(case: str) -> None:
     settings, names = LOOKED_AT[case]
     config, batch, model = TrialConfig(**settings, sensitivity_steps=2), a_batch(), a_model()
-    seen = views(model, batch, config, Knobs.of(config, CPU), seeded())
+    seen = batch_views(model, batch, config, Knobs.of(config, CPU), seeded())
     assert set(seen) == names
-    assert uses_clean(config) == ("clean" in names)
+    assert config.uses_clean == ("clean" in names)
     passed = passes(model)
     step, knobs = step_of(model, config, batch)
     assert sum(passed) == (len(names) + 2 * config.uses_sensitivity) * len(batch.labels)  # two steps of the attack
-    assert torch.isfinite(total(step.terms, knobs))
+    assert torch.isfinite(total_loss(step.terms, knobs))
 
 
 @pytest.mark.parametrize("case", LOOKED_AT)
 def test_the_step_predicts_what_the_model_does(case: str) -> None:
     config, batch, model = TrialConfig(**LOOKED_AT[case][0], sensitivity_steps=2), a_batch(), a_model("cnn")
-    seen = views(model, batch, config, Knobs.of(config, CPU), seeded())
+    seen = batch_views(model, batch, config, Knobs.of(config, CPU), seeded())
     step, _ = step_of(model, config, batch)
     alone: dict[str, Prediction] = {name: model(images) for name, images in seen.items()}
     trained_on = alone[config.cross_entropy_on]
@@ -228,7 +212,7 @@ class Normalised(nn.Module):
 def test_batch_normalisation_sees_clean_and_perturbed_images_together() -> None:
     config = TrialConfig(trades_weight=1.0, sensitivity_steps=2, sensitivity_epsilon=0.3)
     model, batch = Normalised().train(), a_batch()
-    seen = torch.cat(list(views(model, batch, config, Knobs.of(config, CPU), seeded()).values()))
+    seen = torch.cat(list(batch_views(model, batch, config, Knobs.of(config, CPU), seeded()).values()))
     torch.testing.assert_close(model.norm.running_mean, torch.zeros(1))  # the attack does not count
     step_of(model, config, batch)
     torch.testing.assert_close(model.norm.running_mean, seen.mean().reshape(1))
@@ -287,17 +271,17 @@ def with_slopes(model: nn.Module, slope: float) -> nn.Module:
 def test_sharing_the_clean_pass_changes_no_number(case: str, slope: float) -> None:
     """Images, terms and gradients, of the model as it is placed against the model as it is written."""
     config, batch = TrialConfig(**SHARING[case]), a_batch()
-    model, plain = placed(with_slopes(a_model("cnn"), slope), CPU), with_slopes(a_model("cnn"), slope)
+    model, plain = move_to_device(with_slopes(a_model("cnn"), slope), CPU), with_slopes(a_model("cnn"), slope)
     perturbed, terms = plain_step(plain, config, batch)
     knobs = Knobs.of(config, CPU)
-    seen = views(model, batch, config, knobs, seeded(), clean_pass(model, batch, config))
+    seen = batch_views(model, batch, config, knobs, seeded(), clean_pass(model, batch, config))
     torch.testing.assert_close(seen["sensitivity"], perturbed, rtol=0, atol=1e-5)
     step = forward(model, batch, config, knobs, seeded())
     for name, expected in terms._asdict().items():
         if expected is not None:
             torch.testing.assert_close(getattr(step.terms, name), expected, rtol=1e-4, atol=1e-5, msg=name)
-    update(torch.optim.SGD(model.parameters()), total(step.terms, knobs))
-    gradients = torch.autograd.grad(total(terms, knobs), list(plain.parameters()))
+    update(torch.optim.SGD(model.parameters()), total_loss(step.terms, knobs))
+    gradients = torch.autograd.grad(total_loss(terms, knobs), list(plain.parameters()))
     for parameter, gradient in zip(model.parameters(), gradients, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-5)
 
@@ -313,7 +297,7 @@ def test_the_clean_images_pass_once(case: str) -> None:
 
 def test_an_attack_alone_differentiates_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
     """An update has no use for their gradient, although the clean pass that it goes back through could give it."""
-    config, model, batch = TrialConfig(**SHARING["fgsm"]), placed(a_model("cnn"), CPU), a_batch()
+    config, model, batch = TrialConfig(**SHARING["fgsm"]), move_to_device(a_model("cnn"), CPU), a_batch()
     asked: list[int] = []
 
     def counting(*arguments: Any, **options: Any) -> Tensor:
@@ -324,7 +308,7 @@ def test_an_attack_alone_differentiates_the_images(monkeypatch: pytest.MonkeyPat
     step, knobs = step_of(model, config, batch)
     assert len(asked) == 1
     assert all(parameter.grad is None for parameter in model.parameters())
-    update(make_optimizer(model, config), total(step.terms, knobs))
+    update(make_optimizer(model, config), total_loss(step.terms, knobs))
     assert len(asked) == 1
 
 
@@ -442,7 +426,7 @@ def after_update(prepare: Callable[[nn.Module, Any, Knobs], object]) -> Tensor:
     optimizer = make_optimizer(model, config)
     step, knobs = step_of(model, config, a_batch())
     prepare(model, step, knobs)
-    update(optimizer, total(step.terms, knobs))
+    update(optimizer, total_loss(step.terms, knobs))
     return weights(model)
 
 
@@ -470,7 +454,7 @@ def test_updates_go_downhill() -> None:
     optimizer, seen = make_optimizer(model, config), []
     for _ in range(20):
         step, knobs = step_of(model, config, batch)
-        update(optimizer, total(step.terms, knobs))
+        update(optimizer, total_loss(step.terms, knobs))
         seen.append(step.terms.cross_entropy.item())
     assert seen == sorted(seen, reverse=True)
 
@@ -501,7 +485,7 @@ def test_an_update_reaches_what_the_loss_does_not() -> None:
 def test_placing_a_model_does_not_change_it(architecture: str) -> None:
     images, model = torch.rand(5, 1, 8, 8, generator=seeded()), a_model(architecture)
     before = model(images)
-    after = placed(a_model(architecture), CPU)(images)
+    after = move_to_device(a_model(architecture), CPU)(images)
     torch.testing.assert_close(after.logits, before.logits)
     torch.testing.assert_close(after.embedding, before.embedding)
 

@@ -23,7 +23,7 @@ metrics = st.sampled_from(sorted(COSTS))
 
 
 def cloud(seed: int, points: int, dimensions: int = 8) -> Tensor:
-    """Points (n, D) around four centres, about one apart: mixed near and far, as classes are. float64."""
+    """Points (n, D) around four centres, about one forbidden: mixed near and far, as classes are. float64."""
     generator = torch.Generator().manual_seed(seed)
     centres = torch.randn(4, dimensions, generator=generator, dtype=torch.float64) / dimensions**0.5
     noise = torch.randn(points, dimensions, generator=generator, dtype=torch.float64) / dimensions**0.5
@@ -129,11 +129,11 @@ def test_exact_transport_is_pots_value_problem_by_problem(seed: int, n: int, m: 
 @settings(max_examples=40)
 def test_exact_transport_keeps_pairs_apart(seed: int, n: int) -> None:
     cost = cosine_cost_of(seed, n)
-    even, apart = torch.ones(1, n, dtype=torch.float64), torch.eye(n, dtype=torch.bool)[None]
-    solved = transport.exact_transport(cost[None], even, even, apart=apart)
-    rows, columns = linear_sum_assignment(cost.masked_fill(apart[0], 1e6).numpy())
+    even, forbidden = torch.ones(1, n, dtype=torch.float64), torch.eye(n, dtype=torch.bool)[None]
+    solved = transport.exact_transport(cost[None], even, even, forbidden=forbidden)
+    rows, columns = linear_sum_assignment(cost.masked_fill(forbidden[0], 1e6).numpy())
     assert solved.value.item() == pytest.approx(cost[rows, columns].mean().item(), rel=1e-9)
-    assert (solved.plan[apart] == 0).all()
+    assert (solved.plan[forbidden] == 0).all()
 
 
 def cosine_cost_of(seed: int, n: int) -> Tensor:
@@ -290,17 +290,17 @@ def test_iterations_keep_no_graph() -> None:
     m=st.integers(1, 40),
     entropy=st.floats(0.01, 1),
     metric=metrics,
-    apart=st.booleans(),
+    forbidden=st.booleans(),
 )
-@example(seed=144, n=20, m=16, entropy=0.016, metric="squared_euclidean", apart=True)
-@example(seed=921, n=16, m=9, entropy=0.017, metric="squared_euclidean", apart=True)
+@example(seed=144, n=20, m=16, entropy=0.016, metric="squared_euclidean", forbidden=True)
+@example(seed=921, n=16, m=9, entropy=0.017, metric="squared_euclidean", forbidden=True)
 def test_float32_converges_however_the_mass_lies(
-    seed: int, n: int, m: int, entropy: float, metric: str, apart: bool
+    seed: int, n: int, m: int, entropy: float, metric: str, forbidden: bool
 ) -> None:
     """Clusters whose masses don't match are where Sinkhorn's iteration crawls and too bold a Newton step circles."""
     x, y = cloud(seed, n).float(), cloud(seed + 1, m).float()
     cost = COSTS[metric](x, y)
-    if apart:
+    if forbidden:
         labels = torch.randint(3, (n + m,), generator=torch.Generator().manual_seed(seed))
         cost = cost + (labels[:n, None] != labels[n:])
     a, b = uneven(seed, n).float() ** 2, uneven(seed + 1, m).float()
@@ -398,10 +398,10 @@ def test_empty_side_is_worth_nothing_and_pulls_nothing(absent: str) -> None:
 @settings(max_examples=40)
 def test_pairs_kept_apart_get_nothing(seed: int, n: int, entropy: float) -> None:
     cost = COSTS["cosine"](cloud(seed, n), cloud(seed + 1, n))[None]
-    apart = torch.eye(n, dtype=torch.bool)[None]
+    forbidden = torch.eye(n, dtype=torch.bool)[None]
     even = torch.ones(1, n, dtype=torch.float64)
-    solved = entropic_transport(cost, even, even, entropy=entropy, apart=apart)
-    dear = entropic_transport(cost + 50.0 * apart, even, even, entropy=entropy, iterations=100)
+    solved = entropic_transport(cost, even, even, entropy=entropy, forbidden=forbidden)
+    dear = entropic_transport(cost + 50.0 * forbidden, even, even, entropy=entropy, iterations=100)
     assert solved.plan.diagonal(dim1=1, dim2=2).abs().max() == 0
     torch.testing.assert_close(solved.value, dear.value, rtol=1e-6, atol=1e-8)
 
@@ -410,22 +410,23 @@ def test_pairs_kept_apart_get_nothing(seed: int, n: int, entropy: float) -> None
 def test_solvable_says_whether_there_is_a_plan(seed: int, n: int, m: int, pairs: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     weights = [torch.randint(4, (1, count), generator=generator).double() for count in (n, m)]
-    apart = torch.zeros(1, n, m, dtype=torch.bool)
+    forbidden = torch.zeros(1, n, m, dtype=torch.bool)
     shared = min(n, m, pairs)
-    apart[0, torch.randperm(n, generator=generator)[:shared], torch.randperm(m, generator=generator)[:shared]] = True
-    solved = entropic_transport(torch.zeros(1, n, m, dtype=torch.float64), *weights, entropy=1.0, apart=apart)
-    assert solved.solvable.item() == has_plan(weights[0][0], weights[1][0], apart[0])
+    rows, columns = (torch.randperm(count, generator=generator)[:shared] for count in (n, m))
+    forbidden[0, rows, columns] = True
+    solved = entropic_transport(torch.zeros(1, n, m, dtype=torch.float64), *weights, entropy=1.0, forbidden=forbidden)
+    assert solved.solvable.item() == has_plan(weights[0][0], weights[1][0], forbidden[0])
     assert solved.marginal_error.item() < 1e-3
 
 
-def has_plan(a: Tensor, b: Tensor, apart: Tensor) -> bool:
+def has_plan(a: Tensor, b: Tensor, forbidden: Tensor) -> bool:
     """By linear programming."""
     if not a.sum() or not b.sum():
         return False
-    n, m = apart.shape
+    n, m = forbidden.shape
     sums = np.concatenate([np.repeat(np.eye(n), m, axis=1), np.tile(np.eye(m), n)])
     masses = torch.cat([a / a.sum(), b / b.sum()]).numpy()
-    bounds = [(0, 0) if closed else (0, 1) for closed in apart.flatten().tolist()]
+    bounds = [(0, 0) if closed else (0, 1) for closed in forbidden.flatten().tolist()]
     return linprog(np.zeros(n * m), A_eq=sums, b_eq=masses, bounds=bounds).status == 0
 
 
@@ -453,7 +454,7 @@ def divergence_of(x: Tensor, y: Tensor, a: Tensor, b: Tensor, entropy: float) ->
 def test_divergence_of_a_cloud_from_itself_is_zero(seed: int, n: int, entropy: float) -> None:
     x, a = cloud(seed, n).float().requires_grad_(), uneven(seed, n).float()
     divergence = divergence_of(x, x, a, a, entropy)
-    # The three sums are of equal terms, which some processors add in another order: a rounding apart.
+    # The three sums are of equal terms, which some processors add in another order: a rounding forbidden.
     rounding = torch.finfo(x.dtype).eps * transport.squared_euclidean_cost(x, x).max().item()
     assert abs(divergence.value.item()) <= rounding
     (gradient,) = torch.autograd.grad(divergence.value.sum(), x)

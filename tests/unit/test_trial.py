@@ -21,9 +21,13 @@ from trainer.files.checkpoints import FolderStore, from_bytes
 from trainer.invariance.preparation import Prepared
 from trainer.objective.terms import LossTerms
 from trainer.report import EpochReport
-from trainer.training import trial
+from trainer.training import loop
+from trainer.training import trial as trial_module
 from trainer.training.evaluation import Evaluation, predict_labels
-from trainer.training.trial import MODEL_FILE, TrialState, advance, load_model, run_trial, summarise
+from trainer.training.loop import run_trial
+from trainer.training.model_file import MODEL_FILE, load_model
+from trainer.training.step import summarise
+from trainer.training.trial import TrialState, advance
 
 EPOCHS = 3
 SHORT: dict[str, Any] = {"architecture": "mlp", "epochs": EPOCHS, "batch_size": 50, "sensitivity_steps": 2}
@@ -222,7 +226,7 @@ def spied(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """The batches that a trial trains on, and the attack's random state when each came."""
     orders, states = [], []
-    forward = trial.forward
+    forward = loop.forward
 
     def spy(model: nn.Module, batch: Any, config: TrialConfig, knobs: Any, generator: torch.Generator) -> Any:
         orders.append(batch.images)
@@ -230,7 +234,7 @@ def spied(
         return forward(model, batch, config, knobs, generator)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trial, "forward", spy)
+        patch.setattr(loop, "forward", spy)
         run(config, prepared)
     return orders, states
 
@@ -251,13 +255,13 @@ def test_the_judge_starts_alike_in_every_epoch_of_every_trial(
     monkeypatch: pytest.MonkeyPatch, prepared: Prepared
 ) -> None:
     """What it draws cancels in comparisons, where nobody else has drawn from the same stream."""
-    states, evaluate = [], trial.evaluate
+    states, evaluate = [], loop.evaluate
 
     def spy(*args: Any, generator: torch.Generator) -> Evaluation:
         states.append(tuple(generator.get_state().tolist()))
         return evaluate(*args, generator=generator)
 
-    monkeypatch.setattr(trial, "evaluate", spy)
+    monkeypatch.setattr(loop, "evaluate", spy)
     for seed in (0, 1):
         run(config_of("trades", seed=seed), prepared)
     assert len(states) == 2 * EPOCHS
@@ -277,7 +281,7 @@ def test_a_trial_that_diverges_fails_with_its_reason(prepared: Prepared, tmp_pat
 
 
 def test_a_nan_in_the_model_fails_the_trial(monkeypatch: pytest.MonkeyPatch, prepared: Prepared) -> None:
-    initial_state = trial.initial_state
+    initial_state = trial_module.initial_state
 
     def poisoned(*args: Any) -> TrialState:
         state = initial_state(*args)
@@ -285,7 +289,7 @@ def test_a_nan_in_the_model_fails_the_trial(monkeypatch: pytest.MonkeyPatch, pre
             state.model.get_parameter("head.weight")[0, 0] = torch.nan
         return state
 
-    monkeypatch.setattr(trial, "initial_state", poisoned)
+    monkeypatch.setattr(trial_module, "initial_state", poisoned)
     with pytest.raises(TrialFailed, match="not finite in epoch 1: loss/cross_entropy = nan"):
         next(start(config_of("baseline"), prepared))
 
@@ -297,7 +301,7 @@ def test_a_nan_of_the_last_step_fails_the_trial(monkeypatch: pytest.MonkeyPatch,
         with torch.no_grad():
             optimizer.param_groups[0]["params"][0].fill_(torch.nan)
 
-    monkeypatch.setattr(trial, "update", poison)
+    monkeypatch.setattr(loop, "update", poison)
     with pytest.raises(TrialFailed, match="not finite"):
         next(start(config_of("baseline", batch_size=200), prepared))
 

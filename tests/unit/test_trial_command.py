@@ -31,7 +31,8 @@ from trainer.invariance.preparation import Prepared
 from trainer.objective.diagnosis import LEAST_RANK, LEAST_SPREAD
 from trainer.presets import PRESETS
 from trainer.report import EpochReport
-from trainer.training.trial import load_model, run_trial
+from trainer.training.loop import run_trial
+from trainer.training.model_file import load_model
 
 SHORT: dict[str, Any] = {"architecture": "mlp", "batch_size": 50, "epochs": 2}
 
