@@ -33,13 +33,13 @@ class Problems(NamedTuple):
     anchors: Tensor
     clean: Tensor
     rows: Tensor
-    """(K, N) anchors of each class, filled up."""
+    """(K, N) anchors of each class, padded."""
     a: Tensor
     b: Tensor
 
 
 def make_problems() -> Problems:
-    """Embeddings of a half-trained network: classes that overlap a little. float32."""
+    """Draw embeddings like those of a half-trained network: classes that overlap a little. float32."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(CLASSES, (BATCH,), generator=generator)
     centres = torch.randn(CLASSES, DIMENSIONS, generator=generator)
@@ -51,7 +51,7 @@ def make_problems() -> Problems:
 
 
 def ours(problems: Problems, entropy: float) -> tuple[Tensor, Tensor]:
-    """Summed value and the largest marginal error."""
+    """Return the summed value and the largest marginal error."""
     cost = cosine_cost(problems.anchors, problems.clean)[problems.rows]
     solved = entropic_transport(cost, problems.a, problems.b, entropy=entropy, tolerance=ERROR)
     return solved.value.sum(), solved.marginal_error.max()
@@ -83,7 +83,7 @@ def pot_batched(problems: Problems, entropy: float, iterations: int) -> tuple[Te
 
 
 def fewest_iterations(solve: Callable[[int], tuple[Tensor, Tensor]]) -> int:
-    """To within a quarter, how many bring the error below `ERROR`."""
+    """Find, to within a quarter, how many bring the error below `ERROR`."""
     iterations = 2
     while solve(iterations)[1] > ERROR and iterations < 5000:
         iterations += max(1, iterations // 4)

@@ -40,7 +40,7 @@ def split_of(count: int, *, side: int = 8) -> Split:
 
 
 def perturbation_of(split: Split) -> TrainingPerturbation:
-    """A stand-in that can be told apart from the source: inverted images, the next label, every fifth left out."""
+    """Return a perturbation that can be recognised: inverted images, the next label, every fifth left out."""
     keep = torch.arange(len(split.labels)) % 5 != 0
     return TrainingPerturbation(1 - split.images, (split.labels + 1) % CLASSES, keep)
 
@@ -63,7 +63,7 @@ def a_model(architecture: str = "mlp") -> nn.Module:
 
 
 def passes(model: nn.Module) -> list[int]:
-    """How many images each further call of the model will be given."""
+    """Return a list that will hold the number of images of each further call of the model."""
     passed: list[int] = []
     model.register_forward_pre_hook(lambda module, images: passed.append(len(images[0])))
     return passed
@@ -135,9 +135,9 @@ def test_a_batch_must_fit_the_data() -> None:
         next(batches(split_of(30), None, batch_size=31, generator=seeded()))
 
 
-# -------------------------------------------------------------------------------------- what the objective looks at
+# --------------------------------------------------------------------------------------- views of the objective
 
-LOOKED_AT: dict[str, tuple[dict[str, Any], set[str]]] = {
+USED: dict[str, tuple[dict[str, Any], set[str]]] = {
     "nothing but cross-entropy": ({}, {"clean"}),
     "a regularizer without weights": ({"regularizer": "triplet"}, {"clean"}),
     "PGD training": ({"cross_entropy_on": "sensitivity"}, {"sensitivity"}),
@@ -160,9 +160,9 @@ LOOKED_AT: dict[str, tuple[dict[str, Any], set[str]]] = {
 }
 
 
-@pytest.mark.parametrize("case", LOOKED_AT)
-def test_only_what_the_objective_looks_at_passes_through_the_model(case: str) -> None:
-    settings, names = LOOKED_AT[case]
+@pytest.mark.parametrize("case", USED)
+def test_only_views_that_the_objective_uses_pass_through_the_model(case: str) -> None:
+    settings, names = USED[case]
     config, batch, model = TrialConfig(**settings, sensitivity_steps=2), a_batch(), a_model()
     seen = batch_views(model, batch, config, Knobs.of(config, CPU), seeded())
     assert set(seen) == names
@@ -173,9 +173,9 @@ def test_only_what_the_objective_looks_at_passes_through_the_model(case: str) ->
     assert torch.isfinite(total_loss(step.terms, knobs))
 
 
-@pytest.mark.parametrize("case", LOOKED_AT)
+@pytest.mark.parametrize("case", USED)
 def test_the_step_predicts_what_the_model_does(case: str) -> None:
-    config, batch, model = TrialConfig(**LOOKED_AT[case][0], sensitivity_steps=2), a_batch(), a_model("cnn")
+    config, batch, model = TrialConfig(**USED[case][0], sensitivity_steps=2), a_batch(), a_model("cnn")
     seen = batch_views(model, batch, config, Knobs.of(config, CPU), seeded())
     step, _ = step_of(model, config, batch)
     alone: dict[str, Prediction] = {name: model(images) for name, images in seen.items()}
@@ -238,7 +238,7 @@ SHARING: dict[str, dict[str, Any]] = {
 
 
 def plain_step(model: nn.Module, config: TrialConfig, batch: Batch) -> tuple[Tensor, LossTerms]:
-    """X_s and the loss term by term: an attack on its own, then every image in one pass."""
+    """Return X_s and the loss terms: an attack on its own, then every image in one pass."""
     knobs = Knobs.of(config, CPU)
     perturbed = sensitivity_images(model, batch, config, knobs, seeded())
     seen = {"clean": batch.images, "sensitivity": perturbed}
@@ -269,7 +269,7 @@ def with_slopes(model: nn.Module, slope: float) -> nn.Module:
 @pytest.mark.parametrize("slope", [0.25, -0.3])
 @pytest.mark.parametrize("case", SHARING)
 def test_sharing_the_clean_pass_changes_no_number(case: str, slope: float) -> None:
-    """Images, terms and gradients, of the model as it is placed against the model as it is written."""
+    """Compare images, terms and gradients of the model in its fastest form with those of the model as written."""
     config, batch = TrialConfig(**SHARING[case]), a_batch()
     model, plain = move_to_device(with_slopes(a_model("cnn"), slope), CPU), with_slopes(a_model("cnn"), slope)
     perturbed, terms = plain_step(plain, config, batch)
@@ -296,7 +296,7 @@ def test_the_clean_images_pass_once(case: str) -> None:
 
 
 def test_an_attack_alone_differentiates_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An update has no use for their gradient, although the clean pass that it goes back through could give it."""
+    """Check that an update skips their gradient, although the clean pass that it goes back through could give it."""
     config, model, batch = TrialConfig(**SHARING["fgsm"]), move_to_device(a_model("cnn"), CPU), a_batch()
     asked: list[int] = []
 
@@ -402,7 +402,7 @@ def test_all_other_attacks_start_at_random(name: str) -> None:
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_an_attack_leaves_no_trace_in_the_model(name: str) -> None:
-    """Above all no gradient: one that leaks from the attack into the step trains on something else."""
+    """Check above all the gradients: one that leaks from the attack into the step would change the training."""
     model, batch = Normalised().train(), a_batch()
     model.head.requires_grad_(False)
     state = copy.deepcopy(model.state_dict())
@@ -431,7 +431,7 @@ def after_update(prepare: Callable[[nn.Module, Any, Knobs], object]) -> Tensor:
 
 
 def nothing(model: nn.Module, step: Any, knobs: Knobs) -> None:
-    """The undisturbed run."""
+    """Leave the run undisturbed."""
 
 
 def stale_gradients(model: nn.Module, step: Any, knobs: Knobs) -> None:
@@ -460,7 +460,7 @@ def test_updates_go_downhill() -> None:
 
 
 def test_weight_decay_is_decoupled() -> None:
-    """Where the loss has no gradient AdamW still shrinks by lr times decay, whatever the size of other gradients."""
+    """Check that a parameter without gradient shrinks by lr times decay, whatever the size of other gradients."""
     model = a_model()
     before = weights(model)
     optimizer = make_optimizer(model, TrialConfig(learning_rate=0.1, weight_decay=0.5))
@@ -468,8 +468,8 @@ def test_weight_decay_is_decoupled() -> None:
     torch.testing.assert_close(weights(model), 0.95 * before)
 
 
-def test_an_update_reaches_what_the_loss_does_not() -> None:
-    """A parameter without a gradient, frozen or out of the loss's reach, is no error."""
+def test_an_update_accepts_parameters_without_a_gradient() -> None:
+    """Accept parameters without a gradient, whether frozen or not part of the loss."""
     model, config, batch = a_model(), TrialConfig(), a_batch()
     optimizer = make_optimizer(model, config)
     model.get_parameter("encoder.1.weight").requires_grad_(False)
@@ -482,7 +482,7 @@ def test_an_update_reaches_what_the_loss_does_not() -> None:
 
 
 @pytest.mark.parametrize("architecture", ["cnn", "mlp"])
-def test_placing_a_model_does_not_change_it(architecture: str) -> None:
+def test_moving_a_model_does_not_change_it(architecture: str) -> None:
     images, model = torch.rand(5, 1, 8, 8, generator=seeded()), a_model(architecture)
     before = model(images)
     after = move_to_device(a_model(architecture), CPU)(images)
@@ -506,7 +506,7 @@ def test_a_diagnosis_is_finite_where_the_cross_entropy_has_no_gradient_left() ->
 
 @pytest.mark.parametrize("scale", [1e3, 1e18, 1e30])
 def test_the_shape_of_embeddings_is_seen_at_any_scale(scale: float) -> None:
-    """As a model diverges its embeddings grow first; the loss is to tell of it, not the diagnosis."""
+    """Check that the diagnosis stays finite as embeddings grow: divergence must show in the loss."""
     config, model, batch = TrialConfig(), a_model(), a_batch()
     expected = diagnose(step_of(model, config, batch)[0], model, Knobs.of(config, CPU))
     step, knobs = step_of(model, config, batch)
