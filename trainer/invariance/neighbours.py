@@ -33,7 +33,8 @@ a few other operations: ample."""
 COVARIANCE_IMAGES = 10_000
 _LIKELY = 32
 """Training images per class, those of least bound, whose distance limits what can still be nearest."""
-_SOURCE_BATCH, _PAIR_BATCH, _CELL_BATCH = 32, 16_384, 4096
+_SOURCE_BATCH = 32
+_PAIR_BATCH, _CELL_BATCH = 16_384, 4096
 _TOGETHER = {"cpu": 4, "cuda": 8}
 """Sources of one label that are searched for in one product."""
 _BLOCK = {torch.float32: 256, torch.bfloat16: 512}
