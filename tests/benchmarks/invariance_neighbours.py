@@ -28,9 +28,11 @@ from sklearn.neighbors import NearestNeighbors
 from threadpoolctl import threadpool_limits
 from torchvision.datasets import MNIST
 
-from trainer.invariance.alignments import AlignmentGrid, alignments_for
+from trainer.invariance.alignment_grid import AlignmentGrid
 from trainer.invariance.attacks import allowed_targets
-from trainer.invariance.neighbours import ClassIndex, find_neighbours
+from trainer.invariance.class_index import ClassIndex
+from trainer.invariance.neighbours import find_neighbours
+from trainer.invariance.published import alignments_for
 
 THREADS, PAIRS, REFERENCE_IMAGES, IMAGES = 2, 5, 1, 64
 GRID = alignments_for("mnist", "linf")

@@ -9,15 +9,9 @@ from scipy import ndimage
 from torch import Tensor
 
 from trainer.errors import InputError
-from trainer.invariance.alignments import (
-    COARSE_STEP,
-    AffineAligner,
-    AffineDraws,
-    AlignmentGrid,
-    GridAligner,
-    affine_maps,
-    alignments_for,
-)
+from trainer.invariance.affine_draws import AffineAligner, AffineDraws, affine_maps
+from trainer.invariance.alignment_grid import COARSE_STEP, AlignmentGrid, GridAligner
+from trainer.invariance.published import alignments_for
 
 CPU = torch.device("cpu")
 SMALL = AlignmentGrid(shift_limit=1.5, shift_count=3, rotation_limit=20, rotation_count=3)

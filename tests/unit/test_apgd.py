@@ -13,8 +13,9 @@ from torch import Tensor
 from tests.unit.test_sensitivity import CLASSES, Linear, answers, run, seeded, some_images, with_embedding
 from trainer.attacks import apgd
 from trainer.attacks.apgd import dlr, embedding_attack, targeted_apgd_attack, targeted_dlr
-from trainer.attacks.attack import Attack, worst_case
+from trainer.attacks.attack import Attack
 from trainer.attacks.gradient import pgd_attack
+from trainer.attacks.worst_cases import worst_case
 from trainer.errors import InputError
 
 

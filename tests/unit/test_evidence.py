@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
-from trainer.attacks.attack import Logits, frozen, worst_case
 from trainer.attacks.evidence import (
     Curve,
     Evidence,
@@ -27,7 +26,9 @@ from trainer.attacks.evidence import (
     wilson_interval,
 )
 from trainer.attacks.gradient import cross_entropy_loss, pgd, pgd_attack
+from trainer.attacks.logits import Logits, frozen
 from trainer.attacks.norms import NORMS
+from trainer.attacks.worst_cases import worst_case
 from trainer.data.datasets import Data
 from trainer.errors import InputError
 

@@ -12,20 +12,11 @@ from sklearn.cluster import DBSCAN
 from torch import Tensor
 from torchvision.datasets import MNIST
 
-from trainer.invariance.alignments import alignments_for
-from trainer.invariance.attacks import (
-    INVARIANCE_ATTACKS,
-    MOST_CLUSTERS,
-    PAPER_TARGETS,
-    TIE,
-    allowed_targets,
-    cheapest,
-    clusters,
-    ink_removed,
-    largest_subset,
-    number_by_size,
-)
-from trainer.invariance.neighbours import ClassIndex, Neighbours, bring_back, find_neighbours
+from trainer.invariance.attacks import INVARIANCE_ATTACKS, TIE, allowed_targets, cheapest, ink_removed
+from trainer.invariance.class_index import ClassIndex, Neighbours
+from trainer.invariance.clusters import MOST_CLUSTERS, clusters, largest_subset, number_by_size
+from trainer.invariance.neighbours import bring_back, find_neighbours
+from trainer.invariance.published import PAPER_TARGETS, alignments_for
 
 LINF, L0 = INVARIANCE_ATTACKS["linf"], INVARIANCE_ATTACKS["l0"]
 

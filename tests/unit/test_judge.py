@@ -8,21 +8,10 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from trainer.errors import InputError
-from trainer.invariance import judge as oracle_module
-from trainer.invariance.judge import (
-    ABSTAINS,
-    RECIPES,
-    ROLES,
-    Contrast,
-    Judge,
-    UnevenInk,
-    augment,
-    build_judge,
-    draw_unevenly,
-    regions,
-    train_judge,
-    training_half,
-)
+from trainer.invariance.augmentation import augment, draw_unevenly, regions
+from trainer.invariance.judge import ABSTAINS, ROLES, Contrast, Judge, build_judge
+from trainer.invariance.judge_training import train_judge, training_half
+from trainer.invariance.recipes import RECIPES, UnevenInk, recipe_for
 
 EVEN = UnevenInk(faded=0, missing=0, pale=0, specks=0)
 
@@ -217,4 +206,4 @@ def test_unknown_names_are_refused() -> None:
         build_judge("digits", "juge", (1, 8, 8), 10)
     with pytest.raises(InputError, match="'digit': did you mean 'digits'"):
         build_judge("digit", "judge", (1, 8, 8), 10)
-    assert oracle_module.recipe_for("mnist") is RECIPES["mnist"]
+    assert recipe_for("mnist") is RECIPES["mnist"]

@@ -30,8 +30,8 @@ from trainer.data.datasets import Data, Split
 from trainer.errors import InputError
 from trainer.files.cache import Cache
 from trainer.invariance.attacks import INVARIANCE_ATTACKS, LinfInvariance
+from trainer.invariance.class_index import Neighbours
 from trainer.invariance.judge import Judge
-from trainer.invariance.neighbours import Neighbours
 from trainer.invariance.perturbations import JudgingSet, Pairs
 from trainer.invariance.preparation import PreparationPipeline, Prepared
 from trainer.models import Prediction

@@ -11,19 +11,13 @@ from tests.unit.test_alignments import SMALL, grid_alignments, scipy_align
 from trainer.config import EvaluationConfig
 from trainer.data.datasets import Data, load_data
 from trainer.errors import InputError
-from trainer.invariance.alignments import AffineAligner, AffineDraws, AlignmentGrid, alignments_for
-from trainer.invariance.attacks import PAPER_TARGETS, allowed_targets
-from trainer.invariance.neighbours import (
-    COVARIANCE_IMAGES,
-    SINGLE,
-    ClassIndex,
-    Neighbours,
-    bring_back,
-    find_neighbours,
-    principal_bases,
-    probe_of,
-    widened,
-)
+from trainer.invariance.affine_draws import AffineAligner, AffineDraws
+from trainer.invariance.alignment_grid import AlignmentGrid
+from trainer.invariance.attacks import allowed_targets
+from trainer.invariance.class_index import ClassIndex, Neighbours
+from trainer.invariance.lower_bounds import COVARIANCE_IMAGES, FLOAT32_ERROR, principal_bases, probe_of, widened
+from trainer.invariance.neighbours import bring_back, find_neighbours
+from trainer.invariance.published import PAPER_TARGETS, alignments_for
 from trainer.parallel import threads
 
 
@@ -130,7 +124,7 @@ def test_bounds_are_never_above_the_distances(precision: torch.dtype) -> None:
 
     fine, lengths = probe_of(index._fine.place(points), torch.float32), index._fine.lengths[0, :600]
     found = index._fine.rows[0, :600].float() @ fine.weights.flatten() + lengths
-    assert (found <= widened(squared, index._fine.moved) + SINGLE * (lengths + fine.longest)).all()
+    assert (found <= widened(squared, index._fine.moved) + FLOAT32_ERROR * (lengths + fine.longest)).all()
 
 
 def test_axes_are_those_of_all_images() -> None:

@@ -11,8 +11,8 @@ from trainer.config import EvaluationConfig
 from trainer.data.datasets import Split
 from trainer.errors import InputError
 from trainer.invariance.attacks import INVARIANCE_ATTACKS
+from trainer.invariance.class_index import Neighbours
 from trainer.invariance.judge import ABSTAINS
-from trainer.invariance.neighbours import Neighbours
 from trainer.invariance.perturbations import InvarianceAdversary, Pairs, PerturbationCache
 from trainer.invariance.preparation import Prepared, prepare
 

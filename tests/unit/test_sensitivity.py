@@ -17,10 +17,12 @@ from torch import Tensor, nn
 from trainer.attacks import norms as norms_module
 from trainer.attacks import pgd as pgd_module
 from trainer.attacks.apgd import apgd_attack, embedding_attack, targeted_apgd_attack
-from trainer.attacks.attack import Attack, WorstCase, frozen, worst_case
+from trainer.attacks.attack import Attack
 from trainer.attacks.gradient import cross_entropy_loss, fgsm, fgsm_attack, kl_loss, pgd, pgd_attack
+from trainer.attacks.logits import frozen
 from trainer.attacks.norms import NORMS
 from trainer.attacks.square import square_attack
+from trainer.attacks.worst_cases import WorstCase, worst_case
 from trainer.config import EvaluationConfig
 from trainer.data.datasets import Split, load_data
 from trainer.errors import InputError, TrialFailed

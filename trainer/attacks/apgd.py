@@ -13,8 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from trainer.attacks.attack import Attack, Objective, Scores, Victim, is_wrong, logit_at, margin
+from trainer.attacks.attack import Attack, Objective, Scores, Victim
 from trainer.attacks.gradient import cross_entropy_scores, score_with_gradient
+from trainer.attacks.logits import is_wrong, logit_at, margin
 from trainer.attacks.norms import Norm, checked_ball, choose, positive
 from trainer.errors import InputError
 

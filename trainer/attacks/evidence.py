@@ -16,10 +16,13 @@ import torch
 from torch import Tensor
 
 from trainer.attacks.apgd import apgd_attack, targeted_apgd_attack
-from trainer.attacks.attack import Attack, Logits, Victim, check_images, predict, worst_case
+from trainer.attacks.attack import Attack, Victim
+from trainer.attacks.checks import check_images
 from trainer.attacks.gradient import cross_entropy_loss, input_gradient, pgd
+from trainer.attacks.logits import Logits, predict
 from trainer.attacks.norms import norm_named
 from trainer.attacks.square import square_attack
+from trainer.attacks.worst_cases import worst_case
 from trainer.errors import InputError
 from trainer.intervals import Interval, wilson_interval
 

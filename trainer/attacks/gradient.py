@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainer.attacks.attack import Attack, Logits, Objective, Scores, Victim, is_wrong
+from trainer.attacks.attack import Attack, Objective, Scores, Victim
+from trainer.attacks.logits import Logits, is_wrong
 from trainer.attacks.norms import Budget, Draws, Norm, checked_ball, choose, per_image, positive
 
 Loss = Callable[[Tensor], Tensor]

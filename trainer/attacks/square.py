@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainer.attacks.attack import Attack, Victim, margin
+from trainer.attacks.attack import Attack, Victim
+from trainer.attacks.logits import margin
 from trainer.attacks.norms import NORMS, checked_ball, choose, positive, uniform
 
 

@@ -8,36 +8,23 @@ Shapes: N sources, Q (source, target) pairs, C channels, H rows, W columns, P = 
 
 from __future__ import annotations
 
-import math
 from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainer.invariance.alignments import PAPER_SIZE, WHITE
-from trainer.invariance.neighbours import Neighbours
+from trainer.invariance.alignments import WHITE
+from trainer.invariance.class_index import Neighbours
+from trainer.invariance.clusters import (
+    MOST_CLUSTERS,
+    clusters,
+    largest_subset,
+    number_by_size,
+)
 
 TIE = 1e-6
 """Slack of comparisons in [0, 1] pixel units: far under one level, far over float32's rounding."""
-
-PAPER_TARGETS = {
-    0: (4, 6, 8, 9),
-    1: (4, 6, 7, 9),
-    2: (8,),
-    3: (8,),
-    4: (8, 9),
-    5: (3, 8),
-    6: (0,),
-    7: (2, 3),
-    8: (3,),
-    9: (3, 4, 5),
-}
-"""Digits that a digit may be turned into, as chosen by the paper's authors."""
-
-_CLUSTER_RADIUS, _CLUSTER_SAMPLES = 2.0, 5
-"""Of DBSCAN, in pixels of images of `PAPER_SIZE`."""
-MOST_CLUSTERS = 8
 
 
 class _InvarianceAttack(Protocol):
@@ -144,72 +131,3 @@ def cheapest(neighbours: Neighbours, cost: Tensor, sources: int) -> Tensor:
     chosen = torch.full((sources,), -1, dtype=torch.int64, device=cost.device)
     chosen[by_source[first]] = order[first]
     return chosen
-
-
-def clusters(marked: Tensor) -> Tensor:
-    """DBSCAN of the marked pixels of every image (Ester et al. 1996), the radius and density scaled with its size.
-
-    Args:
-        marked: (Q, H, W) bool.
-
-    Returns:
-        (Q, H, W) int32: a number of its own for every cluster of an image; 0 for pixels that are not marked or belong
-        to none. A pixel on the border of several belongs to that of the greatest number.
-    """
-    height, width = marked.shape[1:]
-    scale = max(height, width) / PAPER_SIZE
-    around = _disc(max(_CLUSTER_RADIUS * scale, math.sqrt(2)))
-    crowd = sum(_shifted(marked.int(), *offset) for offset in around)
-    core = marked & (crowd >= max(round(_CLUSTER_SAMPLES * scale**2), 1))
-    numbers = core * torch.arange(1, height * width + 1, dtype=torch.int32, device=core.device).view(height, width)
-    while True:
-        spread = core * _greatest_around(numbers, around)
-        if torch.equal(spread, numbers):
-            return marked * _greatest_around(numbers, around)
-        numbers = spread
-
-
-def _disc(radius: float) -> list[tuple[int, int]]:
-    """Offsets (down, right) of all pixels within the radius."""
-    reach = range(-int(radius), int(radius) + 1)
-    return [(down, right) for down in reach for right in reach if math.hypot(down, right) <= radius]
-
-
-def _shifted(images: Tensor, down: int, right: int) -> Tensor:
-    """`images` (Q, H, W) moved by whole pixels, zeros moving in."""
-    height, width = images.shape[1:]
-    padded = F.pad(images, (max(right, 0), max(-right, 0), max(down, 0), max(-down, 0)))
-    return padded[:, max(-down, 0) : max(-down, 0) + height, max(-right, 0) : max(-right, 0) + width]
-
-
-def _greatest_around(numbers: Tensor, around: list[tuple[int, int]]) -> Tensor:
-    """(Q, H, W): the greatest of `numbers` at the given offsets from each pixel."""
-    greatest = numbers
-    for offset in around:
-        greatest = torch.maximum(greatest, _shifted(numbers, *offset))
-    return greatest
-
-
-def number_by_size(numbers: Tensor) -> Tensor:
-    """(Q, H, W) uint8: clusters numbered from 1, the largest, to `MOST_CLUSTERS`; the rest of them becomes 0."""
-    flat = numbers.flatten(1).long()
-    sizes = torch.zeros(len(flat), flat.shape[1] + 1, dtype=torch.int64, device=flat.device)
-    sizes.scatter_add_(1, flat, torch.ones_like(flat))
-    sizes[:, 0] = 0
-    # Of equally large ones the lower number, so that the order is the same everywhere.
-    order = torch.argsort(sizes, dim=1, descending=True, stable=True)[:, :MOST_CLUSTERS]
-    ranks = torch.zeros_like(sizes, dtype=torch.uint8)
-    ranks.scatter_(
-        1, order, torch.arange(1, order.shape[1] + 1, dtype=torch.uint8, device=flat.device).expand_as(order)
-    )
-    return (ranks.gather(1, flat) * (flat > 0)).view(numbers.shape)
-
-
-def largest_subset(sizes: Tensor, allowed: Tensor) -> Tensor:
-    """(Q, k) bool: the clusters, of `sizes` (Q, k), whose sum is the greatest that `allowed` (Q,) permits."""
-    count = sizes.shape[1]
-    subsets = torch.arange(2**count, device=sizes.device)[:, None] >> torch.arange(count, device=sizes.device) & 1
-    totals = (sizes[:, None] * subsets).sum(2)
-    # Of equal totals the first subset: that of the fewest, largest clusters comes before those of smaller ones.
-    ranked = torch.where(totals <= allowed[:, None], totals * len(subsets) - torch.arange(len(subsets)).to(totals), -1)
-    return subsets[ranked.argmax(1)].bool()

@@ -13,8 +13,8 @@ from torch import Tensor
 from trainer.data import Split
 from trainer.errors import InputError
 from trainer.invariance.attacks import INVARIANCE_ATTACKS, cheapest
+from trainer.invariance.class_index import Neighbours
 from trainer.invariance.judge import ABSTAINS
-from trainer.invariance.neighbours import Neighbours
 
 NEAREST = 3
 """Training images of each target class from which the per-model attack starts."""

@@ -21,10 +21,11 @@ from trainer.config import EvaluationConfig
 from trainer.data import Data, Split, load_data
 from trainer.errors import InputError
 from trainer.files import Cache
-from trainer.invariance.alignments import alignments_for
-from trainer.invariance.attacks import INVARIANCE_ATTACKS, PAPER_TARGETS, allowed_targets
-from trainer.invariance.judge import ABSTAINS, Judge, Quality, build_judge, recipe_for, train_judge
-from trainer.invariance.neighbours import ClassIndex, Neighbours, bring_back, find_neighbours
+from trainer.invariance.attacks import INVARIANCE_ATTACKS, allowed_targets
+from trainer.invariance.class_index import ClassIndex, Neighbours
+from trainer.invariance.judge import ABSTAINS, Judge, Quality, build_judge
+from trainer.invariance.judge_training import train_judge
+from trainer.invariance.neighbours import bring_back, find_neighbours
 from trainer.invariance.perturbations import (
     BATCH,
     NEAREST,
@@ -34,6 +35,8 @@ from trainer.invariance.perturbations import (
     PerturbationCache,
     Progress,
 )
+from trainer.invariance.published import PAPER_TARGETS, alignments_for
+from trainer.invariance.recipes import recipe_for
 from trainer.parallel import map_on_threads
 from trainer.words import did_you_mean
 

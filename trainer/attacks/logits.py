@@ -1,0 +1,52 @@
+"""TODO one line."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+Logits = Callable[[Tensor], Tensor]
+"""Images (B, C, H, W) to logits (B, K)."""
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[nn.Module]:
+    """Evaluation mode and no gradients for parameters inside; every submodule and parameter as it was afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    wanted = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    model.eval().requires_grad_(False)
+    try:
+        yield model
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter, requires_grad in wanted:
+            parameter.requires_grad_(requires_grad)
+
+
+@torch.no_grad()
+def predict(logits: Logits, images: Tensor, *, batch_size: int) -> Tensor:
+    """Logits (N, K) of images (N, C, H, W), a batch at a time."""
+    return torch.cat([logits(batch) for batch in images.split(batch_size)])
+
+
+def is_wrong(logits: Tensor, labels: Tensor) -> Tensor:
+    """(B,) bool: whether the largest of the logits (B, K) is not at the label (B,)."""
+    return logits.argmax(1) != labels
+
+
+# ------------------------------------------------------------------------------------------ shared with other attacks
+
+
+def logit_at(logits: Tensor, classes: Tensor) -> Tensor:
+    """The logit (B,) of one class (B,) per row (B, K)."""
+    return logits.gather(1, classes[:, None]).squeeze(1)
+
+
+def margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """The label's logit minus the largest other one (B,); below 0 where the answer is wrong."""
+    return logit_at(logits, labels) - logits.scatter(1, labels[:, None], -math.inf).amax(1)
