@@ -219,7 +219,7 @@ def test_healthy_models_give_no_warning(
     norm: str, undefended: nn.Sequential, defended: dict[str, nn.Sequential], images: Tensor, gather: Gather
 ):
     for model in (undefended, defended[norm]):
-        evidence = gather(model, norm, twin=undefended)
+        evidence = gather(model, norm, undefended=undefended)
         assert evidence.warnings == []
         assert evidence.size == len(images)
         assert evidence.white_box_accuracy == evidence.curve.alone[evidence.curve.epsilons.index(EPSILONS[norm])]
@@ -261,7 +261,7 @@ def randomised(model: nn.Module) -> Logits:
                 r"gradient masking suspected: 100\.0% of the images have no gradient",
                 r"gradient masking suspected: accuracy 0\.\d+ is left at an unbounded budget",
                 r"gradient masking suspected: Square leaves 0\.\d+, the white-box attack 0\.\d+ \(interval",
-                r"gradient masking suspected: transfer from an undefended twin leaves",
+                r"gradient masking suspected: transfer from an undefended baseline leaves",
             ],
         ),
         (huge, [r"gradient masking suspected: \d+\.\d% of the images have no gradient"]),
@@ -272,7 +272,7 @@ def randomised(model: nn.Module) -> Logits:
 def test_a_model_broken_on_purpose_trips_the_matching_check(
     broken: Callable[[nn.Module], Logits], messages: list[str], undefended: nn.Sequential, gather: Gather
 ):
-    warnings = gather(broken(undefended), twin=undefended).warnings
+    warnings = gather(broken(undefended), undefended=undefended).warnings
     for message in messages:
         assert any(matches(message, warning) for warning in warnings), f"{message!r} not in {warnings}"
 
@@ -319,7 +319,7 @@ HEALTHY = Evidence(
         ({"doubled_accuracy": 0.56}, r"attack not converged: .* 0\.560, below the interval 0\.569 to 0\.630 of 0\.600"),
         ({"square_accuracy": 0.56}, "gradient masking suspected: Square leaves 0.560"),
         ({"noise_accuracy": 0.56}, "gradient masking suspected: random noise leaves 0.560"),
-        ({"transfer_accuracy": 0.56}, "gradient masking suspected: transfer from an undefended twin leaves 0.560"),
+        ({"transfer_accuracy": 0.56}, "gradient masking suspected: transfer from an undefended baseline leaves 0.560"),
         ({"zero_gradient_share": 0.06}, r"gradient masking suspected: 6\.0% of the images have no gradient"),
         ({"large_epsilon_accuracy": 0.001}, "gradient masking suspected: accuracy 0.001 is left at an unbounded"),
         ({"unstable_share": 0.001}, r"randomised output: 0\.1%"),

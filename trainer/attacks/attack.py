@@ -1,10 +1,10 @@
-"""Sensitivity attacks: small changes of an image that change the model's answer although not a person's.
+"""The terms in which attacks are written: victim, attack, and the objective that an attack maximises.
 
-Images lie in [0, 1] and stay there; budgets (epsilon) are in those pixel units. Attacks read a model through closures
-on tensors, so anything that returns logits can be attacked. `fgsm` and `pgd` are lean enough to train with; an `Attack`
-is for judging, by `worst_case`.
+A sensitivity attack changes an image a little, so that the model's answer changes although a person's does not. Images
+lie in [0, 1] and stay there; budgets (epsilon) are in those pixel units. Attacks read a model through closures on
+tensors, so anything that returns logits can be attacked.
 
-Shape letters: N images of a set, B of a batch, C channels, H rows, W columns, K classes, D embedding size.
+Shape letters: N images of a set, B of a batch, C channels, H rows, W columns, K classes.
 """
 
 from __future__ import annotations
@@ -18,11 +18,9 @@ from torch import Tensor
 
 from trainer.attacks.logits import Logits
 
-# ----------------------------------------------------------------------------------------- attacks to judge by
-
 
 class Victim(NamedTuple):
-    """What is attacked: a model and a whole set of images."""
+    """A model and the whole set of images on which it is attacked."""
 
     logits: Logits
     images: Tensor
@@ -33,26 +31,26 @@ class Victim(NamedTuple):
 
 @dataclass(frozen=True)
 class Attack:
-    """A named search for images that the model gets wrong."""
+    """A named search for images that the model gets wrong, for judging a model by `worst_case`."""
 
     name: str
     rounds: int
     """Restarts (times target classes); an image that one round breaks is left out of the next."""
     run: Callable[[Victim, Tensor, int, torch.Generator], Tensor]
-    """(victim, rows (B,) of the set to attack, number of the round, generator) to candidates (B, C, H, W).
+    """Function of (victim, rows (B,) of the set to attack, number of the round, generator) to candidates (B, C, H, W).
 
-    Random numbers are drawn for all N images and then picked by row, so that what one image meets doesn't depend on
-    which others still stand, nor on the size of a batch."""
+    Random numbers are drawn for all N images and then picked by row, so that an image meets the same numbers whichever
+    others are still right, and whatever the size of a batch."""
 
 
 class Scores(NamedTuple):
-    """How far an attack has come on each image."""
+    """An attack's progress on each image."""
 
     loss: Tensor
-    """(B,) what it maximises."""
+    """(B,) the loss that the attack maximises."""
     wrong: Tensor
-    """(B,) bool: whether the model is already wrong."""
+    """(B,) bool: True where the model is already wrong."""
 
 
 Objective = Callable[[Tensor, Tensor], Scores]
-"""Perturbed images (B, C, H, W) and their rows in the set (B,) to scores; one call of the model gives both."""
+"""Function from perturbed images (B, C, H, W) and their rows in the set (B,) to scores, by one call of the model."""

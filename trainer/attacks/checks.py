@@ -1,4 +1,4 @@
-"""TODO one line."""
+"""Checks that images and logits can be attacked at all: range, shape, and logits rather than probabilities."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from torch import Tensor
 
 from trainer.errors import InputError, TrialFailed
 
-# --------------------------------------------------------------------------------------------------------- checks
-
 
 def check_images(images: Tensor) -> None:
-    """Raise InputError unless images are (N, C, H, W), at least one, floating and in [0, 1]."""
+    """Check that images are (N, C, H, W), at least one, of a floating type and in [0, 1].
+
+    Raises:
+        InputError: if they are not.
+    """
     if images.ndim != 4 or not len(images) or not images.is_floating_point():
         raise InputError(f"images: {tuple(images.shape)} of {images.dtype}; must be (N, C, H, W) of a floating type")
     low, high = (float(bound) for bound in torch.aminmax(images))
@@ -20,10 +22,10 @@ def check_images(images: Tensor) -> None:
 
 
 def check_logits(logits: Tensor, labels: Tensor) -> None:
-    """Raise unless logits (N, K) can be attacked and labels (N,) fit them.
+    """Check that logits (N, K) can be attacked and that labels (N,) fit them.
 
     Raises:
-        InputError: for labels outside the classes or probabilities in the place of logits.
+        InputError: for labels outside the classes, or probabilities instead of logits.
         TrialFailed: for logits that are not finite.
     """
     if not torch.isfinite(logits).all():
@@ -37,11 +39,11 @@ def check_logits(logits: Tensor, labels: Tensor) -> None:
     if _looks_like_probabilities(logits):
         raise InputError(
             "the model returns probabilities (every row lies in [0, 1] and sums to 1): "
-            "an attack needs logits, the gradients through a softmax that is applied twice vanish"
+            "an attack needs logits, because gradients through a softmax that is applied twice vanish"
         )
 
 
 def _looks_like_probabilities(logits: Tensor) -> bool:
-    """Whether every row of (N, K) lies in [0, 1] and sums to 1."""
+    """Return whether every row of (N, K) lies in [0, 1] and sums to 1."""
     in_range = logits.min() >= 0 and logits.max() <= 1
     return bool(in_range) and bool(((logits.sum(1) - 1).abs() < 1e-3).all())

@@ -1,4 +1,7 @@
-"""TODO one line."""
+"""The worst case of a set of images over several attacks: sensitivity accuracy is what survives it.
+
+Shape letters: N images of a set, B of a batch, C channels, H rows, W columns, K classes.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +17,17 @@ from trainer.attacks.logits import Logits, is_wrong, predict
 
 
 class WorstCase(NamedTuple):
-    """What is left of a set of images after every attack and round."""
+    """The outcome of every attack and round on a set of images."""
 
     clean: Tensor
     """(N,) bool: right on the unperturbed image."""
     survived: Tensor
-    """(N,) bool: right on it and on everything that any attack found. Its mean is the sensitivity accuracy."""
+    """(N,) bool: right on the unperturbed image and on every candidate. The mean is the sensitivity accuracy."""
     images: Tensor
-    """(N, C, H, W): the image that broke the answer; where none did the last one tried; where the answer was wrong
-    to begin with the clean one."""
+    """(N, C, H, W): the candidate that made the answer wrong; the last candidate where none did; the unperturbed image
+    where the answer was wrong to begin with."""
     broken_by: Tensor
-    """(N,) the position in `attacks` of the one that broke the answer; -1 where none did or none was needed."""
+    """(N,) position in `attacks` of the one that made the answer wrong; -1 where none did or none was needed."""
 
 
 def worst_case(
@@ -36,7 +39,7 @@ def worst_case(
     generator: torch.Generator,
     batch_size: int = 512,
 ) -> WorstCase:
-    """Every attack in turn, each on the images that still stand.
+    """Run every attack in turn, each on the images that the model still has right.
 
     The model must be in evaluation mode: see `frozen`.
 
@@ -45,7 +48,7 @@ def worst_case(
         images: (N, C, H, W) in [0, 1].
         labels: (N,) classes from 0 to K - 1.
         attacks: tried in this order, cheap ones best first.
-        generator: seeds every round of every attack, whoever still stands.
+        generator: seeds every round of every attack, independently of which images are still right.
         batch_size: images per call of the model.
 
     Raises:
@@ -62,9 +65,9 @@ def worst_case(
     for position, attack in enumerate(attacks):
         for number in range(attack.rounds):
             seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-            standing = survived.nonzero().flatten()
-            for first in range(0, len(standing), batch_size):
-                rows = standing[first : first + batch_size]
+            right = survived.nonzero().flatten()
+            for first in range(0, len(right), batch_size):
+                rows = right[first : first + batch_size]
                 candidates = attack.run(victim, rows, number, noise.manual_seed(seed))
                 broken = rows[is_wrong(predict(logits, candidates, batch_size=batch_size), labels[rows])]
                 perturbed[rows] = candidates
