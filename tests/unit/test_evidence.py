@@ -43,7 +43,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def train(data: Data, norm: str | None) -> nn.Sequential:
-    """A small network on the digits, against PGD in `norm` if given."""
+    """Train a small network on the digits, against PGD in `norm` if given."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = nn.Sequential(nn.Flatten(), nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
@@ -87,7 +87,7 @@ Gather = Callable[..., Evidence]
 
 @pytest.fixture
 def gather(images: Tensor, labels: Tensor) -> Gather:
-    """The evidence on a model with short attacks."""
+    """Gather the evidence on a model by short attacks."""
 
     def run(logits: Logits, norm: str = "linf", **options: object) -> Evidence:
         options = {"epsilon": EPSILONS[norm], "steps": 20, "queries": 200, "generator": seeded(), **options}
@@ -109,7 +109,7 @@ def test_wilson_is_that_of_scipy(n: int, share: float, confidence: float):
 
 
 def test_wilson_solves_the_score_equation():
-    """At both ends the share is 1.96 standard errors away, each measured with the end's own variance."""
+    """Check that both ends are 1.96 standard errors away, each measured with its own variance."""
     for bound in wilson_interval(30, 200):
         error = math.sqrt(bound * (1 - bound) / 200)
         assert abs(30 / 200 - bound) / error == pytest.approx(1.959964, abs=1e-5)
@@ -159,7 +159,7 @@ def test_the_curve_begins_at_clean_accuracy_falls_and_is_the_worst_case_over_sma
 def test_a_wider_attack_that_fails_shows_in_alone_but_not_in_the_worst_case(
     undefended: nn.Sequential, images: Tensor, labels: Tensor
 ):
-    """Past 0.1 this attack gives up."""
+    """Build an attack that gives up beyond a budget of 0.1."""
 
     def timid(epsilon: float, steps: int) -> list:
         return [pgd_attack(norm="linf", epsilon=epsilon, steps=steps)] if epsilon <= 0.1 else []
@@ -237,17 +237,17 @@ def test_evidence_repeats_itself_and_does_without_a_twin(undefended: nn.Sequenti
 
 
 def quantised(model: nn.Module) -> Logits:
-    """The input rounded: no gradient comes back through it."""
+    """Round the input, which lets no gradient through."""
     return lambda images: model((images * 3).round() / 3)
 
 
 def huge(model: nn.Module) -> Logits:
-    """Logits so large that float32 rounds their softmax to 0 and 1."""
+    """Return logits so large that float32 rounds their softmax to 0 and 1."""
     return lambda images: model(images) * 1e4
 
 
 def randomised(model: nn.Module) -> Logits:
-    """Other noise on the input at every call."""
+    """Add other noise to the input at every call."""
     generator = seeded()
     return lambda images: model(images + 0.3 * torch.randn(images.shape, generator=generator))
 
@@ -289,7 +289,7 @@ def test_probabilities_are_refused(undefended: nn.Sequential, gather: Gather):
 
 
 def test_an_attack_that_is_not_converged_is_told(defended: dict[str, nn.Sequential], gather: Gather):
-    """Steps far too small for their number: twice as many break more."""
+    """Take steps far too small for their number: twice as many break more."""
 
     def slow(epsilon: float, steps: int) -> list:
         return [pgd_attack(norm="linf", epsilon=epsilon, steps=steps, step_size=0.015)]

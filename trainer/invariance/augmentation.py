@@ -1,4 +1,7 @@
-"""TODO one line."""
+"""Random changes of training images for the judge: slant, turn, shift, and uneven ink.
+
+Shapes: N images, C channels, H rows, W columns.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,13 @@ from torch.nn import functional as F
 from trainer.invariance.recipes import Recipe, UnevenInk
 
 _CELLS = 8
-"""Of random regions, along each side of an image."""
+"""Number of noise cells along each side of an image, which random regions are made from."""
 _EDGE = 4.0
-"""How steeply regions end."""
+"""Steepness of the edges of regions."""
 
 
 def augment(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
-    """Each of `images` (N, C, H, W) rotated, sheared, scaled and shifted at random, bilinearly; blank outside."""
+    """Rotate, shear, scale and shift each of `images` (N, C, H, W) at random, bilinearly; blank outside."""
     draw = torch.rand(6, len(images), generator=generator, device=images.device) * 2 - 1
     angle, shear = recipe.rotation * draw[0], recipe.shear * draw[1]
     scale = 1 + recipe.scale * draw[2:4]
@@ -33,7 +36,7 @@ def augment(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Tenso
 
 
 def draw_unevenly(images: Tensor, uneven: UnevenInk, generator: torch.Generator) -> Tensor:
-    """Each of `images` (N, C, H, W) in [0, 1] faded, broken and cluttered by another, in random regions."""
+    """Draw the ink of `images` (N, C, H, W) in [0, 1] unevenly: faded, missing, cluttered by another, in regions."""
     others, count = images.roll(1, 0), len(images)
 
     def draw() -> Tensor:
@@ -53,9 +56,9 @@ def draw_unevenly(images: Tensor, uneven: UnevenInk, generator: torch.Generator)
 
 
 def regions(share: Tensor, size: torch.Size, generator: torch.Generator) -> Tensor:
-    """(N, 1, H, W) in [0, 1]: 1 in smooth random regions that take about `share` (N, 1, 1, 1) of an image of `size`."""
+    """Draw smooth regions (N, 1, H, W), 1 inside, on about a `share` (N, 1, 1, 1) of images of `size` (H, W)."""
     noise = torch.randn(len(share), 1, _CELLS, _CELLS, generator=generator, device=share.device)
     smooth = F.interpolate(noise, size=tuple(size), mode="bicubic", align_corners=True)
     smooth = smooth / smooth.std((1, 2, 3), keepdim=True)
-    # Of a normal distribution the wanted share lies above its quantile; infinite, and so nothing, for a share of 0.
+    # The wanted share of a normal distribution lies above this quantile; for a share of 0 it is infinite.
     return ((smooth - torch.special.ndtri(1 - share)) * _EDGE + 0.5).clamp(0, 1)

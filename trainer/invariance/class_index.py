@@ -1,4 +1,9 @@
-"""TODO one line."""
+"""The exact search for the training images of a class that lie nearest to any alignment of an image.
+
+Shapes: N training images, K classes of M images at most, C channels, H rows, W columns, D = C H W, Q pairs found. Of
+one search: S sources of one label, T target classes, A alignments at P positions on each of G tracks, B of them knots;
+R rows of any training images, k coordinates.
+"""
 
 from __future__ import annotations
 
@@ -25,10 +30,11 @@ from trainer.invariance.lower_bounds import (
 )
 
 _LIKELY = 32
-"""Training images per class, those of least bound, whose distance limits what can still be nearest."""
+"""Number of training images per class, those of least bound, whose distance limits what can still be nearest."""
 _PAIR_BATCH, _CELL_BATCH = 16_384, 4096
+"""Pairs of an image and a track, and of an image and a query, compared at once."""
 _BLOCK = {torch.float32: 256, torch.bfloat16: 512}
-"""Rows per matrix product on a CPU, so that the products are reduced while they are in its cache."""
+"""Rows per matrix product on a CPU: products are reduced while they are in its cache."""
 
 
 class Neighbours(NamedTuple):
@@ -41,13 +47,13 @@ class Neighbours(NamedTuple):
     neighbour: Tensor
     """(Q,) int64 index of the neighbour in the training images."""
     alignment: Tensor
-    """(Q,) int64 in [0, A): how the source was moved to lie nearest."""
+    """(Q,) int64 in [0, A): the alignment of the source that lies nearest."""
     distance: Tensor
     """(Q,) float32, L2 in pixel units of [0, 1] images."""
 
 
 def check_labelled_images(images: Tensor, labels: Tensor, classes: int) -> None:
-    """Refuse images outside [0, 1] and labels outside the classes.
+    """Refuse images (N, C, H, W) outside [0, 1] and labels (N,) outside the classes.
 
     Raises:
         InputError: naming the range that was found.
@@ -64,38 +70,41 @@ def check_labelled_images(images: Tensor, labels: Tensor, classes: int) -> None:
 
 _NONE = torch.empty(0, dtype=torch.int64)
 NO_NEIGHBOURS = Neighbours(_NONE, _NONE, _NONE, _NONE, torch.empty(0))
+"""The result where nothing is searched for."""
 
 
 class _Search(NamedTuple):
-    """What is sought."""
+    """The alignments of some sources and the classes in which their neighbours are searched for."""
 
     queries: Tensor
-    """(S, A, D) uint8."""
+    """(S, A, D) uint8 levels."""
     probe: Probe
-    """(S, P, G, ...) of the fine stage."""
+    """(S, P, G, ...) in the fine coordinates."""
     targets: Tensor
     """(T,) classes."""
 
 
 class ClassIndex:
-    """Exact nearest neighbours per class, most training images ruled out by a lower bound of their distance.
+    """Training images by class, for an exact search that rules most of them out by a lower bound of their distance.
 
-    For V of few orthonormal columns, |q - x|^2 >= |V'q - V'x|^2 + (|q - VV'q| - |x - VV'x|)^2: the part inside the
-    subspace, and the triangle inequality outside it. So the bound is a distance between points of k coordinates. First
-    all training images are compared with the knots of every track, in matrix products, in half precision where the
-    processor multiplies that faster; a knot bounds the distance to what lies near its line. The few pairs of an image
-    and a track that are left are compared all along the track, and the few alignments that then are left, in pixels, in
-    whole numbers. Every class is padded to M images by some of infinite length.
+    First all training images are compared with the knots of every track, by matrix products in few coordinates
+    (`lower_bounds`), in half precision where the processor multiplies that faster; a knot bounds the distance to what
+    lies near its line. The few pairs of an image and a track that are left are compared all along the track, in more
+    coordinates; the few alignments that are left then, in pixels and whole numbers. Every class is padded to M images
+    by some of infinite length.
     """
 
     def __init__(self, images: Tensor, labels: Tensor, *, classes: int, precision: torch.dtype | None = None) -> None:
-        """
+        """Index the training images.
+
         Args:
             images: (N, C, H, W) in [0, 1].
             labels: (N,) int64 in [0, K).
             classes: K.
-            precision: float32 or bfloat16 for the lower bounds; None takes what is fastest here. The neighbours found
-                are the same.
+            precision: float32 or bfloat16 for the lower bounds, None for the faster here; it changes no result.
+
+        Raises:
+            InputError: for images outside [0, 1] or labels outside the classes.
         """
         check_labelled_images(images, labels, classes)
         self.shape, self._precision = images.shape[1:], precision or _fastest(images.device)
@@ -107,18 +116,18 @@ class ClassIndex:
         size = self._whole_blocks(int(counts.max()))
 
         def table(values: Tensor, blank: float = 0) -> Tensor:
-            """(K, M, ...) of `values` (N, ...), which stand in the order of `order`."""
+            """Arrange `values` (N, ...), ordered by `order`, by class: (K, M, ...)."""
             empty = values.new_full((classes, size, *values.shape[1:]), blank)
             return empty.index_put_((labels[order], column), values)
 
         def stage(basis: Tensor | None) -> Coordinates:
             empty = Coordinates(basis, levels.mean(0), levels[:0], levels[:0], levels[:0])
-            placed = empty.place(levels)
-            rows = placed.to(self._precision)
+            projected = empty.project(levels)
+            rows = projected.to(self._precision)
             return empty._replace(
                 rows=table(torch.cat([rows, rows.new_ones(len(rows), 2)], 1)),
                 lengths=table(rows.float().square().sum(1), torch.inf),
-                moved=(placed - rows).norm(dim=1).amax(),
+                rounded_by=(projected - rows).norm(dim=1).amax(),
             )
 
         self.present, self._counts = counts > 0, counts
@@ -127,59 +136,58 @@ class ClassIndex:
         self._coarse, self._fine = stages[0], stages[-1]
 
     def nearest(self, queries: Tensor, tracks: Tracks, targets: Tensor, *, nearest: int) -> Neighbours:
-        """The training images of each target class that lie nearest to any query of each source.
+        """Find the training images of each target class that lie nearest to any query of each source.
 
-        Of equally near ones the first query, then the first training image.
+        Of equally near pairs the first query is taken, then the first training image.
 
         Args:
             queries: (S, A, D) uint8, the alignments of each source.
-            tracks: how they are ordered.
+            tracks: the order of the alignments.
             targets: (T,) int64, classes that are present.
-            nearest: how many of each class.
+            nearest: number of training images of each class, at least 1; at most 32 are found.
         """
         if not len(targets):
             return NO_NEIGHBOURS
         points = queries.float().unflatten(1, (-1, tracks.number))
         counts = [self._whole_blocks(n) for n in self._counts[targets].tolist()]
-        coarse = self._coarse.place(points)
+        coarse = self._coarse.project(points)
         knots = probe_of(coarse[:, list(tracks.knots)].transpose(0, 1), self._precision)
         bounds = [
             self._bounds_of_knots(knots, target, count) for target, count in zip(targets.tolist(), counts, strict=True)
         ]
         count = min(_LIKELY, *counts)
         likely = torch.stack([each.least.topk(count, largest=False).indices for each in bounds], 1)
-        fine = coarse if self._fine is self._coarse else self._fine.place(points)
+        fine = coarse if self._fine is self._coarse else self._fine.project(points)
         search = _Search(queries, probe_of(fine, torch.float32), targets)
         nearest = min(nearest, likely.shape[2])
         limit = self._limit(likely, search, nearest)
-        reach = widened(reach_from_knots(points, tracks, limit), self._coarse.moved + knots.moved)
+        reach = widened(reach_from_knots(points, tracks, limit), self._coarse.rounded_by + knots.rounded_by)
         left = [each.within(most) for each, most in zip(bounds, reach.unbind(2), strict=True)]
         slots = torch.repeat_interleave(torch.tensor([len(pairs) for pairs in left], device=limit.device))
         parts = torch.cat([torch.cat(left), slots[:, None]], 1).split(_PAIR_BATCH)
-        measured = _concatenated(self._measure(part, search, widened(limit, self._fine.moved)) for part in parts)
+        measured = _concatenated(self._measure(part, search, widened(limit, self._fine.rounded_by)) for part in parts)
         return self._decide(*_least_of_each(*measured), search, nearest)
 
     def _whole_blocks(self, count: int) -> int:
-        """`count` rounded up. All blocks have one shape: oneDNN makes a new kernel for every other, which takes longer
-        than to use it."""
+        """Round `count` up to whole blocks: oneDNN makes a kernel for every shape, which takes longer than using it."""
         return count if self._block is None else -(-count // self._block) * self._block
 
     def _bounds_of_knots(self, knots: Probe, target: int, count: int) -> Bounds:
-        """Of the first rows of a class, from all knots (B, S, G, ...) in the coarse stage."""
+        """Bound the distances of the first rows of a class to all knots (B, S, G, ...), in the coarse coordinates."""
         weights, lengths = knots.weights.flatten(0, 2), self._coarse.lengths[target, :count]
         blocks = self._coarse.rows[target, :count].split(self._block or count)
         nearest = torch.cat([(weights @ rows.T).unflatten(0, (len(knots.weights), -1)).amin(0) for rows in blocks], 1)
         nearest = nearest.unflatten(0, knots.weights.shape[1:3])
-        # Rounding errs by a share of a squared distance less a squared length: at most that of each of the two.
+        # The rounding error of (squared distance - squared length) is at most its share of each of the two.
         rounding = PRODUCT_ERROR[self._precision] + FLOAT32_ERROR
         lengths = lengths * (1 - rounding) - FLOAT32_ERROR * knots.longest
         return Bounds(nearest, lengths, nearest.amin(1) + lengths, rounding)
 
     def _limit(self, likely: Tensor, search: _Search, nearest: int) -> Tensor:
-        """(S, T) float32: at least the squared distance of the `nearest`-th training image.
+        """Return an upper bound (S, T) float32 of the squared distance of the `nearest`-th training image.
 
         Args:
-            likely: (S, T, L) columns of training images, of which that many are moved best as the fine stage sees it.
+            likely: (S, T, L) training images by their position in the class; the best fine alignment of each counts.
         """
         (sources, alignments), size = search.queries.shape[:2], self._pixels.shape[1]
         cell = (search.targets[:, None] * size + likely).flatten(1)
@@ -194,19 +202,18 @@ class ClassIndex:
         return squared.topk(nearest, largest=False).values[:, :, -1] * (1 + FLOAT32_ERROR)
 
     def _measure(self, pairs: Tensor, search: _Search, limit: Tensor) -> tuple[Tensor, Tensor]:
-        """Of R pairs of a training image and a track, the images and the best of their alignments within the limit.
+        """Measure, of R pairs of a training image and a track, the images and their best alignments within the limit.
 
         Args:
-            pairs: (R, 4) number of the source, of the track, of the image in its class, and of the target class.
+            pairs: (R, 4) numbers of the source, the track, the image in its class, and the target class.
+            search: the queries and targets that the pairs refer to.
             limit: (S, T) squared distance.
 
         Returns:
-            Source, target and image in one number, (images,) ascending, and squared distance and alignment in one.
+            Numbers (images,), ascending, of source, target and image; squared distance and alignment in one (images,).
         """
-        (sources, alignments), (size, tracks) = (
-            search.queries.shape[:2],
-            (self._pixels.shape[1], search.probe.weights.shape[2]),
-        )
+        sources, alignments = search.queries.shape[:2]
+        size, tracks = self._pixels.shape[1], search.probe.weights.shape[2]
         key = pairs[:, 0] * tracks + pairs[:, 1]
         order = key.argsort()
         key, (source, _, column, slot) = key[order], pairs[order].T
@@ -224,17 +231,17 @@ class ClassIndex:
         return _least_of_each(image, squared * alignments + alignment)
 
     def _squared(self, cell: Tensor, queries: Tensor, query: Tensor) -> Tensor:
-        """(R,) squared distances in levels between training images and queries, by their numbers (R,) each."""
+        """Return squared distances (R,), in levels, of training images and queries, given by their numbers (R,)."""
         pixels = self._pixels.flatten(0, 1)
         parts = zip(cell.split(_CELL_BATCH), query.split(_CELL_BATCH), strict=True)
         return torch.cat([_squares(pixels.index_select(0, x), queries.index_select(0, q)) for x, q in parts])
 
     def _decide(self, image: Tensor, found: Tensor, search: _Search, nearest: int) -> Neighbours:
-        """Of every source and target the `nearest` least (distance, alignment, training image) measured."""
+        """Choose, for every source and target, the `nearest` least (distance, alignment, training image)."""
         size, alignments = self._pixels.shape[1], search.queries.shape[1]
         order = found.argsort(stable=True)
         order = order[(image[order] // size).argsort(stable=True)]
-        # What one source and target have left stands together; those at most `nearest` from its first are sought.
+        # What is left of one source and target is adjacent; the first `nearest` of each are kept.
         group = image[order] // size
         first = torch.searchsorted(group, group)
         order = order[torch.arange(len(order), device=order.device) - first < nearest]
@@ -250,24 +257,25 @@ class ClassIndex:
 
 
 def _squares(a: Tensor, b: Tensor) -> Tensor:
-    """(R,) int64 squared distances between `a` and `b` (R, D) uint8; those of up to 33,000 pixels fit 32 bits."""
+    """Return squared distances (R,) int64 of `a` and `b` (R, D) uint8; sums of up to 33,000 pixels fit 32 bits."""
     difference = a.int() - b.int()
     return (difference * difference).sum(1, dtype=torch.int32).long()
 
 
 def _least_of_each(key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """The distinct ones of `key` (R,), ascending, and of each the least `value`."""
+    """Return the distinct values of `key` (R,), ascending, and the least `value` of each."""
     distinct, which = key.unique(return_inverse=True)
     least = value.new_empty(len(distinct)).scatter_reduce_(0, which, value, "amin", include_self=False)
     return distinct, least
 
 
 def _concatenated(parts: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Combine pairs of tensors to one pair, each side concatenated."""
     first, second = zip(*parts, strict=True)
     return torch.cat(first), torch.cat(second)
 
 
 def _fastest(device: torch.device) -> torch.dtype:
-    """The number format in which `device` multiplies matrices fastest, of those that suit a lower bound."""
+    """Return the type in which `device` multiplies matrices faster: float32 or bfloat16."""
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()
     return torch.bfloat16 if device.type == "cuda" or capabilities.get("amx_bf16") else torch.float32

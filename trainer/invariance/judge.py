@@ -1,14 +1,15 @@
-"""The calibrated oracle: an ensemble that says what a perturbed image now shows, and abstains unless it is sure.
+"""The judge: an ensemble that says which class a perturbed image shows, and abstains unless it is sure.
 
-A person reads a pale stroke at once where a network trained on full contrast overlooks it; and yet overlooks pale marks
-that belong to no stroke. So there are two kinds of members, and both have to be convinced. To some a mark is a mark:
-they see the image in black and white, each at a threshold of its own, and so read every pale stroke, but also clutter.
-The others see how strong the ink is. On large images, where a pale stroke has a shape of its own, they are trained on
-unevenly drawn ones: writing may fade and break and still be what it was, while what shines through palely is no part of
-it. All are trained on slanted, turned and shifted writing. What the oracle says is a proxy for what people would say.
+A person reads a pale stroke at once where a network trained on full contrast overlooks it, and yet overlooks pale marks
+that belong to no stroke. So there are two kinds of members, and both have to be convinced. Some see the image in black
+and white, each at a threshold of its own: they read every pale stroke, but clutter too. The others see how strong the
+ink is. On large images, where a pale stroke has a shape of its own, they are trained on unevenly drawn ones: writing
+may fade and break and still be what it was, while what shines through palely is no part of it. All are trained on
+slanted, turned and shifted writing. The judge's answer is a proxy for what people would say.
 
-Two roles that share neither training images nor architecture: the `teacher` labels training perturbations, the `judge`
-labels what trials are judged by. Were they one, a sweep would reward learning the judge.
+There are two such ensembles, or roles, which share neither training images nor architecture: the `teacher` labels
+training perturbations, the `judge` labels what trials are judged by. If one did both, a sweep would reward learning the
+judge.
 
 Shapes: N images, C channels, H rows, W columns, K classes.
 """
@@ -25,18 +26,21 @@ from trainer.invariance.recipes import recipe_for
 from trainer.words import did_you_mean
 
 ABSTAINS = -1
+"""Label of an image on which no answer is given."""
 ROLES = ("judge", "teacher")
 _LABEL_BATCH = 1000
+"""Images that are labelled at once."""
 
 
 class Contrast(nn.Module):
-    """Black and white above a threshold; with threshold 0, the image's own range stretched to [0, 1]."""
+    """A layer that makes images black and white at a threshold, or with threshold 0 stretches each to [0, 1]."""
 
     def __init__(self, threshold: float) -> None:
         super().__init__()
         self.threshold = threshold
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return images (N, C, H, W) of changed contrast, in [0, 1]."""
         if self.threshold > 0:
             return (images > self.threshold).to(images.dtype)
         low, high = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
@@ -44,7 +48,7 @@ class Contrast(nn.Module):
 
 
 def _judge_network(channels: int, size: int, classes: int, width: int) -> nn.Sequential:
-    """Three 3x3 convolutions with batch normalisation, pooled in between, then the average over a 2x2 grid."""
+    """Build three 3x3 convolutions with batch normalisation, pooled in between, then the average over a 2x2 grid."""
     return nn.Sequential(
         nn.Conv2d(channels, width, 3, padding=1),
         nn.BatchNorm2d(width),
@@ -64,7 +68,7 @@ def _judge_network(channels: int, size: int, classes: int, width: int) -> nn.Seq
 
 
 def _teacher_network(channels: int, size: int, classes: int, width: int) -> nn.Sequential:
-    """Two strided 5x5 convolutions, no normalisation, and a hidden layer."""
+    """Build two strided 5x5 convolutions without normalisation, and a hidden layer."""
     side = -(-size // 4)
     return nn.Sequential(
         nn.Conv2d(channels, width, 5, stride=2, padding=2),
@@ -82,17 +86,18 @@ _NETWORKS = {"judge": _judge_network, "teacher": _teacher_network}
 
 
 class Quality(NamedTuple):
-    """What is known of an oracle from clean images that it was not trained on."""
+    """A judge's accuracy and coverage on clean images that it was not trained on."""
 
     accuracy: float
-    """Share right where it answers."""
+    """Share of right answers among those given, in [0, 1]."""
     coverage: float
-    """Share of images where it answers."""
+    """Share of images that it answers, in [0, 1]."""
     size: int
+    """Number of images."""
 
 
 class Judge(nn.Module):
-    """An ensemble that answers where its members together are confident."""
+    """An ensemble that answers where its members together are confident, in either role."""
 
     def __init__(self, members: list[nn.Module], *, confidence: float) -> None:
         super().__init__()
@@ -102,17 +107,18 @@ class Judge(nn.Module):
 
     @torch.no_grad()
     def label(self, images: Tensor) -> Tensor:
-        """(N,) int64 class that `images` (N, C, H, W) in [0, 1] show; `ABSTAINS` where the members are in doubt."""
+        """Return the class (N,) int64 that `images` (N, C, H, W) in [0, 1] show; `ABSTAINS` where members doubt."""
         answers = [self._answers(part) for part in images.split(_LABEL_BATCH)]
         return torch.cat(answers) if answers else torch.empty(0, dtype=torch.int64, device=images.device)
 
     def _answers(self, images: Tensor) -> Tensor:
+        """Return the answers (N,) to one batch: the class of greatest mean probability, if that suffices."""
         beliefs = torch.stack([member(images).softmax(1) for member in self.members]).mean(0)
         confidence, answers = beliefs.max(1)
         return torch.where(confidence >= self.confidence, answers, ABSTAINS)
 
     def quality(self, images: Tensor, labels: Tensor) -> Quality:
-        """Accuracy and coverage on `images` (N, C, H, W) in [0, 1] whose `labels` (N,) are known."""
+        """Measure accuracy and coverage on `images` (N, C, H, W) in [0, 1] whose `labels` (N,) are known."""
         answers = self.label(images)
         answered = answers != ABSTAINS
         right = (answers == labels)[answered].double()
@@ -120,13 +126,13 @@ class Judge(nn.Module):
 
 
 def build_judge(dataset: str, role: str, shape: tuple[int, ...], classes: int) -> Judge:
-    """An untrained oracle for images of `shape` (C, H, W).
+    """Build an untrained ensemble for images of `shape` (C, H, W).
 
     Raises:
         InputError: for an unknown data set or role.
     """
     if role not in _NETWORKS:
-        raise InputError(f"no oracle with the role {role!r}: {did_you_mean(role, ROLES)}")
+        raise InputError(f"no judge in the role {role!r}: {did_you_mean(role, ROLES)}")
     recipe = recipe_for(dataset)
     with torch.random.fork_rng(devices=[]):
         return Judge(

@@ -1,4 +1,7 @@
-"""TODO one line."""
+"""Training of the judge and the teacher, each on its half of the training images.
+
+Shapes: N images, C channels, H rows, W columns, K classes.
+"""
 
 from __future__ import annotations
 
@@ -11,23 +14,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from trainer.invariance.augmentation import augment, draw_unevenly
-from trainer.invariance.judge import (
-    ROLES,
-    Judge,
-    build_judge,
-)
+from trainer.invariance.judge import ROLES, Judge, build_judge
 from trainer.invariance.recipes import Recipe, UnevenInk, recipe_for
 from trainer.parallel import map_on_threads
 
 TRAINING_BATCH = 128
+"""Images of a training step."""
 _LEAST_STEPS = 300
-"""Of training on few images: they are passed over more often, or the members stay in doubt of everything."""
+"""Least number of training steps: few images are passed over more often, or the members would doubt everything."""
 
 _Progress = Callable[[int, int], None]
+"""Function of (done, total)."""
 
 
 def training_half(count: int, role: str) -> slice:
-    """The training images that a role may see: the judge the even ones, the teacher the odd ones."""
+    """Return which of `count` training images a role may see: the judge the even ones, the teacher the odd ones."""
     return slice(ROLES.index(role), count, 2)
 
 
@@ -50,37 +51,40 @@ def train_judge(
         labels: (N,) int64.
         classes: K.
         seed: with the role and the member decides initial weights, order of images and augmentation.
-        progress: told epochs done and epochs in all, over all members.
+        progress: called with epochs done and epochs in all, over all members.
+
+    Raises:
+        InputError: for an unknown data set or role.
     """
     recipe = recipe_for(dataset)
     own = training_half(len(labels), role)
-    oracle = build_judge(dataset, role, tuple(images.shape[1:]), classes).to(images.device)
-    done, total = itertools.count(1), training_passes(recipe, len(labels[own])) * len(oracle.members)
+    ensemble = build_judge(dataset, role, tuple(images.shape[1:]), classes).to(images.device)
+    done, total = itertools.count(1), training_passes(recipe, len(labels[own])) * len(ensemble.members)
 
     def train(number: int) -> None:
         generator = torch.Generator(images.device).manual_seed(_member_seed(seed, role, number))
         uneven = recipe.uneven if recipe.thresholds[number] == 0 else None
-        train_member(oracle.members[number], images[own], labels[own], recipe, uneven, generator, tell)
+        train_member(ensemble.members[number], images[own], labels[own], recipe, uneven, generator, on_epoch)
 
-    def tell() -> None:
+    def on_epoch() -> None:
         progress(next(done), total)
 
-    map_on_threads(train, range(len(oracle.members)))
-    return oracle.eval().requires_grad_(False)
+    map_on_threads(train, range(len(ensemble.members)))
+    return ensemble.eval().requires_grad_(False)
 
 
 def training_passes(recipe: Recipe, images: int) -> int:
-    """How often so many images are passed over."""
+    """Return the number of epochs on so many images."""
     return max(recipe.epochs, -(-_LEAST_STEPS // -(-images // TRAINING_BATCH)))
 
 
 def _member_seed(seed: int, role: str, number: int) -> int:
-    """A seed of its own for every member of every role."""
+    """Derive a seed of its own for every member of every role."""
     return int(np.random.SeedSequence([seed, ROLES.index(role), number]).generate_state(1)[0])
 
 
 def _initialise(network: nn.Module, generator: torch.Generator) -> None:
-    """Kaiming-uniform weights and zero biases from `generator`: construction draws from the global state."""
+    """Draw Kaiming-uniform weights from `generator`, as construction draws from the global state; clear biases."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.kaiming_uniform_(module.weight, nonlinearity="relu", generator=generator)
@@ -94,9 +98,19 @@ def train_member(
     recipe: Recipe,
     uneven: UnevenInk | None,
     generator: torch.Generator,
-    tell: Callable[[], None],
+    on_epoch: Callable[[], None],
 ) -> None:
-    """Minimise cross-entropy on augmented images, the learning rate rising and falling once; `tell` every epoch."""
+    """Minimise cross-entropy on augmented images, the learning rate rising and falling once.
+
+    Args:
+        member: an ensemble's member; its weights are drawn anew.
+        images: (N, C, H, W) in [0, 1].
+        labels: (N,) int64.
+        recipe: epochs, augmentation and learning rate.
+        uneven: how images are drawn unevenly; None leaves that out.
+        generator: seeds weights, order and augmentation.
+        on_epoch: called after every epoch.
+    """
     _initialise(member, generator)
     member.train().requires_grad_(True)
     steps, epochs = -(-len(labels) // TRAINING_BATCH), training_passes(recipe, len(labels))
@@ -113,4 +127,4 @@ def train_member(
             loss.backward()
             optimizer.step()
             schedule.step()
-        tell()
+        on_epoch()

@@ -1,10 +1,8 @@
-"""The training image of every other class that lies nearest to an image, over many alignments of it.
+"""The training images of every other class that lie nearest to an image, over many alignments of it.
 
 Tramèr et al. 2020, section 4 and its appendix. Distances are exact: in levels, whole numbers from 0 to 255.
 
-Shapes: N sources, M training images, C channels, H rows, W columns, D = C H W, Q pairs found, K classes. Of one search:
-S sources of one label, T target classes, A alignments: P positions on each of G tracks, B of them knots; R rows of any
-training images, k coordinates.
+Shapes: N sources, M training images, C channels, H rows, W columns, Q pairs found, K classes.
 """
 
 from __future__ import annotations
@@ -17,19 +15,16 @@ from torch import Tensor
 
 from trainer.errors import InputError
 from trainer.invariance.alignments import WHITE, Alignments, aligner_of, to_levels
-from trainer.invariance.class_index import (
-    NO_NEIGHBOURS,
-    ClassIndex,
-    Neighbours,
-    check_labelled_images,
-)
+from trainer.invariance.class_index import NO_NEIGHBOURS, ClassIndex, Neighbours, check_labelled_images
 from trainer.parallel import map_on_threads
 
 _SOURCE_BATCH = 32
+"""Number of sources aligned at once."""
 _TOGETHER = {"cpu": 4, "cuda": 8}
-"""Sources of one label that are searched for in one product."""
+"""Number of sources of one label that one product compares."""
 
 _Progress = Callable[[int, int], None]
+"""Function of (done, total)."""
 
 
 def find_neighbours(
@@ -42,16 +37,16 @@ def find_neighbours(
     nearest: int = 1,
     progress: _Progress = lambda done, total: None,
 ) -> Neighbours:
-    """The training images of every allowed class that lie nearest to any alignment of the source, in L2.
+    """Find the training images of every allowed class that lie nearest to any alignment of the source, in L2.
 
     Args:
         images: sources, (N, C, H, W) in [0, 1].
         labels: (N,) int64.
-        index: of what `alignments` compare of the training images; a class that it has none of gives no pair.
-        alignments: those of the source that are tried.
-        allowed: (K, K) bool, which class may be turned into which.
-        nearest: how many training images of each class, at most `LIKELY`.
-        progress: told sources done and sources in all.
+        index: the training images as `alignments.sought` returns them; a class without any gives no pair.
+        alignments: the ways to move a source that are tried.
+        allowed: (K, K) bool, True where the first class may be turned into the second.
+        nearest: number of training images of each class, 1 to 32; a smaller class gives all it has.
+        progress: called with the number of sources done and of all sources.
 
     Raises:
         InputError: for images outside [0, 1] or not of the training images' size, or labels outside the classes.
@@ -70,7 +65,7 @@ def find_neighbours(
         found = []
         levels = to_levels(alignments.sought(images[part]) * WHITE)
         versions, usable = aligner.all(levels).flatten(2), aligner.usable(levels)
-        # The first usable alignment stands in for those that are not, so that all sources have as many queries.
+        # The first usable alignment replaces those that are not, so that all sources have as many queries.
         stands = torch.where(usable, numbers, usable.int().argmax(1, keepdim=True))
         for together in _of_one_label(labels[part], _TOGETHER[images.device.type]):
             queries = torch.stack([versions[n][stands[n]] for n in together])
@@ -91,15 +86,18 @@ def find_neighbours(
 
 
 def _of_one_label(labels: Tensor, most: int) -> Iterator[list[int]]:
-    """Positions of at most so many neighbouring `labels` (N,) that are alike."""
+    """Yield the positions of at most `most` adjacent `labels` (N,) that are equal."""
     for _, run in itertools.groupby(range(len(labels)), labels.tolist().__getitem__):
         positions = list(run)
         yield from (positions[start : start + most] for start in range(0, len(positions), most))
 
 
 def bring_back(images: Tensor, neighbours: Neighbours, alignments: Alignments) -> Tensor:
-    """Each pair's neighbour among the training `images` (M, C, H, W), moved against the alignment to lie over the
-    source: (Q, C, H, W) uint8."""
+    """Move each pair's neighbour among the training `images` (M, C, H, W) against the alignment, over the source.
+
+    Returns:
+        (Q, C, H, W) uint8 levels.
+    """
     aligner = aligner_of(alignments, *images.shape[2:], images.device)
     levels = to_levels(images[neighbours.neighbour] * WHITE)
     return aligner.back(levels, neighbours.alignment)

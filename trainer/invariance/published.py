@@ -1,25 +1,37 @@
-"""TODO one line."""
+"""The choices of Tramèr et al. 2020 for MNIST, and those made after them for other data sets."""
 
 from __future__ import annotations
 
 from trainer.errors import InputError
-from trainer.invariance.affine_draws import (
-    AffineDraws,
-)
-from trainer.invariance.alignment_grid import (
-    AlignmentGrid,
-)
+from trainer.invariance.affine_draws import AffineDraws
+from trainer.invariance.alignment_grid import AlignmentGrid
 from trainer.invariance.alignments import Alignments
 from trainer.words import did_you_mean
 
+PAPER_SIZE = 28
+"""Side, in pixels, of the images that the published choices are made for."""
+PAPER_TARGETS = {
+    0: (4, 6, 8, 9),
+    1: (4, 6, 7, 9),
+    2: (8,),
+    3: (8,),
+    4: (8, 9),
+    5: (3, 8),
+    6: (0,),
+    7: (2, 3),
+    8: (3,),
+    9: (3, 4, 5),
+}
+"""Digits that a digit may be turned into, as chosen by the paper's authors."""
+
 
 def alignments_for(dataset: str, norm: str) -> Alignments:
-    """What the attack of a norm tries on a data set: the published choice for 28x28 images, shifts scaled for others.
+    """Return the alignments of a norm's attack: the published ones for 28x28 images, shifts scaled for other sizes.
 
     CIFAR-10 is only shifted: a turned photograph has blank corners that no training image has.
 
     Raises:
-        InputError: for a data set or norm that none is known for.
+        InputError: for a data set or norm without known alignments.
     """
     for name, value, known in (("data set", dataset, _ALIGNMENTS), ("norm", norm, ("linf", "l0"))):
         if value not in known:
@@ -27,8 +39,12 @@ def alignments_for(dataset: str, norm: str) -> Alignments:
     return _ALIGNMENTS[dataset][norm]
 
 
+_DRAWS = 775
+"""Number of affine draws: as many as the grid has points."""
+
+
 def _scaled(side: int, *, turned: bool = True) -> dict[str, Alignments]:
-    """By norm, the published choices for images of 28 pixels a side, for others."""
+    """Return, by norm, the published choices for images of 28 pixels a side, scaled to another side."""
     shift, turn = side / PAPER_SIZE, float(turned)
     return {
         "linf": AlignmentGrid(
@@ -44,28 +60,10 @@ def _scaled(side: int, *, turned: bool = True) -> dict[str, Alignments]:
     }
 
 
-PAPER_SIZE = 28
-_DRAWS = 775
-"""As many as the grid has points."""
 _ALIGNMENTS = {
     "mnist": _scaled(28),
     "fashion_mnist": _scaled(28),
     "digits": _scaled(8),
     "cifar10": _scaled(32, turned=False),
 }
-"""By data set and norm."""
-
-
-PAPER_TARGETS = {
-    0: (4, 6, 8, 9),
-    1: (4, 6, 7, 9),
-    2: (8,),
-    3: (8,),
-    4: (8, 9),
-    5: (3, 8),
-    6: (0,),
-    7: (2, 3),
-    8: (3,),
-    9: (3, 4, 5),
-}
-"""Digits that a digit may be turned into, as chosen by the paper's authors."""
+"""Alignments by data set and norm."""

@@ -1,4 +1,4 @@
-"""TODO one line."""
+"""Recipes of the judge and the teacher: members, training and augmentation, by data set."""
 
 from __future__ import annotations
 
@@ -11,40 +11,41 @@ from trainer.words import did_you_mean
 
 @dataclass(frozen=True)
 class UnevenInk:
-    """How ink may differ in strength within an image without changing what a person reads.
+    """Limits of the uneven strength of ink within an image that changes nothing of what a person reads.
 
-    Each limits a uniform draw of its own for every image.
+    Each limits a uniform draw of its own for every image. Shares lie in [0, 1].
     """
 
     faded: float = 0.9
-    """Share of the image where ink is faded, at most; so are `missing`, `pale` and `specks`."""
+    """Largest share of the image where ink is faded."""
     strength: float = 0.15
-    """What is left of faded ink, at least."""
+    """Least strength of faded ink, as a share of its own."""
     missing: float = 0.1
-    """Where no ink is left."""
+    """Largest share of the image where no ink is left."""
     pale: float = 0.2
-    """Where another image shines through."""
+    """Largest share of the image where another image shines through."""
     pale_strength: float = 0.3
-    """Of the other image's ink, at most."""
+    """Greatest strength of the other image's ink there."""
     specks: float = 0.05
-    """Where another image stands in full."""
+    """Largest share of the image where another image stands in full."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How an oracle's members are made."""
+    """A judge's members and their training. All fields are part of the keys of the cache."""
 
     thresholds: tuple[float, ...]
-    """One member each: pixels above are ink, in pixel units; 0 stretches the image's own range instead."""
+    """Threshold of each member: pixels above are ink, in pixel units; 0 stretches the image's own range instead."""
     epochs: int
+    """Number of passes over the training images, at least."""
     width: int
-    """Channels of the first layer."""
+    """Number of channels of the first layer."""
     uneven: UnevenInk | None = None
-    """What members that see how strong ink is, those of threshold 0, are trained to see past."""
+    """Uneven ink in the training images of members of threshold 0, which see how strong ink is."""
     confidence: float = 0.6
-    """Least probability, averaged over the members, of an answer."""
+    """Least mean probability over the members at which an answer is given."""
     rotation: float = 0.25
-    """Limit of augmentation, in radians; the next three are shares of the image."""
+    """Largest rotation of augmentation, in radians; the next three limits are shares of the image."""
     shear: float = 0.25
     scale: float = 0.15
     shift: float = 0.08
@@ -57,14 +58,15 @@ RECIPES = {
     "fashion_mnist": Recipe(thresholds=(0.0, 0.0, 0.0), epochs=6, width=16, rotation=0.1, shear=0.1),
     "cifar10": Recipe(thresholds=(0.0, 0.0, 0.0), epochs=10, width=32, rotation=0.1, shear=0.1),
 }
+"""Recipes by data set."""
 
 
 def recipe_for(dataset: str) -> Recipe:
-    """The recipe of a data set.
+    """Return the recipe of a data set.
 
     Raises:
-        InputError: for a data set that none is known for.
+        InputError: for a data set without one.
     """
     if dataset not in RECIPES:
-        raise InputError(f"no oracle for data set {dataset!r}: {did_you_mean(dataset, DATASETS)}")
+        raise InputError(f"no judge for data set {dataset!r}: {did_you_mean(dataset, DATASETS)}")
     return RECIPES[dataset]

@@ -311,7 +311,7 @@ class _Stages(PreparationPipeline):
             told |= self.seeking("validation", judged) | self.training("judge")
             told |= {"validation judging set": images * self.labelling("judge")}
         for norm in norms:
-            if _lacking(lambda norm=norm: self.bank(norm)):
+            if _lacking(lambda norm=norm: self.perturbations(norm)):
                 told |= self.seeking("train", norm) | self.training("teacher")
                 answers = self.pair_count() * (len(INVARIANCE_ATTACKS[norm].budgets) - 1)
                 told |= {f"{norm} training labels": answers * self.labelling("teacher")}
@@ -343,7 +343,7 @@ class _Stages(PreparationPipeline):
 
     def training(self, role: str) -> dict[str, float]:
         """An oracle, from a few steps of each of its members."""
-        if not _lacking(lambda: self.oracle(role)):
+        if not _lacking(lambda: self.ensemble(role)):
             return {}
         images, labels = (field[training_half(len(field), role)] for field in self._data.train)
         recipe, members = recipe_for(self._data.name), self.untrained(role).members

@@ -192,7 +192,7 @@ def invariance_images(config: TrialConfig, prepared: Prepared, device: torch.dev
     """X_v and y_v of all training images at the trial's budget, where the objective uses them."""
     if not config.uses_invariance:
         return None
-    found = prepared.bank(config.invariance_norm).at(config.invariance_epsilon)
+    found = prepared.perturbations(config.invariance_norm).at(config.invariance_epsilon)
     return TrainingPerturbation(*(field.to(device) for field in found))
 
 
