@@ -15,31 +15,13 @@ from torch import Tensor
 
 from trainer.attacks.attack import Attack, Objective, Scores, Victim
 from trainer.attacks.gradient import cross_entropy_scores, score_with_gradient
-from trainer.attacks.logits import is_wrong, logit_at, margin
+from trainer.attacks.logits import is_wrong, logit_at
 from trainer.attacks.norms import Norm, checked_ball, choose, positive
 from trainer.errors import InputError
 
 
-def dlr(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the difference of logits ratio (Croce & Hein 2020, eq. 6), which no shift or scale of the logits changes.
-
-    Args:
-        logits: (B, K) with at least 3 classes.
-        labels: (B,).
-
-    Returns:
-        (B,) above 0 where the answer is wrong.
-
-    Raises:
-        InputError: for fewer classes.
-    """
-    _need_classes("the DLR loss", logits, 3)
-    ordered = logits.sort(dim=1, descending=True).values
-    return -margin(logits, labels) / (ordered[:, 0] - ordered[:, 2]).clamp_min(1e-12)
-
-
 def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
-    """Return the DLR loss towards a target class (Croce & Hein 2020, eq. 7).
+    """Return the targeted difference of logits ratio (Croce & Hein 2020, eq. 7); no shift or scale of logits changes it.
 
     Args:
         logits: (B, K) with at least 4 classes.
@@ -52,7 +34,8 @@ def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
     Raises:
         InputError: for fewer classes.
     """
-    _need_classes("the targeted DLR loss", logits, 4)
+    if logits.shape[1] < 4:
+        raise InputError(f"the targeted DLR loss needs at least 4 classes: the model has {logits.shape[1]}")
     ordered = logits.sort(dim=1, descending=True).values
     rise = logit_at(logits, targets) - logit_at(logits, labels)
     return rise / (ordered[:, 0] - (ordered[:, 2] + ordered[:, 3]) / 2).clamp_min(1e-12)
@@ -292,8 +275,3 @@ def step_checkpoints(steps: int) -> list[int]:
         shares.append(shares[-1] + max(shares[-1] - shares[-2] - 0.03, 0.06))
     # Round before taking the ceiling: sums of such floats exceed a whole number of steps by a hair.
     return sorted({min(math.ceil(round(share * steps, 6)), steps) for share in shares})
-
-
-def _need_classes(what: str, logits: Tensor, least: int) -> None:
-    if logits.shape[1] < least:
-        raise InputError(f"{what} needs at least {least} classes: the model has {logits.shape[1]}")

@@ -112,9 +112,8 @@ class GridAligner:
         for r in rotation.unique().tolist():
             own = levels[rotation == r].double()
             rotated[rotation == r] = (own.flatten(2) @ self._rotate[r]).view_as(own)
-        return to_levels(self._down[down].mT[:, None] @ (to_levels(rotated) @ self._right[right][:, None])).to(
-            torch.uint8
-        )
+        shifted = self._down[down].mT[:, None] @ (to_levels(rotated) @ self._right[right][:, None])
+        return to_levels(shifted).to(torch.uint8)
 
     def negated(self, alignment: Tensor) -> Tensor:
         """Return the alignment by the opposite angle and shifts."""

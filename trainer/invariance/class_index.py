@@ -188,17 +188,17 @@ class ClassIndex:
 
         Args:
             likely: (S, T, L) training images by their position in the class; the best fine alignment of each counts.
+            search: the queries and targets that they refer to.
+            nearest: rank, counted from 1.
         """
         (sources, alignments), size = search.queries.shape[:2], self._pixels.shape[1]
         cell = (search.targets[:, None] * size + likely).flatten(1)
         probes = search.probe.weights.flatten(1, 2).mT
         best = (self._fine.rows.flatten(0, 1)[cell].float() @ probes).argmin(2)
         query = torch.arange(sources, device=best.device)[:, None] * alignments + best
-        squared = (
-            self._squared(cell.flatten(), search.queries.flatten(0, 1), query.flatten()).float().view(likely.shape)
-        )
+        squared = self._squared(cell.flatten(), search.queries.flatten(0, 1), query.flatten()).view(likely.shape)
         # Finite, so that padding never passes, not even in a class of fewer images than are asked for.
-        squared = squared.masked_fill(self._fine.lengths.flatten()[cell].view(likely.shape).isinf(), FARTHEST)
+        squared = squared.float().masked_fill(self._fine.lengths.flatten()[cell].view(likely.shape).isinf(), FARTHEST)
         return squared.topk(nearest, largest=False).values[:, :, -1] * (1 + FLOAT32_ERROR)
 
     def _measure(self, pairs: Tensor, search: _Search, limit: Tensor) -> tuple[Tensor, Tensor]:
@@ -207,7 +207,7 @@ class ClassIndex:
         Args:
             pairs: (R, 4) numbers of the source, the track, the image in its class, and the target class.
             search: the queries and targets that the pairs refer to.
-            limit: (S, T) squared distance.
+            limit: (S, T) squared distances.
 
         Returns:
             Numbers (images,), ascending, of source, target and image; squared distance and alignment in one (images,).

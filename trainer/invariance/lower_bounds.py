@@ -26,6 +26,8 @@ PRODUCT_ERROR = {torch.float32: 0.0, torch.bfloat16: 2.0**-8}
 FLOAT32_ERROR = 2.0**-16
 """Upper bound of the error of a squared distance in float32, relative to the squared lengths that it is computed from;
 it covers a few more operations too."""
+FARTHEST = torch.finfo(torch.float32).max
+"""Squared distance that no two images have, yet finite."""
 COVARIANCE_IMAGES = 10_000
 """Largest number of images from which principal axes are computed."""
 
@@ -96,11 +98,8 @@ class Bounds(NamedTuple):
 
 
 def widened(squared: Tensor, distance: Tensor) -> Tensor:
-    """Return squared distances widened by a distance, with float32's error, and kept finite."""
+    """Return squared distances of which each distance is longer by `distance` and the error of float32, kept finite."""
     return ((squared.sqrt() + distance).square() * (1 + FLOAT32_ERROR)).clamp_max(FARTHEST)
-
-
-FARTHEST = torch.finfo(torch.float32).max
 
 
 def reach_from_knots(points: Tensor, tracks: Tracks, limit: Tensor) -> Tensor:
@@ -112,7 +111,7 @@ def reach_from_knots(points: Tensor, tracks: Tracks, limit: Tensor) -> Tensor:
     Args:
         points: (S, P, G, D) levels of every alignment.
         tracks: the order of the alignments.
-        limit: (S, T) squared distance.
+        limit: (S, T) squared distances.
     """
     q, below, above, s = (part.to(points.device) for part in tracks.inner)
     a, b = (torch.tensor(tracks.knots, device=points.device)[knot] for knot in (below, above))
