@@ -21,7 +21,7 @@ from trainer.errors import InputError
 
 
 def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
-    """Return the targeted difference of logits ratio (Croce & Hein 2020, eq. 7); no shift or scale of logits changes it.
+    """Return the targeted difference of logits ratio (Croce & Hein 2020, eq. 7), blind to shift and scale of logits.
 
     Args:
         logits: (B, K) with at least 4 classes.

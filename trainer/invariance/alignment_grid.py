@@ -32,10 +32,12 @@ class AlignmentGrid:
 
     @property
     def shifts(self) -> np.ndarray:
+        """All shifts along one axis, in pixels, ascending."""
         return _symmetric(self.shift_limit, self.shift_count)
 
     @property
     def rotations(self) -> np.ndarray:
+        """All rotations, in degrees, ascending."""
         return _symmetric(self.rotation_limit, self.rotation_count)
 
     @property
