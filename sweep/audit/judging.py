@@ -274,7 +274,7 @@ def _check(task: Task, model: nn.Module, twin: nn.Module | None, test: Split, op
             norm=evaluation.eval_sensitivity_norm,
             epsilon=evaluation.eval_sensitivity_epsilon,
             generator=judging_generator(evaluation, device),
-            twin=(lambda images: twin(images).logits) if twin else None,
+            undefended=(lambda images: twin(images).logits) if twin else None,
             steps=max(1, options.steps // 2),
             queries=max(1, options.queries // 5),
             batch_size=BATCH[device.type],

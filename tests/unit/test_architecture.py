@@ -48,9 +48,14 @@ KEPT_OPEN = {"sweep.cli": {"main"}}
 
 TENSORS_ONLY = [
     "trainer.attacks",
+    "trainer.invariance.affine_draws",
+    "trainer.invariance.alignment_grid",
     "trainer.invariance.alignments",
-    "trainer.invariance.neighbours",
     "trainer.invariance.attacks",
+    "trainer.invariance.class_index",
+    "trainer.invariance.clusters",
+    "trainer.invariance.lower_bounds",
+    "trainer.invariance.neighbours",
     "trainer.objective.transport",
 ]
 """Take tensors and numbers, never a configuration."""

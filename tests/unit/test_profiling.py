@@ -99,7 +99,7 @@ def test_a_batch_too_large_is_refused(timer: Timer, store: FolderStore) -> None:
 def test_what_is_prepared_is_used(timer: Timer, prepared: Prepared, store: FolderStore) -> None:
     timer.cost(config(cross_entropy_on="invariance", invariance_epsilon=0.3), store)
     used, _ = timer.perturbations["linf"]
-    assert torch.equal(used.images, prepared.bank("linf").at(0.3).images)
+    assert torch.equal(used.images, prepared.perturbations("linf").at(0.3).images)
     assert torch.equal(timer.judging.images, prepared.judging.images)
     assert timer.stages.seconds(("linf",)) == {}
 
@@ -143,7 +143,7 @@ def test_a_cache_that_is_only_read_makes_nothing(tmp_path: Path, prepared: Prepa
         prepared.data, FEW, ReadOnlyCache(tmp_path / "none"), lambda stage, done, total: None
     )
     with pytest.raises(NotPrepared, match="judge oracle"):
-        pipeline.oracle("judge")
+        pipeline.ensemble("judge")
     assert not (tmp_path / "none").exists()
 
 

@@ -74,7 +74,7 @@ def training_perturbation(config: TrialConfig, prepared: Prepared, device: torch
     """Return X_v and y_v of all training images at the trial's budget; None if the objective does not use them."""
     if not config.uses_invariance:
         return None
-    perturbed = prepared.bank(config.invariance_norm).at(config.invariance_epsilon)
+    perturbed = prepared.perturbations(config.invariance_norm).at(config.invariance_epsilon)
     return TrainingPerturbation(*(field.to(device) for field in perturbed))
 
 

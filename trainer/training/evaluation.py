@@ -95,9 +95,9 @@ def accuracies(
     return Evaluation(
         clean_accuracy=mean(clean),
         sensitivity_accuracy=mean(survived),
-        invariance_accuracy=mean((answers == judging.oracle_labels)[changed]),
+        invariance_accuracy=mean((answers == judging.judge_labels)[changed]),
         invariance_stuck=mean((answers == judging.source_labels)[changed & right_when_clean]),
-        invariance_unchanged=mean((answers == judging.oracle_labels)[unchanged]),
+        invariance_unchanged=mean((answers == judging.judge_labels)[unchanged]),
         invariance_changed_size=int(changed.sum()),
         invariance_original_label=mean(answers == judging.source_labels),
     )

@@ -55,7 +55,7 @@ class PreparationTimer(PreparationPipeline):
                 stages |= self._training("judge")
                 stages["validation judging set"] = images * self._labelling("judge")
             for norm in norms:
-                if _is_missing(lambda norm=norm: self.bank(norm)):
+                if _is_missing(lambda norm=norm: self.perturbations(norm)):
                     stages |= self._neighbours("train", norm) | self._training("teacher")
                     allowed = allowed_targets(self._data.classes, self._table)
                     pairs = int(allowed[self._data.train.labels].sum())
@@ -80,7 +80,7 @@ class PreparationTimer(PreparationPipeline):
 
     def _training(self, role: str) -> dict[str, float]:
         """Time the training of a judge by a few steps of each of its members."""
-        if not _is_missing(lambda: self.oracle(role)):
+        if not _is_missing(lambda: self.ensemble(role)):
             return {}
         images, labels = (field[training_half(len(field), role)] for field in self._data.train)
         sample = slice(_BATCHES * TRAINING_BATCH)
