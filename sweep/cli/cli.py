@@ -29,9 +29,6 @@ if TYPE_CHECKING:
     from sweep.plan import SweepPlan
     from sweep.state import SweepState
 
-_PLACES = ("storage", "data_dir", "mlflow_uri")
-"""Options that say where things are."""
-
 _DONE, _FAILED, BAD_INPUT, _INTERRUPTED = 0, 1, 2, 130
 _PROGRESS_SECONDS = 10.0
 
@@ -78,64 +75,28 @@ def build_parser() -> Parser:
 
 
 def _add_storage(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--storage", metavar="DIR", help="folder of all sweeps (or OTSWEEP_STORAGE; default ~/otsweep)")
+    from sweep.plan import OPTIONS, add_option
 
-
-def _add_circumstances(parser: argparse.ArgumentParser) -> None:
-    """What does not decide a trial's numbers, and so may differ when a sweep is gone on with."""
-    parser.add_argument("--data-dir", metavar="DIR", help="where data sets lie (or OTSWEEP_DATA_DIR)")
-    parser.add_argument(
-        "--mlflow-uri", metavar="URI", help="MLflow server or store; default: SQLite in the storage folder"
-    )
-    parser.add_argument("--max-hours", metavar="H", help="begin no trial after H hours")
-    parser.add_argument("--max-gpu-hours", metavar="H", help="spend no more than H hours of GPUs on trials")
-    parser.add_argument(
-        "--max-concurrent",
-        metavar="N",
-        help="most trials at once, or auto: by measured memory; default: as many as fit",
-    )
-    parser.add_argument(
-        "--pack", metavar="K", help="train K trials in one process, alike ones in one vectorised step, on a GPU (1)"
-    )
+    add_option(parser, OPTIONS["storage"])
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("space", nargs="?", default="digits", help="a name in search_spaces/ or a YAML file (digits)")
-    parser.add_argument("--name", help="of the sweep; default: the space's name and the time")
-    _add_storage(parser)
-    _add_circumstances(parser)
-    parser.add_argument("--trials", metavar="N", help="how many trials in all; each seed of a configuration is one")
-    parser.add_argument("--seeds", metavar="N", help="on how many seeds each configuration runs, ranked together (1)")
+    from sweep.plan import OPTIONS, add_option
+
+    parser.add_argument(
+        "space", nargs="?", default="digits", help="a name in search_spaces/ or a YAML file (default: digits)"
+    )
+    for spec in OPTIONS.values():
+        add_option(parser, spec)
     parser.add_argument(
         "--require",
         metavar="BOUND",
         action="append",
         default=[],
-        help="what a trial must reach to be on the front: 'clean_accuracy >= 0.9'; may be given again",
-    )
-    parser.add_argument("--epochs", metavar="N", help="epochs of every trial")
-    parser.add_argument("--seed", metavar="N", help="decides the search and, with it, every trial (0)")
-    parser.add_argument(
-        "--sampler", metavar="NAME", help="who proposes configurations: tpe, nsga2, nsga3, gp, random, qmc (tpe)"
+        help="bound that a trial must keep to be on the front: 'clean_accuracy >= 0.9'; may be given again",
     )
     parser.add_argument("--points", metavar="FILE", type=Path, help="configurations to run first: YAML, JSON or CSV")
     parser.add_argument("--from", metavar="NAME", dest="front_of", help="run the front of an earlier sweep first")
-    parser.add_argument("--stop-when-flat", metavar="N", help="end once the hypervolume has not grown over N trials")
-    parser.add_argument("--flat-growth", metavar="X", help="share up to which it has not grown (0.01)")
-    parser.add_argument("--stopper", metavar="NAME", help="who stops trials early: asha or none (none)")
-    parser.add_argument("--eta", metavar="N", help="of the trials that reach a rung the best 1/eta go on (2)")
-    parser.add_argument("--grace-epochs", metavar="N", help="epochs before anything is stopped (2)")
-    parser.add_argument(
-        "--stop-chance", metavar="P", help="most chance of the front with which who is behind is stopped (0.05)"
-    )
-    parser.add_argument(
-        "--ladder", metavar="N", help="judge first epochs with N attack steps, more later, all of them in the 2nd half"
-    )
-    parser.add_argument("--cpus-per-trial", metavar="N", help="cores, and threads, of a trial or pack (1)")
-    parser.add_argument("--gpus-per-trial", metavar="N", help="GPUs of a trial or pack; 0.25 shares one among four (0)")
-    parser.add_argument(
-        "--keep-models", metavar="WHOSE", help="models that MLflow is given: front, all or none (front)"
-    )
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -151,10 +112,6 @@ def plan_of(arguments: argparse.Namespace) -> SweepPlan:
     space = load_space(arguments.space).requiring(arguments.require)
     return make_plan(
         with_given_points(space, file=arguments.points, sweep=arguments.front_of, storage=arguments.storage),
-        name=arguments.name,
-        storage=arguments.storage,
-        mlflow_uri=arguments.mlflow_uri,
-        data_dir=arguments.data_dir,
         **{option: getattr(arguments, option) for option in OPTIONS},
     )
 
@@ -187,7 +144,7 @@ def run_command(arguments: argparse.Namespace) -> str:
     """The command that runs what was planned, in the options that were given."""
     from sweep.plan import OPTIONS
 
-    given = {option: getattr(arguments, option) for option in (*OPTIONS, *_PLACES, "name", "points")}
+    given = {option: getattr(arguments, option) for option in (*OPTIONS, "points")}
     words = [_program(), "run", shlex.quote(arguments.space)]
     for option, value in {**given, "from": arguments.front_of}.items():
         words += [f"--{option.replace('_', '-')} {shlex.quote(str(value))}"] if value is not None else []
@@ -217,8 +174,11 @@ def _add_name(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_resume(parser: argparse.ArgumentParser) -> None:
+    from sweep.plan import OPTIONS, RESUMABLE, add_option
+
     _add_name(parser)
-    _add_circumstances(parser)
+    for option in RESUMABLE:
+        add_option(parser, OPTIONS[option], shown="the sweep's")
     _add_address(parser)
     _add_wait(parser)
 
@@ -495,16 +455,11 @@ def _show_agreements(plan: SweepPlan, results: SweepState) -> None:
 
 
 def _add_replay(parser: argparse.ArgumentParser) -> None:
+    from sweep.plan import OPTIONS, add_option
+
     _add_name(parser)
-    parser.add_argument(
-        "--eta", metavar="N", help="of the trials that reach a rung the best 1/eta go on; default: some"
-    )
-    parser.add_argument("--grace-epochs", metavar="N", help="epochs before anything is stopped; default: the sweep's")
-    parser.add_argument(
-        "--stop-chance",
-        metavar="P",
-        help="most chance of the front with which who is behind is stopped; 1 stops all who are; default: the sweep's",
-    )
+    for option, shown in {"eta": "some", "grace_epochs": "the sweep's", "stop_chance": "the sweep's"}.items():
+        add_option(parser, OPTIONS[option], shown=shown)
 
 
 def _replay(arguments: argparse.Namespace) -> int:

@@ -8,8 +8,9 @@ import shutil
 import uuid
 from pathlib import Path
 
-from search_spaces import Located, dump_yaml, read_yaml
+from search_spaces import Located, dump_yaml, read_yaml, space_from_yaml
 from sweep.plan.mlflow_address import default_mlflow_uri
+from sweep.plan.objectives import read_objectives
 from sweep.plan.paths import PLAN, check_name, name_taken, nearest_sweeps, storage_folder
 from sweep.plan.plan import SweepPlan, plan_digest
 from sweep.plan.remote_storage import pull_remote, push_remote, url_of
@@ -89,8 +90,31 @@ def parse_plan(root: Located) -> SweepPlan:
         raise root.error("is cut off or damaged: hash missing")
     written = entries.pop("hash")
     rest = Located(entries, root.where)
-    plan = SweepPlan.from_yaml(rest)
+    plan = plan_from_tree(rest)
     # Over what stands in the file, not over what it means now: a later version may know more fields.
     if plan_digest(rest.plain()) != written.value:
         raise written.error(f"is damaged or was changed by hand: its digest is {plan_digest(rest.plain())}")
     return plan
+
+
+def plan_from_tree(root: Located) -> SweepPlan:
+    """Return the plan that a YAML tree describes; a field that has a default may be missing.
+
+    Raises:
+        InputError: for a key that is unknown, missing or wrong.
+    """
+    fields = {spec.name: spec for spec in dataclasses.fields(SweepPlan)}
+    entries = root.mapping("a plan", known=list(fields))
+    missing = [name for name, spec in fields.items() if name not in entries and spec.default is dataclasses.MISSING]
+    if missing:
+        raise root.error(f"is cut off or damaged: {', '.join(missing)} missing")
+    values = {key: item.plain() for key, item in entries.items()}
+    values["space"] = space_from_yaml(entries["space"], name="")
+    values["versions"] = {key: item.word(key) for key, item in entries["versions"].mapping("versions").items()}
+    if "objectives" in entries:
+        values["objectives"] = read_objectives(entries["objectives"])
+    for key, spec in fields.items():
+        if spec.type in ("str", "str | None") and values.get(key) is not None:
+            entries[key].word(key)
+    with root.blamed():
+        return SweepPlan(**values)

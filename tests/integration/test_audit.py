@@ -44,8 +44,9 @@ from sweep.front.pareto import front_mask
 from sweep.ledger.reading import read_ledger
 from sweep.ledger.records import TrialRecord
 from sweep.ledger.writing import LedgerWriter
+from sweep.plan.from_options import make_plan
 from sweep.plan.objectives import OBJECTIVES
-from sweep.plan.plan import SweepPlan, make_plan
+from sweep.plan.plan import SweepPlan
 from sweep.plan.plan_file import read_plan, write_plan
 from sweep.state.sweep_state import SweepState, read_data_summary
 from tests.integration.test_sweep import PATIENCE, SPACE, otsweep, run_words, wait_for

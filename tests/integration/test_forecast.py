@@ -32,8 +32,9 @@ from sweep.forecast.rungs import expected_rungs, mean_epochs, place, survivors, 
 from sweep.forecast.table import headline, lines
 from sweep.ledger.reading import read_ledger
 from sweep.ledger.records import TrialRecord
+from sweep.plan.from_options import make_plan
 from sweep.plan.objectives import OBJECTIVES
-from sweep.plan.plan import SweepPlan, make_plan
+from sweep.plan.plan import SweepPlan
 from sweep.plan.plan_file import read_plan
 from sweep.search.rung import CHANGES
 from sweep.search.rungs import Rungs

@@ -20,8 +20,9 @@ from sweep.audit.finalists import choose_finalists
 from sweep.cli.cli import main
 from sweep.ledger.records import TrialRecord
 from sweep.ledger.writing import LedgerWriter
+from sweep.plan.from_options import make_plan
 from sweep.plan.objectives import OBJECTIVES
-from sweep.plan.plan import SweepPlan, make_plan
+from sweep.plan.plan import SweepPlan
 from sweep.plan.plan_file import parse_plan, plan_text, write_plan
 from sweep.report.replay import replay_sweep
 from sweep.report.tables import front_json, front_picture, verdict
