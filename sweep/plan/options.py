@@ -22,7 +22,7 @@ _NOTHING = object()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Option:
+class _Option:
     """The declaration of an option, kept as the metadata of its field."""
 
     help: str
@@ -62,8 +62,8 @@ class Option:
 
 
 def declared(help: str, **facts: Any) -> dict[str, Any]:
-    """Return the metadata of a field that is an option; the arguments are those of `Option`."""
-    return vars(Option(help=help, **facts))
+    """Return the metadata of a field that is an option; the arguments are those of `_Option`."""
+    return vars(_Option(help=help, **facts))
 
 
 def option(default: Any, help: str, **facts: Any) -> Any:

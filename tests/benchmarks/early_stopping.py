@@ -184,7 +184,7 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
 
 def record() -> None:
     """Run the trials of the table, with the very command of a sweep, and keep what the benchmark reads of them."""
-    from sweep.cli.cli import main as otsweep
+    from sweep.cli.commands import main as otsweep
 
     with tempfile.TemporaryDirectory() as storage:
         words = ["run", str(SPACE), "--sampler", "qmc", "--epochs", str(RECORDED_EPOCHS), "--keep-models", "none"]

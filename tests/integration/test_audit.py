@@ -38,7 +38,7 @@ from sweep.audit.finalists import (
 )
 from sweep.audit.judging import AuditOptions, AuditResult, draw, sealed
 from sweep.audit.tables import ROWS, command, doubles, front_line, judge_finalists, report, show_people
-from sweep.cli.cli import main
+from sweep.cli.commands import main
 from sweep.front.objectives import Objectives
 from sweep.front.pareto import front_mask
 from sweep.ledger.reading import read_ledger

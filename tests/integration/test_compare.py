@@ -14,7 +14,7 @@ import pytest
 from hypothesis import strategies as st
 
 from search_spaces.reading import load_space
-from sweep.cli.cli import main
+from sweep.cli.commands import main
 from sweep.front import pareto as pareto_module
 from sweep.ledger.records import TrialRecord
 from sweep.ledger.writing import LedgerWriter

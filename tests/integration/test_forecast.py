@@ -18,7 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from search_spaces.reading import load_space
-from sweep.cli.cli import build_parser, plan_of, run_command
+from sweep.cli.commands import build_parser
+from sweep.cli.run import plan_of, run_command
 from sweep.engine.slots import Node
 from sweep.engine.trainable import Footprint
 from sweep.forecast import forecast as forecast_module

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from sweep.cli.cli import build_parser
+from sweep.cli.commands import build_parser
 from sweep.plan.options import flag
 from sweep.plan.plan import OPTIONS, PLACES, RESUMABLE, SweepPlan
 
@@ -30,7 +30,8 @@ import json, sys
 from pathlib import Path
 
 from search_spaces import load_space
-from sweep.cli.cli import build_parser, plan_of, run_command
+from sweep.cli.commands import build_parser
+from sweep.cli.run import plan_of, run_command
 from sweep.cluster.submit import Submission
 from sweep.plan import OPTIONS, make_plan, plan_text, read_plan, with_resume_overrides, write_plan
 from trainer.errors import InputError

@@ -11,7 +11,7 @@ import pytest
 
 from search_spaces.reading import load_space
 from search_spaces.space import NOT_SWEPT, Space
-from sweep.cli.cli import main
+from sweep.cli.commands import main
 from sweep.ledger.writing import LedgerWriter
 from sweep.plan.from_options import make_plan
 from sweep.plan.plan import SweepPlan

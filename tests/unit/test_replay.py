@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from search_spaces.reading import load_space
-from sweep.cli.cli import main
+from sweep.cli.commands import main
 from sweep.ledger.records import TrialRecord
 from sweep.ledger.writing import LedgerWriter
 from sweep.plan.from_options import make_plan

@@ -17,7 +17,7 @@ from search_spaces.reading import load_space, space_from_yaml
 from search_spaces.requirement import Requirement, violation
 from search_spaces.yaml_file import dump_yaml, parse_yaml
 from sweep.audit.finalists import choose_finalists
-from sweep.cli.cli import main
+from sweep.cli.commands import main
 from sweep.ledger.records import TrialRecord
 from sweep.ledger.writing import LedgerWriter
 from sweep.plan.from_options import make_plan
