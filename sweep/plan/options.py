@@ -1,4 +1,4 @@
-"""How an option of a sweep is declared, once, and what follows from its declaration.
+"""Options of a sweep: each is declared once, and the rest follows from its declaration.
 
 An option is a field of `SweepPlan` made by `option`. The arguments of `run`, `plan`, `submit` and `resume`, the key in
 the plan's file, the plan's digest and what a resume may change are all derived from it.
@@ -43,22 +43,22 @@ class _Option:
     choices: tuple[str, ...] | None = None
 
     decides: bool = False
-    """Whether the option decides the numbers of a trial or of the search, and so is part of the plan's digest."""
+    """True if the option decides the numbers of trials or of the search, and so is part of the plan's digest."""
 
     since: Any = _NOTHING
-    """For an option that was added later: the value that earlier plans imply. A digest leaves it out at that value."""
+    """Value that earlier plans imply, of an option added later. A digest leaves the option out at that value."""
 
     resumable: bool = False
-    """Whether `resume` may change the option."""
+    """True if `resume` may change the option."""
 
     place: bool = False
-    """Whether the option says where things are; a cluster's nodes have places of their own."""
+    """True if the option says where things are; a cluster's nodes have places of their own."""
 
     shown: str | None = None
     """Default in words, where the field's own default does not tell it."""
 
     resolve: Callable[[str], Any] | None = None
-    """Turns what was typed into the plan's value, by looking at this machine."""
+    """Function that turns what was typed into the plan's value, by looking at this machine."""
 
 
 def declared(help: str, **facts: Any) -> dict[str, Any]:

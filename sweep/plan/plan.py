@@ -85,7 +85,7 @@ class SweepPlan:
         metavar="P",
         decides=True,
     )
-    """Finished trials tell that probability."""
+    """The probability is estimated from how the finished trials changed from that rung on."""
 
     ladder: int = option(
         0,
@@ -104,7 +104,7 @@ class SweepPlan:
     seeds: int = option(
         1, "seeds that each configuration runs on, ranked and shown together", low=1, high=1000, decides=True
     )
-    """Trials of their own, with the seeds `seed`, `seed` + 1 and so on."""
+    """Each is a trial of its own, with the seed `seed`, `seed` + 1 and so on."""
 
     stop_when_flat: int = option(
         0,
@@ -165,10 +165,10 @@ class SweepPlan:
     )
 
     measure_memory: bool = False
-    """Whether to begin with one trial, and then run as many at once as its memory allows (`--max-concurrent auto`)."""
+    """True (`--max-concurrent auto`) to begin with one trial, and then run as many at once as its memory allows."""
 
     keep_models: str = option("front", "models that MLflow is given", choices=("front", "all", "none"), metavar="WHOSE")
-    """With `none` the front's trials have no gallery of examples either."""
+    """`none` also leaves out the gallery of examples of the front's trials."""
 
     data_dir: str | None = option(
         None,

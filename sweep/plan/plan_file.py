@@ -1,4 +1,4 @@
-"""TODO one line."""
+"""The plan's file: written before anything runs, read back on resume, refused where it was damaged."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def write_plan(plan: SweepPlan) -> None:
 
 
 def read_plan(name: str, *, storage: str | None = None) -> SweepPlan:
-    """The plan of a sweep; storage that was moved or mounted elsewhere is followed.
+    """Return the plan of a sweep; its paths follow a storage that was moved or mounted elsewhere.
 
     Raises:
         InputError: for a name that no sweep in the storage has, or a damaged plan.
@@ -60,12 +60,12 @@ def read_plan(name: str, *, storage: str | None = None) -> SweepPlan:
         raise InputError(f"{folder / name} holds the plan of {plan.name!r}: give the folder its name back")
     if url_of(folder) is None and plan.mlflow_uri == default_mlflow_uri(Path(plan.storage)):
         plan = dataclasses.replace(plan, mlflow_uri=default_mlflow_uri(folder))
-    return dataclasses.replace(plan, storage=str(folder), data_dir=_followed(plan, folder))
+    return dataclasses.replace(plan, storage=str(folder), data_dir=_moved_data_dir(plan, folder))
 
 
-def _followed(plan: SweepPlan, folder: Path) -> str | None:
-    """Where a sweep's data lies now: in its storage, if it did, wherever that is; None where the folder is not here,
-    so that OTSWEEP_DATA_DIR says it on this machine."""
+def _moved_data_dir(plan: SweepPlan, folder: Path) -> str | None:
+    """Return where a sweep's data lies now. A folder in the storage moves with it; None where the folder is not on this
+    machine, so that OTSWEEP_DATA_DIR decides."""
     if plan.data_dir is None:
         return None
     here = Path(plan.data_dir)
@@ -75,12 +75,12 @@ def _followed(plan: SweepPlan, folder: Path) -> str | None:
 
 
 def plan_text(plan: SweepPlan) -> str:
-    """The text of a plan's file. The digest comes last: a file that was cut anywhere has lost it."""
+    """Return the text of a plan's file. The digest comes last: a file that was cut anywhere has lost it."""
     return dump_yaml({**plan.to_dict(), "hash": plan.hash})
 
 
 def parse_plan(root: Located) -> SweepPlan:
-    """The plan in a file's tree, if its digest fits.
+    """Return the plan in a file's tree after a check of its digest.
 
     Raises:
         InputError: for a file that is cut off, damaged or was changed by hand.

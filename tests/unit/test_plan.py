@@ -419,7 +419,7 @@ def test_a_bad_name_is_refused_before_anything_is_made(name: str, storage: str) 
 
 def test_a_name_that_exists_is_refused(plan: SweepPlan) -> None:
     write_plan(plan)
-    with pytest.raises(InputError, match="--name 'first': exists in .*; choose another, or go on with it by `otsweep"):
+    with pytest.raises(InputError, match="--name 'first': exists in .*; choose another, or resume that sweep by `ots"):
         make_plan(SPACE, name="first", storage=plan.storage)
 
 
