@@ -1,4 +1,4 @@
-"""What the commands share: the terminal, exit statuses, how a sweep is named and found, progress lines."""
+"""The part that commands share: terminal, exit statuses, finding and naming a sweep, progress lines."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ class LedgerWriter:
         self._append("decided", number, time, {"decision": checked_values(decision)})
 
     def ended(self, number: int, *, state: EndState, reason: str = "", time: float, held: float = 0.0) -> None:
-        """Record the end of trial `number` after `held` seconds in its slots; a later `started` makes it running again."""
+        """Record the end of trial `number` after `held` seconds in its slots; a later `started` reopens it."""
         if state not in END_STATES:
             raise ValueError(f"state {state!r}: must be one of {', '.join(END_STATES)}")
         self._append("ended", number, time, {"state": state, "reason": reason, "held": float(held)})

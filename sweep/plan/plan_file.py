@@ -116,5 +116,5 @@ def plan_from_tree(root: Located) -> SweepPlan:
     for key, spec in fields.items():
         if spec.type in ("str", "str | None") and values.get(key) is not None:
             entries[key].word(key)
-    with root.blamed():
+    with root.error_context():
         return SweepPlan(**values)

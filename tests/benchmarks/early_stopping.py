@@ -35,7 +35,8 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from search_spaces.reading import load_space
-from search_spaces.space import Range, Space
+from search_spaces.space import Space
+from search_spaces.swept import Range
 from sweep.front.incremental import Front
 from sweep.front.objectives import Objectives
 from sweep.front.pareto import hypervolume

@@ -71,8 +71,8 @@ def results(plan: SweepPlan) -> SweepState:
     ],
 )
 def test_a_requirement_is_read_and_written(text: str, meant: Requirement) -> None:
-    assert Requirement.parse(text, said="require") == meant
-    assert Requirement.parse(str(meant), said="require") == meant
+    assert Requirement.parse(text, source="require") == meant
+    assert Requirement.parse(str(meant), source="require") == meant
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_a_requirement_is_read_and_written(text: str, meant: Requirement) -> Non
 )
 def test_what_is_wrong_is_named(text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(InputError) as caught:
-        Requirement.parse(text, said="require")
+        Requirement.parse(text, source="require")
     assert f"require {text!r}: {message}" in str(caught.value)
     assert main(["run", "--require", text, "--storage", str(tmp_path / "none")]) == 2
     assert f"otsweep: --require {text!r}: {message}" in capsys.readouterr().err
