@@ -1,20 +1,6 @@
-"""A search space read from a YAML file and checked line by line.
+"""A search space read from a YAML file and checked line by line; README.md describes the format.
 
-    description: one sentence
-    trials: 24                                    # what the command line may override
-    evaluation: {dataset: digits}                 # fields of EvaluationConfig: what every trial is judged by
-    space:                                        # fields of TrialConfig; a plain value is fixed
-      epochs: 12
-      regularizer: {choices: [none, triplet]}
-      learning_rate: {low: 1e-4, high: 1e-2, log: true}
-      sensitivity_steps: {low: 1, high: 9, step: 2}
-      margin: {low: 0.01, high: 1.0, when: {regularizer: triplet}}
-    require: [clean_accuracy >= 0.9]              # a trial that violates it is infeasible: on no front
-    points:                                       # run first: presets, values, or a preset with some values changed
-      - {preset: pgd-at, sensitivity_epsilon: 0.2}
-
-A knob whose condition does not hold keeps TrialConfig's default. Only names and numbers are checked here; torch, Ray
-and Optuna are not imported before a configuration is drawn.
+Only names and numbers are checked here; torch, Ray and Optuna are not imported before a configuration is drawn.
 """
 
 from __future__ import annotations
