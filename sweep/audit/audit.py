@@ -165,7 +165,7 @@ class Audit:
         for audited in filter(None, map(self.find, self.jobs())):
             runs.setdefault(audited.number, []).append(audited)
         finalists = [Finalist(self.results.configurations[number], tuple(found)) for number, found in runs.items()]
-        first, sign = self.plan.objectives.names[0], -1 if self.plan.objectives.maximise[0] else 1
+        first, sign = self.plan.objectives.names[0], -self.plan.objectives.signs[0]
         return sorted(finalists, key=lambda one: (sign * one.selected[first], one.record.number))
 
 

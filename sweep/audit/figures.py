@@ -35,10 +35,7 @@ from sweep.report import (
 
 def audit_figure(audit: Audit, finalists: Sequence[Finalist]) -> Figure:
     """The audited front beside the selected one, between the first two objectives; every finalist's way is drawn."""
-    objectives = audit.plan.objectives
-    plane = Objectives(
-        objectives.names[:2], objectives.maximise[:2], tuple(100 * value for value in objectives.reference[:2])
-    )
+    plane = audit.plan.objectives.plane((100, 100))
     records = [_audited_record(one) for one in finalists]
     before = 100 * np.array([[one.selected[name] for name in plane.names] for one in finalists])
     after = 100 * np.array([[one.mean[name] for name in plane.names] for one in finalists])

@@ -20,13 +20,14 @@ _NAME_SHOWN = 32
 def submit_sweep(arguments: argparse.Namespace, console: Console, warn: Console) -> int:
     """Check everything here, ask the cluster what it is, send; the exit status."""
     from sweep.cluster import submit as sending
-    from sweep.plan import OPTIONS
+    from sweep.plan import OPTIONS, PLACES
 
+    given = {option: getattr(arguments, option) for option in OPTIONS}
     submission = sending.Submission.of(
         arguments.space,
         name=arguments.name,
-        options={option: getattr(arguments, option) for option in OPTIONS},
-        places={place: getattr(arguments, place) for place in ("storage", "data_dir", "mlflow_uri")},
+        options={name: value for name, value in given.items() if name not in PLACES and name != "name"},
+        places={place: given[place] for place in PLACES},
         require=arguments.require,
         points=arguments.points,
         front_of=arguments.front_of,
@@ -51,11 +52,11 @@ def submit_sweep(arguments: argparse.Namespace, console: Console, warn: Console)
 
 def resume_sweep(arguments: argparse.Namespace, console: Console, warn: Console) -> int:
     from sweep.cluster import submit as sending
+    from sweep.plan import RESUMABLE
 
     cluster = Cluster(arguments.address)
-    changes = ("data_dir", "mlflow_uri", "max_hours", "max_gpu_hours", "max_concurrent", "pack")
-    circumstances = {key: getattr(arguments, key) for key in changes}
-    job_id = sending.send_resume(arguments.name, arguments.storage, circumstances, cluster, cluster.jobs())
+    overrides = {option: getattr(arguments, option) for option in RESUMABLE}
+    job_id = sending.send_resume(arguments.name, arguments.storage, overrides, cluster, cluster.jobs())
     _show_sent(cluster, job_id, console)
     return _see_off(cluster, job_id, arguments, console, warn)
 

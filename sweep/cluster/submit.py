@@ -23,6 +23,7 @@ from search_spaces import Space, dump_yaml, load_space
 from sweep.cluster.cluster import ENDED, HASH, REFUSED, RUNNING, STORAGE, SWEEP, Cluster, ClusterError, Job
 from sweep.plan import (
     CODE_VERSION,
+    PLACES,
     SweepPlan,
     absolute_uri,
     check_name,
@@ -262,13 +263,13 @@ def send(submission: Submission, cluster: Cluster, jobs: list[Job]) -> str:
 
 
 def send_resume(
-    name: str, storage: str | None, circumstances: Mapping[str, str | None], cluster: Cluster, jobs: list[Job]
+    name: str, storage: str | None, overrides: Mapping[str, str | None], cluster: Cluster, jobs: list[Job]
 ) -> str:
     """Submit the resumption of a sweep that the cluster's storage holds; the job's id.
 
     Args:
         storage: None for where the sweep's latest job had it.
-        circumstances: what a resume may change, as typed; None where not given.
+        overrides: what a resume may change, as typed; None where not given.
 
     Raises:
         InputError: if it runs already.
@@ -279,8 +280,8 @@ def send_resume(
     if running := [job for job in earlier if job.state in RUNNING]:
         raise InputError(f"{name} runs already: follow it by `otsweep logs {running[0].id} --follow`")
     storage = storage or (earlier[0].storage if earlier else "")
-    check_options({key: value for key, value in circumstances.items() if key not in ("data_dir", "mlflow_uri")})
-    given = {**circumstances, "storage": storage or None}
+    check_options({key: value for key, value in overrides.items() if key not in PLACES})
+    given = {**overrides, "storage": storage or None}
     options = [("--" + key.replace("_", "-"), value) for key, value in given.items() if value is not None]
     words = ("resume", name, *itertools.chain.from_iterable(options))
     metadata = {SWEEP: name, HASH: earlier[0].plan_hash if earlier else "", STORAGE: storage}

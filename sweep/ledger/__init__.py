@@ -1,4 +1,4 @@
-"""The durable record of a sweep: events on disk, read and written."""
+"""The durable record of a sweep: events on disk, written one by one and read back as trials."""
 
 from sweep.ledger.reading import read_ledger
 from sweep.ledger.records import EndState, Ledger, TrialRecord

@@ -1,4 +1,4 @@
-"""TODO one line."""
+"""The one writer of a ledger: every event is on disk before its method returns."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from sweep.plan import push_remote, url_of
 from trainer.errors import InputError
 from trainer.files import sync_folder, write_whole
 
-_URL_PART_EVENTS = 256
-"""The same in storage at a URL, where the whole log is written again with every event."""
-
 _PART_EVENTS = 4096
 """Events after which the log is rolled into a part: about 3 MB of log, and 30 parts for 10,000 trials of 10 reports."""
+
+_URL_PART_EVENTS = 256
+"""The same in storage at a URL, where the whole log is written again with every event."""
 
 
 class LedgerWriter:
@@ -41,7 +41,7 @@ class LedgerWriter:
     def __init__(self, sweep: Path, *, part_events: int = _PART_EVENTS) -> None:
         self.folder = sweep / "ledger"
         self.warnings: list[str] = []
-        """What was found damaged at the opening, and what the storage refused since without loss."""
+        """Descriptions of what was found damaged at the opening, and of what the storage refused since without loss."""
         self._part_events = _URL_PART_EVENTS if url_of(sweep) else part_events
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -65,13 +65,13 @@ class LedgerWriter:
         time: float,
         noted: str = "",
     ) -> None:
-        """Trial `number` begins its `attempt`, counted from 1, at `time` in unix seconds."""
-        facts = {"config": checked_values(config), "seed": seed, "attempt": attempt, "host": host}
-        facts |= {"noted": noted} if noted else {}
-        self._append("started", number, time, facts)
+        """Record that trial `number` begins its `attempt`, counted from 1, at `time` in unix seconds."""
+        fields = {"config": checked_values(config), "seed": seed, "attempt": attempt, "host": host}
+        fields |= {"noted": noted} if noted else {}
+        self._append("started", number, time, fields)
 
     def reported(self, number: int, report: Mapping[str, Any], *, time: float, held: float = 0.0) -> None:
-        """Trial `number` said `report`, as made by `EpochReport.to_dict`, after `held` seconds in its slots."""
+        """Record a report of trial `number`, as made by `EpochReport.to_dict`, after `held` seconds in its slots."""
         if not {"epoch", "final"} <= report.keys():
             raise ValueError(f"report {dict(report)!r}: must name its epoch and whether it is final")
         if taken := report.keys() & TRIAL_TYPES.keys():
@@ -79,17 +79,17 @@ class LedgerWriter:
         self._append("reported", number, time, {"report": checked_values(report), "held": float(held)})
 
     def decided(self, number: int, decision: Mapping[str, Any], *, time: float) -> None:
-        """At a rung it was decided whether trial `number` goes on; as made by `Decision.to_dict`."""
+        """Record the decision at a rung whether trial `number` goes on, as made by `Decision.to_dict`."""
         self._append("decided", number, time, {"decision": checked_values(decision)})
 
     def ended(self, number: int, *, state: EndState, reason: str = "", time: float, held: float = 0.0) -> None:
-        """Trial `number` ended after `held` seconds in its slots; a later `started` makes it running again."""
+        """Record the end of trial `number` after `held` seconds in its slots; a later `started` reopens it."""
         if state not in END_STATES:
             raise ValueError(f"state {state!r}: must be one of {', '.join(END_STATES)}")
         self._append("ended", number, time, {"state": state, "reason": reason, "held": float(held)})
 
     def close(self) -> None:
-        """Roll the log into a part and let go of the lock; a second time does nothing."""
+        """Roll the log into a part and release the lock; a second call does nothing."""
         if self._pending and not self._log.closed:
             self._roll()
         self._log.close()
@@ -102,7 +102,7 @@ class LedgerWriter:
         self.close()
 
     def _recover(self) -> None:
-        """Take up where the last writer stopped, be it at its close or in the middle of anything."""
+        """Continue where the last writer stopped, at its close or in the middle of anything."""
         for leftover in self.folder.glob(".*.unfinished"):
             leftover.unlink()
         rolled = max((part.last for part in part_files(self.folder)), default=0)
@@ -116,8 +116,8 @@ class LedgerWriter:
         os.fsync(self._log.fileno())
         sync_folder(self.folder)
 
-    def _append(self, kind: str, number: int, time: float, facts: Mapping[str, Any]) -> None:
-        event = {"sequence": self._next, "event": kind, "trial": number, "time": float(time), **facts}
+    def _append(self, kind: str, number: int, time: float, fields: Mapping[str, Any]) -> None:
+        event = {"sequence": self._next, "event": kind, "trial": number, "time": float(time), **fields}
         text = json.dumps(event, allow_nan=False, separators=(",", ":"))
         self._write_line(checked_line(text))
         self._push(self.folder / LOG_NAME)
@@ -141,7 +141,7 @@ class LedgerWriter:
         self._end += len(line)
 
     def _push(self, path: Path) -> None:
-        """To where the folder follows; what does not go through goes with the next event, and is said once."""
+        """Copy a file to the URL that the folder follows; after a failure, warned of once, the next event copies it."""
         try:
             push_remote(path)
         except InputError as error:
@@ -174,7 +174,7 @@ def _write_part(folder: Path, events: Mapping[int, str]) -> Path:
 
 
 def _open_in_place(path: Path) -> FileIO:
-    """The file for reading and writing, made if need be, never emptied, unbuffered."""
+    """Open a file for reading and writing, unbuffered; create it if missing, and never empty it."""
     return FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+")
 
 

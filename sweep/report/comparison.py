@@ -22,12 +22,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from rich.table import Table
 
-from sweep.front import Interval, Objectives, binomial_resampling, epsilon_indicator, front_mask, hypervolume
+from sweep.front import Objectives, binomial_resampling, epsilon_indicator, front_mask, hypervolume
 from sweep.ledger import TrialRecord, read_ledger
 from sweep.plan import SweepPlan, read_plan
 from sweep.report.tables import ACCURACIES, brief, percent
 from sweep.state import SweepState, read_data_summary, state_of_trials
 from trainer.errors import InputError
+from trainer.intervals import Interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -223,7 +224,7 @@ def regions(a: Side, b: Side) -> list[_Region]:
     # Between two edges the heights are those at the upper one.
     high_a, high_b = (np.maximum(heights(side.points, objectives, edges[1:]), floor[1]) for side in (a, b))
     found: list[_Region] = []
-    sign = 1.0 if objectives.maximise[0] else -1.0
+    sign = float(objectives.signs[0])
     for low, high, lead in zip(edges[:-1].tolist(), edges[1:].tolist(), (high_a - high_b).tolist(), strict=True):
         if lead == 0:
             continue
@@ -365,7 +366,7 @@ def figure(comparison: _Comparison) -> Figure:
 
     a, b = comparison.a, comparison.b
     units = np.array([100.0 if name in figures.AXES else 1.0 for name in a.objectives.names[:2]])
-    plane = Objectives(a.objectives.names[:2], a.objectives.maximise[:2], tuple(units * a.objectives.reference[:2]))
+    plane = a.objectives.plane(units.tolist())
     with figures.house_style():
         drawn = Figure(figsize=(7.2, 5.8), dpi=figures.DPI, layout="constrained")
         axes = drawn.add_subplot()
@@ -399,7 +400,7 @@ def _draw_side(
     x = np.unique(np.concatenate([[corner[0]], gains[:, 0]]))
     sweeps = [sweep.results.points(sweep.results.finished.values())[:, :2] * units for sweep in side.sweeps]
     attained = np.sort(np.maximum([heights(each, plane, x) for each in sweeps], corner[1]), axis=0)
-    signs = np.where(plane.maximise, 1.0, -1.0)
+    signs = plane.signs
 
     def outline(height: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         # Each height holds from the place before up to its own.

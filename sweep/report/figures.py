@@ -112,7 +112,7 @@ def front_figure(
             being on it.
     """
     drawn = [trial for trial in trials if trial.result is not None]
-    plane = Objectives(objectives.names[:2], objectives.maximise[:2], objectives.reference[:2])
+    plane = objectives.plane()
     values = np.array([[_value(trial, axis) for axis in plane.names] for trial in drawn]).reshape(-1, 2)
     feasible = np.array([trial.number not in infeasible for trial in drawn], dtype=bool)
     on_front, knee_index = np.zeros(len(drawn), dtype=bool), knee(values[feasible], plane)

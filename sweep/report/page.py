@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sweep.front import Objectives, front_mask
+from sweep.front import front_mask
 from sweep.plan import SweepPlan
 from sweep.report.figures import AXES, LOOKS, UNKNOWN_LOOK, front_spots, staircase
 from sweep.report.tables import ACCURACIES, percent, verdict
@@ -33,8 +33,7 @@ def _page_data(plan: SweepPlan, results: SweepState) -> dict[str, Any]:
     objectives = plan.objectives
     finished = list(results.finished.values())
     units = np.array([100.0 if name in AXES else 1.0 for name in objectives.names[:2]])
-    reference = tuple(units * objectives.reference[:2])
-    plane = Objectives(objectives.names[:2], objectives.maximise[:2], reference)
+    plane = objectives.plane(units.tolist())
     points = results.points(finished)[:, :2] * units
     on_front, ranks, knee = front_mask(points, plane), results.ranks(), results.knee
     groups = [str(record.config.get("regularizer", "unknown")) for record in finished]

@@ -198,7 +198,7 @@ class Rung:
         violations, own = self.violations[: len(self.rows)], self.violations[row]
         if own > 0:
             return np.flatnonzero(violations < own) if np.isfinite(own) else np.array([], dtype=int)
-        gains = self.points[:, : len(self.rows)] * np.where(self.objectives.maximise, 1.0, -1.0)[:, None]
+        gains = self.points[:, : len(self.rows)] * self.objectives.signs[:, None]
         mine = gains[:, row, None]
         return np.flatnonzero((gains >= mine).all(axis=0) & (gains > mine).any(axis=0) & (violations == 0))
 

@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from search_spaces import Requirement, violation
-from sweep.front import Front, Interval, Objectives, constrained_ranks, front_mask, front_probability, mean_intervals
+from sweep.front import Front, Objectives, constrained_ranks, front_mask, front_probability, mean_intervals
 from sweep.front import knee as knee_of
 from sweep.ledger import TrialRecord
 from sweep.plan import SweepPlan
 from trainer.errors import InputError
+from trainer.intervals import Interval
 
 DATA_SUMMARY = "prepared.json"
 """In a sweep's folder: what it stands on (the data's fingerprint) and what is known of the oracle that judges."""

@@ -30,7 +30,7 @@ from sweep.engine.ledger_callback import LedgerCallback, SweepStopper
 from sweep.engine.slots import Slots
 from sweep.engine.stopper import MultiObjectiveASHA
 from sweep.ledger.writing import LedgerWriter
-from sweep.plan.plan import make_plan
+from sweep.plan.from_options import make_plan
 from sweep.plan.plan_file import write_plan
 from sweep.report.screen import Screen
 from sweep.search.budget import Budget

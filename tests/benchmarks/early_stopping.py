@@ -35,7 +35,8 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from search_spaces.reading import load_space
-from search_spaces.space import Range, Space
+from search_spaces.space import Space
+from search_spaces.swept import Range
 from sweep.front.incremental import Front
 from sweep.front.objectives import Objectives
 from sweep.front.pareto import hypervolume
@@ -184,7 +185,7 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
 
 def record() -> None:
     """Run the trials of the table, with the very command of a sweep, and keep what the benchmark reads of them."""
-    from sweep.cli.cli import main as otsweep
+    from sweep.cli.commands import main as otsweep
 
     with tempfile.TemporaryDirectory() as storage:
         words = ["run", str(SPACE), "--sampler", "qmc", "--epochs", str(RECORDED_EPOCHS), "--keep-models", "none"]

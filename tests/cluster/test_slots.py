@@ -14,8 +14,9 @@ from sweep.engine import slots
 from sweep.engine.slots import Node, Slots, concurrency
 from sweep.engine.trainable import Footprint
 from sweep.ledger.records import TrialRecord
+from sweep.plan.from_options import make_plan
 from sweep.plan.objectives import OBJECTIVES
-from sweep.plan.plan import SweepPlan, make_plan
+from sweep.plan.plan import SweepPlan
 from sweep.search.budget import Budget
 from sweep.state.sweep_state import SweepState
 from tests.cluster.test_survival import SPACE, Sweep, assert_everything_once

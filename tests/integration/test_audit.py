@@ -38,14 +38,15 @@ from sweep.audit.finalists import (
 )
 from sweep.audit.judging import AuditOptions, AuditResult, draw, sealed
 from sweep.audit.tables import ROWS, command, doubles, front_line, judge_finalists, report, show_people
-from sweep.cli.cli import main
+from sweep.cli.commands import main
 from sweep.front.objectives import Objectives
 from sweep.front.pareto import front_mask
 from sweep.ledger.reading import read_ledger
 from sweep.ledger.records import TrialRecord
 from sweep.ledger.writing import LedgerWriter
+from sweep.plan.from_options import make_plan
 from sweep.plan.objectives import OBJECTIVES
-from sweep.plan.plan import SweepPlan, make_plan
+from sweep.plan.plan import SweepPlan
 from sweep.plan.plan_file import read_plan, write_plan
 from sweep.state.sweep_state import SweepState, read_data_summary
 from tests.integration.test_sweep import PATIENCE, SPACE, otsweep, run_words, wait_for

@@ -14,12 +14,13 @@ import pytest
 from hypothesis import strategies as st
 
 from search_spaces.reading import load_space
-from sweep.cli.cli import main
+from sweep.cli.commands import main
 from sweep.front import pareto as pareto_module
 from sweep.ledger.records import TrialRecord
 from sweep.ledger.writing import LedgerWriter
+from sweep.plan.from_options import make_plan
 from sweep.plan.objectives import OBJECTIVES
-from sweep.plan.plan import SweepPlan, make_plan
+from sweep.plan.plan import SweepPlan
 from sweep.report import comparison as comparing
 from sweep.report.comparison import Side, Sweep, compare_sweeps, heights
 from sweep.state.sweep_state import SweepState

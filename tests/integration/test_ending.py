@@ -14,8 +14,8 @@ import pytest
 from search_spaces.reading import load_space
 from sweep.ledger.reading import read_ledger
 from sweep.ledger.records import TrialRecord
+from sweep.plan.from_options import make_plan
 from sweep.plan.objectives import OBJECTIVES
-from sweep.plan.plan import make_plan
 from sweep.search.budget import Budget
 from sweep.state.sweep_state import SweepState
 from tests.integration.test_sweep import PATIENCE

@@ -18,7 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from search_spaces.reading import load_space
-from sweep.cli.cli import build_parser, plan_of, run_command
+from sweep.cli.commands import build_parser
+from sweep.cli.run import plan_of, run_command
 from sweep.engine.slots import Node
 from sweep.engine.trainable import Footprint
 from sweep.forecast import forecast as forecast_module
@@ -32,8 +33,9 @@ from sweep.forecast.rungs import expected_rungs, mean_epochs, place, survivors, 
 from sweep.forecast.table import headline, lines
 from sweep.ledger.reading import read_ledger
 from sweep.ledger.records import TrialRecord
+from sweep.plan.from_options import make_plan
 from sweep.plan.objectives import OBJECTIVES
-from sweep.plan.plan import SweepPlan, make_plan
+from sweep.plan.plan import SweepPlan
 from sweep.plan.plan_file import read_plan
 from sweep.search.rung import CHANGES
 from sweep.search.rungs import Rungs

@@ -29,8 +29,9 @@ from sweep.engine.ray_start import ray_session
 from sweep.engine.slots import Node, Slots, concurrency
 from sweep.ledger.records import TrialRecord
 from sweep.ledger.writing import LedgerWriter
+from sweep.plan.from_options import make_plan, with_resume_overrides
 from sweep.plan.objectives import OBJECTIVES
-from sweep.plan.plan import SweepPlan, make_plan, with_resume_overrides
+from sweep.plan.plan import SweepPlan
 from sweep.search.budget import Budget
 from sweep.state.sweep_state import SweepState
 from tests.cluster.test_slots import offer

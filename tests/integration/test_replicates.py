@@ -26,8 +26,9 @@ from sweep.front.pareto import constrained_ranks, front_mask, ranks
 from sweep.front.resampling import front_probability, mean_intervals
 from sweep.ledger.reading import read_ledger
 from sweep.ledger.records import TrialRecord
+from sweep.plan.from_options import make_plan
 from sweep.plan.objectives import OBJECTIVES
-from sweep.plan.plan import SAMPLERS, SweepPlan, make_plan
+from sweep.plan.plan import SAMPLERS, SweepPlan
 from sweep.plan.plan_file import read_plan
 from sweep.report.tables import cells, front_picture, front_rows, front_table
 from sweep.search.rungs import Rungs

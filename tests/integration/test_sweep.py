@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from mlflow.entities import Run
 
-from sweep.cli.cli import main
+from sweep.cli.commands import main
 from sweep.ledger.reading import read_ledger
 from sweep.ledger.records import TrialRecord
 from sweep.tracking.tracking import connect

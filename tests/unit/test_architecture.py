@@ -298,7 +298,7 @@ LIGHT = [
     "trainer.presets",
     "sweep.plan.plan",
     "sweep.plan.paths",
-    "sweep.cli.cli",
+    "sweep.cli.commands",
 ]
 
 

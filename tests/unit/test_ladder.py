@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from search_spaces.reading import load_space
+from search_spaces.yaml_file import locate
 from sweep.ledger.reading import read_ledger
 from sweep.ledger.records import TrialRecord
+from sweep.plan.from_options import make_plan
 from sweep.plan.objectives import OBJECTIVES
-from sweep.plan.plan import make_plan
-from sweep.plan.plan_file import read_plan
+from sweep.plan.plan_file import plan_from_tree, read_plan
 from sweep.report.replay import agreement_alarms, agreements_of
 from sweep.search.agreement import agreements
 from sweep.state.sweep_state import state_of_trials
@@ -141,7 +142,7 @@ def test_what_rungs_were_judged_with_is_told() -> None:
 def test_a_plan_without_a_ladder_keeps_its_digest(tmp_path: Path) -> None:
     plan = make_plan(load_space("digits"), name="a", storage=str(tmp_path))
     before = {key: value for key, value in plan.to_dict().items() if key != "ladder"}
-    assert type(plan).from_dict(before).hash == plan.hash
+    assert plan_from_tree(locate(before, "plan")).hash == plan.hash
     assert dataclasses.replace(plan, ladder=5).hash != plan.hash
     with pytest.raises(InputError, match="--ladder 21: must be at most 20"):
         dataclasses.replace(plan, ladder=21)

@@ -10,7 +10,8 @@ from rich.console import Console
 
 from search_spaces.reading import load_space
 from sweep.ledger.records import TrialRecord
-from sweep.plan.plan import SweepPlan, make_plan
+from sweep.plan.from_options import make_plan
+from sweep.plan.plan import SweepPlan
 from sweep.report.paper import PREFIX, PUBLISHED, RELATED, paper_table, published_trials
 from sweep.report.tables import verdict
 from sweep.search.search import ParetoSearch

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from search_spaces.reading import load_space
-from sweep.cli.cli import main
+from sweep.cli.commands import main
 from sweep.ledger.records import TrialRecord
 from sweep.ledger.writing import LedgerWriter
-from sweep.plan.plan import SweepPlan, make_plan
+from sweep.plan.from_options import make_plan
+from sweep.plan.plan import SweepPlan
 from sweep.plan.plan_file import write_plan
 from sweep.report.replay import replay_sweep, unknown_ends
 from sweep.state.sweep_state import SweepState

@@ -17,11 +17,12 @@ from search_spaces.reading import load_space, space_from_yaml
 from search_spaces.requirement import Requirement, violation
 from search_spaces.yaml_file import dump_yaml, parse_yaml
 from sweep.audit.finalists import choose_finalists
-from sweep.cli.cli import main
+from sweep.cli.commands import main
 from sweep.ledger.records import TrialRecord
 from sweep.ledger.writing import LedgerWriter
+from sweep.plan.from_options import make_plan
 from sweep.plan.objectives import OBJECTIVES
-from sweep.plan.plan import SweepPlan, make_plan
+from sweep.plan.plan import SweepPlan
 from sweep.plan.plan_file import parse_plan, plan_text, write_plan
 from sweep.report.replay import replay_sweep
 from sweep.report.tables import front_json, front_picture, verdict
@@ -70,8 +71,8 @@ def results(plan: SweepPlan) -> SweepState:
     ],
 )
 def test_a_requirement_is_read_and_written(text: str, meant: Requirement) -> None:
-    assert Requirement.parse(text, said="require") == meant
-    assert Requirement.parse(str(meant), said="require") == meant
+    assert Requirement.parse(text, source="require") == meant
+    assert Requirement.parse(str(meant), source="require") == meant
 
 
 @pytest.mark.parametrize(
@@ -87,7 +88,7 @@ def test_a_requirement_is_read_and_written(text: str, meant: Requirement) -> Non
 )
 def test_what_is_wrong_is_named(text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(InputError) as caught:
-        Requirement.parse(text, said="require")
+        Requirement.parse(text, source="require")
     assert f"require {text!r}: {message}" in str(caught.value)
     assert main(["run", "--require", text, "--storage", str(tmp_path / "none")]) == 2
     assert f"otsweep: --require {text!r}: {message}" in capsys.readouterr().err

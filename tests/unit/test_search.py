@@ -14,7 +14,8 @@ from ray.tune.search import Searcher
 from ray.tune.utils import flatten_dict
 
 from search_spaces.reading import load_space
-from search_spaces.space import Choices, Space, Swept
+from search_spaces.space import Space
+from search_spaces.swept import Choices, Swept
 from sweep.ledger.records import TrialRecord
 from sweep.plan.objectives import OBJECTIVES
 from sweep.plan.plan import SAMPLERS

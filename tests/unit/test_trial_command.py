@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import torch
 
-from sweep.cli import cli
+from sweep.cli import commands
 from trainer import __main__, progress
 from trainer import summary as summary_module
 from trainer.attacks.evidence import wilson_interval
@@ -38,7 +38,7 @@ SHORT: dict[str, Any] = {"architecture": "mlp", "batch_size": 50, "epochs": 2}
 
 Command = Callable[[list[str]], int]
 BOTH = pytest.mark.parametrize(
-    "main", [__main__.main, lambda words: cli.main(["trial", *words])], ids=["python -m trainer", "otsweep trial"]
+    "main", [__main__.main, lambda words: commands.main(["trial", *words])], ids=["python -m trainer", "otsweep trial"]
 )
 
 
