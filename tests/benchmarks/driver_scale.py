@@ -163,7 +163,7 @@ def simulate(storage: Path, clock: Clock, trials: int) -> Iterator[Part]:
             tracker.changed(number)
             screen.trial_changed(number)
 
-        scribe = LedgerCallback(ledger, results, rungs, budget, slots, listen=listen, say=screen.say)
+        scribe = LedgerCallback(ledger, results, rungs, budget, slots, on_event=listen, log=screen.say)
         clock.watch(search, "search", "suggest", "on_trial_complete")
         clock.watch(scheduler, "scheduler", "on_trial_result", "on_trial_complete")
         clock.watch(ledger, "ledger", "started", "reported", "decided", "ended")

@@ -34,6 +34,7 @@ from sweep.search.rungs import Rungs
 from sweep.search.search import ParetoSearch
 from sweep.state.sweep_state import SweepState, state_of_trials
 from tests.integration.test_sweep import PATIENCE, command, otsweep
+from tests.support import events
 from trainer.errors import InputError
 
 numbers = st.integers(0, 6).map(float)
@@ -159,7 +160,7 @@ def test_results_that_came_one_by_one_are_those_that_were_loaded(results: SweepS
     live = state_of_trials(plan, {})
     for record in sorted(results.trials.values(), key=lambda record: record.ended_as):
         live.trials[record.number] = TrialRecord(record.number, record.config, record.seed, reports=record.reports)
-        live.end(record.number, record.state, reason="", time=record.ended or 0.0)
+        live.apply(events.ended(record.number, record.state, time=record.ended or 0.0))
     assert live.volumes == results.volumes
     assert sorted(live.configurations) == sorted(results.configurations)
     assert live.hypervolume == results.hypervolume

@@ -445,7 +445,7 @@ def test_rebuilt_from_the_ledger_it_decides_as_if_never_gone(
         came = before.end.trials.get(group_key(record.config), {}).get(record.number)
         if came is not None:
             record.reports = [{"epoch": 10, "final": True, **told(OBJECTIVES, came)}]
-            record.end("finished", reason="", time=0.0)
+            record.state, record.ended = "finished", 0.0
         decisions = [each.to_dict(OBJECTIVES) for each in before.decisions.get(record.number, [])]
         record.decisions = json.loads(json.dumps(decisions))
     rebuilt.restore(records)
