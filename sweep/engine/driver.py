@@ -19,8 +19,9 @@ from sweep.engine.nodes import check_storage
 from sweep.engine.packs import LIGHT, PackCallback, PackedTrial, Packs
 from sweep.engine.preparation import WAIT_SECONDS, Progress, make_task, prepare, record_data_summary
 from sweep.engine.ray_start import ray_session
+from sweep.engine.searcher import SlotLimiter, TuneSearcher
 from sweep.engine.signals import SignalHandler
-from sweep.engine.slots import SlotLimiter, Slots, concurrency, slots_now
+from sweep.engine.slots import Slots, concurrency, slots_now
 from sweep.engine.stopper import MultiObjectiveASHA
 from sweep.engine.trainable import Task, TrialTrainable
 from sweep.ledger import LedgerWriter
@@ -138,7 +139,7 @@ def _make_tuner(
     return tune.Tuner(
         tune.with_resources(trainable, resources),
         tune_config=tune.TuneConfig(
-            search_alg=SlotLimiter(search, ledger_callback.slots, ledger_callback.budget),
+            search_alg=SlotLimiter(TuneSearcher(search), ledger_callback.slots, ledger_callback.budget),
             scheduler=MultiObjectiveASHA(ledger_callback.rungs),
             num_samples=plan.trials - len(state.ended),
             reuse_actors=True,

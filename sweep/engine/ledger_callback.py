@@ -11,10 +11,11 @@ from ray import tune
 from sweep.engine.nodes import lost_with_its_node
 from sweep.engine.pack_worker import PackFailed
 from sweep.engine.packs import why_failed
+from sweep.engine.result_keys import FAILURE, FOOTPRINT, STORAGE, WARNINGS
 from sweep.engine.slots import Slots
 from sweep.engine.trainable import Footprint
 from sweep.ledger import EndState, Event, LedgerWriter
-from sweep.search import FAILURE, FOOTPRINT, STORAGE, WARNINGS, Budget, Rungs
+from sweep.search import Budget, Rungs
 from sweep.state import SweepState
 from trainer.errors import StorageFailed
 from trainer.files import patiently

@@ -31,10 +31,10 @@ from sweep.plan.plan import SAMPLERS, SweepPlan, make_plan
 from sweep.plan.plan_file import read_plan
 from sweep.report.tables import cells, front_picture, front_rows, front_table
 from sweep.search.rungs import Rungs
-from sweep.search.search import ParetoSearch
 from sweep.state.sweep_state import SweepState, state_of_trials
 from tests.integration.test_sweep import PATIENCE, command, otsweep
 from tests.support import events
+from tests.support.tuned_search import TunedSearch
 from trainer.errors import InputError
 
 numbers = st.integers(0, 6).map(float)
@@ -205,11 +205,11 @@ def test_a_space_that_draws_nothing_runs_its_points_on_every_seed(tmp_path: Path
 # Search and stopping
 
 
-def search(space: Space, sampler: str, history: list[TrialRecord] | None = None) -> ParetoSearch:
-    return ParetoSearch(space, OBJECTIVES, sampler=sampler, seed=5, epochs=3, seeds=3, history=history or [])
+def search(space: Space, sampler: str, history: list[TrialRecord] | None = None) -> TunedSearch:
+    return TunedSearch(space, OBJECTIVES, sampler=sampler, seed=5, epochs=3, seeds=3, history=history or [])
 
 
-def run(found: ParetoSearch, count: int) -> list[TrialRecord]:
+def run(found: TunedSearch, count: int) -> list[TrialRecord]:
     """One slot; the second seed of every fifth configuration fails, and every seventh is stopped on its third."""
     records = []
     for _ in range(count):
