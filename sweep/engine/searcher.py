@@ -53,6 +53,13 @@ class SlotLimiter(ConcurrencyLimiter):
         self.budget.promised = len(self.live_trials)
         return super().suggest(trial_id)
 
+    def get_state(self) -> dict[str, Any]:
+        """Return nothing: the base class would copy the budget and, with it, the whole state of the sweep."""
+        return {}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Take nothing."""
+
     def __reduce__(self) -> tuple[Any, ...]:
         # Ray Tune pickles its searcher for a restore of its own, which is never asked for.
         return Searcher, ()

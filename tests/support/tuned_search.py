@@ -15,4 +15,6 @@ class TunedSearch(TuneSearcher):
         super().__init__(ParetoSearch(*arguments, **options))
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["search"], name)
+        if name == "search":  # while it is copied it has none yet
+            raise AttributeError(name)
+        return getattr(self.search, name)
