@@ -64,8 +64,8 @@ def drive(plan: SweepPlan, *, fresh: bool) -> int:
                 results,
                 progress=screen.prepare,
                 begin=lambda: screen,
-                listen=listen,
-                say=screen.say,
+                on_event=listen,
+                log=screen.say,
                 on_slots=lambda slots: begin_forecast(plan, slots),
             )
         except InputError:

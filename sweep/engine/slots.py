@@ -8,11 +8,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import ray
-from ray.tune.search import ConcurrencyLimiter, Searcher
 
 from sweep.engine.trainable import Footprint
 from sweep.plan import SweepPlan
-from sweep.search import Budget
 from trainer.errors import InputError
 
 _MEMORY_SHARE = 0.9
@@ -133,16 +131,3 @@ class Slots:
             for node in alive_nodes()
         )
         return max(1, min(self.concurrent, sum(fits)))
-
-
-class SlotLimiter(ConcurrencyLimiter):
-    """Asks the search for a trial where a slot is free, and lets the budget know how many are under way."""
-
-    def __init__(self, searcher: Searcher, slots: Slots, budget: Budget) -> None:
-        super().__init__(searcher, max_concurrent=slots.concurrent)
-        self.slots, self.budget = slots, budget
-
-    def suggest(self, trial_id: str) -> dict | None:
-        self.max_concurrent = min(self.slots.limit, self.slots.places())
-        self.budget.promised = len(self.live_trials)
-        return super().suggest(trial_id)

@@ -7,7 +7,8 @@ from typing import Any
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-from sweep.search import Rungs, report_of
+from sweep.engine.result_keys import report_of
+from sweep.search import Rungs
 
 
 class MultiObjectiveASHA(FIFOScheduler):

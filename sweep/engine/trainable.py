@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from trainer.files import Store
     from trainer.invariance import Prepared
     from trainer.report import EpochReport
-from sweep.search import FAILURE, FOOTPRINT, STORAGE, WARNINGS
+from sweep.engine.result_keys import FAILURE, FOOTPRINT, STORAGE, WARNINGS
 
 
 @dataclass(frozen=True)

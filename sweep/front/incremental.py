@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import copy
 from collections import Counter
 from fractions import Fraction
 
@@ -30,6 +31,12 @@ class Front:
         self._area = Fraction(0)
         self.size = 0
         """Number of points on the front, equal ones counted each."""
+
+    def copy(self) -> Front:
+        """Return a front of its own with the same points."""
+        other = copy.copy(self)
+        other._gains, other._counts = self._gains.copy(), self._counts.copy()
+        return other
 
     @property
     def points(self) -> np.ndarray:

@@ -1,11 +1,12 @@
 """The durable record of a sweep: events on disk, written one by one and read back as trials."""
 
 from sweep.ledger.reading import read_ledger
-from sweep.ledger.records import EndState, Ledger, TrialRecord
+from sweep.ledger.records import EndState, Event, Ledger, TrialRecord
 from sweep.ledger.writing import LedgerWriter, take_lock
 
 __all__ = [
     "EndState",
+    "Event",
     "Ledger",
     "LedgerWriter",
     "read_ledger",

@@ -155,18 +155,8 @@ def _decode_once(sources: Iterable[dict[int, str]], accounted: set[int]) -> Iter
 def _replay(events: Iterable[dict[str, Any]], warnings: list[str]) -> dict[int, TrialRecord]:
     trials: dict[int, TrialRecord] = {}
     for event in events:
-        trial = trials.setdefault(event["trial"], TrialRecord(event["trial"]))
-        if event["event"] == "reported":
-            trial.say(event["report"])
-        elif event["event"] == "decided":
-            trial.decisions.append(event["decision"])
-        elif event["event"] == "started":
-            attempt = {key: event[key] for key in ("seed", "attempt", "host", "time")}
-            trial.begin(event["config"], **attempt, noted=event.get("noted", ""))
-        else:
-            trial.end(event["state"], reason=event["reason"], time=event["time"])
-            trial.ended_as = event["sequence"]
-        trial.hold(event.get("held", 0.0))
+        number = event["trial"]
+        trials[number] = trials.get(number, TrialRecord(number)).apply(event)
     for number, trial in trials.items():
         if trial.started is None:
             warnings.append(f"trial {number}: the event of its start is lost, and with it its configuration")

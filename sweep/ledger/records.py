@@ -5,8 +5,8 @@ from __future__ import annotations
 import bisect
 import math
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,10 +18,15 @@ from trainer.files import write_whole
 EndState = Literal["finished", "stopped", "failed"]
 END_STATES = ("finished", "stopped", "failed")
 
+Event = Mapping[str, Any]
+"""What happened to a trial, as it stands in the ledger: `sequence` (its number, from 1 without gaps), `event`
+(`started`, `reported`, `decided` or `ended`), `trial`, `time` (unix seconds), and what `LedgerWriter`'s method of that
+name adds."""
+
 
 @dataclass(slots=True)
 class TrialRecord:
-    """Everything that a ledger knows of one trial."""
+    """What a ledger knows of one trial. It is replaced, never changed, so that whoever holds one keeps what it saw."""
 
     number: int
 
@@ -69,28 +74,31 @@ class TrialRecord:
         """The final report, with the numbers of the chosen checkpoint; None before it was made."""
         return self.reports[-1] if self.reports and self.reports[-1]["final"] else None
 
-    def begin(
-        self, config: Mapping[str, Any], *, seed: int, attempt: int, host: str, time: float, noted: str = ""
-    ) -> None:
-        """Record that an attempt, counted from 1, starts at `time` in unix seconds."""
-        self.config, self.seed, self.host, self.noted = dict(config), seed, host, noted
-        self.attempts = max(self.attempts, attempt)
-        self.started = time if self.started is None else self.started
-        self.state, self.reason, self.ended = "running", "", None
+    def apply(self, event: Event) -> TrialRecord:
+        """Return the record after one of its events; live events and those read from a ledger alike."""
+        after = replace(self, held=max(self.held, event.get("held", 0.0)))
+        match event["event"]:
+            case "started":
+                after.config, after.seed, after.host = dict(event["config"]), event["seed"], event["host"]
+                after.attempts, after.noted = max(self.attempts, event["attempt"]), event.get("noted", "")
+                after.started = event["time"] if self.started is None else self.started
+                after.state, after.reason, after.ended, after.ended_as = "running", "", None, 0
+            case "reported":
+                after.reports = _with_report(self.reports, event["report"])
+            case "decided":
+                after.decisions = [*self.decisions, event["decision"]]
+            case "ended":
+                after.state, after.reason = event["state"], event["reason"]
+                after.ended, after.ended_as = event["time"], event["sequence"]
+        return after
 
-    def say(self, report: dict[str, Any]) -> None:
-        """Add a report; it replaces an earlier one of the same epoch, or an earlier final one."""
-        index = bisect.bisect_left(self.reports, _order(report), key=_order)
-        again = index < len(self.reports) and _order(self.reports[index]) == _order(report)
-        # Each report that is unpickled or parsed has names of its own, which take more memory than its numbers.
-        self.reports[index : index + again] = [{sys.intern(name): value for name, value in report.items()}]
 
-    def end(self, state: str, *, reason: str, time: float) -> None:
-        self.state, self.reason, self.ended = state, reason, time
-
-    def hold(self, seconds: float) -> None:
-        """Record the seconds that it has been in its slot by now."""
-        self.held = max(self.held, seconds)
+def _with_report(reports: Sequence[dict[str, Any]], report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the reports with one more, in the place of an earlier one of its epoch, or of an earlier final one."""
+    place = bisect.bisect_left(reports, _order(report), key=_order)
+    again = place < len(reports) and _order(reports[place]) == _order(report)
+    # Each report that is unpickled or parsed has names of its own, which take more room than its numbers.
+    return [*reports[:place], {sys.intern(name): value for name, value in report.items()}, *reports[place + again :]]
 
 
 def _order(report: Mapping[str, Any]) -> float:
@@ -111,11 +119,11 @@ class Ledger:
     def to_go_on_from(self) -> dict[int, TrialRecord]:
         """Return the trials as a resume takes them up: one whose start was lost begins anew, and one whose result was
         lost is running."""
-        known = {number: trial for number, trial in self.trials.items() if trial.started is not None}
-        for trial in known.values():
-            if trial.state == "finished" and trial.result is None:
-                trial.state = "running"
-        return known
+        return {
+            number: replace(trial, state="running") if trial.state == "finished" and trial.result is None else trial
+            for number, trial in self.trials.items()
+            if trial.started is not None
+        }
 
     def to_table(self, metadata: Mapping[str, str] | None = None) -> pa.Table:
         """Return one row per report, and one with nulls for a trial without any; `metadata` goes into the schema.

@@ -16,7 +16,7 @@ from typing import Any, Self
 import pyarrow as pa
 
 from sweep.ledger.reading import LOG_NAME, checked_line, part_files, read_log
-from sweep.ledger.records import END_STATES, EndState
+from sweep.ledger.records import END_STATES, EndState, Event
 from sweep.ledger.table import TRIAL_TYPES, checked_values, parquet_bytes
 from sweep.plan import push_remote, url_of
 from trainer.errors import InputError
@@ -30,7 +30,7 @@ _URL_PART_EVENTS = 256
 
 
 class LedgerWriter:
-    """The one writer of a sweep's ledger; for one thread. An event is on disk when its method returns.
+    """The one writer of a sweep's ledger; for one thread. A method returns its event once that is on disk.
 
     Cost per event and memory are constant: nothing older than the log is held or read.
 
@@ -64,29 +64,29 @@ class LedgerWriter:
         host: str,
         time: float,
         noted: str = "",
-    ) -> None:
+    ) -> Event:
         """Record that trial `number` begins its `attempt`, counted from 1, at `time` in unix seconds."""
         fields = {"config": checked_values(config), "seed": seed, "attempt": attempt, "host": host}
         fields |= {"noted": noted} if noted else {}
-        self._append("started", number, time, fields)
+        return self._append("started", number, time, fields)
 
-    def reported(self, number: int, report: Mapping[str, Any], *, time: float, held: float = 0.0) -> None:
+    def reported(self, number: int, report: Mapping[str, Any], *, time: float, held: float = 0.0) -> Event:
         """Record a report of trial `number`, as made by `EpochReport.to_dict`, after `held` seconds in its slots."""
         if not {"epoch", "final"} <= report.keys():
             raise ValueError(f"report {dict(report)!r}: must name its epoch and whether it is final")
         if taken := report.keys() & TRIAL_TYPES.keys():
             raise ValueError(f"metric {min(taken)!r}: a column of the ledger has this name")
-        self._append("reported", number, time, {"report": checked_values(report), "held": float(held)})
+        return self._append("reported", number, time, {"report": checked_values(report), "held": float(held)})
 
-    def decided(self, number: int, decision: Mapping[str, Any], *, time: float) -> None:
+    def decided(self, number: int, decision: Mapping[str, Any], *, time: float) -> Event:
         """Record the decision at a rung whether trial `number` goes on, as made by `Decision.to_dict`."""
-        self._append("decided", number, time, {"decision": checked_values(decision)})
+        return self._append("decided", number, time, {"decision": checked_values(decision)})
 
-    def ended(self, number: int, *, state: EndState, reason: str = "", time: float, held: float = 0.0) -> None:
+    def ended(self, number: int, *, state: EndState, reason: str = "", time: float, held: float = 0.0) -> Event:
         """Record the end of trial `number` after `held` seconds in its slots; a later `started` reopens it."""
         if state not in END_STATES:
             raise ValueError(f"state {state!r}: must be one of {', '.join(END_STATES)}")
-        self._append("ended", number, time, {"state": state, "reason": reason, "held": float(held)})
+        return self._append("ended", number, time, {"state": state, "reason": reason, "held": float(held)})
 
     def close(self) -> None:
         """Roll the log into a part and release the lock; a second call does nothing."""
@@ -116,7 +116,7 @@ class LedgerWriter:
         os.fsync(self._log.fileno())
         sync_folder(self.folder)
 
-    def _append(self, kind: str, number: int, time: float, fields: Mapping[str, Any]) -> None:
+    def _append(self, kind: str, number: int, time: float, fields: Mapping[str, Any]) -> Event:
         event = {"sequence": self._next, "event": kind, "trial": number, "time": float(time), **fields}
         text = json.dumps(event, allow_nan=False, separators=(",", ":"))
         self._write_line(checked_line(text))
@@ -125,6 +125,7 @@ class LedgerWriter:
         self._next += 1
         if len(self._pending) % self._part_events == 0:
             self._roll()
+        return event
 
     def _write_line(self, line: bytes) -> None:
         """Put the line on disk, or leave the log as it was and raise."""

@@ -22,13 +22,11 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
-from ray.tune.search import Searcher
 
 from search_spaces import Requirement, Space
 from sweep.front import Objectives
 from sweep.ledger import TrialRecord
 from sweep.plan import SweepPlan
-from sweep.search.result_keys import FAILURE, report_of
 from sweep.search.samplers import SAMPLERS, Window, make_sampler, mix, population
 
 
@@ -42,7 +40,7 @@ class _Proposal(NamedTuple):
     """What the sampler wants to know of it later, as JSON; empty for nothing."""
 
 
-class ParetoSearch(Searcher):
+class ParetoSearch:
     """Proposes interrupted trials first, then the given points, then what the sampler draws, until it is `enough`.
 
     A configuration that finished is told with its objectives, one that failed or was stopped early as such: its numbers
@@ -69,7 +67,6 @@ class ParetoSearch(Searcher):
         history: Iterable[TrialRecord] = (),
         enough: Callable[[], bool] = lambda: False,
     ) -> None:
-        super().__init__()
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.space, self.objectives, self.sampler, self.seed = space, objectives, sampler, seed
         self.configurations, self.seeds, self.require = configurations, seeds, require
@@ -82,7 +79,6 @@ class ParetoSearch(Searcher):
         self.interrupted: list[_Proposal] = []
         self.begun: dict[int, _OpenConfiguration] = {}
         """Configurations not all of whose trials have ended, by their number, which is also the study's."""
-        self.running: dict[str, int] = {}
         self.next_number = 0
         records = {record.number: record for record in history}
         for number in range(max(records, default=-1) + 1):
@@ -106,15 +102,13 @@ class ParetoSearch(Searcher):
         if record.state == "running":
             self.interrupted.append(_Proposal(record.number, record.config, record.noted))
         else:
-            self.take(record.number, record.state, record.result)
+            self.end(record.number, record.state, record.result)
 
-    def suggest(self, trial_id: str) -> Any:
-        """What the next trial is given, or Ray Tune's word for the end."""
+    def suggest(self) -> _Proposal | None:
+        """Return the next trial; None once no more is to begin."""
         if not self.interrupted and self.enough():
-            return Searcher.FINISHED
-        proposal = self.interrupted.pop(0) if self.interrupted else self.propose()
-        self.running[trial_id] = proposal.number
-        return proposal._asdict()
+            return None
+        return self.interrupted.pop(0) if self.interrupted else self.propose()
 
     def propose(self) -> _Proposal:
         """The next number with its configuration: on the next seed what was begun, else a given point, else a draw."""
@@ -178,14 +172,8 @@ class ParetoSearch(Searcher):
         }
         return json.dumps(notes) if any(notes.values()) else ""
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        report = report_of(result or {})
-        final = report if report.get("final") else None
-        state = "failed" if error or FAILURE in (result or {}) else "finished" if final else "stopped"
-        self.take(self.running.pop(trial_id), state, final)
-
-    def take(self, number: int, state: str, report: Mapping[str, Any] | None) -> None:
-        """The end of a trial, with its final report if it finished; with the last one, of its configuration."""
+    def end(self, number: int, state: str, report: Mapping[str, Any] | None) -> None:
+        """Take in the end of a trial, with its final report if it finished; with the last one, of its configuration."""
         group = number // self.seeds
         ends = self.begun[group].ends
         ends[number] = (state, report)
@@ -205,12 +193,6 @@ class ParetoSearch(Searcher):
             if excesses:
                 self.window.set_trial_system_attr(group, "constraints", excesses)
             self.study.tell(group, [fmean(report[name] for report in reports) for name in self.objectives.names])
-
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing: the ledger is what a search is rebuilt from."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing, for the same reason."""
 
 
 class _OpenConfiguration(NamedTuple):

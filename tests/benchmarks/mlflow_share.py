@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 
 from sweep.ledger.reading import read_ledger
-from sweep.ledger.records import TrialRecord
 from sweep.plan.plan import SweepPlan
 from sweep.state.sweep_state import SweepState
 from sweep.tracking.tracking import Child, Tracker
 from tests.benchmarks.common import print_machine, print_result
+from tests.support import events
 from tests.support.recorded_sweeps import recorded
 
 TRIALS, SECONDS = 10_000, 240
@@ -50,8 +50,7 @@ class Course:
 
     def begin(self, results: SweepState, number: int) -> None:
         config = self.records[number % len(self.records)].config
-        record = results.trials.setdefault(number, TrialRecord(number))
-        record.begin(config, seed=0, attempt=1, host="", time=time.time())
+        results.apply(events.started(number, config, time=time.time()))
 
 
 def ended_before(course: Course, count: int) -> SweepState:
@@ -60,8 +59,8 @@ def ended_before(course: Course, count: int) -> SweepState:
     for number in range(count):
         course.begin(results, number)
         for report in course.reports(number):
-            results.trials[number].say(report)
-        results.end(number, "finished", reason="", time=time.time())
+            results.apply(events.reported(number, report))
+        results.apply(events.ended(number, "finished", time=time.time()))
     return results
 
 
@@ -93,9 +92,9 @@ def drive(course: Course, tracker: Tracker, seconds: float) -> list[float]:
             running.append((number, course.reports(number)))
         number, reports = running.pop(0)
         report = next(reports)
-        results.trials[number].say(report)
+        results.apply(events.reported(number, report))
         if report["final"]:
-            results.end(number, "finished", reason="", time=time.time())
+            results.apply(events.ended(number, "finished", time=time.time()))
         else:
             running.append((number, reports))
         tracker.changed(number)

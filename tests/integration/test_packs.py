@@ -368,8 +368,8 @@ def test_a_pack_that_cant_go_on_ends_the_sweep_and_fails_no_trial(plan: SweepPla
                 make_rungs(plan, results),
                 budget,
                 Slots(plan, 2, known=True),
-                listen=lambda number: None,
-                say=print,
+                on_event=lambda number: None,
+                log=print,
             )
             trial.config["noted"] = ""
             scribe.on_trial_start(0, [], trial)

@@ -32,9 +32,10 @@ from sweep.plan.plan import SAMPLERS, SweepPlan
 from sweep.plan.plan_file import read_plan
 from sweep.report.tables import cells, front_picture, front_rows, front_table
 from sweep.search.rungs import Rungs
-from sweep.search.search import ParetoSearch
 from sweep.state.sweep_state import SweepState, state_of_trials
 from tests.integration.test_sweep import PATIENCE, command, otsweep
+from tests.support import events
+from tests.support.tuned_search import TunedSearch
 from trainer.errors import InputError
 
 numbers = st.integers(0, 6).map(float)
@@ -160,7 +161,7 @@ def test_results_that_came_one_by_one_are_those_that_were_loaded(results: SweepS
     live = state_of_trials(plan, {})
     for record in sorted(results.trials.values(), key=lambda record: record.ended_as):
         live.trials[record.number] = TrialRecord(record.number, record.config, record.seed, reports=record.reports)
-        live.end(record.number, record.state, reason="", time=record.ended or 0.0)
+        live.apply(events.ended(record.number, record.state, time=record.ended or 0.0))
     assert live.volumes == results.volumes
     assert sorted(live.configurations) == sorted(results.configurations)
     assert live.hypervolume == results.hypervolume
@@ -205,11 +206,11 @@ def test_a_space_that_draws_nothing_runs_its_points_on_every_seed(tmp_path: Path
 # Search and stopping
 
 
-def search(space: Space, sampler: str, history: list[TrialRecord] | None = None) -> ParetoSearch:
-    return ParetoSearch(space, OBJECTIVES, sampler=sampler, seed=5, epochs=3, seeds=3, history=history or [])
+def search(space: Space, sampler: str, history: list[TrialRecord] | None = None) -> TunedSearch:
+    return TunedSearch(space, OBJECTIVES, sampler=sampler, seed=5, epochs=3, seeds=3, history=history or [])
 
 
-def run(found: ParetoSearch, count: int) -> list[TrialRecord]:
+def run(found: TunedSearch, count: int) -> list[TrialRecord]:
     """One slot; the second seed of every fifth configuration fails, and every seventh is stopped on its third."""
     records = []
     for _ in range(count):

@@ -23,6 +23,7 @@ from sweep.tracking import tracking
 from sweep.tracking.server import free_port, page
 from sweep.tracking.tracking import SHARE, Tracker, Writer, connect, is_over, sync
 from sweep.tracking.views import CHECKED_VERSION, LONGEST_VIEW, MOST_SWEEPS, NAMES, TAG, outdated, view_tags
+from tests.support import events
 from tests.support.mlflow_stores import contents
 from tests.support.recorded_sweeps import recorded, replay, results_of
 from trainer.errors import InputError
@@ -200,7 +201,8 @@ def test_an_epoch_said_again_by_a_retry_is_there_once(plan: SweepPlan) -> None:
     for seconds in (5, 10):
         with writing(plan, results, over=False) as writer:
             writer.write_trial(running)
-            running.say({**again, "time": record.reports[2]["time"] + seconds})
+            report = {**again, "time": record.reports[2]["time"] + seconds}
+            running = running.apply(events.reported(0, report))
             if seconds == 5:
                 writer.write_trial(running)
     with writing(plan, results, over=False) as writer:
@@ -213,8 +215,9 @@ def test_an_epoch_said_again_by_a_retry_is_there_once(plan: SweepPlan) -> None:
 
 def test_failed_and_stopped_trials_say_why(plan: SweepPlan) -> None:
     trials = results_of(plan).trials
-    trials[0].end("failed", reason="on purpose", time=trials[0].ended or 0)
-    trials[1].end("stopped", reason="behind", time=trials[1].ended or 0)
+    for number, state, reason in ((0, "failed", "on purpose"), (1, "stopped", "behind")):
+        over = events.ended(number, state, reason=reason, time=trials[number].ended or 0)
+        trials[number] = trials[number].apply(over)
     with writing(plan, SweepState(plan.objectives, trials, total=plan.trials), over=True) as writer:
         writer.finish()
     for number, status, reason in ((0, "FAILED", "on purpose"), (1, "KILLED", "behind")):
@@ -341,7 +344,7 @@ def test_another_version_is_said_and_all_is_written(
 def test_when_a_sweep_is_over(plan: SweepPlan, running: bool, flat: int, over: bool) -> None:
     results = results_of(plan)
     if running:
-        results.trials[0].state = "running"
+        results.trials[0] = dataclasses.replace(results.trials[0], state="running")
     more = dataclasses.replace(plan, stop_when_flat=flat, trials=plan.trials + bool(flat))
     assert is_over(more, results) == over
 

@@ -14,8 +14,8 @@ from sweep.plan.from_options import make_plan
 from sweep.plan.plan import SweepPlan
 from sweep.report.paper import PREFIX, PUBLISHED, RELATED, paper_table, published_trials
 from sweep.report.tables import verdict
-from sweep.search.search import ParetoSearch
 from sweep.state.sweep_state import SweepState
+from tests.support.tuned_search import TunedSearch
 from trainer.presets import PRESETS
 
 REPORT = {
@@ -36,7 +36,7 @@ def plan(tmp_path: Path) -> SweepPlan:
 
 def finished(plan: SweepPlan, count: int) -> SweepState:
     """As a sweep over the space would leave it after so many trials."""
-    search = ParetoSearch(plan.space, plan.objectives, sampler="random", seed=plan.seed, epochs=plan.epochs)
+    search = TunedSearch(plan.space, plan.objectives, sampler="random", seed=plan.seed, epochs=plan.epochs)
     records = {}
     for number in range(count):
         config = search.suggest(str(number))["config"]

@@ -28,8 +28,8 @@ from sweep.report.replay import replay_sweep
 from sweep.report.tables import front_json, front_picture, verdict
 from sweep.search.rung import Decision
 from sweep.search.rungs import Rungs
-from sweep.search.search import ParetoSearch
 from sweep.state.sweep_state import SweepState, state_of_trials
+from tests.support.tuned_search import TunedSearch
 from trainer.errors import InputError
 
 CLEAN = Requirement("clean_accuracy", True, 0.9)
@@ -178,7 +178,7 @@ def test_the_sampler_is_told_and_a_rebuilt_one_too(sampler: str) -> None:
     space = load_space("digits")
     options = {"sampler": sampler, "seed": 3, "require": (CLEAN,)}
 
-    def run(found: ParetoSearch, count: int) -> list[TrialRecord]:
+    def run(found: TunedSearch, count: int) -> list[TrialRecord]:
         records = []
         for _ in range(count):
             proposal = found.suggest("slot")
@@ -190,17 +190,17 @@ def test_the_sampler_is_told_and_a_rebuilt_one_too(sampler: str) -> None:
             records.append(TrialRecord(proposal["number"], config, 3, "finished", noted=noted, reports=[report]))
         return records
 
-    undisturbed = ParetoSearch(space, OBJECTIVES, **options)
+    undisturbed = TunedSearch(space, OBJECTIVES, **options)
     records = run(undisturbed, 60)
     for each in records:
         told = undisturbed.window.get_trial(each.number)
         assert told.state == TrialState.COMPLETE
         [excess] = told.constraints.values()
         assert excess == CLEAN.excess(1 - each.config["sensitivity_epsilon"])
-    rebuilt = ParetoSearch(space, OBJECTIVES, **options, history=records[:45])
+    rebuilt = TunedSearch(space, OBJECTIVES, **options, history=records[:45])
     assert run(rebuilt, 15) == records[45:]
     late = [each.config["sensitivity_epsilon"] for each in records[30:]]
-    blind = run(ParetoSearch(space, OBJECTIVES, **{**options, "require": ()}), 60)[30:]
+    blind = run(TunedSearch(space, OBJECTIVES, **{**options, "require": ()}), 60)[30:]
     kept, kept_blind = (
         sum(each <= 0.1 for each in part) for part in (late, [b.config["sensitivity_epsilon"] for b in blind])
     )

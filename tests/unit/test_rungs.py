@@ -28,9 +28,9 @@ from sweep.plan.plan_file import read_plan
 from sweep.report.replay import replay_sweep
 from sweep.search.rung import CHANGES, Decision, Rung, RungPosition, behind, farthest_first, group_key
 from sweep.search.rungs import Rungs, rung_levels
-from sweep.search.search import ParetoSearch
 from sweep.state.sweep_state import SweepState
 from tests.integration.test_sweep import PATIENCE, command, otsweep, run_words
+from tests.support.tuned_search import TunedSearch
 from trainer.report import STRENGTH
 
 MINIMISE = Objectives(("a", "b"), (False, False), (9.0, 9.0))
@@ -445,7 +445,7 @@ def test_rebuilt_from_the_ledger_it_decides_as_if_never_gone(
         came = before.end.trials.get(group_key(record.config), {}).get(record.number)
         if came is not None:
             record.reports = [{"epoch": 10, "final": True, **told(OBJECTIVES, came)}]
-            record.end("finished", reason="", time=0.0)
+            record.state, record.ended = "finished", 0.0
         decisions = [each.to_dict(OBJECTIVES) for each in before.decisions.get(record.number, [])]
         record.decisions = json.loads(json.dumps(decisions))
     rebuilt.restore(records)
@@ -603,7 +603,7 @@ def test_what_a_sweep_proposed_is_what_a_search_rebuilt_from_its_ledger_proposes
     """So results reached the sampler as they stand in the ledger: the stopped as such, the finished with numbers."""
     plan, trials = recorded(storage, "undisturbed")
     for number in range(1, 14):
-        rebuilt = ParetoSearch(
+        rebuilt = TunedSearch(
             plan.space,
             plan.objectives,
             sampler=plan.sampler,

@@ -16,12 +16,12 @@ from ray.tune.utils import flatten_dict
 from search_spaces.reading import load_space
 from search_spaces.space import Space
 from search_spaces.swept import Choices, Swept
+from sweep.engine.result_keys import FAILURE
 from sweep.ledger.records import TrialRecord
 from sweep.plan.objectives import OBJECTIVES
 from sweep.plan.plan import SAMPLERS
-from sweep.search.result_keys import FAILURE
 from sweep.search.samplers import mix
-from sweep.search.search import ParetoSearch
+from tests.support.tuned_search import TunedSearch
 from trainer.config import TrialConfig
 
 
@@ -30,11 +30,11 @@ def space() -> Space:
     return load_space("digits")
 
 
-def search(space: Space, sampler: str = "tpe", history: tuple[TrialRecord, ...] = (), seed: int = 7) -> ParetoSearch:
-    return ParetoSearch(space, OBJECTIVES, sampler=sampler, seed=seed, epochs=3, history=history)
+def search(space: Space, sampler: str = "tpe", history: tuple[TrialRecord, ...] = (), seed: int = 7) -> TunedSearch:
+    return TunedSearch(space, OBJECTIVES, sampler=sampler, seed=seed, epochs=3, history=history)
 
 
-def search_after(space: Space, sampler: str, count: int) -> ParetoSearch:
+def search_after(space: Space, sampler: str, count: int) -> TunedSearch:
     found = search(space, sampler)
     run(found, count)
     return found
@@ -46,7 +46,7 @@ def outcome(config: dict[str, Any], number: int) -> dict[str, Any]:
     return {"report": {"final": True, "epoch": 3, "sensitivity_accuracy": robust, "invariance_accuracy": 1 - robust}}
 
 
-def run(found: ParetoSearch, count: int) -> list[TrialRecord]:
+def run(found: TunedSearch, count: int) -> list[TrialRecord]:
     """What a sweep with one slot would leave in its ledger; every fifth trial fails. Results come as Ray Tune gives
     them: flat."""
     records = []
@@ -64,7 +64,7 @@ def run(found: ParetoSearch, count: int) -> list[TrialRecord]:
     return records
 
 
-def run_all(found: ParetoSearch, count: int) -> list[TrialRecord]:
+def run_all(found: TunedSearch, count: int) -> list[TrialRecord]:
     """As `run`, and nothing fails."""
     records = []
     for _ in range(count):
@@ -221,7 +221,7 @@ def test_the_sampler_is_told_the_objectives_of_what_finished(space: Space) -> No
 def test_once_it_is_enough_only_what_was_begun_goes_on(space: Space) -> None:
     history = run(search(space), 6)
     history[4].state, history[4].reports = "running", []
-    found = ParetoSearch(space, OBJECTIVES, sampler="tpe", seed=7, epochs=3, history=history, enough=lambda: True)
+    found = TunedSearch(space, OBJECTIVES, sampler="tpe", seed=7, epochs=3, history=history, enough=lambda: True)
     assert found.suggest("a") == {"number": 4, "config": history[4].config, "noted": ""}
     assert found.suggest("b") == Searcher.FINISHED
 

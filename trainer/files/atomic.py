@@ -8,8 +8,11 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from trainer.errors import StorageFailed
+
+_Written = TypeVar("_Written")
 
 _PATIENCE_SECONDS = 30.0
 """How long storage that refuses is asked again: over a hiccup of a network folder, or until somebody makes room."""
@@ -50,8 +53,10 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def patiently(write: Callable[[], None], *, what: str, told: Callable[[str], None] = lambda message: None) -> None:
-    """Write, and where the storage refuses for a while, again, until it takes it.
+def patiently(
+    write: Callable[[], _Written], *, what: str, told: Callable[[str], None] = lambda message: None
+) -> _Written:
+    """Return what `write` returns, and where the storage refuses for a while, again, until it takes it.
 
     Args:
         what: is written, for people: "checkpoint-000003.pt of trial 7".
