@@ -299,7 +299,7 @@ def _drive(plan: SweepPlan, *, fresh: bool) -> int:
     from sweep.tracking import Tracker
 
     results = state_of_trials(plan, {})
-    tracker = Tracker(plan, results, say=lambda message: screen.say(message))
+    tracker = Tracker(plan, results, log=lambda message: screen.say(message))
     screen = Screen(_console, plan, results)
 
     def listen(number: int) -> None:
@@ -341,7 +341,7 @@ def _drive(plan: SweepPlan, *, fresh: bool) -> int:
         finally:
             screen.close()
             with _mlflow_progress() as tell:
-                tracker.close(complete=complete, tell=tell)
+                tracker.close(complete=complete, on_progress=tell)
     try:
         _save_front(plan, results)
         push_remote(plan.folder)
@@ -572,7 +572,7 @@ def _bring_up_to_date(plan: SweepPlan) -> None:
 
     try:
         with _mlflow_progress() as tell:
-            run_sync(plan, plan.mlflow_uri, say=_errors.print, tell=tell)
+            run_sync(plan, plan.mlflow_uri, log=_errors.print, on_progress=tell)
     except InputError as error:
         _errors.print(f"{error}\nWhen it answers: {_program()} sync {plan.name}", markup=False)
 
@@ -601,7 +601,7 @@ def _ui(arguments: argparse.Namespace) -> int:
 
     arguments.name = arguments.name or _newest(arguments.storage)
     plan = _find_plan(arguments)
-    return serve(plan, port=arguments.port, browser=not arguments.no_browser, say=_console.print)
+    return serve(plan, port=arguments.port, browser=not arguments.no_browser, log=_console.print)
 
 
 def _newest(storage: str | None) -> str:
@@ -650,7 +650,6 @@ def _compare(arguments: argparse.Namespace) -> int:
             note=lambda run: comparison_markdown(comparison, run),
             folder=folder,
             time=max(record.ended or 0.0 for record in (*a.trials, *b.trials)),
-            say=_errors.print,
         )
     except InputError as error:
         _errors.print(str(error), markup=False)
@@ -672,7 +671,7 @@ def _sync(arguments: argparse.Namespace) -> int:
     plan = _find_plan(arguments)
     uri = plan.mlflow_uri if arguments.mlflow_uri is None else absolute_uri(arguments.mlflow_uri)
     with _mlflow_progress() as tell:
-        results = run_sync(plan, uri, say=_errors.print, tell=tell)
+        results = run_sync(plan, uri, log=_errors.print, on_progress=tell)
     if not results.trials:
         _console.print(f"{plan.name} has no trial yet: there is nothing to write.")
         return _DONE

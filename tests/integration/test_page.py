@@ -23,7 +23,7 @@ import pytest
 from sweep.plan.plan_file import read_plan
 from sweep.report.page import as_script, front_page
 from sweep.state.sweep_state import SweepState
-from sweep.tracking.tracking import connect
+from sweep.tracking.store import connect
 from sweep.tracking.views import DOMINATED_COLOUR, FRONT_COLOUR, KNEE_COLOUR
 from tests.support.chromium import BROWSER, Page
 from tests.support.mlflow_stores import Server
