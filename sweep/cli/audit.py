@@ -54,7 +54,7 @@ def _sync_audit(plan: SweepPlan) -> None:
 
     try:
         with mlflow_progress() as show:
-            sync(plan, plan.mlflow_uri, say=errors.print, tell=show)
+            sync(plan, plan.mlflow_uri, log=errors.print, on_progress=show)
     except InputError as error:
         errors.print(f"{error}\nWhen it answers: {program()} sync {plan.name}", markup=False)
 

@@ -36,7 +36,7 @@ def drive(plan: SweepPlan, *, fresh: bool) -> int:
     from sweep.tracking import Tracker
 
     results = state_of_trials(plan, {})
-    tracker = Tracker(plan, results, say=lambda message: screen.say(message))
+    tracker = Tracker(plan, results, log=lambda message: screen.say(message))
     screen = Screen(console, plan, results)
 
     def listen(number: int) -> None:
@@ -78,7 +78,7 @@ def drive(plan: SweepPlan, *, fresh: bool) -> int:
         finally:
             screen.close()
             with mlflow_progress() as show:
-                tracker.close(complete=complete, tell=show)
+                tracker.close(complete=complete, on_progress=show)
     try:
         _save_front(plan, results)
         push_remote(plan.folder)

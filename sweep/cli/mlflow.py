@@ -22,7 +22,7 @@ def sync(arguments: argparse.Namespace) -> int:
     plan = find_plan(arguments)
     uri = plan.mlflow_uri if arguments.mlflow_uri is None else absolute_uri(arguments.mlflow_uri)
     with mlflow_progress() as show:
-        results = sync_sweep(plan, uri, say=errors.print, tell=show)
+        results = sync_sweep(plan, uri, log=errors.print, on_progress=show)
     if not results.trials:
         console.print(f"{plan.name} has no trial yet: there is nothing to write.")
         return DONE
@@ -44,7 +44,7 @@ def ui(arguments: argparse.Namespace) -> int:
 
     arguments.name = arguments.name or _newest(arguments.storage)
     plan = find_plan(arguments)
-    return serve(plan, port=arguments.port, browser=not arguments.no_browser, say=console.print)
+    return serve(plan, port=arguments.port, browser=not arguments.no_browser, log=console.print)
 
 
 def _newest(storage: str | None) -> str:

@@ -135,7 +135,6 @@ def compare(arguments: argparse.Namespace) -> int:
             note=lambda run: comparison_markdown(comparison, run),
             folder=folder,
             time=max(record.ended or 0.0 for record in (*a.trials, *b.trials)),
-            say=errors.print,
         )
     except InputError as error:
         errors.print(str(error), markup=False)

@@ -29,7 +29,7 @@ from sweep.report.figures import (
     staircase,
     wilson_segments,
 )
-from sweep.report.files import LOGGED_TABLES, ledger_metadata, write_front_files
+from sweep.report.files import ledger_metadata, write_front_files
 from sweep.report.links import ALL, COST, FRONT, view_key, view_link
 from sweep.report.paper import paper_table, published_trials
 from sweep.report.replay import (
@@ -92,7 +92,6 @@ __all__ = [
     "INK",
     "KNEE_COLOUR",
     "ledger_metadata",
-    "LOGGED_TABLES",
     "MUTED",
     "NORMS",
     "paper_table",

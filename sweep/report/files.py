@@ -18,9 +18,6 @@ from sweep.state import SweepState
 _PAGE_DPI = 100
 """MLflow's page shows a picture in its own size, and has room for about 900 pixels across."""
 
-LOGGED_TABLES = json.dumps([{"path": "front/trials.json", "type": "table"}])
-"""Value of the tag that makes MLflow's page show the file as a table."""
-
 
 def write_front_files(plan: SweepPlan, results: SweepState, folder: Path, *, over: bool) -> None:
     """Picture, page, tables, search space and plan into a folder that exists; once a sweep is over, what mattered."""

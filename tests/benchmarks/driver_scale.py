@@ -37,7 +37,7 @@ from sweep.report.screen import Screen
 from sweep.search.budget import Budget
 from sweep.search.rungs import Rungs
 from sweep.state.sweep_state import state_of_trials
-from sweep.tracking.tracking import Tracker
+from sweep.tracking.tracker import Tracker
 from tests.benchmarks.common import print_machine, print_result
 from tests.support.tuned_search import TunedSearch
 
@@ -157,7 +157,7 @@ def simulate(storage: Path, clock: Clock, trials: int) -> Iterator[Part]:
     scheduler = MultiObjectiveASHA(rungs)
     with (storage / "screen.txt").open("w") as lines, LedgerWriter(plan.folder) as ledger:
         screen = Screen(Console(file=lines), plan, results)
-        tracker = Tracker(plan, results, say=screen.say)
+        tracker = Tracker(plan, results, log=screen.say)
 
         def listen(number: int) -> None:
             tracker.changed(number)

@@ -165,7 +165,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     assert stored["covered_alone"][1] == 0
     assert stored["additive_epsilon"][0] <= 0
     assert (tmp_path / "digits24" / "compare" / "half" / "compare.png").stat().st_size > 10_000
-    from sweep.tracking.tracking import connect
+    from sweep.tracking.store import connect
 
     client = connect(f"sqlite:///{tmp_path / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("digits")

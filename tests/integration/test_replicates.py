@@ -367,7 +367,7 @@ def test_a_sweep_shows_configurations(storage: Path, undisturbed: subprocess.Com
 
 @pytest.mark.slow
 def test_mlflow_has_what_the_seeds_tell_together(storage: Path, undisturbed: subprocess.CompletedProcess[str]) -> None:
-    from sweep.tracking.tracking import connect
+    from sweep.tracking.store import connect
 
     client = connect(f"sqlite:///{storage / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("quick")

@@ -22,7 +22,7 @@ from mlflow.entities import Run
 from sweep.cli.commands import main
 from sweep.ledger.reading import read_ledger
 from sweep.ledger.records import TrialRecord
-from sweep.tracking.tracking import connect
+from sweep.tracking.store import connect
 from tests.support.mlflow_stores import contents
 
 SPACE = """

@@ -182,7 +182,7 @@ def test_no_trial_of_a_sweep_is_on_the_front_by_a_cheap_number(tmp_path: Path) -
     assert "Order kept from rung to rung" in done.stdout
     shown = otsweep(tmp_path, "replay", "laddered").stdout
     assert f"{found[0].correlation:.2f}" in shown
-    from sweep.tracking.tracking import connect
+    from sweep.tracking.store import connect
 
     client = connect(plan.mlflow_uri)
     experiment = client.get_experiment_by_name("tiny")

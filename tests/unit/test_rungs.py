@@ -582,7 +582,7 @@ def test_the_front_holds_no_trial_that_was_stopped(
 def test_mlflow_tells_the_stopped_from_the_finished(
     storage: Path, undisturbed: subprocess.CompletedProcess[str]
 ) -> None:
-    from sweep.tracking.tracking import connect
+    from sweep.tracking.store import connect
 
     client = connect(f"sqlite:///{storage / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("tiny")
