@@ -12,7 +12,7 @@ from search_spaces.reading import load_space
 from sweep.ledger.records import TrialRecord
 from sweep.plan.plan import SweepPlan, make_plan
 from sweep.report.paper import PREFIX, PUBLISHED, RELATED, paper_table, published_trials
-from sweep.report.tables import verdict
+from sweep.report.verdicts import verdict
 from sweep.search.search import ParetoSearch
 from sweep.state.sweep_state import SweepState
 from trainer.presets import PRESETS
