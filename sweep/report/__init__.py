@@ -30,7 +30,7 @@ from sweep.report.screen import Screen
 from sweep.report.spots import Spot, front_spots, staircase, wilson_segments
 from sweep.report.style import DPI, INK, KNEE_COLOUR, MUTED, house_style, save_figure
 from sweep.report.verdicts import requirements_text, verdict
-from sweep.report.words import duration, percent
+from sweep.report.words import duration, percent, size
 
 __all__ = [
     "ACCURACIES",
@@ -79,6 +79,7 @@ __all__ = [
     "run_again",
     "save_figure",
     "Screen",
+    "size",
     "Spot",
     "staircase",
     "trial_label",
