@@ -23,6 +23,8 @@ from sweep.plan.objectives import OBJECTIVES
 from sweep.plan.plan import SweepPlan
 from sweep.report import comparison as comparing
 from sweep.report.comparison import Side, Sweep, compare_sweeps, heights
+from sweep.report.comparison_figure import comparison_figure
+from sweep.report.comparison_report import comparison_verdict
 from sweep.state.sweep_state import SweepState
 from tests.support.recorded_sweeps import RECORDED, recorded
 from trainer.config import TrialConfig
@@ -77,8 +79,9 @@ def test_against_moocore_and_its_own_mirror(
     assert there.epsilon[0] == pytest.approx(moocore.epsilon_additive(x, ref=y, maximise=True), abs=1e-12)
     volumes = [moocore.hypervolume(-points, ref=np.zeros(2)) for points in (x, y, np.vstack([x, y]))]
     assert there.difference == pytest.approx(volumes[0] - volumes[1], abs=1e-12)
-    assert there.only == pytest.approx((volumes[2] - volumes[1], volumes[2] - volumes[0]), abs=1e-12)
-    assert (back.difference, back.epsilon, back.only) == (-there.difference, there.epsilon[::-1], there.only[::-1])
+    assert there.covered_alone == pytest.approx((volumes[2] - volumes[1], volumes[2] - volumes[0]), abs=1e-12)
+    assert (back.difference, back.epsilon) == (-there.difference, there.epsilon[::-1])
+    assert back.covered_alone == there.covered_alone[::-1]
     assert {(r.leader, r.low, r.high) for r in there.regions} == {(r.leader, r.low, r.high) for r in back.regions}
 
 
@@ -126,14 +129,14 @@ def test_the_interval_covers_no_difference_of_a_front_with_itself(plan: SweepPla
     better = [(x + 0.4, y + 0.3) for x, y in points]
     comparison = compare_sweeps(side(plan, "a", better), side(plan, "b", points))
     assert comparison.interval.low > 0
-    assert comparing.comparison_verdict(comparison).startswith("a is ahead")
+    assert comparison_verdict(comparison).startswith("a is ahead")
     assert comparison.interval == compare_sweeps(side(plan, "a", better), side(plan, "b", points)).interval
 
 
 def test_more_seeds_are_a_mean_and_a_band(plan: SweepPlan) -> None:
     a = side(plan, "a", [(0.2, 0.2)], [(0.4, 0.4)])
     assert a.hypervolume == pytest.approx((0.04 + 0.16) / 2)
-    drawn = comparing.figure(compare_sweeps(a, side(plan, "b", [(0.3, 0.3)])))
+    drawn = comparison_figure(compare_sweeps(a, side(plan, "b", [(0.3, 0.3)])))
     labels = drawn.axes[0].get_legend_handles_labels()[1]
     assert labels == ["A: front", "A: all to any seed", "B: front"]
 

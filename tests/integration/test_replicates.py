@@ -30,7 +30,9 @@ from sweep.plan.from_options import make_plan
 from sweep.plan.objectives import OBJECTIVES
 from sweep.plan.plan import SAMPLERS, SweepPlan
 from sweep.plan.plan_file import read_plan
-from sweep.report.tables import cells, front_picture, front_rows, front_table
+from sweep.report.formats import front_table
+from sweep.report.front_figure import front_picture
+from sweep.report.rows import cells, front_rows
 from sweep.search.rungs import Rungs
 from sweep.state.sweep_state import SweepState, state_of_trials
 from tests.integration.test_sweep import PATIENCE, command, otsweep

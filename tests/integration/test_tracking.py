@@ -162,7 +162,7 @@ def test_a_command_runs_the_same_point_again(plan: SweepPlan) -> None:
     import argparse
     import shlex
 
-    from sweep.report.tables import run_again
+    from sweep.report.markdown import run_again
     from trainer.__main__ import add_arguments, configs
 
     for record in results_of(plan).trials.values():

@@ -19,7 +19,8 @@ from scipy.stats import norm
 from sweep.front.objectives import Objectives
 from sweep.front.pareto import front_mask, hypervolume
 from sweep.ledger.records import TrialRecord
-from sweep.report.figures import front_figure, save_figure
+from sweep.report.front_figure import front_figure
+from sweep.report.style import save_figure
 from tests.support import events
 from trainer.config import REGULARIZERS, EvaluationConfig
 from trainer.errors import InputError
@@ -131,7 +132,7 @@ class TestContent:
             assert part in words
         axes = figure.axes[0]
         assert axes.get_xlabel() == "Sensitivity accuracy (%)"
-        assert axes.get_ylabel() == "Invariance accuracy (%), a proxy: judged by an oracle"
+        assert axes.get_ylabel() == "Invariance accuracy (%), a proxy: labelled by the judge"
 
     def test_the_knee_is_ringed_and_named(self):
         figure = draw(sweep(BENT))
@@ -247,7 +248,7 @@ class TestSaving:
 
     def test_neither_pyplot_nor_torch_is_imported(self):
         code = (
-            "import sys, sweep.report.figures; "
+            "import sys, sweep.report.front_figure; "
             "print([m for m in ('matplotlib.pyplot', 'torch', 'ray') if m in sys.modules])"
         )
         root = Path(__file__).parents[2]

@@ -13,7 +13,7 @@ from sweep.ledger.records import TrialRecord
 from sweep.plan.from_options import make_plan
 from sweep.plan.plan import SweepPlan
 from sweep.report.paper import PREFIX, PUBLISHED, RELATED, paper_table, published_trials
-from sweep.report.tables import verdict
+from sweep.report.verdicts import verdict
 from sweep.state.sweep_state import SweepState
 from tests.support.tuned_search import TunedSearch
 from trainer.presets import PRESETS

@@ -24,8 +24,10 @@ from sweep.plan.from_options import make_plan
 from sweep.plan.objectives import OBJECTIVES
 from sweep.plan.plan import SweepPlan
 from sweep.plan.plan_file import parse_plan, plan_text, write_plan
+from sweep.report.formats import front_json
+from sweep.report.front_figure import front_picture
 from sweep.report.replay import replay_sweep
-from sweep.report.tables import front_json, front_picture, verdict
+from sweep.report.verdicts import verdict
 from sweep.search.rung import Decision
 from sweep.search.rungs import Rungs
 from sweep.state.sweep_state import SweepState, state_of_trials

@@ -2,12 +2,13 @@
 
 from trainer.files.atomic import patiently, sync_folder, write_whole
 from trainer.files.cache import Cache, NotPrepared, ReadOnlyCache
-from trainer.files.checkpoints import FolderStore, Store, from_bytes, load_checkpoint, save_checkpoint, to_bytes
+from trainer.files.checkpoints import KEPT, FolderStore, Store, from_bytes, load_checkpoint, save_checkpoint, to_bytes
 
 __all__ = [
     "Cache",
     "FolderStore",
     "from_bytes",
+    "KEPT",
     "load_checkpoint",
     "NotPrepared",
     "patiently",
