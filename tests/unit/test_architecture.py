@@ -294,6 +294,7 @@ LIGHT = [
     "sweep.plan.plan",
     "sweep.plan.paths",
     "sweep.cli.cli",
+    "sweep.cluster",
 ]
 
 
