@@ -15,21 +15,18 @@ from sweep.audit.finalists import Finalist
 from sweep.front import Objectives, front_mask
 from sweep.ledger import TrialRecord
 from sweep.report import (
-    DPI,
     GRID,
     MUTED,
     NORMS,
     Spot,
     budgets,
     draw_axes,
-    draw_intervals,
+    draw_front,
     draw_labels,
     draw_legend,
-    draw_staircase,
     draw_title,
-    draw_trials,
     front_spots,
-    house_style,
+    house_figure,
     in_units,
     staircase,
     wilson_segments,
@@ -45,14 +42,11 @@ def audit_figure(audit: Audit, finalists: Sequence[Finalist]) -> Figure:
     everyone = front_spots(records, after, np.ones(len(after), dtype=bool), None)
     on_front, was_front = front_mask(after, plane), front_mask(before, plane)
     intervals = wilson_segments(everyone, plane, finalists[0].images)
-    with house_style():
-        figure = Figure(figsize=(7.2, 5.8), dpi=DPI, layout="constrained")
-        axes = figure.add_subplot()
+    with house_figure() as (figure, axes):
         draw_axes(axes, np.vstack([before, after, *intervals]), plane)
         _draw_selected(axes, before, after, front_spots(records, before, was_front, None), plane)
-        draw_trials(axes, records, after, on_front)
-        draw_intervals(axes, intervals)
-        draw_staircase(axes, front_spots(records, after, on_front, None), plane)
+        spots = front_spots(records, after, on_front, None)
+        draw_front(axes, records, after, on_front, spots, intervals, plane)
         draw_title(axes, f"{audit.plan.name}, audited", _budgets(audit, finalists))
         draw_legend(figure, axes, with_dominated=not on_front.all())
         draw_labels(figure, axes, everyone, np.vstack([before, after]), plane)
@@ -87,9 +81,7 @@ def curves_figure(audit: Audit, finalists: Sequence[Finalist]) -> Figure:
     """Draw accuracy over the budget, a line per finalist: its mean over seeds, in a band from the worst to the best."""
     evaluation = audit.plan.space.evaluation
     colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(finalists)))
-    with house_style():
-        figure = Figure(figsize=(7.2, 5.0), dpi=DPI, layout="constrained")
-        axes = figure.add_subplot()
+    with house_figure(height=5.0) as (figure, axes):
         for one, colour in zip(finalists, colours, strict=True):
             epsilons = one.runs[0].curve["epsilons"]
             accuracies = 100 * np.array([run.curve["accuracies"] for run in one.runs])

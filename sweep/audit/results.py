@@ -25,17 +25,13 @@ class AuditOptions:
 
     seeds: int = knob(3, low=1, high=1000)
     """Fresh seeds that every finalist is trained on."""
-
     finalists: int = knob(8, low=1, high=100_000)
     """Most trials that are audited, the front's first."""
-
     test_size: int = knob(1000, low=0, high=1_000_000)
     """Test images, drawn by the split's seed, for clean and sensitivity accuracy and the evidence; 0 takes all.
     Invariance starts from as many test images as the plan takes of the validation split."""
-
     steps: int = knob(100, low=1, high=10_000)
     """Gradient steps of a round of the full set of attacks."""
-
     queries: int = knob(5000, low=1, high=1_000_000)
     """Calls of the model by Square."""
 

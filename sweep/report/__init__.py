@@ -11,7 +11,7 @@ from sweep.report.comparison_report import (
 )
 from sweep.report.files import ledger_metadata, write_front_files
 from sweep.report.formats import front_csv, front_json, front_table
-from sweep.report.front_figure import draw_intervals, draw_staircase, draw_trials, front_picture
+from sweep.report.front_figure import draw_front, front_picture
 from sweep.report.labels import draw_labels
 from sweep.report.links import ALL, COST, FRONT, view_key, view_link
 from sweep.report.markdown import folded_command, front_markdown, run_again
@@ -28,7 +28,7 @@ from sweep.report.replay import (
 from sweep.report.rows import ACCURACIES, trial_label
 from sweep.report.screen import Screen
 from sweep.report.spots import Spot, front_spots, in_units, staircase, wilson_segments
-from sweep.report.style import DPI, GRID, INK, KNEE_COLOUR, MUTED, house_style, save_figure
+from sweep.report.style import GRID, INK, KNEE_COLOUR, MUTED, house_figure, house_style, save_figure
 from sweep.report.tables import plain_table
 from sweep.report.verdicts import requirements_text, verdict
 from sweep.report.words import duration, percent, size
@@ -46,14 +46,11 @@ __all__ = [
     "comparison_tables",
     "comparison_verdict",
     "COST",
-    "DPI",
     "draw_axes",
-    "draw_intervals",
+    "draw_front",
     "draw_labels",
     "draw_legend",
-    "draw_staircase",
     "draw_title",
-    "draw_trials",
     "duration",
     "ETAS",
     "folded_command",
@@ -65,6 +62,7 @@ __all__ = [
     "front_spots",
     "front_table",
     "GRID",
+    "house_figure",
     "house_style",
     "in_units",
     "INK",

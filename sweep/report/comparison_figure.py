@@ -10,7 +10,7 @@ from sweep.front import Objectives, front_mask
 from sweep.report.axes import budgets, draw_axes, draw_legend, draw_title
 from sweep.report.comparison import Comparison, Side, heights
 from sweep.report.spots import in_units
-from sweep.report.style import DPI, INK, house_style
+from sweep.report.style import INK, house_figure
 
 _COLOURS = ("#0072B2", "#D55E00")
 _LONGEST_NAME = 28
@@ -20,9 +20,7 @@ def comparison_figure(comparison: Comparison) -> Figure:
     """Draw both fronts; where a side has several sweeps, a band from what all of them attain to what any does."""
     a, b = comparison.a, comparison.b
     plane, units = in_units(a.objectives)
-    with house_style():
-        figure = Figure(figsize=(7.2, 5.8), dpi=DPI, layout="constrained")
-        axes = figure.add_subplot()
+    with house_figure() as (figure, axes):
         draw_axes(axes, np.vstack([side.points[:, :2] * units for side in (a, b)]), plane)
         for side, colour, letter, marker in zip((a, b), _COLOURS, "AB", "os", strict=True):
             _draw_side(axes, side, plane, units, colour, letter, marker)

@@ -6,6 +6,7 @@ In the helpers `points` are (n, 2) in the picture's units (see `spots`).
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -30,7 +31,6 @@ from sweep.report.spots import (
 )
 from sweep.report.style import (
     AREA_COLOUR,
-    DPI,
     FAINT,
     INK,
     KNEE_COLOUR,
@@ -38,10 +38,14 @@ from sweep.report.style import (
     MEMBER_RADIUS,
     MUTED,
     UNKNOWN_LOOK,
-    house_style,
+    house_figure,
 )
 from sweep.state import Replicates, SweepState
 from trainer.config import EvaluationConfig
+
+_DOMINATED: dict[str, Any] = {"s": 18, "alpha": 0.6, "linewidths": 0, "zorder": 2, "gid": "dominated"}
+_MEMBER: dict[str, Any] = {"s": (1.7 * MEMBER_RADIUS) ** 2, "edgecolors": INK, "linewidths": 0.9, "zorder": 5}
+_MEMBER |= {"clip_on": False, "gid": "front"}
 
 
 def front_picture(plan: SweepPlan, results: SweepState) -> Figure:
@@ -99,21 +103,33 @@ def front_figure(
         segments = replicate_segments(spots, units, replicates)
     else:
         segments = wilson_segments(spots if validation_images else [], plane, validation_images or 0)
-    with house_style():
-        figure = Figure(figsize=(7.2, 5.8), dpi=DPI, layout="constrained")
-        axes = figure.add_subplot()
+    with house_figure() as (figure, axes):
         draw_axes(axes, np.vstack([points, *segments]), plane)
         _draw_infeasible(axes, points[~feasible])
-        draw_trials(axes, [drawn[i] for i in np.flatnonzero(feasible)], points[feasible], on_front[feasible])
-        draw_intervals(axes, segments)
-        draw_staircase(axes, spots, plane)
+        eligible = [drawn[i] for i in np.flatnonzero(feasible)]
+        draw_front(axes, eligible, points[feasible], on_front[feasible], spots, segments, plane)
         draw_title(axes, name, f"{budgets(evaluation)}\n{summary}")
         draw_legend(figure, axes, with_dominated=not on_front[feasible].all())
         draw_labels(figure, axes, spots, points, plane)
     return figure
 
 
-def draw_trials(axes: Axes, trials: Sequence[TrialRecord], points: np.ndarray, on_front: np.ndarray) -> None:
+def draw_front(
+    axes: Axes,
+    trials: Sequence[TrialRecord],
+    points: np.ndarray,
+    on_front: np.ndarray,
+    spots: Sequence[Spot],
+    segments: np.ndarray,
+    plane: Objectives,
+) -> None:
+    """Draw n trials at points (n, 2), error bars from segments (k, 2, 2), and the staircase of the front's spots."""
+    _draw_trials(axes, trials, points, on_front)
+    _draw_intervals(axes, segments)
+    _draw_staircase(axes, spots, plane)
+
+
+def _draw_trials(axes: Axes, trials: Sequence[TrialRecord], points: np.ndarray, on_front: np.ndarray) -> None:
     """Draw trials by regularizer: those on the front large and edged, the dominated small and faded."""
     looks = LOOKS | {"unknown": UNKNOWN_LOOK}
     names = [trial.config.get("regularizer") for trial in trials]
@@ -121,28 +137,9 @@ def draw_trials(axes: Axes, trials: Sequence[TrialRecord], points: np.ndarray, o
     for regularizer in [name for name in looks if name in names]:
         colour, marker = looks[regularizer]
         chosen = np.array(names) == regularizer
-        axes.scatter(
-            *points[chosen & ~on_front].T,
-            s=18,
-            c=colour,
-            marker=marker,
-            alpha=0.6,
-            linewidths=0,
-            zorder=2,
-            gid="dominated",
-        )
-        axes.scatter(
-            *points[chosen & on_front].T,
-            s=(1.7 * MEMBER_RADIUS) ** 2,
-            c=colour,
-            marker=marker,
-            edgecolors=INK,
-            linewidths=0.9,
-            zorder=5,
-            clip_on=False,
-            gid="front",
-            label=regularizer,
-        )
+        look = {"c": colour, "marker": marker}
+        axes.scatter(*points[chosen & ~on_front].T, **look, **_DOMINATED)
+        axes.scatter(*points[chosen & on_front].T, **look, **_MEMBER, label=regularizer)
 
 
 def _draw_infeasible(axes: Axes, points: np.ndarray) -> None:
@@ -152,7 +149,7 @@ def _draw_infeasible(axes: Axes, points: np.ndarray) -> None:
         axes.scatter(*points.T, s=16, c=MUTED, marker="x", linewidths=0.8, zorder=1, gid="infeasible", label=label)
 
 
-def draw_intervals(axes: Axes, segments: np.ndarray) -> None:
+def _draw_intervals(axes: Axes, segments: np.ndarray) -> None:
     """Draw segments (k, 2, 2) as error bars, fainter where there are many."""
     if len(segments):
         alpha = min(1.0, 40 / len(segments))
@@ -161,7 +158,7 @@ def draw_intervals(axes: Axes, segments: np.ndarray) -> None:
         axes.add_collection(lines)
 
 
-def draw_staircase(axes: Axes, spots: Sequence[Spot], plane: Objectives) -> None:
+def _draw_staircase(axes: Axes, spots: Sequence[Spot], plane: Objectives) -> None:
     """Draw the edge of the dominated area, the area itself and the knee."""
     if not spots:
         axes.text(0.5, 0.5, "no finished trial yet", transform=axes.transAxes, ha="center", color=MUTED)

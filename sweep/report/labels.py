@@ -86,13 +86,10 @@ class _Room:
     """The space that is left for labels, in pixels."""
 
     inside: Bbox
-
     anchors: np.ndarray
     """The front's spots (m, 2)."""
-
     taken: list[np.ndarray]
     """Rectangles (4,) that no label may touch: left, bottom, right, top."""
-
     edge: Path
     """The staircase, which a label crosses only if it must."""
 

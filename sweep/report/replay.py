@@ -26,22 +26,16 @@ class _Replay(NamedTuple):
 
     eta: int
     grace_epochs: int
-
     rungs: Rungs
     """The rungs, with every decision in them."""
-
     spent: int
     """Epochs trained."""
-
     logged: int
     """Epochs trained in the sweep as it was."""
-
     stopped: tuple[int, ...]
     """Trials that would have been stopped, ascending."""
-
     lost: tuple[int, ...]
     """Stopped trials that are on the sweep's front; of a configuration on several seeds the first."""
-
     hypervolume: float
     """Hypervolume of the front without the stopped trials."""
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from trainer.config import REGULARIZERS
@@ -45,6 +46,14 @@ def house_style() -> Iterator[None]:
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)
         yield
+
+
+@contextlib.contextmanager
+def house_figure(*, height: float = 5.8) -> Iterator[tuple[Figure, Axes]]:
+    """Open a figure with one pair of axes, drawn in the house style; its height is in inches."""
+    with house_style():
+        figure = Figure(figsize=(7.2, height), dpi=DPI, layout="constrained")
+        yield figure, figure.add_subplot()
 
 
 def save_figure(figure: Figure, path: Path, *, dpi: float = DPI) -> None:

@@ -47,7 +47,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> SweepPlan:
 
 
 def side(plan: SweepPlan, name: str, *clouds: list[tuple[float, float]]) -> Side:
-    """A side of one sweep per cloud of (sensitivity, invariance)."""
+    """Return a side of one sweep per cloud of (sensitivity, invariance)."""
     sweeps = []
     for place, cloud in enumerate(clouds):
         trials = {}
@@ -90,7 +90,7 @@ def test_against_moocore_and_its_own_mirror(
 def test_regions_hold_exactly_what_one_covers_alone(
     plan: SweepPlan, mine: list[tuple[float, float]], theirs: list[tuple[float, float]]
 ) -> None:
-    """A side leads somewhere if and only if it covers something alone; and outside of the regions both are equal."""
+    """Require that a side leads somewhere if and only if it covers something alone; elsewhere both are equal."""
     a, b = side(plan, "a", mine), side(plan, "b", theirs)
     regions = comparing.regions(a, b)
     whole = pareto_module.hypervolume(mine + theirs, OBJECTIVES)
@@ -106,7 +106,7 @@ def test_regions_hold_exactly_what_one_covers_alone(
 
 
 def test_attainment_is_that_of_moocore(plan: SweepPlan) -> None:
-    """What all, and what any of three seeds attain."""
+    """Compare what all, and what any of three seeds attain."""
     generator = np.random.default_rng(0)
     clouds = [generator.random((6, 2)) for _ in range(3)]
     one = side(plan, "a", *([tuple(point) for point in each.tolist()] for each in clouds))
@@ -157,7 +157,7 @@ def test_fronts_that_were_judged_differently_are_refused(plan: SweepPlan, change
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A sweep beside its own first trials: tables of 80 columns, files, and one run in MLflow however often."""
+    """Compare a sweep with its own first trials: tables of 80 columns, files, one run in MLflow however often."""
     monkeypatch.setenv("COLUMNS", "80")
     recorded("digits24", tmp_path)
     write_half(tmp_path)

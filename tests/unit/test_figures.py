@@ -71,7 +71,7 @@ def artists(figure: Figure, gid: str) -> list:
 
 
 def offsets(figure: Figure, gid: str) -> np.ndarray:
-    """All points (n, 2) of the scatters of this name, in the order of the picture's axes."""
+    """Return all points (n, 2) of the scatters of this name, in the order of the picture's axes."""
     collections: list[PathCollection] = artists(figure, gid)
     points = np.vstack([np.empty((0, 2)), *[np.asarray(c.get_offsets()) for c in collections]])
     return points[np.lexsort(points.T[::-1])]

@@ -35,7 +35,7 @@ def plan(tmp_path: Path) -> SweepPlan:
 
 
 def finished(plan: SweepPlan, count: int) -> SweepState:
-    """As a sweep over the space would leave it after so many trials."""
+    """Return the state that a sweep over the space would leave after so many trials."""
     search = TunedSearch(plan.space, plan.objectives, sampler="random", seed=plan.seed, epochs=plan.epochs)
     records = {}
     for number in range(count):
@@ -80,7 +80,7 @@ def test_the_table_says_units_and_labels(plan: SweepPlan) -> None:
 
 
 def test_what_collapsed_is_marked_and_told(plan: SweepPlan) -> None:
-    """As the published nll-ml-invariance did unseen."""
+    """Report what the published nll-ml-invariance did unseen."""
     text, results = io.StringIO(), finished(plan, len(plan.space.points))
     trials = published_trials(plan, results)
     number = trials["nll-ml-invariance"].number
@@ -93,7 +93,7 @@ def test_what_collapsed_is_marked_and_told(plan: SweepPlan) -> None:
 
 
 def test_the_figures_are_those_of_the_reference_table() -> None:
-    """Means and deviations as published: clean, sensitivity, invariance by the original label."""
+    """Compare means and deviations with the publication: clean, sensitivity, invariance by the original label."""
     assert PUBLISHED["nll-invariance"].invariance == (95.83, 0.27)
     assert PUBLISHED["nll-ml-invariance"].clean == (78.4, 18.6)
     assert PUBLISHED["clean-nll"].sensitivity == (97.97, 0.89)
