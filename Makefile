@@ -7,7 +7,7 @@ JOBS   ?= 2
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install sweep test lint format bench ui clean
+.PHONY: help install sweep test check lint format bench ui clean
 
 help:  ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ sweep: install  ## Run a real sweep on the embedded digits to a front (ARGS="--t
 test: install  ## Run the tests, JOBS=2 files at once (ARGS="-k pareto" passes options on)
 	@# A file's tests share what is dear to make, so a worker takes whole files, in the order that conftest.py gives.
 	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+
+check: lint  ## Lint, types and the fast unit tests
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not slow" tests/unit $(ARGS)
 
 lint: install  ## Check format, lint and types
 	@$(BIN)/ruff format --check .

@@ -63,21 +63,20 @@ class Cluster:
 
     def __init__(self, address: str | None) -> None:
         self.address = check_address(address)
-        self.ray_version = ask_version(self.address, read_token())
-        self.client = self._open()
+        token = read_token()
+        self.ray_version = ask_version(self.address, token)
+        self.client = self._open(token)
 
-    def _open(self) -> JobSubmissionClient:
-        # Ray prefers both variables to an address that it is given as an argument.
+    def _open(self, token: str) -> JobSubmissionClient:
+        # Ray prefers this variable to an address that it is given as an argument.
         os.environ[ADDRESS_VARIABLE] = self.address
-        if read_token():
-            os.environ["RAY_AUTH_MODE"] = "token"
         from ray.job_submission import JobSubmissionClient
 
         logging.getLogger("ray").setLevel(logging.ERROR)
         for name in ("dashboard_sdk", "job.sdk"):
             logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.ERROR)
         with self.explaining_errors():
-            return JobSubmissionClient(self.address)
+            return JobSubmissionClient(self.address, headers={"Authorization": f"Bearer {token}"} if token else None)
 
     @contextlib.contextmanager
     def explaining_errors(self) -> Iterator[None]:

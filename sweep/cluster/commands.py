@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.table import Table
 
 from sweep.cluster.cluster import ENDED, RUNNING, Cluster, Job, exit_status
-from sweep.report import duration
 
 _LONGEST_NAME = 32
 
@@ -126,6 +125,9 @@ def stop_job(arguments: argparse.Namespace, console: Console) -> int:
 def show_jobs(arguments: argparse.Namespace, console: Console) -> int:
     """Show the sweeps of a cluster, the latest first."""
     cluster = Cluster(arguments.address)
+    # After the cluster has answered: it imports Matplotlib, which takes seconds on a new machine.
+    from sweep.report import duration
+
     jobs = cluster.jobs()
     if not jobs:
         console.print(f"{cluster.address} has run no sweep yet.")

@@ -20,7 +20,7 @@ class RungForecast(NamedTuple):
     """Number of trials that reach it."""
 
 
-class Schedule(NamedTuple):
+class _Schedule(NamedTuple):
     """Trials laid into slots."""
 
     seconds: float
@@ -98,7 +98,7 @@ def trial_lengths(plan: SweepPlan, measured: ProfileResult, epochs: float, which
     return [seconds for seconds in configurations for _ in range(plan.seeds)]
 
 
-def fill_slots(lengths: Sequence[float], slots: int, plan: SweepPlan, *, low: bool = False) -> Schedule:
+def fill_slots(lengths: Sequence[float], slots: int, plan: SweepPlan, *, low: bool = False) -> _Schedule:
     """Start trials one after the other, each in the slot that is free first, until one of the plan's budgets is spent.
 
     Args:
@@ -116,4 +116,4 @@ def fill_slots(lengths: Sequence[float], slots: int, plan: SweepPlan, *, low: bo
             break
         heapq.heapreplace(free, start + seconds)
         slot_seconds, begun = slot_seconds + seconds, begun + 1
-    return Schedule(max(free), slot_seconds, begun)
+    return _Schedule(max(free), slot_seconds, begun)

@@ -1,6 +1,6 @@
 """A sweep as a person sees it: tables, figures, page, files, screen, importance, comparison, replay."""
 
-from sweep.report.axes import NORMS, draw_axes, draw_legend, draw_title
+from sweep.report.axes import NORMS, budgets, draw_axes, draw_legend, draw_title
 from sweep.report.comparison import compare_sweeps, read_side
 from sweep.report.comparison_report import (
     comparison_markdown,
@@ -27,8 +27,9 @@ from sweep.report.replay import (
 )
 from sweep.report.rows import ACCURACIES, trial_label
 from sweep.report.screen import Screen
-from sweep.report.spots import Spot, front_spots, staircase, wilson_segments
-from sweep.report.style import DPI, INK, KNEE_COLOUR, MUTED, house_style, save_figure
+from sweep.report.spots import Spot, front_spots, in_units, staircase, wilson_segments
+from sweep.report.style import DPI, GRID, INK, KNEE_COLOUR, MUTED, house_style, save_figure
+from sweep.report.tables import plain_table
 from sweep.report.verdicts import requirements_text, verdict
 from sweep.report.words import duration, percent, size
 
@@ -38,6 +39,7 @@ __all__ = [
     "agreement_table",
     "agreements_of",
     "ALL",
+    "budgets",
     "compare_sweeps",
     "comparison_markdown",
     "comparison_metrics",
@@ -62,7 +64,9 @@ __all__ = [
     "front_picture",
     "front_spots",
     "front_table",
+    "GRID",
     "house_style",
+    "in_units",
     "INK",
     "KNEE_COLOUR",
     "ledger_metadata",
@@ -70,6 +74,7 @@ __all__ = [
     "NORMS",
     "paper_table",
     "percent",
+    "plain_table",
     "published_trials",
     "read_side",
     "replay_sweep",

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sweep.audit.judging import SEAL
+from sweep.audit.results import SEAL
 from sweep.plan.plan_file import read_plan
 from tests.integration.test_audit import OPTIONS, TINY
 from tests.integration.test_sweep import otsweep, run_words
@@ -26,7 +26,7 @@ MNIST = TINY.replace("dataset: digits, train_size: 300", "dataset: mnist, train_
 
 @pytest.fixture(scope="module")
 def mnist_storage(new_storage: Callable[[str], Path], data_dir: Path) -> Path:
-    """A storage folder with a small sweep of MNIST, audited while no examples were at hand."""
+    """Make a storage folder with a small sweep of MNIST, audited while no examples were at hand."""
     folder = new_storage("people")
     (folder / "data").mkdir()
     (folder / "data" / "MNIST").symlink_to(data_dir / "MNIST")
@@ -43,7 +43,7 @@ def audit_of_mnist(storage: Path, *words: str) -> subprocess.CompletedProcess[st
 
 
 def results_in(storage: Path) -> dict[str, dict[str, Any]]:
-    """By file, without the checksum."""
+    """Return the results by file, without the checksum."""
     files = (storage / "swept" / "audit").glob("*.json")
     return {file.name: {k: v for k, v in json.loads(file.read_text()).items() if k != SEAL} for file in files}
 

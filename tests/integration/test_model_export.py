@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from sweep.audit.judging import AuditResult, sealed
+from sweep.audit.results import AuditResult, sealed
 from sweep.tracking.curves import write_curves
 from sweep.tracking.gallery import EXAMPLES, draw, invariance_examples, sensitivity_examples
 from tests.support.recorded_sweeps import recorded, results_of

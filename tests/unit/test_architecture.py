@@ -299,6 +299,7 @@ LIGHT = [
     "sweep.plan.plan",
     "sweep.plan.paths",
     "sweep.cli.commands",
+    "sweep.cluster",
 ]
 
 

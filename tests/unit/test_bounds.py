@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.optimize import Bounds, LinearConstraint, milp
 from torch import Tensor, nn
 
-from trainer.attacks.attack import worst_case
+from trainer.attacks import worst_case
 from trainer.attacks.gradient import pgd_attack
 from trainer.errors import InputError
 from trainer.models import Classifier, build_model

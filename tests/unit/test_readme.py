@@ -75,7 +75,7 @@ def test_links_lead_somewhere(path: Path) -> None:
 
 @pytest.mark.parametrize("path", PAGES, ids=names(PAGES))
 def test_command_lines_are_understood(path: Path) -> None:
-    from sweep.cli.cli import build_parser
+    from sweep.cli.commands import build_parser
 
     parser = build_parser()
     for line in command_lines(path, "otsweep"):

@@ -19,7 +19,7 @@ from sweep.state.sweep_state import SweepState
 from tests.support import events
 
 OBJECTIVES = Objectives(("sensitivity_accuracy", "invariance_accuracy"), (True, True), (0.0, 0.0))
-REQUIRE = (Requirement.parse("clean_accuracy >= 0.5", said="require"),)
+REQUIRE = (Requirement.parse("clean_accuracy >= 0.5", source="require"),)
 EPOCHS = 3
 
 

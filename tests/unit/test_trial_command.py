@@ -359,7 +359,7 @@ def test_ctrl_c_before_the_first_epoch_leaves_nothing(
     def interrupted(*args: Any, **kwargs: Any) -> EpochReport:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("trainer.invariance.preparation.prepare", interrupted)
+    monkeypatch.setattr("trainer.invariance.prepare", interrupted)
     assert __main__.main(words_of(prepared, tmp_path / "out")) == 130
     assert capsys.readouterr().err == "trainer: stopped\n"
     assert not (tmp_path / "out").exists()

@@ -34,20 +34,20 @@ _REFINED = 512
 METHODS = ("interval", "crown")
 
 
-class Box(NamedTuple):
+class _Box(NamedTuple):
     """All tensors between two ends, entry by entry."""
 
     lower: Tensor
     upper: Tensor
 
-    def map(self, change: Callable[[Tensor], Tensor]) -> Box:
+    def map(self, change: Callable[[Tensor], Tensor]) -> _Box:
         """Return the box behind a function that rises in every entry."""
-        return Box(change(self.lower), change(self.upper))
+        return _Box(change(self.lower), change(self.upper))
 
 
-def image_box(images: Tensor, epsilon: Tensor | float) -> Box:
+def image_box(images: Tensor, epsilon: Tensor | float) -> _Box:
     """Return the Linf ball around images (B, C, H, W) in [0, 1], cut to [0, 1]; epsilon in pixel units."""
-    return Box((images - epsilon).clamp(min=0), (images + epsilon).clamp(max=1))
+    return _Box((images - epsilon).clamp(min=0), (images + epsilon).clamp(max=1))
 
 
 def worst_margins(model: Classifier, images: Tensor, labels: Tensor, epsilon: Tensor | float) -> Tensor:
@@ -55,7 +55,7 @@ def worst_margins(model: Classifier, images: Tensor, labels: Tensor, epsilon: Te
 
     The head and the difference are one affine map (Gowal et al. 2018, section 3, "elision of the last layer").
     """
-    box = embedding_box(model, images, epsilon)
+    box = _embedding_box(model, images, epsilon)
     centre, radius = (box.upper + box.lower) / 2, (box.upper - box.lower) / 2
     weight, bias = model.head.weight, model.head.bias
     difference = weight[labels][:, None, :] - weight  # (B, K, D)
@@ -91,7 +91,7 @@ def certified(model: Classifier, images: Tensor, labels: Tensor, epsilon: float,
 # ------------------------------------------------------------------------------------------------------------ intervals
 
 
-def embedding_box(model: Classifier, images: Tensor, epsilon: Tensor | float) -> Box:
+def _embedding_box(model: Classifier, images: Tensor, epsilon: Tensor | float) -> _Box:
     """Return bounds of the embedding (B, D).
 
     Raises:
@@ -122,7 +122,7 @@ class _Propagation(fx.Interpreter):
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if target in (operator.add, operator.iadd, torch.add):
-            return Box(*(left + right for left, right in zip(*args, strict=True)))
+            return _Box(*(left + right for left, right in zip(*args, strict=True)))
         if target is torch.flatten:
             box, *where = args
             return box.map(lambda end: torch.flatten(end, *where, **kwargs))
@@ -130,28 +130,28 @@ class _Propagation(fx.Interpreter):
 
 
 @singledispatch
-def _through(layer: nn.Module, box: Box) -> Box:
+def _through(layer: nn.Module, box: _Box) -> _Box:
     raise InputError(f"no bounds are known for the layer {type(layer).__name__}")
 
 
-def _affine(box: Box, centre_of: Callable[[Tensor], Tensor], radius_of: Callable[[Tensor], Tensor]) -> Box:
+def _affine(box: _Box, centre_of: Callable[[Tensor], Tensor], radius_of: Callable[[Tensor], Tensor]) -> _Box:
     """Return the image of a box under an affine map: its centre moves by the map, its radius by the map's size."""
     centre, radius = centre_of((box.upper + box.lower) / 2), radius_of((box.upper - box.lower) / 2)
-    return Box(centre - radius, centre + radius)
+    return _Box(centre - radius, centre + radius)
 
 
 @_through.register
-def _(layer: nn.Linear, box: Box) -> Box:
+def _(layer: nn.Linear, box: _Box) -> _Box:
     return _affine(box, layer, lambda radius: F.linear(radius, layer.weight.abs()))
 
 
 @_through.register
-def _(layer: nn.Conv2d, box: Box) -> Box:
+def _(layer: nn.Conv2d, box: _Box) -> _Box:
     return _affine(box, layer, lambda radius: layer._conv_forward(radius, layer.weight.abs(), None))
 
 
 @_through.register
-def _(layer: nn.BatchNorm2d, box: Box) -> Box:
+def _(layer: nn.BatchNorm2d, box: _Box) -> _Box:
     if layer.training or layer.running_var is None:
         raise InputError("bounds need batch normalisation in eval mode, with running statistics")
     scale = layer.weight / (layer.running_var + layer.eps).sqrt()
@@ -164,17 +164,17 @@ def _(layer: nn.BatchNorm2d, box: Box) -> Box:
 @_through.register(nn.AdaptiveAvgPool2d)
 @_through.register(nn.Flatten)
 @_through.register(nn.Identity)
-def _(layer: nn.Module, box: Box) -> Box:
+def _(layer: nn.Module, box: _Box) -> _Box:
     return box.map(lambda end: F.relu(end) if isinstance(layer, nn.ReLU) else layer(end))
 
 
 @_through.register
-def _(layer: nn.PReLU, box: Box) -> Box:
+def _(layer: nn.PReLU, box: _Box) -> _Box:
     """Bound a function that may fall left of 0: its extremes lie at the ends, or at 0 where that is inside."""
     ends = torch.stack([layer(box.lower), layer(box.upper)])
     crossing = (box.lower < 0) & (box.upper > 0)
     lower, upper = ends.amin(0), ends.amax(0)
-    return Box(torch.where(crossing, lower.clamp(max=0), lower), torch.where(crossing, upper.clamp(min=0), upper))
+    return _Box(torch.where(crossing, lower.clamp(max=0), lower), torch.where(crossing, upper.clamp(min=0), upper))
 
 
 # ---------------------------------------------------------------------------------------------------------------- CROWN
@@ -184,7 +184,7 @@ class _Step(NamedTuple):
     """A layer with the box that enters it."""
 
     layer: nn.Module
-    box: Box
+    box: _Box
 
 
 def crown_margins(model: Classifier, images: Tensor, labels: Tensor, epsilon: Tensor | float) -> Tensor:
@@ -210,15 +210,15 @@ def crown_margins(model: Classifier, images: Tensor, labels: Tensor, epsilon: Te
     return _lower_bound(classes[labels][:, None, :] - classes, steps, normalised)
 
 
-def _tightened(box: Box, steps: Sequence[_Step], normalised: Box) -> Box:
+def _tightened(box: _Box, steps: Sequence[_Step], normalised: _Box) -> _Box:
     """Return the smaller of a layer's interval (B, M) and CROWN's bounds for it."""
     batch, size = box.lower.shape
     every = torch.eye(size, dtype=box.lower.dtype, device=box.lower.device).expand(batch, -1, -1)
     lower, upper = _lower_bound(every, steps, normalised), -_lower_bound(-every, steps, normalised)
-    return Box(torch.maximum(box.lower, lower), torch.minimum(box.upper, upper))
+    return _Box(torch.maximum(box.lower, lower), torch.minimum(box.upper, upper))
 
 
-def _lower_bound(coefficients: Tensor, steps: Sequence[_Step], normalised: Box) -> Tensor:
+def _lower_bound(coefficients: Tensor, steps: Sequence[_Step], normalised: _Box) -> Tensor:
     """Return the least value (B, M) of coefficients (B, M, N) times what the last step gives, over the input's box."""
     constant = coefficients.new_zeros(coefficients.shape[:2])
     for step in reversed(steps):
@@ -229,18 +229,18 @@ def _lower_bound(coefficients: Tensor, steps: Sequence[_Step], normalised: Box) 
 
 
 @singledispatch
-def _back(layer: nn.Module, box: Box, coefficients: Tensor) -> tuple[Tensor, Tensor]:
+def _back(layer: nn.Module, box: _Box, coefficients: Tensor) -> tuple[Tensor, Tensor]:
     """Return coefficients (B, M, ...) of the layer's input, and a constant (B, M), that bound from below."""
     raise InputError(f"CROWN knows no bounds for the layer {type(layer).__name__}")
 
 
 @_back.register
-def _(layer: nn.Linear, box: Box, coefficients: Tensor) -> tuple[Tensor, Tensor]:
+def _(layer: nn.Linear, box: _Box, coefficients: Tensor) -> tuple[Tensor, Tensor]:
     return coefficients @ layer.weight, coefficients @ layer.bias
 
 
 @_back.register
-def _(layer: nn.Conv2d, box: Box, coefficients: Tensor) -> tuple[Tensor, Tensor]:
+def _(layer: nn.Conv2d, box: _Box, coefficients: Tensor) -> tuple[Tensor, Tensor]:
     if layer.bias is None:
         constant = coefficients.new_zeros(coefficients.shape[:2])
     else:
@@ -259,23 +259,23 @@ def _(layer: nn.Conv2d, box: Box, coefficients: Tensor) -> tuple[Tensor, Tensor]
 
 
 @_back.register
-def _(layer: nn.Flatten, box: Box, coefficients: Tensor) -> tuple[Tensor, Tensor]:
+def _(layer: nn.Flatten, box: _Box, coefficients: Tensor) -> tuple[Tensor, Tensor]:
     shaped = coefficients.reshape(*coefficients.shape[:2], *box.lower.shape[1:])
     return shaped, coefficients.new_zeros(coefficients.shape[:2])
 
 
 @_back.register
-def _(layer: nn.ReLU, box: Box, coefficients: Tensor) -> tuple[Tensor, Tensor]:
+def _(layer: nn.ReLU, box: _Box, coefficients: Tensor) -> tuple[Tensor, Tensor]:
     return _back_through_kink(torch.zeros_like(box.lower), box, coefficients)
 
 
 @_back.register
-def _(layer: nn.PReLU, box: Box, coefficients: Tensor) -> tuple[Tensor, Tensor]:
+def _(layer: nn.PReLU, box: _Box, coefficients: Tensor) -> tuple[Tensor, Tensor]:
     slope = layer.weight if len(layer.weight) == 1 else layer.weight.view(-1, *[1] * (box.lower.dim() - 2))
     return _back_through_kink(slope.expand_as(box.lower), box, coefficients)
 
 
-def _back_through_kink(slope: Tensor, box: Box, coefficients: Tensor) -> tuple[Tensor, Tensor]:
+def _back_through_kink(slope: Tensor, box: _Box, coefficients: Tensor) -> tuple[Tensor, Tensor]:
     """Bound x -> x right of 0 and slope x left of it (Zhang et al. 2018, table 2, for any slope).
 
     Between the ends of the box the chord lies on one side of it: above where the slope is at most 1, else below. On the
@@ -297,7 +297,7 @@ def _back_through_kink(slope: Tensor, box: Box, coefficients: Tensor) -> tuple[T
 
 
 @_back.register
-def _(layer: nn.MaxPool2d, box: Box, coefficients: Tensor) -> tuple[Tensor, Tensor]:
+def _(layer: nn.MaxPool2d, box: _Box, coefficients: Tensor) -> tuple[Tensor, Tensor]:
     """Bound a maximum from below by the entry whose own lower bound is the largest.
 
     From above it is that entry too where no other can exceed it, else the largest upper bound, a constant.
