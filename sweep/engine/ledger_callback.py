@@ -1,4 +1,4 @@
-"""TODO one line."""
+"""The way of every event from Ray Tune into the ledger, from there into the state, and on to whoever listens."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from typing import Any
 
 from ray import tune
 
-from sweep.engine.nodes import lost_with_its_node
 from sweep.engine.pack_worker import PackFailed
-from sweep.engine.packs import why_failed
+from sweep.engine.ray_internals import forgive_failure, last_message, lost_with_its_node
 from sweep.engine.result_keys import FAILURE, FOOTPRINT, STORAGE, WARNINGS
 from sweep.engine.slots import Slots
 from sweep.engine.trainable import Footprint
@@ -22,32 +21,15 @@ from trainer.files import patiently
 from trainer.report import collapse
 
 
-def _never() -> bool:
-    return False
-
-
-class SweepStopper(tune.Stopper):
-    """Tells Ray Tune to stop each trial at its next epoch once the budget is `spent`, and all at once if so `asked`."""
-
-    def __init__(self, *, asked: Callable[[], bool] = _never, spent: Callable[[], bool] = _never) -> None:
-        self.asked, self.spent = asked, spent
-
-    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        return self.spent()
-
-    def stop_all(self) -> bool:
-        return self.asked()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # As the callbacks: pickled by Ray Tune for a restore of its own, which is never asked for.
-        return SweepStopper, ()
-
-
 class LedgerCallback(tune.Callback):
-    """Write every event into the ledger before anyone acts on it, apply it to the state, then name its trial.
+    """A callback that writes every event into the ledger before anything acts on it, then applies it to the state.
 
     If the storage refuses for long, nothing more is written, `trouble` says why, and the sweep is to end: what follows
-    an event that could not be recorded must not be recorded either. The same holds where packs can't go on.
+    an event that could not be recorded must not be recorded either. The same holds if packs can't go on.
+
+    Args:
+        on_event: called with the number of a trial that has started, reported or ended.
+        log: called with a message for people.
     """
 
     def __init__(
@@ -64,6 +46,7 @@ class LedgerCallback(tune.Callback):
         self.ledger, self.state, self.rungs, self.budget, self.slots = ledger, state, rungs, budget, slots
         self.on_event, self.log = on_event, log
         self.trouble: StorageFailed | PackFailed | None = None
+        """The reason for which nothing more can be recorded."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Ray Tune pickles its callbacks for a restore of its own, which is never asked for.
@@ -92,7 +75,7 @@ class LedgerCallback(tune.Callback):
             self._end(number, "failed", result[FAILURE])
         else:
             self._report(number, result["report"])
-            if self.slots.heard(Footprint(*result[FOOTPRINT])) and self.slots.plan.measure_memory:
+            if self.slots.observe(Footprint(*result[FOOTPRINT])) and self.slots.plan.measure_memory:
                 self.log(self.slots.describe())
 
     def _report(self, number: int, report: dict[str, Any]) -> None:
@@ -119,11 +102,11 @@ class LedgerCallback(tune.Callback):
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         if lost_with_its_node(trial.error_file):
-            trial.run_metadata.num_failures = max(0, trial.run_metadata.num_failures - 1)
+            forgive_failure(trial)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         number = trial.config["number"]
-        if reason := why_failed(trial.error_file):
+        if reason := last_message(trial.error_file, PackFailed):
             self.trouble = self.trouble or PackFailed(reason)
         elif number in self.state.running:
             attempts = self.state.trials[number].attempts

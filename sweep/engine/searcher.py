@@ -1,4 +1,4 @@
-"""The search as Ray Tune asks it."""
+"""The search as Ray Tune asks it, in as many slots as are free."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ class TuneSearcher(Searcher):
 
 
 class SlotLimiter(ConcurrencyLimiter):
-    """Asks the search for a trial when a slot is free, and tells the budget how many are under way."""
+    """Asks the search for a trial when a slot is free, and counts for the budget how many are under way."""
 
     def __init__(self, searcher: Searcher, slots: Slots, budget: Budget) -> None:
         super().__init__(searcher, max_concurrent=slots.concurrent)
         self.slots, self.budget = slots, budget
 
     def suggest(self, trial_id: str) -> dict | None:
-        self.max_concurrent = min(self.slots.limit, self.slots.places())
+        self.max_concurrent = min(self.slots.limit, self.slots.open_slots())
         self.budget.promised = len(self.live_trials)
         return super().suggest(trial_id)
 

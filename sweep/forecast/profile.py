@@ -96,9 +96,9 @@ def profile_plan(plan: SweepPlan, progress: Progress, *, seconds: float = _SECON
         if not timed:
             raise OtsweepError(f"no configuration could be timed: {failed[0]}")
         limiter = Slots(plan, slots, known=True)
-        limiter.heard(footprint)
+        limiter.observe(footprint)
         return ProfileResult(
-            timed, failed, limiter.limit, alive_nodes(), ray_seconds, worker_seconds, preparation, limiter.most, pack
+            timed, failed, limiter.limit, alive_nodes(), ray_seconds, worker_seconds, preparation, footprint, pack
         )
 
 

@@ -57,7 +57,7 @@ def replay_sweep(plan: SweepPlan, results: SweepState, *, eta: int, grace_epochs
         if rungs.stopped(number):
             continue
         spent += not report["final"]
-        (rungs.finish if report["final"] else rungs.hear)(number, results.trials[number].config, report)
+        (rungs.finish if report["final"] else rungs.observe)(number, results.trials[number].config, report)
     stopped = tuple(number for number in results.trials if rungs.stopped(number))
     cut = {results.members(number)[0].number for number in stopped}
     kept = [record for number, record in results.contenders.items() if number not in cut]

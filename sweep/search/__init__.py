@@ -2,8 +2,8 @@
 
 from sweep.search.agreement import ALIKE, Agreement, agreements
 from sweep.search.budget import Budget
+from sweep.search.decision import CHANGES
 from sweep.search.points import with_given_points
-from sweep.search.rung import CHANGES
 from sweep.search.rungs import Rungs, rung_levels
 from sweep.search.search import ParetoSearch, remarks
 

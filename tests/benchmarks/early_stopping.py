@@ -42,7 +42,7 @@ from sweep.front.objectives import Objectives
 from sweep.front.pareto import hypervolume
 from sweep.plan.objectives import OBJECTIVES
 from sweep.plan.plan import SweepPlan
-from sweep.search.rung import Decision
+from sweep.search.decision import Decision
 from sweep.search.rungs import Rungs, rung_levels
 from sweep.search.samplers import make_sampler
 from tests.benchmarks.common import print_result, processor
@@ -223,7 +223,7 @@ def ours(rungs: Rungs, seed: int) -> Stops:
 
 def decide(rungs: Rungs, trial: int, epoch: int, values: np.ndarray) -> Decision | None:
     """What a sweep's scheduler decides on a report."""
-    return rungs.hear(trial, {"number": trial}, {"epoch": epoch, **said(rungs.objectives, values)})
+    return rungs.observe(trial, {"number": trial}, {"epoch": epoch, **said(rungs.objectives, values)})
 
 
 def said(objectives: Objectives, values: np.ndarray) -> dict[str, float]:

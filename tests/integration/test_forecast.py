@@ -37,7 +37,7 @@ from sweep.plan.objectives import OBJECTIVES
 from sweep.plan.plan import SweepPlan
 from sweep.plan.plan_file import read_plan
 from sweep.report.words import size
-from sweep.search.rung import CHANGES
+from sweep.search.decision import CHANGES
 from sweep.search.rungs import Rungs
 from sweep.state.sweep_state import state_of_trials
 from tests.integration.test_sweep import command
