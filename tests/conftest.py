@@ -14,6 +14,7 @@ import hypothesis
 import pytest
 import torch
 
+from tests.support.commands import end_processes
 from trainer.config import EvaluationConfig
 from trainer.data.datasets import Data, load_data
 from trainer.data.locate import DATA_DIR_VARIABLE
@@ -64,6 +65,7 @@ def _own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
                 patch.delenv(name)
         patch.setenv("OTSWEEP_STORAGE", str(tmp_path_factory.mktemp("storage")))
         yield
+        end_processes()
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,7 @@ import yaml
 
 from sweep.ledger.reading import read_ledger
 from sweep.ledger.records import TrialRecord
+from tests.support.commands import call, front
 from tests.support.postgres import Postgres, need_postgres
 from tests.support.ray_nodes import RAY, answers, end, environment, free_ports, kill, need_jobs, start, wait_for
 
@@ -139,13 +140,8 @@ class Compose:
         assert done.returncode == 0, done.stdout + done.stderr
 
     def otsweep(self, *words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "sweep", *words, "--address", self.dashboard],
-            env=environment(RAY_AUTH_TOKEN=self.values["RAY_AUTH_TOKEN"]),
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
+        words = (sys.executable, "-m", "sweep", *words, "--address", self.dashboard)
+        return call([*words], joins=False, env=environment(RAY_AUTH_TOKEN=self.values["RAY_AUTH_TOKEN"]))
 
     def submit(self, name: str, *words: str) -> None:
         (self.folder / "tiny.yaml").write_text(SPACE)
@@ -186,11 +182,6 @@ def numbers(storage: Path, name: str) -> dict[int, tuple[str, dict, list[dict]]]
 
     trials = read_ledger(storage / name).trials
     return {number: (record.state, record.config, timeless(record)) for number, record in trials.items()}
-
-
-def front(storage: Path, name: str) -> dict[str, Any]:
-    words = [sys.executable, "-m", "sweep", "front", name, "--format", "json", "--storage", str(storage)]
-    return json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
 
 
 @pytest.mark.slow

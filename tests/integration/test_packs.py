@@ -34,7 +34,8 @@ from sweep.plan.plan import SweepPlan, make_plan, with_resume_overrides
 from sweep.search.budget import Budget
 from sweep.state.sweep_state import SweepState
 from tests.cluster.test_slots import offer
-from tests.cluster.test_survival import TIMES, Sweep, wait_for, workers_of
+from tests.cluster.test_survival import TIMES, Sweep, workers_of
+from tests.support.commands import wait_for
 from trainer.errors import InputError
 
 SPACE = """

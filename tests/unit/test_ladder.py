@@ -18,7 +18,8 @@ from sweep.plan.plan_file import read_plan
 from sweep.report.replay import agreement_alarms, agreements_of
 from sweep.search.agreement import agreements
 from sweep.state.sweep_state import state_of_trials
-from tests.integration.test_sweep import otsweep, run_words
+from tests.integration.test_sweep import run_words
+from tests.support.commands import otsweep
 from trainer.config import EvaluationConfig, TrialConfig
 from trainer.errors import InputError
 from trainer.files.checkpoints import FolderStore

@@ -13,7 +13,7 @@ from sweep.ledger.reading import read_ledger
 from sweep.plan.plan import SAMPLERS
 from sweep.plan.plan_file import read_plan
 from sweep.search.search import ParetoSearch
-from tests.integration.test_sweep import otsweep
+from tests.support.commands import otsweep
 
 SPACE = """
 trials: 14
