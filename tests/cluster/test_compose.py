@@ -232,11 +232,11 @@ def test_workers_and_mlflow_are_killed_and_the_front_is_the_same(compose: Compos
 
 @pytest.mark.slow
 @pytest.mark.cluster
-@pytest.mark.skipif(os.getuid() != 0, reason="only root may give a process a folder of its own")
+@pytest.mark.skipif(os.getuid() != 0, reason="not root: only it may give a process a folder of its own")
 def test_a_node_that_does_not_see_the_storage_is_named(compose: Compose) -> None:
     hide = f'mount -t tmpfs none {compose.folder}/storage && exec "$@"'
     if subprocess.run(["unshare", "-m", "sh", "-c", hide, "sh", "true"]).returncode:
-        pytest.skip("this kernel gives no mounts of one's own")
+        pytest.skip("not root enough: this kernel gives no mounts of one's own")
     blind = compose.up("worker", "worker-blind", within=["unshare", "-m", "sh", "-c", hide, "sh"])
     space = str(compose.folder / "tiny.yaml")
     refused = compose.otsweep("submit", space, "--name", "blind", "--seed", "7", "--wait")

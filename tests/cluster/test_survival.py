@@ -302,7 +302,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(disk)], capture_output=True).returncode:
-        pytest.skip("this user may not mount a small disk")
+        pytest.skip("not root enough: this user may not mount a small disk")
     yield disk
     subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
