@@ -121,13 +121,16 @@ def prepared(cache_dir: Path) -> Prepared:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark `mnist` what asks for the real data; in a parallel run, have the longest files come first.
+    """Mark `mnist` what asks for the real data, and `slow` what asks for a sweep; have the longest files come first.
 
     Two workers then end at about the same time: the quick files fill what is left at the end.
     """
     for item in items:
-        if "data_dir" in getattr(item, "fixturenames", ()):
+        fixtures = getattr(item, "fixturenames", ())
+        if "data_dir" in fixtures:
             item.add_marker("mnist")
+        if "undisturbed" in fixtures:
+            item.add_marker("slow")
     if hasattr(config, "workerinput"):
         slow = {item.path for item in items if item.get_closest_marker("slow")}
         items.sort(key=lambda item: -SECONDS.get(item.path.stem, 30 if item.path in slow else 5))
