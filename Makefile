@@ -2,12 +2,16 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+NEWEST := .venv-newest
+PIP    := -m pip install --quiet --disable-pip-version-check
 ONLY   ?=
 JOBS   ?= 2
 ARGS   ?=
+# A file's tests share what is dear to make, so a worker takes whole files, in the order that conftest.py gives.
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install sweep test check lint format bench ui clean
+.PHONY: help install sweep check test lint types format hooks canaries bench ui clean
 
 help:  ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -17,30 +21,45 @@ install: $(VENV)/.installed  ## Install into .venv (once; again when pyproject.t
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "otsweep needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Try: make install PYTHON=python3.12"; exit 1; }
 	@echo "Installing into $(VENV): 3 to 5 minutes, mostly torch ..."
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@# One that was interrupted while it was made has no pip: it is made anew.
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/python $(PIP) -c constraints.txt -e '.[dev]'
 	@# A reference in the tests; its metadata asks for a requests of 2020, so it goes in without its dependencies.
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt torchattacks
+	@$(BIN)/python $(PIP) --no-deps -c constraints.txt torchattacks
 	@touch $@
 
 sweep: install  ## Run a real sweep on the embedded digits to a front (ARGS="--trials 48" passes options on)
 	@$(BIN)/otsweep run digits $(ARGS)
 
-test: install  ## Run the tests, JOBS=2 files at once (ARGS="-k pareto" passes options on)
-	@# A file's tests share what is dear to make, so a worker takes whole files, in the order that conftest.py gives.
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
+check: lint  ## Check format, lint, types and what the fast tests test, in minutes: before every commit
+	@$(PYTEST) -m "not slow" tests/unit $(ARGS)
 
-check: lint  ## Lint, types and the fast unit tests
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not slow" tests/unit $(ARGS)
+test: install  ## Run all tests, JOBS=2 files at once (ARGS="-k pareto" passes options on)
+	@$(PYTEST) $(ARGS)
 
-lint: install  ## Check format, lint and types
+lint: install types  ## Check format, lint, docstrings and types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
+	@$(BIN)/python -m tests.docstrings
+
+types: install  ## Check types
 	@$(BIN)/pyright
 
 format: install  ## Format and fix what can be fixed
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
+
+hooks: install  ## Have git check format, lint and docstrings at every commit
+	@$(BIN)/pre-commit install
+
+canaries: install  ## Test what we use of Ray, Optuna and MLflow beside their documentation, on their newest versions
+	@$(NEWEST)/bin/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m venv --clear $(NEWEST)
+	@# All else is that of .venv.
+	@$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+		> "$$($(NEWEST)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/all-else.pth"
+	@$(NEWEST)/bin/python $(PIP) --upgrade 'ray[tune]' optuna mlflow
+	@$(NEWEST)/bin/python -m pip list --disable-pip-version-check 2>/dev/null | grep -E '^(ray|optuna|mlflow) '
+	@$(NEWEST)/bin/python -m pytest -m canary tests/unit $(ARGS)
 
 bench: install  ## Run the benchmarks (ONLY=name runs one)
 	@$(BIN)/python -m tests.benchmarks $(ONLY)
@@ -48,6 +67,6 @@ bench: install  ## Run the benchmarks (ONLY=name runs one)
 ui: install  ## Open MLflow on this machine's store
 	@$(BIN)/otsweep ui
 
-clean:  ## Remove the virtual environment and caches (never your sweeps)
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis *.egg-info
+clean:  ## Remove the virtual environments and caches (never your sweeps)
+	rm -rf $(VENV) $(NEWEST) .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -14,6 +14,7 @@ import hypothesis
 import pytest
 import torch
 
+from tests.support.commands import end_processes
 from trainer.config import EvaluationConfig
 from trainer.data.datasets import Data, load_data
 from trainer.data.locate import DATA_DIR_VARIABLE
@@ -27,6 +28,12 @@ hypothesis.settings.register_profile(
     "otsweep", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow], print_blob=True
 )
 hypothesis.settings.load_profile("otsweep")
+
+HONEST = ("no CUDA device", "root", "not root")
+"""How the reason begins for which any machine may skip a test."""
+
+SECONDS: dict[str, float] = {}
+"""How long the longest files take on two cores, about: what `--durations=0` told, summed."""
 
 SHARED = pytest.StashKey[Path]()
 """A folder of the run, which the workers of a parallel one have in common."""
@@ -64,6 +71,7 @@ def _own_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
                 patch.delenv(name)
         patch.setenv("OTSWEEP_STORAGE", str(tmp_path_factory.mktemp("storage")))
         yield
+        end_processes()
 
 
 @pytest.fixture(scope="session")
@@ -113,31 +121,38 @@ def prepared(cache_dir: Path) -> Prepared:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Who asks for the real data is marked `mnist`, so that the rule below holds for all of them.
+    """Mark `mnist` what asks for the real data, and `slow` what asks for a sweep; have the longest files come first.
 
-    In a parallel run files with slow tests come first: the quick ones then fill what is left at the end.
+    Two workers then end at about the same time: the quick files fill what is left at the end.
     """
     for item in items:
-        if "data_dir" in getattr(item, "fixturenames", ()):
+        fixtures = getattr(item, "fixturenames", ())
+        if "data_dir" in fixtures:
             item.add_marker("mnist")
+        if "undisturbed" in fixtures:
+            item.add_marker("slow")
     if hasattr(config, "workerinput"):
         slow = {item.path for item in items if item.get_closest_marker("slow")}
-        items.sort(key=lambda item: item.path not in slow)
+        items.sort(key=lambda item: -SECONDS.get(item.path.stem, 30 if item.path in slow else 5))
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
-    """Where the real data is said to be, a test on it that is skipped counts as failed: CI must not lose them."""
+    """Count a test that may not be skipped here, and was, as failed: nobody reads what CI skips."""
     report = yield
-    skipped = report.skipped and not hasattr(report, "wasxfail")
-    if skipped and os.environ.get(DATA_DIR_VARIABLE) and item.get_closest_marker("mnist") and not needs_gpu(item):
-        report.outcome = "failed"
-        report.longrepr = (
-            f"{DATA_DIR_VARIABLE} is set, and yet this test on the real data was skipped: {report.longrepr}"
-        )
+    if report.skipped and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        if rule := broken_rule(item, reason.removeprefix("Skipped: ")):
+            report.outcome, report.longrepr = "failed", f"{rule}, and yet this test was skipped: {reason}"
     return report
 
 
-def needs_gpu(item: pytest.Item) -> bool:
-    """Whether a skip has another honest reason than missing data."""
-    return item.get_closest_marker("gpu") is not None
+def broken_rule(item: pytest.Item, reason: str) -> str:
+    """Return the rule by which a test may not be skipped here for a reason; empty where it may."""
+    if reason.startswith(HONEST):
+        return ""
+    if os.environ.get("CI", "").lower() not in ("", "0", "false"):
+        return "this is CI"
+    if os.environ.get(DATA_DIR_VARIABLE) and item.get_closest_marker("mnist"):
+        return f"{DATA_DIR_VARIABLE} is set and this test is on the real data"
+    return ""

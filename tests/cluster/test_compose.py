@@ -23,6 +23,7 @@ import yaml
 
 from sweep.ledger.reading import read_ledger
 from sweep.ledger.records import TrialRecord
+from tests.support.commands import call, front
 from tests.support.postgres import Postgres, need_postgres
 from tests.support.ray_nodes import RAY, answers, end, environment, free_ports, kill, need_jobs, start, wait_for
 
@@ -139,13 +140,8 @@ class Compose:
         assert done.returncode == 0, done.stdout + done.stderr
 
     def otsweep(self, *words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "sweep", *words, "--address", self.dashboard],
-            env=environment(RAY_AUTH_TOKEN=self.values["RAY_AUTH_TOKEN"]),
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
+        words = (sys.executable, "-m", "sweep", *words, "--address", self.dashboard)
+        return call([*words], joins=False, env=environment(RAY_AUTH_TOKEN=self.values["RAY_AUTH_TOKEN"]))
 
     def submit(self, name: str, *words: str) -> None:
         (self.folder / "tiny.yaml").write_text(SPACE)
@@ -186,11 +182,6 @@ def numbers(storage: Path, name: str) -> dict[int, tuple[str, dict, list[dict]]]
 
     trials = read_ledger(storage / name).trials
     return {number: (record.state, record.config, timeless(record)) for number, record in trials.items()}
-
-
-def front(storage: Path, name: str) -> dict[str, Any]:
-    words = [sys.executable, "-m", "sweep", "front", name, "--format", "json", "--storage", str(storage)]
-    return json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
 
 
 @pytest.mark.slow
@@ -241,11 +232,11 @@ def test_workers_and_mlflow_are_killed_and_the_front_is_the_same(compose: Compos
 
 @pytest.mark.slow
 @pytest.mark.cluster
-@pytest.mark.skipif(os.getuid() != 0, reason="only root may give a process a folder of its own")
+@pytest.mark.skipif(os.getuid() != 0, reason="not root: only it may give a process a folder of its own")
 def test_a_node_that_does_not_see_the_storage_is_named(compose: Compose) -> None:
     hide = f'mount -t tmpfs none {compose.folder}/storage && exec "$@"'
     if subprocess.run(["unshare", "-m", "sh", "-c", hide, "sh", "true"]).returncode:
-        pytest.skip("this kernel gives no mounts of one's own")
+        pytest.skip("not root enough: this kernel gives no mounts of one's own")
     blind = compose.up("worker", "worker-blind", within=["unshare", "-m", "sh", "-c", hide, "sh"])
     space = str(compose.folder / "tiny.yaml")
     refused = compose.otsweep("submit", space, "--name", "blind", "--seed", "7", "--wait")

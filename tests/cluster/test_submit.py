@@ -24,6 +24,7 @@ from sweep.cluster.info import ClusterInfo, differences, find_answer
 from sweep.cluster.submission import Submission, refuse_duplicate
 from sweep.cluster.submit import free_id, pack
 from sweep.ledger.reading import read_ledger
+from tests.support.commands import call
 from tests.support.ray_nodes import LOOPBACK, RAY, answers, end, environment, free_ports, need_jobs, start, wait_for
 from trainer.errors import InputError
 
@@ -83,26 +84,21 @@ def head(cache_dir: Path) -> Iterator[Head]:
             end(started)
 
 
-def otsweep(head: Head, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "sweep", *words, "--address", head.address],
-        env=environment(**{"RAY_AUTH_TOKEN": head.token, **more}),
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+def otsweep(head: Head, *words: str, own: bool = False, **more: str) -> subprocess.CompletedProcess[str]:
+    words = (sys.executable, "-m", "sweep", *words, "--address", head.address)
+    return call([*words], own=own, joins=False, env=environment(**{"RAY_AUTH_TOKEN": head.token, **more}))
 
 
-def submit(head: Head, name: str, *words: str) -> subprocess.CompletedProcess[str]:
+def submit(head: Head, name: str, *words: str, own: bool = False) -> subprocess.CompletedProcess[str]:
     space = head.folder / "tiny.yaml"
     space.write_text(SPACE)
     named = ("--name", name) if name else ()
-    return otsweep(head, "submit", str(space), *named, "--storage", str(head.storage), *words)
+    return otsweep(head, "submit", str(space), *named, "--storage", str(head.storage), *words, own=own)
 
 
 @pytest.fixture(scope="module")
 def sent(head: Head) -> subprocess.CompletedProcess[str]:
-    return submit(head, "first", "--wait")
+    return submit(head, "first", "--wait", own=True)
 
 
 @pytest.mark.slow
@@ -247,7 +243,7 @@ def test_a_difference_is_said_before_anything_is_sent(head: Head, sent: subproce
     ],
 )
 def test_a_wrong_token_is_one_clear_line(head: Head, settings: dict[str, str], message: str, tmp_path: Path) -> None:
-    done = otsweep(head, "jobs", **settings, HOME=str(tmp_path))
+    done = otsweep(head, "jobs", **settings, HOME=str(tmp_path), own=True)
     assert done.returncode == 2
     assert message in done.stderr
     assert done.stderr.count("\n") == 1

@@ -14,7 +14,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,7 +23,9 @@ import pytest
 
 from sweep.ledger.reading import read_ledger
 from sweep.ledger.records import TrialRecord
-from tests.integration.test_sweep import PATIENCE, WORKER, front
+from tests.integration.test_sweep import WORKER
+from tests.support.commands import PATIENCE, call, command, front, start, wait_for, workers
+from tests.support.fork_server import ForkedProcess
 from trainer.errors import InputError
 
 pytestmark = pytest.mark.slow
@@ -49,32 +50,31 @@ points:
 TRIALS, EPOCHS, KILLS = 14, 4, 10
 UNDISTURBED = "undisturbed"
 TIMES = ("train_seconds", "evaluation_seconds", "time")
-STARTUP_SECONDS = 8.0
-"""About how long a driver takes to its first trial."""
+STARTUP_SECONDS = 1.5
+"""At least so long a driver takes to its first trial."""
 
 
 class Sweep(NamedTuple):
-    """A storage folder with the command on it."""
+    """A storage folder with the command on it.
+
+    An environment of its own gives it processes of its own too: Python, and Ray where it names none.
+    """
 
     storage: Path
     environment: dict[str, str] = {}  # noqa: RUF012
-
-    def command(self, *words: str) -> list[str]:
-        return [sys.executable, "-m", "sweep", *words, "--storage", str(self.storage)]
 
     def run_words(self, name: str) -> tuple[str, ...]:
         return ("run", str(self.storage / "tiny.yaml"), "--name", name, "--max-concurrent", "1", "--seed", "3")
 
     def call(self, *words: str) -> subprocess.CompletedProcess[str]:
-        environment = os.environ | self.environment
-        return subprocess.run(self.command(*words), capture_output=True, text=True, timeout=PATIENCE, env=environment)
+        return call(command(self.storage, *words), own=bool(self.environment), env=os.environ | self.environment)
 
     def start(self, *words: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            self.command(*words),
+        return start(
+            command(self.storage, *words),
+            own=bool(self.environment),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
             env=os.environ | self.environment,
         )
 
@@ -106,17 +106,10 @@ def sweep(new_storage: Callable[[str], Path]) -> Sweep:
     storage = new_storage("survival")
     (storage / "tiny.yaml").write_text(SPACE)
     sweep = Sweep(storage)
-    done = sweep.call(*sweep.run_words(UNDISTURBED))
+    # By another Python than those that are disturbed, so with other hashes of strings.
+    done = call(command(storage, *sweep.run_words(UNDISTURBED)), own=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return sweep
-
-
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert process.poll() is None, f"the sweep ended before it was disturbed: {process.communicate()[0]}"
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def assert_undisturbed(sweep: Sweep, name: str) -> None:
@@ -132,12 +125,15 @@ def assert_everything_once(sweep: Sweep, name: str) -> None:
 
 
 def workers_of(driver: subprocess.Popen[str], worker: re.Pattern[str] = WORKER) -> list[int]:
-    """Processes in which trials of this driver run: its raylet's children."""
+    """Processes in which trials of this driver run: its raylet's children, or those of the Ray that tests share."""
     found = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True).stdout
     rows = [line.split(maxsplit=2) for line in found.splitlines()[1:]]
     parents = {int(pid): int(ppid) for pid, ppid, *_ in rows}
+    forked = workers().parents() if isinstance(driver, ForkedProcess) else {}
 
     def below(pid: int) -> bool:
+        if pid in forked:
+            return True
         while pid in parents and pid != driver.pid:
             pid = parents[pid]
         return pid == driver.pid
@@ -306,7 +302,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(disk)], capture_output=True).returncode:
-        pytest.skip("this user may not mount a small disk")
+        pytest.skip("not root enough: this user may not mount a small disk")
     yield disk
     subprocess.run(["umount", "--lazy", str(disk)], check=True)
 

@@ -58,8 +58,9 @@ from sweep.plan.objectives import OBJECTIVES
 from sweep.plan.plan import SweepPlan
 from sweep.plan.plan_file import read_plan, write_plan
 from sweep.state.sweep_state import SweepState, read_data_summary
-from tests.integration.test_sweep import PATIENCE, SPACE, otsweep, run_words, wait_for
-from tests.integration.test_sweep import command as shell_words
+from tests.integration.test_sweep import SPACE, run_words
+from tests.support.commands import PATIENCE, otsweep, start, wait_for
+from tests.support.commands import command as shell_words
 from trainer.attacks.evidence import wilson_interval
 from trainer.config import TrialConfig
 from trainer.data.datasets import Split
@@ -652,7 +653,7 @@ def test_what_is_lost_is_made_again_bit_for_bit_and_the_rest_is_left_alone(
 @pytest.mark.slow
 def test_ctrl_c_stops_cleanly_and_the_audit_goes_on(storage: Path, results: dict[Path, bytes]) -> None:
     words = shell_words(storage, "audit", "swept", "--seeds", "8", *OPTIONS)
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = start(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     folder = storage / "swept" / "audit"
     wait_for(lambda: len(list(folder.glob("*.json"))) > len(results), process)
     os.kill(process.pid, signal.SIGINT)

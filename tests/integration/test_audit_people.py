@@ -16,7 +16,8 @@ import pytest
 from sweep.audit.results import SEAL
 from sweep.plan.plan_file import read_plan
 from tests.integration.test_audit import OPTIONS, TINY
-from tests.integration.test_sweep import otsweep, run_words
+from tests.integration.test_sweep import run_words
+from tests.support.commands import otsweep
 from trainer.human_agreement import MODEL, ORACLE, ORIGINAL, HumanAgreement
 
 MNIST = TINY.replace("dataset: digits, train_size: 300", "dataset: mnist, train_size: 1000").replace(

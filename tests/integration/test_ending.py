@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,8 +18,8 @@ from sweep.plan.from_options import make_plan
 from sweep.plan.objectives import OBJECTIVES
 from sweep.search.budget import Budget
 from sweep.state.sweep_state import SweepState
-from tests.integration.test_sweep import PATIENCE
 from tests.support import events
+from tests.support.commands import call, command, otsweep, start, wait_for
 
 SPACE = """
 trials: 30
@@ -102,26 +101,23 @@ def test_a_sweep_ends_when_its_front_is_flat_also_after_a_kill(new_storage: Call
     (storage / "flat.yaml").write_text(SPACE)
 
     def words(name: str) -> list[str]:
-        options = ["--max-concurrent", "1", "--stop-when-flat", "4", "--storage", str(storage)]
-        return [sys.executable, "-m", "sweep", "run", str(storage / "flat.yaml"), "--name", name, *options]
+        options = ["--max-concurrent", "1", "--stop-when-flat", "4"]
+        return command(storage, "run", str(storage / "flat.yaml"), "--name", name, *options)
 
     def configs(name: str) -> list[tuple]:
         trials = read_ledger(storage / name).trials.values()
         return [(record.state, record.config, record.result and record.result["clean_accuracy"]) for record in trials]
 
-    done = subprocess.run(words("whole"), capture_output=True, text=True, timeout=PATIENCE)
+    done = call(words("whole"))
     assert done.returncode == 0, done.stdout + done.stderr
     ran = len(configs("whole"))
     assert 5 <= ran < 30
     assert f"Ended after {ran} of 30 trials, as the plan has it; hypervolume +0.0% over the last 4." in done.stdout
 
-    killed, log = subprocess.Popen(words("killed"), stdout=subprocess.DEVNULL), storage / "killed/ledger/log.jsonl"
-    while not log.exists() or log.read_bytes().count(b'"ended"') < 3:
-        assert killed.poll() is None
-        time.sleep(0.01)
+    killed, log = start(words("killed"), stdout=subprocess.DEVNULL), storage / "killed/ledger/log.jsonl"
+    wait_for(lambda: log.exists() and log.read_bytes().count(b'"ended"') >= 3, killed)
     killed.kill()
     killed.wait()
-    resume = [sys.executable, "-m", "sweep", "resume", "killed", "--storage", str(storage)]
     for _ in range(2):
-        assert subprocess.run(resume, capture_output=True, timeout=PATIENCE).returncode == 0
+        assert otsweep(storage, "resume", "killed").returncode == 0
         assert json.dumps(configs("killed")) == json.dumps(configs("whole"))

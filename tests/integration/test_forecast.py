@@ -7,7 +7,6 @@ import json
 import math
 import shlex
 import signal
-import subprocess
 import time
 from pathlib import Path
 from statistics import fmean
@@ -40,7 +39,7 @@ from sweep.report.words import size
 from sweep.search.decision import CHANGES
 from sweep.search.rungs import Rungs
 from sweep.state.sweep_state import state_of_trials
-from tests.integration.test_sweep import command
+from tests.support.commands import command, otsweep, start
 from tests.support.recorded_sweeps import recorded
 from trainer.config import TrialConfig
 from trainer.cost import Cost
@@ -384,14 +383,10 @@ def words(storage: Path, *more: str) -> tuple[str, ...]:
     return (str(storage / "small.yaml"), "--name", "mine", "--max-concurrent", "1", "--keep-models", "none", *more)
 
 
-def patiently(storage: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(storage, *words), capture_output=True, text=True, timeout=900)
-
-
 @pytest.mark.slow
 def test_a_real_sweep_beside_its_forecast(storage: Path) -> None:
     """Allow a factor of 4 between plan and sweep: the machine may be busier now than then."""
-    done = patiently(storage, "plan", *words(storage, "--format", "json"))
+    done = otsweep(storage, "plan", *words(storage, "--format", "json"))
     assert done.returncode == 0, done.stdout + done.stderr
     told = json.loads(done.stdout)
     assert {path.name for path in storage.iterdir()} == {"small.yaml", "cache"}, "nothing was run or logged"
@@ -401,7 +396,7 @@ def test_a_real_sweep_beside_its_forecast(storage: Path) -> None:
     assert told["memory"]["host"] > 10**8
     assert f"--storage {storage}" in told["command"]
 
-    ran = patiently(storage, "run", *words(storage))
+    ran = otsweep(storage, "run", *words(storage))
     assert ran.returncode == 0, ran.stdout + ran.stderr
     [line] = [line for line in ran.stdout.splitlines() if line.startswith("time ")]
     assert "in 1 slot; planned " in line
@@ -421,7 +416,7 @@ def test_ctrl_c_leaves_nothing_running(storage: Path) -> None:
     said = storage / "said.txt"
     with said.open("w") as file:
         plan = command(storage, "plan", *words(storage), "--name", "stopped")
-        process = subprocess.Popen(plan, stdout=file, stderr=file)
+        process = start(plan, stdout=file, stderr=file)
     while "opening the data" not in said.read_text():
         assert process.poll() is None, said.read_text()
         time.sleep(0.1)

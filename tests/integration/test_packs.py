@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ from sweep.plan.plan import SweepPlan
 from sweep.search.budget import Budget
 from sweep.state.sweep_state import SweepState
 from tests.cluster.test_slots import offer
-from tests.cluster.test_survival import TIMES, Sweep, wait_for, workers_of
+from tests.cluster.test_survival import TIMES, Sweep, workers_of
+from tests.support.commands import wait_for
 from trainer.errors import InputError
 
 SPACE = """
@@ -163,9 +165,9 @@ PACKED = ("--pack", "3", "--max-concurrent", "3")
 
 
 @pytest.fixture(scope="module")
-def sweep(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
+def sweep(new_storage: Callable[[str], Path]) -> Sweep:
     """With the sweep without packs that all others are compared with."""
-    storage = tmp_path_factory.mktemp("packs")
+    storage = new_storage("packs")
     (storage / "tiny.yaml").write_text(SPACE)
     sweep = Sweep(storage)
     done = sweep.call(*words(sweep, "alone"))

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -26,6 +24,7 @@ from sweep.state.sweep_state import SweepState
 from sweep.tracking.store import connect
 from sweep.tracking.views import DOMINATED_COLOUR, FRONT_COLOUR, KNEE_COLOUR
 from tests.support.chromium import browser_page, need_chromium, open_anew
+from tests.support.commands import otsweep
 from tests.support.mlflow_stores import Server
 from tests.support.recorded_sweeps import recorded, results_of
 
@@ -62,8 +61,7 @@ def shown_in(storage: Path) -> Iterator[dict[str, Shown]]:
     printed = {}
     for name in ("digits24", "thousand"):
         plan = recorded(name, storage)
-        words = [sys.executable, "-m", "sweep", "resume", name, "--storage", str(storage)]
-        done = subprocess.run(words, capture_output=True, text=True, timeout=900)
+        done = otsweep(storage, "resume", name)
         assert done.returncode == 0, done.stdout + done.stderr
         link = re.search(r"^opens +(http://127\.0\.0\.1:5000)(/\S+)$", done.stdout, re.MULTILINE)
         assert link is not None, done.stdout

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -16,7 +15,7 @@ from sweep.ledger.reading import read_ledger
 from sweep.ledger.records import TrialRecord
 from sweep.plan.paths import storage_folder
 from sweep.plan.remote_storage import MARK, UrlStore, folder_of, pull_remote, push_remote, url_of
-from tests.integration.test_sweep import PATIENCE
+from tests.support.commands import call
 from tests.support.ray_nodes import answers, end, free_ports, kill, start, wait_for
 from trainer.errors import InputError
 
@@ -133,16 +132,15 @@ def test_a_killed_sweep_goes_on_elsewhere_from_the_url(bucket: Bucket, tmp_path:
     def machine(name: str) -> dict[str, str]:
         return {**os.environ, **bucket.settings, "XDG_CACHE_HOME": str(tmp_path / name)}
 
-    without = subprocess.run(words("run", "digits"), env=machine("a"), capture_output=True, text=True, cwd="/")
-    whole = subprocess.run(run("whole"), env=machine("a"), capture_output=True, text=True, timeout=PATIENCE)
+    # Forked, with a Ray of its own: it has the bucket's keys in its environment.
+    without = call(words("run", "digits"), joins=False, env=machine("a"), cwd="/")
+    whole = call(run("whole"), joins=False, env=machine("a"))
     assert whole.returncode == 0, whole.stdout + whole.stderr
     killed = start(run("killed"), tmp_path, "killed", machine("a"))
     log = UrlStore(f"{bucket.url}/killed/ledger")
     wait_for(lambda: "log.jsonl" in log.names() and log.read("log.jsonl").count(b'"reported"') > 25)
     kill(killed)
-    resumed = subprocess.run(
-        words("resume", "killed"), env=machine("b"), capture_output=True, text=True, timeout=PATIENCE
-    )
+    resumed = call(words("resume", "killed"), joins=False, env=machine("b"))
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     for name in ("whole", "killed"):
         pull_remote(storage_folder(bucket.url) / name)
@@ -151,7 +149,7 @@ def test_a_killed_sweep_goes_on_elsewhere_from_the_url(bucket: Bucket, tmp_path:
     attempts = [record.attempts for record in read_ledger(folder / "killed").trials.values()]
     assert sorted(attempts) == [1, 1, 2]
     assert {"front.png", "ledger.parquet", "plan.yaml"} <= set(UrlStore(f"{bucket.url}/killed").names())
-    front = subprocess.run(words("front", "killed"), env=machine("c"), capture_output=True, text=True, timeout=PATIENCE)
+    front = call(words("front", "killed"), joins=False, env=machine("c"))
     assert "front of" in front.stdout, front.stderr
     assert without.returncode == 2
     assert "holds no database; give --mlflow-uri" in without.stderr

@@ -7,7 +7,6 @@ import dataclasses
 import io
 import json
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,8 +34,8 @@ from sweep.report.front_figure import front_picture
 from sweep.report.rows import cells, front_rows
 from sweep.search.rungs import Rungs
 from sweep.state.sweep_state import SweepState, state_of_trials
-from tests.integration.test_sweep import PATIENCE, command, otsweep
 from tests.support import events
+from tests.support.commands import command, otsweep, start, wait_for
 from tests.support.tuned_search import TunedSearch
 from trainer.errors import InputError
 
@@ -393,12 +392,9 @@ def test_mlflow_has_what_the_seeds_tell_together(storage: Path, undisturbed: sub
 def test_killed_in_the_middle_it_ends_as_the_undisturbed_one(
     storage: Path, undisturbed: subprocess.CompletedProcess[str], reports: int
 ) -> None:
-    driver = subprocess.Popen(command(storage, *words(storage, "killed")), stdout=subprocess.DEVNULL)
-    log, deadline = storage / "killed" / "ledger" / "log.jsonl", time.monotonic() + PATIENCE
-    while not log.exists() or log.read_bytes().count(b'"reported"') < reports:
-        assert driver.poll() is None, "the sweep ended before it was disturbed"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    driver = start(command(storage, *words(storage, "killed")), stdout=subprocess.DEVNULL)
+    log = storage / "killed" / "ledger" / "log.jsonl"
+    wait_for(lambda: log.exists() and log.read_bytes().count(b'"reported"') >= reports, driver)
     driver.kill()
     driver.wait()
     resumed = otsweep(storage, "resume", "killed")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import os
 import re
@@ -19,10 +17,10 @@ import pyarrow.parquet as pq
 import pytest
 from mlflow.entities import Run
 
-from sweep.cli.commands import main
 from sweep.ledger.reading import read_ledger
 from sweep.ledger.records import TrialRecord
 from sweep.tracking.store import connect
+from tests.support.commands import PATIENCE, command, front, otsweep, start, wait_for
 from tests.support.mlflow_stores import contents
 
 SPACE = """
@@ -44,8 +42,6 @@ points:
 """
 
 SECONDS = ("train_seconds", "evaluation_seconds", "time")
-PATIENCE = 600.0
-"""Seconds that anything may take, however busy the machine is: then it hangs."""
 
 
 @pytest.fixture(scope="module")
@@ -56,14 +52,6 @@ def storage(new_storage: Callable[[str], Path]) -> Path:
     return folder
 
 
-def command(storage: Path, *words: str) -> list[str]:
-    return [sys.executable, "-m", "sweep", *words, "--storage", str(storage)]
-
-
-def otsweep(storage: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(storage, *words), capture_output=True, text=True, timeout=PATIENCE)
-
-
 def run_words(storage: Path, name: str) -> tuple[str, ...]:
     """One slot, so that the order of results can't matter."""
     words = ("run", str(storage / "tiny.yaml"), "--name", name, "--max-concurrent", "1", "--seed", "3")
@@ -72,7 +60,7 @@ def run_words(storage: Path, name: str) -> tuple[str, ...]:
 
 @pytest.fixture(scope="module")
 def undisturbed(storage: Path) -> subprocess.CompletedProcess[str]:
-    done = otsweep(storage, *run_words(storage, "undisturbed"))
+    done = otsweep(storage, *run_words(storage, "undisturbed"), own=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done
 
@@ -85,14 +73,6 @@ def numbers(storage: Path, name: str) -> dict[int, tuple[str, dict, list[dict]]]
 
     trials = read_ledger(storage / name).trials
     return {number: (record.state, record.config, timeless(record)) for number, record in trials.items()}
-
-
-def front(storage: Path, name: str) -> dict:
-    """As the command tells it; in this process, which has imported everything already."""
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):
-        assert main(["front", name, "--format", "json", "--storage", str(storage)]) == 0
-    return json.loads(said.getvalue())
 
 
 def test_a_sweep_ends_with_its_front(storage: Path, undisturbed: subprocess.CompletedProcess[str]) -> None:
@@ -228,14 +208,6 @@ def assert_mlflow_tells_the_ledger(storage: Path, name: str, folder: Path) -> No
     assert contents(storage / "mlflow.db", name) == contents(folder / "fresh.db", name)
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert process.poll() is None, "the sweep ended before it was disturbed"
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def reports_written(storage: Path, name: str) -> int:
     log = storage / name / "ledger" / "log.jsonl"
     return log.read_bytes().count(b'"reported"') if log.exists() else 0
@@ -247,7 +219,7 @@ def test_ui_serves_the_front_on_the_loopback_address_and_ends(
     storage: Path, undisturbed: subprocess.CompletedProcess[str], ending: signal.Signals
 ) -> None:
     words = command(storage, "ui", "undisturbed", "--port", "0", "--no-browser")
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+    with start(words, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         link = next(line for line in process.stdout if "http" in line).split()[-1]
         address = re.match(r"http://127\.0\.0\.1:\d+", link)
@@ -266,7 +238,7 @@ def test_a_killed_sweep_resumes_to_the_undisturbed_front(
 ) -> None:
     """Killed in the middle of a trial; `test_survival.py` kills at every other time."""
     name = "killed"
-    driver = subprocess.Popen(command(storage, *run_words(storage, name)), stdout=subprocess.DEVNULL)
+    driver = start(command(storage, *run_words(storage, name)), stdout=subprocess.DEVNULL)
     wait_for(lambda: reports_written(storage, name) >= 7, driver)
     driver.kill()
     driver.wait()
@@ -289,7 +261,7 @@ def test_random_draws_on_two_slots_survive_a_kill_too(storage: Path) -> None:
         return ("run", str(storage / "tiny.yaml"), "--name", name, "--max-concurrent", "2", "--sampler", "random")
 
     assert otsweep(storage, *words("two")).returncode == 0
-    driver = subprocess.Popen(command(storage, *words("two-killed")), stdout=subprocess.DEVNULL)
+    driver = start(command(storage, *words("two-killed")), stdout=subprocess.DEVNULL)
     wait_for(lambda: reports_written(storage, "two-killed") >= 9, driver)
     driver.kill()
     driver.wait()
@@ -303,9 +275,8 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(
     storage: Path, undisturbed: subprocess.CompletedProcess[str], ending: signal.Signals
 ) -> None:
     name = f"stopped-{ending.name}"
-    driver = subprocess.Popen(
-        command(storage, *run_words(storage, name)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    words = command(storage, *run_words(storage, name))
+    driver = start(words, own=ending == signal.SIGINT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     wait_for(lambda: reports_written(storage, name) >= 6, driver)
     driver.send_signal(ending)
     said, _ = driver.communicate(timeout=PATIENCE)

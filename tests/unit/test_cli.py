@@ -12,6 +12,7 @@ import pytest
 
 from sweep.cli.commands import COMMANDS, main
 from sweep.cli.console import BAD_INPUT
+from tests.support.commands import otsweep
 from trainer.__main__ import REPORT_FILE, earlier_reports
 from trainer.files.checkpoints import FolderStore
 
@@ -118,15 +119,18 @@ def test_a_name_that_exists(storage: Path, capfd: pytest.CaptureFixture[str]) ->
     assert "--name 'mine': exists" in refused(capfd, ["run", "--name", "mine"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("command", "damage"), [("run", "truncated"), ("run", "wrong magic"), ("plan", "wrong magic")])
-def test_a_damaged_idx_file(command: str, damage: str, storage: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_idx_file(command: str, damage: str, storage: Path) -> None:
     raw = storage / "data" / "MNIST" / "raw"
     raw.mkdir(parents=True)
     for part in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
         header = bytes([0, 0, 8, 3 if "images" in part else 1]) + (60_000).to_bytes(4, "big")
         (raw / f"{part}-ubyte").write_bytes(header[:6] if damage == "truncated" else b"\x7fELF" + header)
-    said = refused(capfd, [command, "mnist", "--data-dir", str(storage / "data")])
-    assert "train-images-idx3-ubyte" in said
+    done = otsweep(storage, command, "mnist", "--data-dir", str(storage / "data"))
+    assert done.returncode == BAD_INPUT, done.stdout
+    assert "train-images-idx3-ubyte" in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
 
 
 OURS = {"config": {"seed": 1}, "evaluation": {"dataset": "digits"}, "data_fingerprint": "abc"}

@@ -11,8 +11,6 @@ import pickle
 import re
 import shutil
 import struct
-import subprocess
-import sys
 import tarfile
 import threading
 import time
@@ -852,53 +850,3 @@ def test_a_flipped_pixel_of_mnist_is_found(data_dir: Path, tmp_path: Path) -> No
         InputError, match=r"its md5 is [0-9a-f]{32}, the official file's 2646ac647ad5339dbf082846283269ea"
     ):
         load_data(EvaluationConfig(dataset="mnist"), data_dir=tmp_path, cache_dir=tmp_path / "cache")
-
-
-# The rule that a machine which has the real data never skips the tests on it
-
-SKIPPING = """
-import pytest
-
-def test_on_real_data(data_dir):
-    pass
-
-@pytest.mark.mnist
-def test_skipped_for_another_reason():
-    pytest.skip("no such thing")
-
-@pytest.mark.gpu
-@pytest.mark.mnist
-def test_on_a_gpu():
-    pytest.skip("no CUDA device")
-
-@pytest.mark.mnist
-@pytest.mark.xfail(strict=True)
-def test_known_to_fail():
-    assert False
-"""
-
-
-LOST = "1 failed, 1 skipped, 1 xfailed, 1 error"
-
-
-@pytest.mark.parametrize(
-    ("named", "workers", "outcome"),
-    [(True, "0", LOST), (True, "1", LOST), (False, "0", "3 skipped, 1 xfailed")],
-    ids=["named", "named, in a worker", "not named"],
-)
-def test_a_skip_fails_where_the_real_data_is_named(
-    named: bool, workers: str, outcome: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if named:
-        monkeypatch.setenv("OTSWEEP_DATA_DIR", str(tmp_path))
-    here = Path(__file__).parents[1]
-    shutil.copy(here / "conftest.py", tmp_path)
-    (tmp_path / "test_skipping.py").write_text(SKIPPING)
-    options = ["-c", str(here.parent / "pyproject.toml"), "-p", "no:cacheprovider", "--rootdir", str(tmp_path)]
-    options += ["-n", workers]
-    ran = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, str(tmp_path)], capture_output=True, text=True, check=False
-    )
-    assert outcome in ran.stdout
-    assert ran.returncode == (1 if named else 0)
-    assert ("is set, and yet this test on the real data was skipped" in ran.stdout) == named

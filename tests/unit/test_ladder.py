@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from sweep.plan.plan_file import plan_from_tree, read_plan
 from sweep.report.replay import agreement_alarms, agreements_of
 from sweep.search.agreement import agreements
 from sweep.state.sweep_state import state_of_trials
-from tests.integration.test_sweep import otsweep, run_words
+from tests.integration.test_sweep import run_words
+from tests.support.commands import otsweep
 from trainer.config import EvaluationConfig, TrialConfig
 from trainer.errors import InputError
 from trainer.files.checkpoints import FolderStore
@@ -164,12 +166,14 @@ points:
 """
 
 
-def test_no_trial_of_a_sweep_is_on_the_front_by_a_cheap_number(tmp_path: Path) -> None:
-    (tmp_path / "tiny.yaml").write_text(SPACE)
-    words = run_words(tmp_path, "laddered")
-    done = otsweep(tmp_path, *words, "--stopper", "asha", "--grace-epochs", "1", "--ladder", "1")
+@pytest.mark.slow
+def test_no_trial_of_a_sweep_is_on_the_front_by_a_cheap_number(new_storage: Callable[[str], Path]) -> None:
+    storage = new_storage("ladder")
+    (storage / "tiny.yaml").write_text(SPACE)
+    words = run_words(storage, "laddered")
+    done = otsweep(storage, *words, "--stopper", "asha", "--grace-epochs", "1", "--ladder", "1")
     assert done.returncode == 0, done.stdout + done.stderr
-    plan, trials = read_plan("laddered", storage=str(tmp_path)), read_ledger(tmp_path / "laddered").trials
+    plan, trials = read_plan("laddered", storage=str(storage)), read_ledger(storage / "laddered").trials
     assert plan.ladder == 1
     for record in trials.values():
         epochs = {report["epoch"]: report[STRENGTH] for report in record.reports if not report["final"]}
@@ -180,7 +184,7 @@ def test_no_trial_of_a_sweep_is_on_the_front_by_a_cheap_number(tmp_path: Path) -
     found = agreements_of(plan, state_of_trials(plan, trials))
     assert {each.strengths for each in found} == {("1", "2"), ("2", "4")}
     assert "Order kept from rung to rung" in done.stdout
-    shown = otsweep(tmp_path, "replay", "laddered").stdout
+    shown = otsweep(storage, "replay", "laddered").stdout
     assert f"{found[0].correlation:.2f}" in shown
     from sweep.tracking.store import connect
 

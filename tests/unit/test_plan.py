@@ -513,7 +513,7 @@ def test_storage_that_fails_only_when_written_is_found_out(storage: str, monkeyp
     assert os.listdir(storage) == []
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+@pytest.mark.skipif(os.geteuid() == 0, reason="root: it may write anywhere")
 def test_a_read_only_storage_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(InputError, match="can't be written: Permission denied"):

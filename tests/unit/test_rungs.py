@@ -6,7 +6,6 @@ import json
 import math
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,8 @@ from sweep.search.decision import CHANGES, Decision, RungPosition
 from sweep.search.rung import Rung, farthest_first, group_key, lags
 from sweep.search.rungs import Rungs, rung_levels
 from sweep.state.sweep_state import SweepState
-from tests.integration.test_sweep import PATIENCE, command, otsweep, run_words
+from tests.integration.test_sweep import run_words
+from tests.support.commands import command, otsweep, start, wait_for
 from tests.support.tuned_search import TunedSearch
 from trainer.report import STRENGTH
 
@@ -640,12 +640,8 @@ def test_a_killed_sweep_decides_as_the_undisturbed_one(
 ) -> None:
     name = f"killed-{reports}"
     log = storage / name / "ledger" / "log.jsonl"
-    driver = subprocess.Popen(command(storage, *stopping_words(storage, name)), stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + PATIENCE
-    while not log.exists() or log.read_bytes().count(b'"reported"') < reports:
-        assert driver.poll() is None, "the sweep ended before it was disturbed"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    driver = start(command(storage, *stopping_words(storage, name)), stdout=subprocess.DEVNULL)
+    wait_for(lambda: log.exists() and log.read_bytes().count(b'"reported"') >= reports, driver)
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     assert any(record.state != "finished" for record in recorded(storage, name)[1].values())

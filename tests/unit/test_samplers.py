@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 from sweep.ledger.reading import read_ledger
 from sweep.plan.plan import SAMPLERS
 from sweep.plan.plan_file import read_plan
-from tests.integration.test_sweep import otsweep
+from tests.support.commands import otsweep
 from tests.support.tuned_search import TunedSearch
 
 SPACE = """

@@ -496,7 +496,7 @@ def test_divergence_needs_no_equal_sizes_where_weights_fill_up() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_gpu_is_never_waited_for() -> None:
     cost, a, b = (part.float().cuda() for part in problem(0, 26, 230))
     entropic_transport(cost, a, b, entropy=0.05)  # the first call sets up the libraries
