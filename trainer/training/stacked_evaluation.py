@@ -6,7 +6,7 @@ those that are kept, C channels, H rows, W columns, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -14,9 +14,8 @@ from torch import Tensor
 from trainer.attacks import NORMS, Victim, check_logits, cross_entropy_scores, frozen, score_with_gradient
 from trainer.config import EvaluationConfig
 from trainer.data import Split
-from trainer.errors import OtsweepError, TrialFailed
+from trainer.errors import OtsweepError
 from trainer.invariance import JudgingSet
-from trainer.report import check_finite
 from trainer.training.evaluation import Evaluation, accuracies
 from trainer.training.stacked_models import StackedModel, by_trial
 
@@ -24,11 +23,11 @@ STACKED_BATCH = {"cpu": 256, "cuda": 16384}
 """Images of all trials in a pass, by type of device: as many as a CPU's caches hold, or as fill a GPU."""
 
 
-def not_finite(epoch: int, numbers: Mapping[str, float]) -> TrialFailed | None:
-    """Return what `check_finite` raises, or None."""
+def error_of(check: Callable[..., object], *arguments: object) -> OtsweepError | None:
+    """Return the error that a check of one trial's numbers raises, or None, so that the other trials go on."""
     try:
-        check_finite(epoch, numbers)
-    except TrialFailed as error:
+        check(*arguments)
+    except OtsweepError as error:
         return error
     return None
 
@@ -54,7 +53,7 @@ def evaluate_stack(
     """
     with frozen(model):
         logits = _logits(model, split.images)
-        failures = [_unfit(each, split.labels) for each in logits]
+        failures = [error_of(check_logits, each, split.labels) for each in logits]
         clean = logits.argmax(2) == split.labels
         sound = torch.tensor([each is None for each in failures], device=clean.device)
         survived = _survive_pgd(model, split, clean & sound[:, None], evaluation, generator=generator)
@@ -76,15 +75,6 @@ def _logits(model: StackedModel, images: Tensor) -> Tensor:
 def _images_per_trial(model: StackedModel, images: Tensor) -> int:
     """Return how many images of each trial go through the models in one pass."""
     return max(1, STACKED_BATCH[images.device.type] // model.trials)
-
-
-def _unfit(logits: Tensor, labels: Tensor) -> OtsweepError | None:
-    """Return what `check_logits` raises for a model's logits (N, K), or None."""
-    try:
-        check_logits(logits, labels)
-    except OtsweepError as error:
-        return error
-    return None
 
 
 def _survive_pgd(

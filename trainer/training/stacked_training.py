@@ -20,8 +20,9 @@ from trainer.errors import OtsweepError
 from trainer.invariance import TrainingPerturbation
 from trainer.models import Prediction
 from trainer.objective import Knobs, LossTerms, loss_terms, total_loss
+from trainer.report import check_finite
 from trainer.training.batches import Batch, random_stream, shuffled_rows
-from trainer.training.stacked_evaluation import not_finite
+from trainer.training.stacked_evaluation import error_of
 from trainer.training.stacked_models import StackedAdamW, StackedModel, by_trial, of_trial, tensor_fields
 from trainer.training.step import Step, detach, diagnose, summarise
 from trainer.training.views import batch_views, clean_pass, predict_views
@@ -66,7 +67,7 @@ def train_stack(
             means = summarise(history)
             diagnosis = {name: value.tolist() for name, value in diagnose(step, model, knobs).items()}
             outcomes = [
-                not_finite(epoch, of_trial(means, index)) or of_trial(means | diagnosis, index)
+                error_of(check_finite, epoch, of_trial(means, index)) or of_trial(means | diagnosis, index)
                 for index, epoch in enumerate(epochs)
             ]
         optimizer.step(torch.autograd.grad(total_loss(step.terms, knobs).sum(), optimizer.parameters))
