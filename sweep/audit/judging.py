@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
-import json
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sweep.engine import Task, evaluation_of, explain, shared
 from trainer.config import TrialConfig
 from trainer.fields import knob
+from trainer.files import seal_json, unseal_json
 from trainer.human_agreement import MODEL, ORACLE, ExamplesFolder
 
 if TYPE_CHECKING:
@@ -24,9 +23,6 @@ if TYPE_CHECKING:
     from trainer.attacks import Evidence
     from trainer.data import Split
     from trainer.invariance import LabelledSet
-
-SEAL = "sha256"
-"""Key of a result's checksum in its file."""
 
 _FORMAT = 1
 """Of the results and of the procedures behind them: raise it when either changes, and they are made again."""
@@ -160,13 +156,7 @@ def _result_file(job: AuditTask) -> str:
 
 def sealed(audited: AuditResult) -> bytes:
     """What a result's file holds."""
-    content = dataclasses.asdict(audited)
-    return json.dumps({**content, SEAL: _seal(content)}, indent=1).encode()
-
-
-def _seal(content: dict[str, Any]) -> str:
-    """A checksum: a number that a disk or a hand changed must not pass for one that was measured."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return seal_json(dataclasses.asdict(audited))
 
 
 def read_result(folder: Path, job: AuditTask, options: AuditOptions) -> AuditResult | None:
@@ -180,8 +170,7 @@ def read_result(folder: Path, job: AuditTask, options: AuditOptions) -> AuditRes
 def read_audited(path: Path) -> AuditResult | None:
     """What a result's file holds; None where there is none, or it is damaged."""
     try:
-        stored = json.loads(path.read_bytes())
-        return AuditResult(**stored) if stored.pop(SEAL) == _seal(stored) else None
+        return AuditResult(**unseal_json(path.read_bytes()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or something else
         return None
 

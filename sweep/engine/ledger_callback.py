@@ -146,7 +146,7 @@ class LedgerCallback(tune.Callback):
         """Whether an event is in the ledger now; storage that refuses is waited for, until it is `trouble`."""
         if self.trouble is None:
             try:
-                patiently(write, what="the ledger", told=self.say)
+                patiently(write, what="the ledger", log=self.say)
             except StorageFailed as error:
                 self.trouble = error
         return self.trouble is None

@@ -197,7 +197,7 @@ class PackWorker:
         """Build a trial's model, or take up its last checkpoint."""
         import torch
 
-        store = trial_store(self.task.sweep_folder, place.number, told=place.warnings.append)
+        store = trial_store(self.task.sweep_folder, place.number, log=place.warnings.append)
         try:
             place.lane = self.pack.join(place.config, store=store, warn=place.warnings.append)
         except torch.OutOfMemoryError:

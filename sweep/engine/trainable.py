@@ -39,12 +39,12 @@ class Task:
     ladder: int = 0
 
 
-def trial_store(sweep_folder: str, number: int, *, told: Callable[[str], None] = lambda message: None) -> Store:
-    """The same place as a store, also where the sweep is at a URL; `told` what a folder refused for a while."""
+def trial_store(sweep_folder: str, number: int, *, log: Callable[[str], None] = lambda message: None) -> Store:
+    """The same place as a store, also where the sweep is at a URL; `log` gets what a folder refused for a while."""
     from trainer.files import FolderStore
 
     where = f"{sweep_folder}/trials/{number:04d}"
-    return UrlStore(where) if is_url(where) else FolderStore(Path(where), told=told)
+    return UrlStore(where) if is_url(where) else FolderStore(Path(where), log=log)
 
 
 @lru_cache(maxsize=1)
@@ -158,7 +158,7 @@ class TrialTrainable(tune.Trainable):
             evaluation_of(self.task),
             shared(self.task),
             ladder=self.task.ladder,
-            store=trial_store(self.task.sweep_folder, self.number, told=self.warnings.append),
+            store=trial_store(self.task.sweep_folder, self.number, log=self.warnings.append),
             device="cuda" if self.on_gpu else "cpu",
             warn=self.warnings.append,
         )

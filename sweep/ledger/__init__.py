@@ -2,13 +2,12 @@
 
 from sweep.ledger.reading import read_ledger
 from sweep.ledger.records import EndState, Ledger, TrialRecord
-from sweep.ledger.writing import LedgerWriter, take_lock
+from sweep.ledger.writing import LedgerWriter
 
 __all__ = [
     "EndState",
     "Ledger",
     "LedgerWriter",
     "read_ledger",
-    "take_lock",
     "TrialRecord",
 ]

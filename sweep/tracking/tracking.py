@@ -18,12 +18,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sweep.forecast import describe_cost
-from sweep.ledger import TrialRecord, read_ledger, take_lock
+from sweep.ledger import TrialRecord, read_ledger
 from sweep.plan import SweepPlan, masked
 from sweep.report import (
     FRONT,
@@ -38,8 +37,10 @@ from sweep.report import (
 from sweep.state import Milestone, RankTracker, SweepState, TrackedRank, read_data_summary, seconds_of, state_of_trials
 from sweep.tracking.views import CHECKED_VERSION, DOMINATED_COLOUR, FRONT_COLOUR, KNEE_COLOUR, outdated, view_tags
 from trainer.errors import InputError
+from trainer.files import take_lock
 
 if TYPE_CHECKING:
+    from filelock import FileLock
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
@@ -184,7 +185,7 @@ class Writer:
         """Whether every trial that finished has its latest standing."""
         self.files_due = 0.0
         self.files_stale = True
-        self.lock: FileIO | None = None
+        self.lock: FileLock | None = None
 
     # ------------------------------------------------------------------------------------------------ finding, making
 
@@ -203,7 +204,7 @@ class Writer:
     def close(self) -> None:
         """Let another process write."""
         if self.lock is not None:
-            self.lock.close()
+            self.lock.release()
 
     def find_experiment(self) -> str:
         found = self.client.get_experiment_by_name(self.plan.space.name)
