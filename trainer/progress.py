@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Self, TextIO
+from typing import IO, Self
 
 BAR_WIDTH = 12
 PLAIN_SECONDS = 10.0
@@ -19,17 +19,21 @@ class ProgressLine:
 
     Args:
         stream: Where it is written: standard error, as a rule, since standard output belongs to results.
+        stage: Stage that begins with the context, if any.
         shown: Whether progress is shown at all. What is logged always is.
     """
 
-    def __init__(self, stream: TextIO, *, shown: bool = True) -> None:
+    def __init__(self, stream: IO[str], stage: str = "", *, shown: bool = True) -> None:
         self.stream, self.shown = stream, shown
         self.living = shown and stream.isatty() and os.environ.get("TERM") != "dumb"
-        self._stage, self._announced = "", set[str]()
-        self._written = 0.0 if self.living else time.monotonic()
+        self._first_stage, self._stage = stage, ""
+        self._announced: set[str] = set()
+        self._drawn, self._written = False, 0.0
         self._start: tuple[float, float] | None = None
 
     def __enter__(self) -> Self:
+        self._written = time.monotonic()
+        self.begin(self._first_stage)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -59,7 +63,7 @@ class ProgressLine:
                 columns = os.get_terminal_size(self.stream.fileno()).columns or 80
                 self.stream.write(f"\r\x1b[K{text[: columns - 1]}")
                 self.stream.flush()
-                self._written = time.monotonic()
+                self._drawn, self._written = True, time.monotonic()
         elif self.shown and time.monotonic() - self._written > PLAIN_SECONDS:
             self.log(text)
 
@@ -84,10 +88,11 @@ class ProgressLine:
             self._written = time.monotonic()
 
     def clear(self) -> None:
-        """Remove the line that is written over."""
-        if self.living:
+        """Remove the line that is written over, so that others can print; the next `update` shows it again."""
+        if self._drawn:
             self.stream.write("\r\x1b[K")
             self.stream.flush()
+            self._drawn = False
 
 
 def bar(share: float) -> str:

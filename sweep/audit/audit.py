@@ -25,7 +25,6 @@ import numpy as np
 import ray
 from ray.exceptions import RayError, RayTaskError
 from rich.console import Console
-from rich.markup import escape
 
 from sweep.audit.finalists import MEASURED, Finalist, choose_finalists, one_of_each
 from sweep.audit.judging import (
@@ -54,6 +53,7 @@ from trainer.config import TrialConfig
 from trainer.errors import InputError
 from trainer.fields import check_value
 from trainer.human_agreement import ExamplesFolder
+from trainer.progress import ProgressLine
 from trainer.words import did_you_mean
 
 AUDIT_FOLDER = "audit"
@@ -179,7 +179,7 @@ def run_audit(audit: Audit, console: Console) -> bool:
     if audit.results.facts and not audit.missing():
         return True
     # In this order: Ray installs a handler of its own for SIGTERM.
-    with _AuditProgress(console) as line, ray_session(), SignalHandler() as interruption:
+    with _AuditProgress(console.file, "starting Ray") as line, ray_session(), SignalHandler() as interruption:
         crew, task = (
             _TaskPool(audit.plan, concurrency(audit.plan, line.prepare), interruption, line),
             make_task(audit.plan),
@@ -213,12 +213,12 @@ class _TaskPool(NamedTuple):
             num_cpus=self.plan.cpus_per_trial, num_gpus=self.plan.gpus_per_trial, max_retries=LOST_WORKER_RETRIES
         )
         waiting, running, failed = deque(jobs), {}, {}
-        self.line.begin(doing, len(jobs))
+        self.line.begin_jobs(doing, len(jobs))
         while (waiting or running) and not self.interruption.asked:
             while waiting and len(running) < self.concurrent:
                 name = waiting.popleft()
                 running[remote.remote(*jobs[name])] = name
-            self.line.show(running.values())
+            self.line.show_running(running.values())
             for ended in ray.wait(list(running), timeout=_POLL_SECONDS)[0]:
                 name, reason = running.pop(ended), _outcome(ended)
                 self.line.ended(name, reason)
@@ -238,46 +238,33 @@ def _outcome(ended: ray.ObjectRef) -> str:
         return f"its worker was lost {LOST_WORKER_RETRIES + 1} times (killed or out of memory)"
 
 
-class _AuditProgress:
-    """What an audit is doing: one living line on a terminal, a plain line per ended job elsewhere."""
+class _AuditProgress(ProgressLine):
+    """The progress of an audit; elsewhere than on a terminal a line for each job that ended."""
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
-        self.spinner = console.status("Starting Ray ...")
-        self.doing, self.done, self.total, self.begun = "", 0, 0, 0.0
-        self.said: set[str] = set()
-
-    def __enter__(self) -> _AuditProgress:
-        if self.console.is_terminal:
-            self.spinner.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.spinner.stop()
+    doing, done, total, begun = "", 0, 0, 0.0
 
     def prepare(self, stage: str, done: int, total: int) -> None:
-        """As a `Progress` of the driver."""
-        self.spinner.update(f"Preparing: {escape(stage)} {done}/{total}")
-        if not self.console.is_terminal and stage not in self.said:
-            self.said.add(stage)
-            self.console.print(f"preparing: {stage}", markup=False)
+        """Show how far the preparation is."""
+        self.show(f"preparing: {stage}", done, total)
 
-    def begin(self, doing: str, total: int) -> None:
-        """The next so many jobs."""
+    def begin_jobs(self, doing: str, total: int) -> None:
+        """Begin the next jobs, `total` in number."""
         self.doing, self.done, self.total, self.begun = doing, 0, total, time.monotonic()
 
-    def show(self, running: Iterable[str]) -> None:
-        self.spinner.update(f"{self.progress()}: {escape(', '.join(running))}")
+    def show_running(self, names: Iterable[str]) -> None:
+        """Show which jobs run."""
+        self.update(f"{self.progress()}: {', '.join(names)}")
 
     def ended(self, name: str, reason: str) -> None:
-        """A job is done, or failed for a reason, which stays on the screen."""
+        """Count a job that is done, or failed for a reason, which stays on the screen."""
         self.done += 1
         if reason:
-            self.console.print(f"{name} failed: {reason}", markup=False)
-        elif not self.console.is_terminal:
-            self.console.print(f"{self.progress()}: {name}", markup=False)
+            self.log(f"{name} failed: {reason}")
+        elif not self.living:
+            self.log(f"{self.progress()}: {name}")
 
     def progress(self) -> str:
+        """Describe how many jobs are done, and the time gone and left."""
         gone = time.monotonic() - self.begun
         left = f", about {duration(gone / self.done * (self.total - self.done))} left" if self.done else ""
         return f"{self.doing} {self.done}/{self.total}; {duration(gone)} gone{left}"

@@ -13,7 +13,6 @@ import os
 import shlex
 import shutil
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +22,7 @@ from rich.console import Console
 from trainer.arguments import Parser
 from trainer.errors import InputError, OtsweepError, StorageFailed
 from trainer.human_agreement import EXAMPLES_OPTION, find_examples
+from trainer.progress import ProgressLine
 from trainer.words import did_you_mean
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ _PLACES = ("storage", "data_dir", "mlflow_uri")
 """Options that say where things are."""
 
 _DONE, _FAILED, BAD_INPUT, _INTERRUPTED = 0, 1, 2, 130
-_PROGRESS_SECONDS = 10.0
 
 _console = Console(soft_wrap=True, highlight=False)
 _errors = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -171,8 +170,8 @@ def _plan(arguments: argparse.Namespace) -> int:
     if arguments.format not in ("table", "json"):
         raise InputError(f"--format {arguments.format}: {did_you_mean(arguments.format, ('table', 'json'))}")
     plan = plan_of(arguments)
-    with _timing_progress() as tell:
-        forecast = make_forecast(plan, profile_plan(plan, tell))
+    with ProgressLine(sys.stderr) as line:
+        forecast = make_forecast(plan, profile_plan(plan, line.show))
     keep_forecast(plan, forecast)
     if arguments.format == "json":
         print(json.dumps({**forecast.to_dict(), "command": run_command(arguments)}, indent=2))
@@ -192,23 +191,6 @@ def run_command(arguments: argparse.Namespace) -> str:
     for option, value in {**given, "from": arguments.front_of}.items():
         words += [f"--{option.replace('_', '-')} {shlex.quote(str(value))}"] if value is not None else []
     return " ".join([*words, *(f"--require {shlex.quote(bound)}" for bound in arguments.require)])
-
-
-@contextlib.contextmanager
-def _timing_progress() -> Iterator[Callable[[str, int, int], None]]:
-    """How far the timing is: a spinner on a terminal, elsewhere a line per stage; standard output is the forecast's."""
-    said: set[str] = set()
-
-    def tell(stage: str, done: int, total: int) -> None:
-        if _errors.is_terminal:
-            status.update(f"{stage} {done}/{total} ..." if total > 1 else f"{stage} ...")
-        elif stage not in said:
-            said.add(stage)
-            _errors.print(f"{stage} ...")
-
-    status = _errors.status("starting Ray ...")
-    with status if _errors.is_terminal else contextlib.nullcontext():
-        yield tell
 
 
 def _add_name(parser: argparse.ArgumentParser) -> None:
@@ -299,8 +281,13 @@ def _drive(plan: SweepPlan, *, fresh: bool) -> int:
     from sweep.tracking import Tracker
 
     results = state_of_trials(plan, {})
-    tracker = Tracker(plan, results, say=lambda message: screen.say(message))
-    screen = Screen(_console, plan, results)
+    screen, line = Screen(_console, plan, results), ProgressLine(sys.stdout)
+
+    def log(message: str) -> None:
+        line.clear()
+        screen.say(message)
+
+    tracker = Tracker(plan, results, say=log)
 
     def listen(number: int) -> None:
         tracker.changed(number)
@@ -340,7 +327,7 @@ def _drive(plan: SweepPlan, *, fresh: bool) -> int:
             raise type(error)(f"{error}. Nothing recorded is lost; to go on:\n  {_resumption(plan)}") from None
         finally:
             screen.close()
-            with _mlflow_progress() as tell:
+            with _mlflow_progress(line) as tell:
                 tracker.close(complete=complete, tell=tell)
     try:
         _save_front(plan, results)
@@ -354,22 +341,11 @@ def _drive(plan: SweepPlan, *, fresh: bool) -> int:
 
 
 @contextlib.contextmanager
-def _mlflow_progress() -> Iterator[Callable[[int, int], None]]:
-    """How far the writing is: a living line on a terminal, elsewhere a plain one every ten seconds."""
-    said = time.monotonic()
-
-    def tell(done: int, total: int) -> None:
-        nonlocal said
-        text = f"Writing to MLflow: {done} of {total} ..."
-        if _console.is_terminal:
-            status.update(text)
-        elif time.monotonic() - said > _PROGRESS_SECONDS:
-            said = time.monotonic()
-            _console.print(text)
-
-    status = _console.status("Writing to MLflow ...")
-    with status if _console.is_terminal else contextlib.nullcontext():
-        yield tell
+def _mlflow_progress(line: ProgressLine) -> Iterator[Callable[[int, int], None]]:
+    """Show how far the writing is; yield the function to be called with the numbers done and in all."""
+    with line:
+        line.update("Writing to MLflow ...", now=True)
+        yield lambda done, total: line.update(f"Writing to MLflow: {done} of {total} ...")
 
 
 def _save_front(plan: SweepPlan, results: SweepState) -> None:
@@ -571,8 +547,9 @@ def _bring_up_to_date(plan: SweepPlan) -> None:
     from sweep.tracking import sync as run_sync
 
     try:
-        with _mlflow_progress() as tell:
-            run_sync(plan, plan.mlflow_uri, say=_errors.print, tell=tell)
+        line = ProgressLine(sys.stderr)
+        with _mlflow_progress(line) as tell:
+            run_sync(plan, plan.mlflow_uri, say=line.log, tell=tell)
     except InputError as error:
         _errors.print(f"{error}\nWhen it answers: {_program()} sync {plan.name}", markup=False)
 
@@ -633,7 +610,8 @@ def _compare(arguments: argparse.Namespace) -> int:
     from sweep.tracking import write_comparison
 
     a, b = (read_side(names, storage=arguments.storage) for names in (arguments.a, arguments.b))
-    with _console.status("Comparing ...") if _console.is_terminal else contextlib.nullcontext():
+    with ProgressLine(sys.stderr) as line:
+        line.update("Comparing ...", now=True)
         comparison = compare_sweeps(a, b)
         folder = write_comparison_files(comparison)
     _console.print(f"A: {a.name}\nB: {b.name}", markup=False)
@@ -671,8 +649,9 @@ def _sync(arguments: argparse.Namespace) -> int:
 
     plan = _find_plan(arguments)
     uri = plan.mlflow_uri if arguments.mlflow_uri is None else absolute_uri(arguments.mlflow_uri)
-    with _mlflow_progress() as tell:
-        results = run_sync(plan, uri, say=_errors.print, tell=tell)
+    line = ProgressLine(sys.stderr)
+    with _mlflow_progress(line) as tell:
+        results = run_sync(plan, uri, say=line.log, tell=tell)
     if not results.trials:
         _console.print(f"{plan.name} has no trial yet: there is nothing to write.")
         return _DONE

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import shlex
 import time
-from collections.abc import Iterator
 
 from rich.console import Console
 from rich.table import Table
 
 from sweep.cluster.cluster import ENDED, RUNNING, Cluster, Job, exit_status
 from sweep.report import duration
+from trainer.progress import ProgressLine
 
 _NAME_SHOWN = 32
 
@@ -34,7 +33,7 @@ def submit_sweep(arguments: argparse.Namespace, console: Console, warn: Console)
     cluster = Cluster(arguments.address)
     jobs = cluster.jobs()
     sending.refuse_twice(submission, jobs)
-    with _telling(console, f"Asking {cluster.address} ..."):
+    with ProgressLine(console.file, f"Asking {cluster.address} ..."):
         there = sending.ask(cluster)
     if differing := sending.differences(there):
         warn.print(f"the cluster differs from this machine: {'; '.join(differing)}", markup=False)
@@ -72,7 +71,7 @@ def _see_off(cluster: Cluster, job_id: str, arguments: argparse.Namespace, conso
 
     if arguments.wait:
         return _follow(cluster, job_id, console, warn)
-    with _telling(console, "Waiting for it to begin ..."):
+    with ProgressLine(console.file, "Waiting for it to begin ..."):
         job = wait_begun(cluster, job_id)
     if job.state in ENDED and job.state != "SUCCEEDED":
         _print_plain(console, cluster.log(job_id))
@@ -111,7 +110,7 @@ def stop_job(arguments: argparse.Namespace, console: Console) -> int:
         console.print(f"{job.id} is over already ({job.state})")
         return 0
     cluster.stop(job)
-    with _telling(console, f"{job.id}: stopping after the epochs in flight ..."):
+    with ProgressLine(console.file, f"{job.id}: stopping after the epochs in flight ..."):
         while (job := cluster.job(job.id)).state in RUNNING:
             time.sleep(0.5)
     console.print(f"{job.id}: {job.state.lower()}. To go on:\n  otsweep resume {job.sweep} --address {cluster.address}")
@@ -145,14 +144,3 @@ def _clock(seconds: float) -> str:
 def _print_plain(console: Console, text: str) -> None:
     """As it was said there."""
     console.print(text, end="", markup=False, highlight=False)
-
-
-@contextlib.contextmanager
-def _telling(console: Console, message: str) -> Iterator[None]:
-    """A spinner on a terminal; a plain line elsewhere."""
-    if console.is_terminal:
-        with console.status(message):
-            yield
-    else:
-        console.print(message, markup=False)
-        yield
