@@ -84,7 +84,7 @@ def folder_of(url: str) -> Path:
     folder = root / hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / MARK).exists():
-        (folder / MARK).write_text(url.rstrip("/"))
+        write_whole(folder / MARK, url.rstrip("/").encode())
     return folder
 
 
