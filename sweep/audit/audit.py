@@ -159,7 +159,7 @@ def run_audit(audit: Audit, console: Console) -> bool:
     if audit.results.facts and not audit.missing():
         return True
     # In this order: Ray installs a handler of its own for SIGTERM.
-    with AuditProgress(console) as progress, ray_session(), SignalHandler() as signals:
+    with AuditProgress(console.file, "starting Ray") as progress, ray_session(), SignalHandler() as signals:
         pool = TaskPool(audit.plan, concurrency(audit.plan, progress.prepare), signals, progress)
         common = make_task(audit.plan)
         summary = prepare(common, audit.plan, progress.prepare, signals)

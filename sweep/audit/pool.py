@@ -9,13 +9,12 @@ from typing import Any, NamedTuple
 
 import ray
 from ray.exceptions import RayError, RayTaskError
-from rich.console import Console
-from rich.markup import escape
 
 from sweep.engine import LOST_WORKER_RETRIES, SignalHandler
 from sweep.plan import SweepPlan
 from sweep.report import duration
 from trainer.errors import InputError
+from trainer.progress import ProgressLine
 
 _POLL_SECONDS = 0.5
 
@@ -38,15 +37,15 @@ class TaskPool(NamedTuple):
             num_cpus=self.plan.cpus_per_trial, num_gpus=self.plan.gpus_per_trial, max_retries=LOST_WORKER_RETRIES
         )
         waiting, running, failed = deque(tasks), {}, {}
-        self.progress.begin(stage, len(tasks))
+        self.progress.begin_tasks(stage, len(tasks))
         while (waiting or running) and not self.signals.asked:
             while waiting and len(running) < self.concurrent:
                 name = waiting.popleft()
                 running[remote.remote(*tasks[name])] = name
-            self.progress.show(running.values())
+            self.progress.show_running(running.values())
             for ended in ray.wait(list(running), timeout=_POLL_SECONDS)[0]:
                 name, reason = running.pop(ended), _failure(ended)
-                self.progress.end(name, reason)
+                self.progress.end_task(name, reason)
                 failed |= {name: reason} if reason else {}
         return failed
 
@@ -63,49 +62,33 @@ def _failure(ended: ray.ObjectRef) -> str:
         return f"its worker was lost {LOST_WORKER_RETRIES + 1} times (killed or out of memory)"
 
 
-class AuditProgress:
-    """The progress of an audit: one live line on a terminal, a plain line per ended task elsewhere."""
+class AuditProgress(ProgressLine):
+    """The progress of an audit; elsewhere than on a terminal a line for each task that ended."""
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
-        self.spinner = console.status("Starting Ray ...")
-        self.stage, self.done, self.total, self.begun = "", 0, 0, 0.0
-        self.preparing: set[str] = set()
-        """Stages of the preparation that have had their line."""
-
-    def __enter__(self) -> AuditProgress:
-        if self.console.is_terminal:
-            self.spinner.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.spinner.stop()
+    stage, done, total, begun = "", 0, 0, 0.0
 
     def prepare(self, stage: str, done: int, total: int) -> None:
-        """Show a stage of the preparation."""
-        self.spinner.update(f"Preparing: {escape(stage)} {done}/{total}")
-        if not self.console.is_terminal and stage not in self.preparing:
-            self.preparing.add(stage)
-            self.console.print(f"preparing: {stage}", markup=False)
+        """Show how far the preparation is."""
+        self.show(f"preparing: {stage}", done, total)
 
-    def begin(self, stage: str, total: int) -> None:
+    def begin_tasks(self, stage: str, total: int) -> None:
         """Begin a stage of so many tasks."""
         self.stage, self.done, self.total, self.begun = stage, 0, total, time.monotonic()
 
-    def show(self, running: Iterable[str]) -> None:
-        """Show what runs."""
-        self.spinner.update(f"{self.describe()}: {escape(', '.join(running))}")
+    def show_running(self, names: Iterable[str]) -> None:
+        """Show which tasks run."""
+        self.update(f"{self.describe()}: {', '.join(names)}")
 
-    def end(self, name: str, reason: str) -> None:
+    def end_task(self, name: str, reason: str) -> None:
         """Count a task that is done, or failed for a reason, which stays on the screen."""
         self.done += 1
         if reason:
-            self.console.print(f"{name} failed: {reason}", markup=False)
-        elif not self.console.is_terminal:
-            self.console.print(f"{self.describe()}: {name}", markup=False)
+            self.log(f"{name} failed: {reason}")
+        elif not self.living:
+            self.log(f"{self.describe()}: {name}")
 
     def describe(self) -> str:
-        """Return how many tasks of the stage are done, and the time that is left."""
+        """Return how many tasks of the stage are done, and the time gone and left."""
         gone = time.monotonic() - self.begun
         left = f", about {duration(gone / self.done * (self.total - self.done))} left" if self.done else ""
         return f"{self.stage} {self.done}/{self.total}; {duration(gone)} gone{left}"

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from trainer.fields import knob
+from trainer.files import seal_json, unseal_json
 from trainer.human_agreement import ExamplesFolder
-
-SEAL = "sha256"
-"""Key of a result's checksum in its file."""
 
 _FORMAT = 1
 """Version of the results and of the procedures behind them: raise it when either changes, and they are made again."""
@@ -88,13 +84,7 @@ def result_file(task: AuditTask) -> str:
 
 def sealed(audited: AuditResult) -> bytes:
     """Return the content of a result's file."""
-    content = dataclasses.asdict(audited)
-    return json.dumps({**content, SEAL: _seal(content)}, indent=1).encode()
-
-
-def _seal(content: dict[str, Any]) -> str:
-    """Return a checksum: a number that a disk or a hand changed must not pass for one that was measured."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return seal_json(dataclasses.asdict(audited))
 
 
 def read_result(folder: Path, task: AuditTask, options: AuditOptions) -> AuditResult | None:
@@ -108,7 +98,6 @@ def read_result(folder: Path, task: AuditTask, options: AuditOptions) -> AuditRe
 def read_audited(path: Path) -> AuditResult | None:
     """Return the result in a file; None where there is none, or it is damaged."""
     try:
-        stored = json.loads(path.read_bytes())
-        return AuditResult(**stored) if stored.pop(SEAL) == _seal(stored) else None
+        return AuditResult(**unseal_json(path.read_bytes()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or something else
         return None

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import TYPE_CHECKING
 
 from sweep.cli.console import DONE, FAILED, INTERRUPTED, add_name, console, errors, find_plan, mlflow_progress, program
 from trainer.errors import InputError
 from trainer.human_agreement import EXAMPLES_OPTION, find_examples
+from trainer.progress import ProgressLine
 
 if TYPE_CHECKING:
     from sweep.plan import SweepPlan
@@ -53,8 +55,9 @@ def _sync_audit(plan: SweepPlan) -> None:
     from sweep.tracking import sync
 
     try:
-        with mlflow_progress() as show:
-            sync(plan, plan.mlflow_uri, log=errors.print, on_progress=show)
+        line = ProgressLine(sys.stderr)
+        with mlflow_progress(line) as show:
+            sync(plan, plan.mlflow_uri, log=line.log, on_progress=show)
     except InputError as error:
         errors.print(f"{error}\nWhen it answers: {program()} sync {plan.name}", markup=False)
 

@@ -8,7 +8,6 @@ import os
 import shlex
 import shutil
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from trainer.errors import InputError
+from trainer.progress import ProgressLine
 from trainer.words import did_you_mean
 
 if TYPE_CHECKING:
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 """Exit statuses."""
-
-_PROGRESS_SECONDS = 10.0
 
 console = Console(soft_wrap=True, highlight=False)
 errors = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -89,19 +87,8 @@ def resume_command(plan: SweepPlan) -> str:
 
 
 @contextlib.contextmanager
-def mlflow_progress() -> Iterator[Callable[[int, int], None]]:
-    """Show how far the writing to MLflow is: a living line on a terminal, elsewhere a plain one every ten seconds."""
-    shown = time.monotonic()
-
-    def show(done: int, total: int) -> None:
-        nonlocal shown
-        text = f"Writing to MLflow: {done} of {total} ..."
-        if console.is_terminal:
-            status.update(text)
-        elif time.monotonic() - shown > _PROGRESS_SECONDS:
-            shown = time.monotonic()
-            console.print(text)
-
-    status = console.status("Writing to MLflow ...")
-    with status if console.is_terminal else contextlib.nullcontext():
-        yield show
+def mlflow_progress(line: ProgressLine) -> Iterator[Callable[[int, int], None]]:
+    """Show how far the writing to MLflow is; yield the function to be called with the numbers done and in all."""
+    with line:
+        line.update("Writing to MLflow ...", now=True)
+        yield lambda done, total: line.update(f"Writing to MLflow: {done} of {total} ...")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
-from sweep.cli.console import DONE, add_name, add_storage, console, errors, find_plan, mlflow_progress
+from sweep.cli.console import DONE, add_name, add_storage, console, find_plan, mlflow_progress
 from trainer.errors import InputError
+from trainer.progress import ProgressLine
 
 
 def add_sync(parser: argparse.ArgumentParser) -> None:
@@ -21,8 +23,9 @@ def sync(arguments: argparse.Namespace) -> int:
 
     plan = find_plan(arguments)
     uri = plan.mlflow_uri if arguments.mlflow_uri is None else absolute_uri(arguments.mlflow_uri)
-    with mlflow_progress() as show:
-        results = sync_sweep(plan, uri, log=errors.print, on_progress=show)
+    line = ProgressLine(sys.stderr)
+    with mlflow_progress(line) as show:
+        results = sync_sweep(plan, uri, log=line.log, on_progress=show)
     if not results.trials:
         console.print(f"{plan.name} has no trial yet: there is nothing to write.")
         return DONE

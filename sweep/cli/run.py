@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import shlex
-from collections.abc import Callable, Iterator
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sweep.cli.console import DONE, add_format, add_name, check_format, console, errors, find_plan, program
 from sweep.cli.drive import drive
+from trainer.progress import ProgressLine
 
 if TYPE_CHECKING:
     from sweep.plan import SweepPlan
@@ -64,8 +64,8 @@ def plan(arguments: argparse.Namespace) -> int:
 
     check_format(arguments)
     planned = plan_of(arguments)
-    with _timing_progress() as show:
-        forecast = make_forecast(planned, profile_plan(planned, show))
+    with ProgressLine(sys.stderr) as line:
+        forecast = make_forecast(planned, profile_plan(planned, line.show))
     keep_forecast(planned, forecast)
     if arguments.format == "json":
         print(json.dumps({**forecast.to_dict(), "command": run_command(arguments)}, indent=2))
@@ -85,23 +85,6 @@ def run_command(arguments: argparse.Namespace) -> str:
     for option, value in {**given, "from": arguments.front_of}.items():
         words += [f"--{option.replace('_', '-')} {shlex.quote(str(value))}"] if value is not None else []
     return " ".join([*words, *(f"--require {shlex.quote(bound)}" for bound in arguments.require)])
-
-
-@contextlib.contextmanager
-def _timing_progress() -> Iterator[Callable[[str, int, int], None]]:
-    """Show how far the timing is, on standard error: a spinner on a terminal, elsewhere a line per stage."""
-    shown: set[str] = set()
-
-    def show(stage: str, done: int, total: int) -> None:
-        if errors.is_terminal:
-            status.update(f"{stage} {done}/{total} ..." if total > 1 else f"{stage} ...")
-        elif stage not in shown:
-            shown.add(stage)
-            errors.print(f"{stage} ...")
-
-    status = errors.status("starting Ray ...")
-    with status if errors.is_terminal else contextlib.nullcontext():
-        yield show
 
 
 def add_resume(parser: argparse.ArgumentParser) -> None:

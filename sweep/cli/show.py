@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sweep.cli.console import DONE, FAILED, add_format, add_name, add_storage, check_format, console, errors, find_plan
 from trainer.errors import InputError
+from trainer.progress import ProgressLine
 
 if TYPE_CHECKING:
     from sweep.plan import SweepPlan
@@ -118,7 +119,8 @@ def compare(arguments: argparse.Namespace) -> int:
     from sweep.tracking import write_comparison
 
     a, b = (read_side(names, storage=arguments.storage) for names in (arguments.a, arguments.b))
-    with console.status("Comparing ...") if console.is_terminal else contextlib.nullcontext():
+    with ProgressLine(sys.stderr) as line:
+        line.update("Comparing ...", now=True)
         comparison = compare_sweeps(a, b)
         folder = write_comparison_files(comparison)
     console.print(f"A: {a.name}\nB: {b.name}", markup=False)

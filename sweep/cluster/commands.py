@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import shlex
 import time
-from collections.abc import Iterator
 
 from rich.console import Console
 from rich.table import Table
 
 from sweep.cluster.cluster import ENDED, RUNNING, Cluster, Job, exit_status
+from sweep.report import duration
+from trainer.progress import ProgressLine
 
 _LONGEST_NAME = 32
 
@@ -36,7 +36,7 @@ def submit_sweep(arguments: argparse.Namespace, console: Console, warn: Console)
     cluster = Cluster(arguments.address)
     jobs = cluster.jobs()
     refuse_duplicate(submission, jobs)
-    with _spinner(console, f"Asking {cluster.address} ..."):
+    with ProgressLine(console.file, f"Asking {cluster.address} ..."):
         info = ask_cluster(cluster)
     if differing := differences(info):
         warn.print(f"the cluster differs from this machine: {'; '.join(differing)}", markup=False)
@@ -75,7 +75,7 @@ def _wait(cluster: Cluster, job_id: str, arguments: argparse.Namespace, console:
 
     if arguments.wait:
         return _follow(cluster, job_id, console, warn)
-    with _spinner(console, "Waiting for it to begin ..."):
+    with ProgressLine(console.file, "Waiting for it to begin ..."):
         job = wait_for_start(cluster, job_id)
     if job.state in ENDED and job.state != "SUCCEEDED":
         _print_plain(console, cluster.log(job_id))
@@ -115,7 +115,7 @@ def stop_job(arguments: argparse.Namespace, console: Console) -> int:
         console.print(f"{job.id} is over already ({job.state})")
         return 0
     cluster.stop(job)
-    with _spinner(console, f"{job.id}: stopping after the epochs in flight ..."):
+    with ProgressLine(console.file, f"{job.id}: stopping after the epochs in flight ..."):
         while (job := cluster.job(job.id)).state in RUNNING:
             time.sleep(0.5)
     console.print(f"{job.id}: {job.state.lower()}. To go on:\n  otsweep resume {job.sweep} --address {cluster.address}")
@@ -126,7 +126,6 @@ def show_jobs(arguments: argparse.Namespace, console: Console) -> int:
     """Show the sweeps of a cluster, the latest first."""
     cluster = Cluster(arguments.address)
     # After the cluster has answered: it imports Matplotlib, which takes seconds on a new machine.
-    from sweep.report import duration
 
     jobs = cluster.jobs()
     if not jobs:
@@ -150,14 +149,3 @@ def _state_of(job: Job) -> str:
 def _print_plain(console: Console, text: str) -> None:
     """Print a job's own text as it is."""
     console.print(text, end="", markup=False, highlight=False)
-
-
-@contextlib.contextmanager
-def _spinner(console: Console, message: str) -> Iterator[None]:
-    """Show a spinner with a message on a terminal; print a plain line elsewhere."""
-    if console.is_terminal:
-        with console.status(message):
-            yield
-    else:
-        console.print(message, markup=False)
-        yield

@@ -125,7 +125,7 @@ class LedgerCallback(tune.Callback):
         """
         if self.trouble is None:
             try:
-                self.state.apply(patiently(write, what="the ledger", told=self.log))
+                self.state.apply(patiently(write, what="the ledger", log=self.log))
             except StorageFailed as error:
                 self.trouble = error
         return self.trouble is None

@@ -55,7 +55,7 @@ def trial_store(sweep_folder: str, number: int, *, warn: Callable[[str], None] =
     from trainer.files import FolderStore
 
     where = f"{sweep_folder}/trials/{number:04d}"
-    return UrlStore(where) if is_url(where) else FolderStore(Path(where), told=warn)
+    return UrlStore(where) if is_url(where) else FolderStore(Path(where), log=warn)
 
 
 @lru_cache(maxsize=1)

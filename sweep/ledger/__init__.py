@@ -2,7 +2,7 @@
 
 from sweep.ledger.reading import read_ledger
 from sweep.ledger.records import EndState, Event, Ledger, TrialRecord
-from sweep.ledger.writing import LedgerWriter, take_lock
+from sweep.ledger.writing import LedgerWriter
 
 __all__ = [
     "EndState",
@@ -10,6 +10,5 @@ __all__ = [
     "Ledger",
     "LedgerWriter",
     "read_ledger",
-    "take_lock",
     "TrialRecord",
 ]

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
-import socket
 import zlib
 from collections.abc import Mapping
 from io import FileIO
@@ -20,7 +18,7 @@ from sweep.ledger.records import END_STATES, EndState, Event
 from sweep.ledger.table import TRIAL_TYPES, checked_values, parquet_bytes
 from sweep.plan import push_remote, url_of
 from trainer.errors import InputError
-from trainer.files import sync_folder, write_whole
+from trainer.files import UNFINISHED, open_anew, sync_folder, take_lock, write_whole
 
 _PART_EVENTS = 4096
 """Events after which the log is rolled into a part: about 3 MB of log, and 30 parts for 10,000 trials of 10 reports."""
@@ -46,9 +44,8 @@ class LedgerWriter:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with contextlib.ExitStack() as undo:
-                self._lock = undo.enter_context(
-                    take_lock(self.folder / "lock", f"sweep {sweep.name!r} is already being run")
-                )
+                self._lock = take_lock(self.folder / "lock", f"sweep {sweep.name!r} is already being run")
+                undo.callback(self._lock.release)
                 self._recover()
                 undo.pop_all()
         except OSError as error:
@@ -93,7 +90,7 @@ class LedgerWriter:
         if self._pending and not self._log.closed:
             self._roll()
         self._log.close()
-        self._lock.close()
+        self._lock.release()
 
     def __enter__(self) -> Self:
         return self
@@ -103,7 +100,7 @@ class LedgerWriter:
 
     def _recover(self) -> None:
         """Continue where the last writer stopped, at its close or in the middle of anything."""
-        for leftover in self.folder.glob(".*.unfinished"):
+        for leftover in self.folder.glob(f".*{UNFINISHED}"):
             leftover.unlink()
         rolled = max((part.last for part in part_files(self.folder)), default=0)
         log = read_log(self.folder / LOG_NAME, after=rolled)
@@ -154,11 +151,7 @@ class LedgerWriter:
         try:
             self._push(_write_part(self.folder, self._pending))
             # A new log takes the old one's place instead of being emptied: a reader in the middle keeps the old one.
-            temporary = self.folder / f".{LOG_NAME}.unfinished"
-            with contextlib.ExitStack() as undo:
-                log = undo.enter_context(_open_in_place(temporary))
-                os.replace(temporary, self.folder / LOG_NAME)
-                undo.pop_all()
+            log = open_anew(self.folder / LOG_NAME)
             self._log.close()
             self._log, self._end, self._pending = log, 0, {}
             self._push(self.folder / LOG_NAME)
@@ -177,21 +170,3 @@ def _write_part(folder: Path, events: Mapping[int, str]) -> Path:
 def _open_in_place(path: Path) -> FileIO:
     """Open a file for reading and writing, unbuffered; create it if missing, and never empty it."""
     return FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+")
-
-
-def take_lock(path: Path, taken: str) -> FileIO:
-    """The lock, held until it is closed or this process ends, however it ends.
-
-    Raises:
-        InputError: saying what is `taken`, and by whom.
-    """
-    lock = _open_in_place(path)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        with lock:
-            holder = lock.read(1000).decode(errors="replace") or "another process"
-        raise InputError(f"{taken} by {holder}") from None
-    lock.truncate(0)
-    lock.write(f"pid {os.getpid()} on host {socket.gethostname()}".encode())
-    return lock

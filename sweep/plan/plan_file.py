@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import shutil
-import uuid
 from pathlib import Path
 
 from search_spaces import Located, dump_yaml, read_yaml, space_from_yaml
@@ -15,7 +12,7 @@ from sweep.plan.paths import PLAN, check_name, name_taken, nearest_sweeps, stora
 from sweep.plan.plan import SweepPlan, plan_digest
 from sweep.plan.remote_storage import pull_remote, push_remote, url_of
 from trainer.errors import InputError
-from trainer.files import sync_folder
+from trainer.files import make_whole_folder, write_whole
 
 
 def write_plan(plan: SweepPlan) -> None:
@@ -24,19 +21,11 @@ def write_plan(plan: SweepPlan) -> None:
     Raises:
         InputError: if the name was taken meanwhile, or the storage can't be written.
     """
-    draft = Path(plan.storage) / f".{plan.name}-{uuid.uuid4().hex}"
     try:
-        draft.mkdir()
-        with (draft / PLAN).open("w", encoding="utf-8") as file:
-            file.write(plan_text(plan))
-            file.flush()
-            os.fsync(file.fileno())
-        sync_folder(draft)
-        draft.rename(plan.folder)
-        sync_folder(Path(plan.storage))
+        with make_whole_folder(plan.folder, replace=False) as draft:
+            write_whole(draft / PLAN, plan_text(plan).encode())
         push_remote(plan.folder)
     except OSError as error:
-        shutil.rmtree(draft, ignore_errors=True)
         if plan.folder.exists():
             raise name_taken(plan.folder) from None
         raise InputError(f"--storage {plan.storage}: can't be written: {error.strerror}") from None

@@ -8,7 +8,6 @@ it does not hold. Credentials come from the machine's own environment, where eve
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainer.errors import InputError
+from trainer.files import UNFINISHED, locked, write_whole
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
@@ -34,7 +34,7 @@ def is_url(text: str | Path) -> bool:
 
 
 class UrlStore:
-    """A `trainer.checkpoint.Store` at a URL. Such stores show an object whole or not at all."""
+    """A `trainer.files.Store` at a URL. Such stores show an object whole or not at all."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -85,7 +85,7 @@ def folder_of(url: str) -> Path:
     folder = root / hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / MARK).exists():
-        (folder / MARK).write_text(url.rstrip("/"))
+        write_whole(folder / MARK, url.rstrip("/").encode())
     return folder
 
 
@@ -108,16 +108,13 @@ def pull_remote(folder: Path, *, only: str = "") -> None:
     url = url_of(folder)
     if url is None:
         return
-    with _locked(folder), _answering(url):
+    with locked(folder / ".pull.lock"), _answering(url):
         store = UrlStore(url)
         there = {name: size for name, size in store.files().items() if "trials/" not in name and name.endswith(only)}
         for name, size in there.items():
             path = folder / name
             if not (path.exists() and path.suffix in _CACHE_SUFFIXES and path.stat().st_size == size):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                aside = path.with_name(f"{path.name}.{os.getpid()}.pulled")
-                aside.write_bytes(store.read(name))
-                aside.replace(path)
+                write_whole(path, store.read(name))
         for path in (folder / "ledger").glob("*"):
             if not only and f"ledger/{path.name}" not in there and path.name != "lock":
                 path.unlink()
@@ -133,7 +130,7 @@ def push_remote(path: Path) -> None:
     if url is None:
         return
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        if file.is_file() and file.name != "lock" and not file.name.endswith((".lock", ".tmp", ".pulled")):
+        if file.is_file() and file.name != "lock" and not file.name.endswith((".lock", UNFINISHED)):
             UrlStore(url).write(
                 f"{path.name}/{file.relative_to(path)}" if path.is_dir() else path.name, file.read_bytes()
             )
@@ -145,15 +142,6 @@ def drop_remote(folder: Path) -> None:
         store = UrlStore(url)
         for name in store.files():
             store.delete(name)
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One process of a machine at a time."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".pull.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 @contextlib.contextmanager

@@ -10,7 +10,6 @@ driver need not import torch. What it makes lies in the trial's folder, is made 
 from __future__ import annotations
 
 import logging
-import shutil
 import subprocess
 import sys
 import warnings
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from sweep.plan import SweepPlan, read_plan, trial_folder
 from sweep.tracking.gallery import GALLERY, draw_gallery
+from trainer.files import make_whole_folder
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -78,10 +78,8 @@ def _export(model: nn.Module, prepared: Prepared, folder: Path) -> None:
         inputs=Schema([TensorSpec(np.dtype(np.float32), (-1, *shape))]),
         outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, classes))]),
     )
-    unfinished = folder.with_suffix(".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
     logging.getLogger("mlflow").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
+    with make_whole_folder(folder, replace=True) as unfinished, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pytorch.save_model(
             _logits_of(model),
@@ -92,8 +90,6 @@ def _export(model: nn.Module, prepared: Prepared, folder: Path) -> None:
             # Given here: MLflow would need ten seconds a model to find them.
             pip_requirements=[f"{package}=={metadata.version(package)}" for package in ("torch", "mlflow", "numpy")],
         )
-    shutil.rmtree(folder, ignore_errors=True)
-    unfinished.rename(folder)
 
 
 def _logits_of(model: nn.Module) -> nn.Module:

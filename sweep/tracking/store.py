@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
-from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sweep.ledger import take_lock
 from sweep.plan import SweepPlan, masked
 from sweep.state import DataSummary
 from sweep.tracking.metrics import MetricRow, parameter_text
@@ -20,8 +18,10 @@ from sweep.tracking.mlflow_internals import (
     store_errors,
 )
 from trainer.errors import InputError
+from trainer.files import take_lock
 
 if TYPE_CHECKING:
+    from filelock import FileLock
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
@@ -58,7 +58,7 @@ class Store:
         self.experiment = ""
         self.doubtful = False
         """True while a run may exist whose creation was never acknowledged."""
-        self._lock: FileIO | None = None
+        self._lock: FileLock | None = None
 
     def lock(self) -> None:
         """Keep other processes from writing this sweep into this store until `close`.
@@ -74,7 +74,7 @@ class Store:
     def close(self) -> None:
         """Let another process write."""
         if self._lock is not None:
-            self._lock.close()
+            self._lock.release()
 
     def open_experiment(self) -> None:
         """Find the experiment of the search space, or create it.

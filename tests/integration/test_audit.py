@@ -433,7 +433,7 @@ class TestReport:
         assert max(map(len, said.splitlines())) <= 80
         assert "linf/some: people see 40 of 100 images changed" in said
         assert re.search(r"the original +0\.0% of 40 +\d+ to \d+% +100\.0% +100\.0% of 60 +- +100\.0%", said)
-        assert re.search(r"the oracle +75\.0% of 20 .* 60\.0%\n", said)
+        assert re.search(r"the judge +75\.0% of 20 .* 60\.0%\n", said)
         # 12 and 14 of 40 on the two seeds.
         assert len(re.findall(r"trial 00[01] +32\.5% of 40 ", said)) == 2
         other = dataclasses.replace(audit, examples=ExamplesFolder("elsewhere", "second"))
@@ -443,7 +443,7 @@ class TestReport:
         self, plan: SweepPlan, finalists: list[Finalist]
     ) -> None:
         said = shown_people(audit_of(plan, [one.record for one in finalists], seeds=2), finalists)
-        assert "How far the oracle agrees with people on perturbed images of digits is not known." in " ".join(
+        assert "How far the judge agrees with people on perturbed images of digits is not known." in " ".join(
             said.split()
         )
 

@@ -21,13 +21,12 @@ PACKAGES = ("search_spaces", "trainer", "sweep")
 
 ROOMS = [
     ["trainer.errors"],
-    ["trainer.words", "trainer.intervals", "trainer.parallel"],
+    ["trainer.words", "trainer.intervals", "trainer.parallel", "trainer.progress"],
     ["trainer.fields", "trainer.presets", "trainer.report", "trainer.cost", "trainer.arguments", "trainer.files"],
     ["trainer.config", "trainer.human_agreement"],
     ["trainer.data", "trainer.models", "trainer.attacks"],
     ["trainer.invariance", "trainer.objective"],
     ["trainer.summary", "trainer.training"],
-    ["trainer.progress"],
     ["trainer.__main__"],
     ["search_spaces"],
     ["sweep.front"],
@@ -60,7 +59,8 @@ TENSORS_ONLY = [
 ]
 """Take tensors and numbers, never a configuration."""
 
-TRAINER_NEEDS = {"torch", "torchvision", "numpy", "scipy", "sklearn"}
+TRAINER_NEEDS = {"torch", "torchvision", "numpy", "scipy", "sklearn", "filelock"}
+"""filelock is wherever torch is: torch itself needs it."""
 BROUGHT_ALONG = {"sqlalchemy": "mlflow"}
 """Imported under the dependency that brings it: errors of MLflow's own store are SQLAlchemy's."""
 HEAVY = ("torch", "torchvision", "ray", "mlflow", "optuna", "matplotlib", "sklearn", "scipy")

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from trainer.config import TrialConfig, check_packable
 from trainer.errors import InputError, StorageFailed, TrialFailed
-from trainer.files.checkpoints import FolderStore, from_bytes, unseal
+from trainer.files.checkpoints import FolderStore, from_bytes
+from trainer.files.sealed import unseal
 from trainer.invariance.preparation import Prepared
 from trainer.objective import regularizers, terms
 from trainer.report import EpochReport
