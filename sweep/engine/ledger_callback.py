@@ -56,7 +56,7 @@ class LedgerCallback(tune.Callback):
         number, config = trial.config["number"], trial.config["config"]
         known = self.state.trials.get(number)
         attempt = {"seed": config["seed"], "attempt": 1 + (known.attempts if known else 0), "host": ""}
-        attempt |= {"time": time.time(), "noted": trial.config["noted"]}
+        attempt |= {"time": time.time(), "noted": trial.config["sampler_state"]}
         if self._record(lambda: self.ledger.started(number, config=config, **attempt)):
             if number in self.budget.holding:
                 self.log(f"trial {number:03d}: its worker was lost; it continues from its last epoch")

@@ -18,13 +18,13 @@ TRIED_VERSIONS = ("2.60.0",)
 
 # ---------------------------------------------------------------------------------------------------------- starting
 
-_LOGGERS = ("ray", "ray.tune", "ray.train")
+LOGGERS = ("ray", "ray.tune", "ray.train")
 """Loggers of which this process keeps only what is worse than a failed trial."""
 
-_UNNEEDED_STARTS = ("start_api_server", "start_monitor", "start_log_monitor")
+UNNEEDED_STARTS = ("start_api_server", "start_monitor", "start_log_monitor")
 """Methods of Ray's `Node` that start the dashboard's server, the autoscaler's monitor and the reader of logs."""
 
-_SLOW_START = "timed out during startup"
+SLOW_START = "timed out during startup"
 """Part of the message of the plain exception that `ray.init` raises on a machine that is too busy."""
 
 
@@ -35,13 +35,13 @@ def start_only_what_is_needed() -> None:
     """
     from ray._private.node import Node
 
-    for start in _UNNEEDED_STARTS:
+    for start in UNNEEDED_STARTS:
         setattr(Node, start, lambda *_, **__: None)
 
 
 def is_slow_start(error: Exception) -> bool:
     """Return whether `ray.init` gave up because the machine is too busy; Ray has no exception class for it."""
-    return _SLOW_START in str(error)
+    return SLOW_START in str(error)
 
 
 def silence_ray() -> None:
@@ -52,7 +52,7 @@ def silence_ray() -> None:
     from ray._private import worker
 
     worker.print_to_stdstream = lambda data, ignore_prefix=False: None
-    for name in _LOGGERS:
+    for name in LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR if name == "ray" else logging.CRITICAL)
 
 

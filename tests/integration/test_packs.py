@@ -374,7 +374,7 @@ def test_a_pack_that_cant_go_on_ends_the_sweep_and_fails_no_trial(plan: SweepPla
                 on_event=lambda number: None,
                 log=print,
             )
-            trial.config["noted"] = ""
+            trial.config["sampler_state"] = ""
             ledger_callback.on_trial_start(0, [], trial)
             ledger_callback.on_trial_error(0, [], trial)
         assert isinstance(ledger_callback.trouble, PackFailed)

@@ -224,7 +224,7 @@ def run(found: TunedSearch, count: int) -> list[TrialRecord]:
         state = "stopped" if group % 7 == 6 and replicate == 2 else state
         told = {"finished": {"report": report}, "failed": {"failure": "so"}, "stopped": {"report": {"final": False}}}
         found.on_trial_complete("slot", flatten_dict(told[state]))
-        record = TrialRecord(number, config, config["seed"], state, noted=proposal["noted"])
+        record = TrialRecord(number, config, config["seed"], state, noted=proposal["sampler_state"])
         record.reports = [report] if state == "finished" else []
         records.append(record)
     return records

@@ -188,7 +188,7 @@ def test_the_sampler_is_told_and_a_rebuilt_one_too(sampler: str) -> None:
             numbers = {"sensitivity_accuracy": epsilon, "invariance_accuracy": epsilon, "clean_accuracy": 1 - epsilon}
             report = {"epoch": 1, "final": True, **numbers}
             found.on_trial_complete("slot", flatten_dict({"report": report}))
-            config, noted = proposal["config"], proposal["noted"]
+            config, noted = proposal["config"], proposal["sampler_state"]
             records.append(TrialRecord(proposal["number"], config, 3, "finished", noted=noted, reports=[report]))
         return records
 

@@ -57,7 +57,7 @@ def run(found: TunedSearch, count: int) -> list[TrialRecord]:
         result: dict[str, Any] = {FAILURE: "on purpose"} if failed else outcome(config, number)
         found.on_trial_complete("slot", flatten_dict(result))
         record = TrialRecord(number, config, config["seed"], "failed" if failed else "finished")
-        record.noted = proposal["noted"]
+        record.noted = proposal["sampler_state"]
         if not failed:
             record.reports = [result["report"]]
         records.append(record)
@@ -122,7 +122,7 @@ def test_in_several_slots_too_a_killed_search_is_rebuilt_as_it_was(space: Space,
         while len(under_way) < 3:
             proposal = found.suggest(f"slot {len(records)}")
             config = proposal["config"]
-            record = TrialRecord(proposal["number"], config, config["seed"], noted=proposal["noted"])
+            record = TrialRecord(proposal["number"], config, config["seed"], noted=proposal["sampler_state"])
             records[record.number] = record
             under_way.append(record)
         if step % 9 == 8:
@@ -187,14 +187,14 @@ def test_interrupted_trials_are_proposed_again_before_anything_new(space: Space)
     history = run(search(space), 8)
     history[5].state, history[5].reports = "running", []
     rebuilt = search(space, history=tuple(history))
-    assert rebuilt.suggest("a") == {"number": 5, "config": history[5].config, "noted": ""}
+    assert rebuilt.suggest("a") == {"number": 5, "config": history[5].config, "sampler_state": ""}
     assert rebuilt.suggest("b")["number"] == 8
 
 
 def test_a_trial_that_never_reached_the_ledger_is_proposed_again_under_its_number(space: Space) -> None:
     history = run(search(space), 8)
     rebuilt = search(space, history=(*history[:2], *history[3:]))
-    assert rebuilt.suggest("a") == {"number": 2, "config": history[2].config, "noted": ""}
+    assert rebuilt.suggest("a") == {"number": 2, "config": history[2].config, "sampler_state": ""}
 
 
 def test_the_sampler_knows_what_failed_and_what_was_stopped(space: Space) -> None:
@@ -222,7 +222,7 @@ def test_once_it_is_enough_only_what_was_begun_goes_on(space: Space) -> None:
     history = run(search(space), 6)
     history[4].state, history[4].reports = "running", []
     found = TunedSearch(space, OBJECTIVES, sampler="tpe", seed=7, epochs=3, history=history, enough=lambda: True)
-    assert found.suggest("a") == {"number": 4, "config": history[4].config, "noted": ""}
+    assert found.suggest("a") == {"number": 4, "config": history[4].config, "sampler_state": ""}
     assert found.suggest("b") == Searcher.FINISHED
 
 
