@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.table import Table
 
 from sweep.cluster.cluster import ENDED, RUNNING, Cluster, Job, exit_status
-from sweep.report import duration
 from trainer.progress import ProgressLine
 
 _LONGEST_NAME = 32
@@ -124,8 +123,11 @@ def stop_job(arguments: argparse.Namespace, console: Console) -> int:
 
 def show_jobs(arguments: argparse.Namespace, console: Console) -> int:
     """Show the sweeps of a cluster, the latest first."""
+    from sweep.report import duration
+
     cluster = Cluster(arguments.address)
     # After the cluster has answered: it imports Matplotlib, which takes seconds on a new machine.
+    from sweep.report import duration
 
     jobs = cluster.jobs()
     if not jobs:
