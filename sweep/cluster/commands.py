@@ -127,7 +127,6 @@ def show_jobs(arguments: argparse.Namespace, console: Console) -> int:
 
     cluster = Cluster(arguments.address)
     # After the cluster has answered: it imports Matplotlib, which takes seconds on a new machine.
-    from sweep.report import duration
 
     jobs = cluster.jobs()
     if not jobs:
