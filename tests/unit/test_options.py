@@ -59,7 +59,7 @@ print(json.dumps({
                for options in ({}, {"warmth": 3}, {"warmth": 4}, {"light": "night"})],
     "resumed": [with_resume_overrides(plan, resume).warmth, with_resume_overrides(plan, resume).light],
     "command": run_command(arguments),
-    "sent": Submission.of("digits", name="a", options={"warmth": "4", "light": "night"}, paths={}).words,
+    "sent": Submission.of("digits", name="a", options={"warmth": "4", "light": "night"}, paths={}).command,
     "wrong": [message(lambda: make_plan(load_space("digits"), storage=storage, warmth="10")),
               message(lambda: make_plan(load_space("digits"), storage=storage, light="nihgt"))],
 }))
