@@ -235,7 +235,7 @@ def test_another_machine_goes_on_with_the_same_storage(sweep: Sweep, half: Sweep
 
 def test_other_data_on_the_other_machine_is_refused(tmp_path: Path) -> None:
     from sweep.engine.preparation import record_data_summary
-    from sweep.state.sweep_state import REQUIRED_KEYS, read_data_summary
+    from sweep.state.data_summary import REQUIRED_KEYS, read_data_summary
 
     facts = dict.fromkeys(REQUIRED_KEYS, 1) | {"data_fingerprint": "d1g1t5"}
     record_data_summary(tmp_path, facts)

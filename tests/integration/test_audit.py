@@ -57,7 +57,8 @@ from sweep.plan.from_options import make_plan
 from sweep.plan.objectives import OBJECTIVES
 from sweep.plan.plan import SweepPlan
 from sweep.plan.plan_file import read_plan, write_plan
-from sweep.state.sweep_state import SweepState, read_data_summary
+from sweep.state.data_summary import read_data_summary
+from sweep.state.sweep_state import SweepState
 from tests.integration.test_sweep import PATIENCE, SPACE, otsweep, run_words, wait_for
 from tests.integration.test_sweep import command as shell_words
 from trainer.attacks.evidence import wilson_interval

@@ -82,7 +82,7 @@ def write(ledger: LedgerWriter, call: tuple[str, int, dict[str, Any]]) -> Any:
 
 def fields(state: SweepState) -> dict[str, Any]:
     """Return everything that a state knows, in comparable values."""
-    known = {name: value for name, value in vars(state).items() if name not in ("_changing", "front", "found")}
+    known = {name: value for name, value in vars(state).items() if name not in ("_changing", "front", "found_last")}
     front = [record.number for record in state.front_records]
     points = np.asarray(state.front.points).tolist()
     return {**known, "front": (points, state.front.size, state.hypervolume, front, state.knee), "ranks": state.ranks()}
