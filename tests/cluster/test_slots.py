@@ -1,4 +1,4 @@
-"""How many trials run at once, and what they may cost: by what is asked for, by measured memory, by GPU hours."""
+"""The number of trials that run at once, and what they may cost: by requests, by measured memory, by GPU hours."""
 
 from __future__ import annotations
 

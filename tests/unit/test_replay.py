@@ -36,7 +36,7 @@ def report(epoch: int, value: float, *, time: float, final: bool = False) -> dic
 
 
 def finished(number: int, curve: list[float]) -> TrialRecord:
-    """One trial after the other, an epoch a second."""
+    """Return a trial that reports an epoch a second, after the trials before it."""
     reports = [report(epoch, value, time=100 * number + epoch) for epoch, value in enumerate(curve, start=1)]
     reports.append(report(EPOCHS, curve[-1], time=100 * number + 10, final=True))
     return TrialRecord(number, {"knob": number, "seed": 0}, 0, "finished", reports=reports)
@@ -61,7 +61,7 @@ def test_it_tells_what_is_saved_and_what_is_lost(plan: SweepPlan, results: Sweep
 
 
 def test_reports_are_heard_in_the_order_of_their_times(plan: SweepPlan, results: SweepState) -> None:
-    """Had the worst come first, nobody could have told yet that it is."""
+    """Let the worst come first: nothing could tell yet that it is."""
     for record in results.trials.values():
         for said in record.reports:
             said["time"] = -said["time"]

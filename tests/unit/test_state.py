@@ -126,7 +126,7 @@ def test_a_snapshot_is_what_was_and_stays(course: Any) -> None:
 
 
 def test_snapshots_of_another_thread_are_never_between_two_states() -> None:
-    """While trials end, their number is always that of the counted ones."""
+    """Compare the ended trials of each snapshot with the counted ones, while trials end."""
     state, wrong, over = empty(1), [], threading.Event()
     state.total = 500
 
