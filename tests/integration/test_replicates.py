@@ -215,7 +215,7 @@ def search(space: Space, sampler: str, history: list[TrialRecord] | None = None)
 
 
 def run(found: TunedSearch, count: int) -> list[TrialRecord]:
-    """Run in one slot, where every fifth configuration fails on its second seed and every seventh is stopped on its third."""
+    """Run in one slot. Every fifth configuration fails on its second seed, every seventh is stopped on its third."""
     records = []
     for _ in range(count):
         proposal = found.suggest("slot")

@@ -601,7 +601,7 @@ def test_mlflow_tells_the_stopped_from_the_finished(
 def test_what_a_sweep_proposed_is_what_a_search_rebuilt_from_its_ledger_proposes(
     storage: Path, undisturbed: subprocess.CompletedProcess[str]
 ) -> None:
-    """Rebuild each draw: the sampler got trials as the ledger has them, the stopped as such, the finished with numbers."""
+    """Rebuild each draw: the sampler got trials as the ledger has them, stopped ones as such, finished with numbers."""
     plan, trials = recorded(storage, "undisturbed")
     for number in range(1, 14):
         rebuilt = TunedSearch(

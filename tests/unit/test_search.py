@@ -102,7 +102,7 @@ def test_given_points_come_first(space: Space) -> None:
 
 @pytest.fixture(scope="module", params=SAMPLERS)
 def undisturbed(request: pytest.FixtureRequest, space: Space) -> tuple[str, list[TrialRecord]]:
-    """Return a sampler with a sweep of its own, under NSGA-II and III of several generations of the smallest population."""
+    """Return a sampler with a sweep: under NSGA-II and III of several generations of the smallest population."""
     return request.param, run(search(space, request.param), 14 if request.param == "gp" else 40)
 
 
