@@ -1,4 +1,4 @@
-"""Run a plan on Ray: driver, callbacks, workers, packs, nodes. The one place that touches Ray's internals."""
+"""A plan run on Ray: driver, adapters, workers, packs, nodes. The one place that touches Ray's internals."""
 
 from sweep.engine.driver import LOST_WORKER_RETRIES, run_plan
 from sweep.engine.pack_worker import PackFailed

@@ -11,7 +11,7 @@ class SignalHandler:
 
     def __init__(self) -> None:
         self.asked = False
-        """Whether the sweep is asked to stop."""
+        """True once the sweep is asked to stop."""
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> SignalHandler:

@@ -26,7 +26,10 @@ _BAR_WIDTH = 80
 
 
 class Screen:
-    """Shows a `SweepState` while it changes; a context that is open while trials run. Its own state is the clock."""
+    """Shows a `SweepState` while it changes; a context that is open while trials run. Its own state is the clock.
+
+    Lines are printed by the thread that changes the state. What is live is drawn by another one, from snapshots.
+    """
 
     def __init__(self, console: Console, plan: SweepPlan, results: SweepState) -> None:
         self.console, self.plan, self.results = console, plan, results
@@ -87,31 +90,32 @@ class Screen:
             self.say(f"trial {number:03d} failed: {record.reason}")
         elif record.state != "running" and not self.console.is_terminal:
             how = f" {record.reason}" if record.state == "stopped" else ""
-            self.say(f"{self.counts()}; trial {number:03d}{how}: {_accuracies(record.reports[-1])}; {self.outlook()}")
+            counts, outlook = self.counts(self.results), self.outlook(self.results)
+            self.say(f"{counts}; trial {number:03d}{how}: {_accuracies(record.reports[-1])}; {outlook}")
 
     def render(self) -> Group:
         """Return what is live: counts, a bar, the running trials, the front."""
-        epochs = self.plan.epochs_per_trial
-        done, total = self.results.epochs_done(epochs), self.plan.trials * epochs
+        state, epochs = self.results.snapshot(), self.plan.epochs_per_trial
+        done, total = state.epochs_done(epochs), self.plan.trials * epochs
         return Group(
-            Text(f"{self.counts()}; {self.outlook()}"),
+            Text(f"{self.counts(state)}; {self.outlook(state)}"),
             Columns([ProgressBar(total=total, completed=done, width=_BAR_WIDTH)]),
-            self.trials_table("running", sorted(self.results.running.values(), key=lambda record: record.number)),
-            self.trials_table("front", self.results.front_records[:_FRONT_SHOWN]),
+            self.trials_table("running", sorted(state.running.values(), key=lambda record: record.number)),
+            self.trials_table("front", state.front_records[:_FRONT_SHOWN]),
         )
 
-    def counts(self) -> str:
+    def counts(self, state: SweepState) -> str:
         """Return how many trials are done, running, stopped and failed."""
-        states = self.results.states()
-        counts = [f"{states.total() - states['running']}/{self.results.total} done"]
+        states = state.states()
+        counts = [f"{states.total() - states['running']}/{state.total} done"]
         named = {"running": "running", "stopped": "stopped early", "failed": "failed"}
-        counts += [f"{states[state]} {name}" for state, name in named.items() if states[state]]
+        counts += [f"{states[each]} {name}" for each, name in named.items() if states[each]]
         return ", ".join(counts)
 
-    def outlook(self) -> str:
+    def outlook(self, state: SweepState) -> str:
         """Return the front so far, and the time left at the pace of this run."""
-        gone, share = time.monotonic() - self.begun, self.results.share_done(self.plan.epochs_per_trial)
-        front = f"front {self.results.front.size}, hypervolume {self.results.hypervolume:.4f}"
+        gone, share = time.monotonic() - self.begun, state.share_done(self.plan.epochs_per_trial)
+        front = f"front {state.front.size}, hypervolume {state.hypervolume:.4f}"
         pace = (share - self.share_before) / gone
         left = f", about {duration((1 - share) / pace)} left" if pace > 0 and share < 1 else ""
         return f"{front}; {duration(gone)} gone{left}"

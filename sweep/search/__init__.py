@@ -1,4 +1,4 @@
-"""Which configuration comes next and which trial stops: sampler, rungs, budgets, points to begin with. No Ray."""
+"""The choice of configurations and the stopping of trials: sampler, rungs, budgets, given points. No Ray."""
 
 from sweep.search.agreement import ALIKE, Agreement, agreements
 from sweep.search.budget import Budget

@@ -41,7 +41,7 @@ class Agreement(NamedTuple):
 
     @property
     def low(self) -> bool:
-        """Whether the correlation is so low that it is an alarm."""
+        """True if the correlation is so low that it is an alarm."""
         return self.trials >= _ENOUGH and self.correlation < ALIKE
 
 

@@ -1,4 +1,4 @@
-"""What may still be spent on a sweep: when it is over before its last trial, and when running trials must stop."""
+"""The budget of a sweep: its end before its last trial, and the end of running trials."""
 
 from __future__ import annotations
 
@@ -12,92 +12,98 @@ _HOUR = 3600.0
 
 
 class Budget:
-    """A sweep's budgets against its results and the clock that never jumps: the wall's may be set meanwhile.
+    """A sweep's budgets, by its state and a clock that never jumps, unlike the wall clock, which may be set.
 
-    What earlier runs of the sweep took is told by the seconds that their trials held their slots.
+    What earlier runs of the sweep took is known by the time for which their trials had their slots.
     """
 
-    def __init__(self, plan: SweepPlan, results: SweepState, concurrent: int) -> None:
-        self.plan, self.results = plan, results
-        self.hours_before = results.held_seconds / concurrent / _HOUR
-        self.begun = time.monotonic()
-        self.holding: dict[int, float] = {}
-        """Since when, less what it held before, each running trial has held its slot."""
+    def __init__(self, plan: SweepPlan, state: SweepState, concurrent: int) -> None:
+        self.plan, self.state = plan, state
+        self._hours_before = state.held_seconds / concurrent / _HOUR
+        self._begun = time.monotonic()
+        self._since: dict[int, float] = {}
+        """Time since which each running trial has its slot, moved back by the time that it had one before."""
         self.promised = 0
-        """Trials that were proposed and have not ended, also those that have no slot yet."""
-        self.resting, self.resting_held, self.resting_whole = 0, 0.0, 0.0
-        """Trials that held a slot and hold none now: how many, the seconds that they did, and those that they would
-        have as whole trials. Sums, since they are asked for with every report."""
-        for record in results.trials.values():
-            self.rest(record)
+        """Number of trials that were proposed and have not ended, also those that have no slot yet."""
+        self._resting, self._resting_seconds, self._resting_whole = 0, 0.0, 0.0
+        """Trials that had a slot and have none now: their number, the time that they had one, and the time that they
+        would have had one as whole trials. These are sums, since every report needs them."""
+        for record in state.trials.values():
+            self._rest(record)
 
-    def rest(self, record: TrialRecord, sign: int = 1) -> None:
-        """Count a trial that holds no slot; with a `sign` of -1 no longer."""
-        if record.held:
-            self.resting += sign
-            self.resting_held += sign * record.held
-            self.resting_whole += sign * _whole_seconds(record)
+    def runs(self, number: int) -> bool:
+        """Return whether a trial has a slot."""
+        return number in self._since
 
     def hold(self, number: int) -> None:
-        """A trial begins, or goes on, in a slot."""
-        record = self.results.trials.get(number)
-        if record and number not in self.holding:
-            self.rest(record, -1)
-        self.holding[number] = time.monotonic() - (record.held if record else 0.0)
+        """Count a trial that begins, or continues, in a slot."""
+        record = self.state.trials.get(number)
+        if record and not self.runs(number):
+            self._rest(record, -1)
+        self._since[number] = time.monotonic() - (record.held if record else 0.0)
 
-    def held(self, number: int) -> float:
-        """Seconds that a running trial has held its slots, all attempts together."""
-        return time.monotonic() - self.holding[number] if number in self.holding else 0.0
+    def slot_seconds(self, number: int) -> float:
+        """Return for how long a running trial has had a slot, all attempts together."""
+        return time.monotonic() - self._since[number] if self.runs(number) else 0.0
 
     def release(self, number: int) -> None:
-        """A trial has ended, as its record says by now."""
-        if self.holding.pop(number, None) is not None:
-            self.rest(self.results.trials[number])
+        """Count a trial that has ended, as its record in the state says."""
+        if self._since.pop(number, None) is not None:
+            self._rest(self.state.trials[number])
 
     @property
     def gpu_hours(self) -> float:
-        """Spent so far."""
-        return self.plan.gpu_share * (self.resting_held + sum(map(self.held, self.holding))) / _HOUR
+        """GPU hours spent so far."""
+        return self.plan.gpu_share * (self._resting_seconds + sum(map(self.slot_seconds, self._since))) / _HOUR
 
     @property
     def usual(self) -> float:
-        """Seconds that a whole trial holds its slot, by what the sweep has seen; 0 before the first report."""
-        holding = [self.results.trials[number] for number in self.holding if number in self.results.trials]
-        wholes = [_whole_seconds(record) for record in holding if record.held]
-        known = self.resting + len(wholes)
-        return (self.resting_whole + sum(wholes)) / known if known else 0.0
+        """Time in seconds for which a whole trial has its slot, by what was seen; 0 before the first report."""
+        running = [self.state.trials[number] for number in self._since if number in self.state.trials]
+        wholes = [_whole_seconds(record) for record in running if record.held]
+        known = self._resting + len(wholes)
+        return (self._resting_whole + sum(wholes)) / known if known else 0.0
 
     @property
     def gpu_hours_ahead(self) -> float:
-        """That the trials under way still need, and one more would."""
+        """Estimated GPU hours for running trials plus one more."""
         usual = self.usual
-        left = sum(max(0.0, usual - self.held(number)) for number in self.holding)
-        begun = usual * (1 + max(0, self.promised - len(self.holding)))
+        left = sum(max(0.0, usual - self.slot_seconds(number)) for number in self._since)
+        begun = usual * (1 + max(0, self.promised - len(self._since)))
         return self.plan.gpu_share * (left + begun) / _HOUR
 
     def spent(self) -> bool:
-        """Whether the hard cap is reached: running trials stop at their next epoch, where a resume goes on."""
+        """Return whether the hard cap is reached: running trials stop at their next epoch, where a resume continues."""
         return bool(self.plan.max_gpu_hours) and self.gpu_hours >= self.plan.max_gpu_hours
 
     def overrun(self) -> bool:
-        """Whether the hard cap is passed by a whole trial: nothing goes on, not even to its epoch's end. Before the
-        first report a single trial runs, and is let come to it: else no resume could ever get further."""
+        """Return whether the hard cap is passed by a whole trial: all trials stop, even in the middle of an epoch.
+
+        Before the first report a single trial runs, and may reach it: else no resume could ever get further.
+        """
         usual_hours = self.plan.gpu_share * self.usual / _HOUR
         return self.spent() and 0 < usual_hours <= self.gpu_hours - self.plan.max_gpu_hours
 
     def enough(self) -> bool:
-        """Whether no new trial begins; those that run end as they would have."""
+        """Return whether no new trial is to begin; running trials end as they would have."""
         plan = self.plan
-        if plan.stop_when_flat and self.results.growth(plan.stop_when_flat) <= plan.flat_growth:
+        if plan.stop_when_flat and self.state.growth(plan.stop_when_flat) <= plan.flat_growth:
             return True
         if plan.max_gpu_hours and self.gpu_hours + self.gpu_hours_ahead > plan.max_gpu_hours:
             return True
-        hours = self.hours_before + (time.monotonic() - self.begun) / _HOUR
+        hours = self._hours_before + (time.monotonic() - self._begun) / _HOUR
         return bool(plan.max_hours) and hours >= plan.max_hours
+
+    def _rest(self, record: TrialRecord, sign: int = 1) -> None:
+        """Count a trial that has no slot; with a `sign` of -1 uncount it."""
+        if record.held:
+            self._resting += sign
+            self._resting_seconds += sign * record.held
+            self._resting_whole += sign * _whole_seconds(record)
 
 
 def _whole_seconds(record: TrialRecord) -> float:
-    """For how long a trial that has reported holds its slot from its first epoch to its last."""
+    """Return for how long a trial that has reported has its slot from its first epoch to its last."""
     epochs = [report["epoch"] for report in record.reports if not report["final"]]
     if record.state == "finished" or not epochs:
         return record.held

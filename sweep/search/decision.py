@@ -89,7 +89,7 @@ class Decision(NamedTuple):
 
     @property
     def _outlook(self) -> str:
-        """What finished trials tell of its end; empty while they are too few."""
+        """Clause about what finished trials tell of its end; empty while they are too few."""
         if self.changes < CHANGES:
             return ""
         return f"; {round(self.chance * self.changes)} of {self.changes} finished trials rose enough to save it"

@@ -1,4 +1,4 @@
-"""Points that a user gives a sweep to begin with: the front of an earlier sweep, or a file of them."""
+"""Points that a user gives a sweep to begin with: the front of an earlier sweep, or a file of points."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from sweep.state import state_of_trials
 from trainer.errors import InputError
 
 _FOUND = ("trial", "seeds", "epoch", "knee", "p_front", *MEASURES)
-"""How the keys begin that `otsweep front` writes beside a configuration: what it came to."""
+"""Begins of the keys that `otsweep front` writes beside a configuration: its results."""
 
 
 def with_given_points(space: Space, *, file: Path | None, sweep: str | None, storage: str | None) -> Space:
-    """The space with the points of a file, then the front of a sweep in the storage, before its own points.
+    """Return the space with the points of a file, then the front of a sweep in the storage, before its own points.
 
     Raises:
         InputError: naming file and line, or sweep and trial, of the first point that is wrong.
@@ -40,27 +40,28 @@ def with_given_points(space: Space, *, file: Path | None, sweep: str | None, sto
 
 
 def _front_points(name: str, *, storage: str | None) -> list[Located]:
-    """The configurations on the front of a sweep, the best in the first objective first.
+    """Return the configurations on the front of a sweep, the best in the first objective first.
 
     Raises:
         InputError: if there is no such sweep, or no front yet.
     """
     plan = read_plan(name, storage=storage)
-    results = state_of_trials(plan, read_ledger(plan.folder).trials)
-    if not results.front_records:
+    state = state_of_trials(plan, read_ledger(plan.folder).trials)
+    if not state.front_records:
         raise InputError(f"--from {name}: has no front yet, since no trial of it has finished")
     return [
         locate(
             {key: value for key, value in record.config.items() if key not in {*NOT_GIVEN, *NOT_SWEPT}},
             f"--from {name}, trial {record.number:03d}",
         )
-        for record in results.front_records
+        for record in state.front_records
     ]
 
 
 def _read_points(path: Path) -> list[Located]:
-    """The points in a file: a YAML or JSON list, or one under `points` or `front`, or the rows of a CSV; so that what
-    `otsweep front --format json` or `csv` writes can be read.
+    """Return the points in a file: a YAML or JSON list, or one under `points` or `front`, or the rows of a CSV.
+
+    So it also reads what `otsweep front --format json` or `csv` writes.
 
     Raises:
         InputError: for a file that holds nothing of the kind.
@@ -70,17 +71,17 @@ def _read_points(path: Path) -> list[Located]:
     else:
         root = read_yaml(path)
         inside = root.value if isinstance(root.value, dict) else {"points": root}
-        held = inside.get("points", inside.get("front"))
-        if held is None:
+        points = inside.get("points", inside.get("front"))
+        if points is None:
             raise root.error("must be a list of points, or hold one under 'points' or 'front'")
-        rows = held.items("points")
+        rows = points.items("points")
     if not rows:
         raise InputError(f"--points {path}: holds no point")
     return [_settings_in(row) for row in rows]
 
 
 def _read_csv(path: Path) -> list[Located]:
-    """Rows under a header, each at its line; an empty cell says nothing.
+    """Return the rows below a header, each with its line; empty cells are left out.
 
     Raises:
         InputError: if it can't be read.
@@ -107,7 +108,7 @@ def _read_csv(path: Path) -> list[Located]:
 
 
 def _settings_in(row: Located) -> Located:
-    """A point without what it came to elsewhere."""
+    """Return a point without its results elsewhere."""
     entries = row.mapping("a point")
-    told = {key: item for key, item in entries.items() if key in TRIAL_FIELDS or not key.startswith(_FOUND)}
-    return Located(told, row.where)
+    settings = {key: item for key, item in entries.items() if key in TRIAL_FIELDS or not key.startswith(_FOUND)}
+    return Located(settings, row.where)

@@ -30,11 +30,11 @@ class _Kind(NamedTuple):
     more after 10,000 trials than after this many."""
 
     whole_only: bool = False
-    """Whether it is shown only trials that have every knob without a condition. These samplers learn of knobs that all
+    """True if it is shown only trials that have every knob without a condition. These samplers learn of knobs that all
     trials have, and a given point may lie outside of the space."""
 
     reseeded: bool = True
-    """Whether it is seeded anew for every draw; a sequence has the sweep's seed throughout."""
+    """True if it is seeded anew for every draw; a sequence has the sweep's seed throughout."""
 
 
 class _QuasiRandom(optuna.samplers.QMCSampler):

@@ -1,16 +1,10 @@
-"""What a sweep has found so far, built from the events of its ledger."""
+"""The state of a sweep, built from the events of its ledger; snapshots for whoever only looks."""
 
+from sweep.state.data_summary import DATA_SUMMARY, DataSummary, read_data_summary
+from sweep.state.findings import Milestone
 from sweep.state.rank_tracker import RankTracker, TrackedRank
-from sweep.state.sweep_state import (
-    DATA_SUMMARY,
-    DataSummary,
-    Milestone,
-    Replicates,
-    SweepState,
-    read_data_summary,
-    seconds_of,
-    state_of_trials,
-)
+from sweep.state.replicates import Replicates
+from sweep.state.sweep_state import SweepState, seconds_of, state_of_trials
 
 __all__ = [
     "DATA_SUMMARY",

@@ -1,8 +1,8 @@
-"""How configurations rank while their sweep goes on, as MLflow is told of it.
+"""Ranks of configurations over a sweep's course, as they are written to MLflow.
 
-A rank changes with nearly every trial that ends, and MLflow takes no number back. So a configuration's rank is told
-when it has finished, whenever half as many more have, and at the end: what is told follows from the ledger alone,
-whoever tells it and when, and grows with the number of trials, not with its square.
+A rank changes with nearly every trial that ends, and MLflow takes no number back. So a configuration's rank is noted
+when it has finished, whenever half as many more have, and at the end. What is noted follows from the ledger alone,
+whoever refreshes the ranks and when, and grows with the number of trials, not with its square.
 """
 
 from __future__ import annotations
@@ -11,77 +11,76 @@ import bisect
 import math
 from typing import NamedTuple
 
-from sweep.front import Layers
+from sweep.front import Layers, Objectives
 from sweep.ledger import TrialRecord
-from sweep.state.sweep_state import SweepState
+from sweep.state.findings import Findings
 
 GROWTH = 1.5
-"""Of the number of finished configurations, between two rankings of them all."""
+"""Ratio of the numbers of finished configurations between two rankings of them all."""
 
 
 class TrackedRank(NamedTuple):
     """A configuration's rank at some point of a sweep's course."""
 
     finished: int
-    """Configurations, by then."""
+    """Number of configurations that had finished."""
     time: float
-    """Unix seconds; from one standing to the next it never falls, whatever the clock did."""
+    """Unix seconds; from one rank to the next it never falls, whatever the clock did."""
     rank: int
-    """Non-dominated, 0 on the front; who breaks what is required stands behind all who fulfil it."""
+    """Non-dominated rank, 0 on the front; infeasible configurations rank behind all feasible ones."""
 
 
 class RankTracker:
-    """The standings of every configuration that finished, in the order in which they are told."""
+    """Ranks of every configuration that finished, in the order in which they are noted."""
 
-    def __init__(self, results: SweepState) -> None:
-        self.results = results
-        self.told: dict[int, list[TrackedRank]] = {}
-        """By the number of a configuration's first trial."""
-        self.finished, self.time = 0, 0.0
-        self.due = 1
-        """At how many finished configurations all are ranked next."""
-        self.layers = Layers(results.objectives)
-        self.violations: list[float] = []
-        """Different ones of those that break what is required, in ascending order."""
+    def __init__(self, objectives: Objectives, *, seeds: int = 1) -> None:
+        self.seeds = seeds
+        self.finished = 0
+        """Number of configurations that had finished at the latest refresh."""
+        self.noted: dict[int, list[TrackedRank]] = {}
+        """Ranks by the number of a configuration's first trial."""
+        self._time = 0.0
+        self._due = 1
+        """Number of finished configurations at which all are ranked next."""
+        self._layers = Layers(objectives)
+        self._violations: list[float] = []
+        """Different amounts by which configurations violate the requirements, in ascending order."""
 
-    def of(self, number: int, *, after: int) -> list[TrackedRank]:
-        """Those of a trial's configuration that came after so many had finished."""
-        told = self.told.get(number - number % self.results.seeds, [])
-        return told[bisect.bisect_right(told, after, key=lambda standing: standing.finished) :]
+    def ranks_of(self, number: int, *, after: int) -> list[TrackedRank]:
+        """Return the ranks of a trial's configuration that were noted after so many had finished."""
+        noted = self.noted.get(number - number % self.seeds, [])
+        return noted[bisect.bisect_right(noted, after, key=lambda each: each.finished) :]
 
-    def catch_up(self, *, over: bool = False) -> None:
-        """Take in what finished since; once the sweep is `over`, everyone's last rank."""
-        # In this order: the driver enters a configuration before it enters that into the course.
-        course = self.results.course[self.finished :]
-        if course:
-            whole = list(self.results.configurations.values())
-            for milestone, record in zip(course, whole[self.finished :], strict=False):
-                self.finished += 1
-                self.time = max(self.time, milestone.time)
-                self.tell(record.number, self.rank_on_arrival(record))
-                if self.finished >= self.due:
-                    self.rank_all(whole[: self.finished])
-                    self.due = math.ceil(GROWTH * self.finished)
+    def refresh(self, state: Findings, *, over: bool = False) -> None:
+        """Take in the configurations that finished since; once the sweep is over, note the last rank of each."""
+        whole = list(state.configurations.values())
+        for milestone, record in zip(state.course[self.finished :], whole[self.finished :], strict=True):
+            self.finished += 1
+            self._time = max(self._time, milestone.time)
+            self._note(record.number, self._rank_on_arrival(state, record))
+            if self.finished >= self._due:
+                self._rank_all(state, whole[: self.finished])
+                self._due = math.ceil(GROWTH * self.finished)
         if over and self.finished:
-            self.rank_all(list(self.results.configurations.values())[: self.finished], also_unchanged=True)
+            self._rank_all(state, whole, also_unchanged=True)
 
-    def rank_on_arrival(self, record: TrialRecord) -> int:
-        """As `Results.ranks` has it, at the cost of one more point instead of all."""
-        violation = self.results.violation(record)
+    def _rank_on_arrival(self, state: Findings, record: TrialRecord) -> int:
+        """Return the rank that `Findings.ranks` gives, at the cost of one more point instead of all."""
+        violation = state.violation(record)
         if violation <= 0:
-            self.layers.add(self.results.point(record))
-            return self.layers.layer(self.results.point(record))
-        place = bisect.bisect_left(self.violations, violation)
-        if self.violations[place : place + 1] != [violation]:
-            self.violations.insert(place, violation)
-        return max(len(self.layers), 1) + place
+            self._layers.add(state.point(record))
+            return self._layers.layer(state.point(record))
+        index = bisect.bisect_left(self._violations, violation)
+        if self._violations[index : index + 1] != [violation]:
+            self._violations.insert(index, violation)
+        return max(len(self._layers), 1) + index
 
-    def rank_all(self, whole: list[TrialRecord], *, also_unchanged: bool = False) -> None:
-        for record, rank in zip(whole, self.results.ranks_of(whole), strict=True):
-            if also_unchanged or self.told[record.number][-1].rank != rank:
-                self.tell(record.number, rank)
+    def _rank_all(self, state: Findings, whole: list[TrialRecord], *, also_unchanged: bool = False) -> None:
+        for record, rank in zip(whole, state.ranks_of(whole), strict=True):
+            if also_unchanged or self.noted[record.number][-1].rank != rank:
+                self._note(record.number, rank)
 
-    def tell(self, number: int, rank: int) -> None:
-        told = self.told.setdefault(number, [])
-        if not told or told[-1].finished < self.finished:
-            told.append(TrackedRank(self.finished, self.time, rank))
+    def _note(self, number: int, rank: int) -> None:
+        noted = self.noted.setdefault(number, [])
+        if not noted or noted[-1].finished < self.finished:
+            noted.append(TrackedRank(self.finished, self._time, rank))

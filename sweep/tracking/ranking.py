@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from sweep.plan import SweepPlan
-from sweep.state import RankTracker, SweepState, state_of_trials
+from sweep.state import RankTracker, SweepState
 from sweep.tracking.metrics import MetricRow, milliseconds, rank_metric
 from sweep.tracking.mlflow_internals import COLOUR_TAG
 from sweep.tracking.views import DOMINATED_COLOUR, FRONT_COLOUR, KNEE_COLOUR
@@ -18,20 +18,19 @@ class Ranking:
     """The front and all ranks, as of the latest `refresh`."""
 
     def __init__(self, plan: SweepPlan) -> None:
-        self.tracker = RankTracker(state_of_trials(plan, {}))
+        self.tracker = RankTracker(plan.objectives, seeds=plan.seeds)
         self.front: frozenset[int] = frozenset()
         """Trials whose configuration is on the front."""
         self.knee: int | None = None
 
     def refresh(self, state: SweepState, *, over: bool) -> None:
         """Take in the trials that finished since; once the sweep is over, everyone's last rank."""
-        self.tracker.results = state
         if self.tracker.finished == len(state.course) and not over:
             return
         on_front = (state.members(record.number) for record in state.front_records)
         self.front = frozenset(each.number for members in on_front for each in members)
         self.knee = state.knee
-        self.tracker.catch_up(over=over)
+        self.tracker.refresh(state, over=over)
 
     def front_tags(self, number: int) -> dict[str, str]:
         """Return the tags, the run's colour among them, that tell whether a trial is on the front, and its knee."""
@@ -48,7 +47,7 @@ class Ranking:
             written: the run's tags.
         """
         tags = {key: value for key, value in self.front_tags(number).items() if written.get(key) != value}
-        tracked = self.tracker.of(number, after=int(written.get(_RANKED_TAG, 0)))
+        tracked = self.tracker.ranks_of(number, after=int(written.get(_RANKED_TAG, 0)))
         metrics = [rank_metric(each) for each in tracked]
         if tracked:
             tags |= {"pareto.rank": str(tracked[-1].rank), _RANKED_TAG: str(tracked[-1].finished)}

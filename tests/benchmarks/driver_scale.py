@@ -26,10 +26,11 @@ import numpy as np
 from rich.console import Console
 
 from search_spaces.reading import load_space
-from sweep.engine.ledger_callback import LedgerCallback, SweepStopper
+from sweep.engine.ledger_callback import LedgerCallback
 from sweep.engine.result_keys import FOOTPRINT, REPORT
+from sweep.engine.scheduler import MultiObjectiveASHA
 from sweep.engine.slots import Slots
-from sweep.engine.stopper import MultiObjectiveASHA
+from sweep.engine.stopper import SweepStopper
 from sweep.ledger.writing import LedgerWriter
 from sweep.plan.from_options import make_plan
 from sweep.plan.plan_file import write_plan
@@ -163,17 +164,17 @@ def simulate(storage: Path, clock: Clock, trials: int) -> Iterator[Part]:
             tracker.changed(number)
             screen.trial_changed(number)
 
-        scribe = LedgerCallback(ledger, results, rungs, budget, slots, on_event=listen, log=screen.say)
+        ledger_callback = LedgerCallback(ledger, results, rungs, budget, slots, on_event=listen, log=screen.say)
         clock.watch(search, "search", "suggest", "on_trial_complete")
         clock.watch(scheduler, "scheduler", "on_trial_result", "on_trial_complete")
         clock.watch(ledger, "ledger", "started", "reported", "decided", "ended")
-        clock.watch(scribe, "front", "on_trial_start", "on_trial_result")
-        clock.watch(budget, "budget", "hold", "held", "release", "spent", "enough", "overrun")
+        clock.watch(ledger_callback, "front", "on_trial_start", "on_trial_result")
+        clock.watch(budget, "budget", "hold", "slot_seconds", "release", "spent", "enough", "overrun")
         clock.watch(screen, "screen", "trial_changed")
         clock.watch(tracker, "tracking", "changed")
         written = Writing(tracker)
         tracker.start()
-        asked = SweepStopper(asked=budget.overrun, spent=budget.spent)
+        stopper = SweepStopper(spent=budget.spent, requested=budget.overrun)
         running: deque[Trial] = deque()
         begun = ended = reports = 0
         screen.begun = time.monotonic()
@@ -181,15 +182,15 @@ def simulate(storage: Path, clock: Clock, trials: int) -> Iterator[Part]:
             while begun < trials and len(running) < slots.limit and not budget.enough():
                 suggested = search.suggest(str(begun))
                 running.append(Trial(str(begun), suggested, curve(suggested["number"])))
-                scribe.on_trial_start(0, [], running[-1])
+                ledger_callback.on_trial_start(0, [], running[-1])
                 begun += 1
             trial = running.popleft()
             report = next(trial.curve)
             flat = {REPORT + name: value for name, value in report.items()}
             hear = scheduler.on_trial_complete if report["final"] else scheduler.on_trial_result
             stop = hear(None, trial, flat) == "STOP"  # pyright: ignore[reportArgumentType]
-            scribe.on_trial_result(0, [], trial, {"report": report, FOOTPRINT: (2**30, 2**28, 2**33)})
-            stop |= asked(trial.trial_id, flat) or asked.stop_all()
+            ledger_callback.on_trial_result(0, [], trial, {"report": report, FOOTPRINT: (2**30, 2**28, 2**33)})
+            stop |= stopper(trial.trial_id, flat) or stopper.stop_all()
             reports += 1
             if not (stop or report["final"]):
                 running.append(trial)

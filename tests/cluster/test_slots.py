@@ -1,4 +1,4 @@
-"""How many trials run at once, and what they may cost: by what is asked for, by measured memory, by GPU hours."""
+"""The number of trials that run at once, and what they may cost: by requests, by measured memory, by GPU hours."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_gpu_hours_are_what_trials_hold_across_resumptions(plan_of: Any, monkeyp
     assert budget.gpu_hours == 0.5 * 2700 / 3600
     budget.hold(1)
     now = 900.0
-    assert budget.held(1) == 1800.0
+    assert budget.slot_seconds(1) == 1800.0
     assert budget.gpu_hours == 0.5
     assert budget.usual == 1800.0, "of one that failed what it took, of one that runs what it would take: the mean"
     assert not budget.enough(), "0.5 hours, and 0.25 of another"

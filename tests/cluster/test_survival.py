@@ -82,7 +82,7 @@ class Sweep(NamedTuple):
         return read_ledger(self.storage / name).trials
 
     def numbers(self, name: str) -> dict[int, tuple[str, dict, list[dict]]]:
-        """All that must agree between two sweeps: states, configurations and every number but times."""
+        """Return all that must agree between two sweeps: states, configurations and every number but times."""
         return {
             number: (
                 record.state,
@@ -102,7 +102,7 @@ class Sweep(NamedTuple):
 
 @pytest.fixture(scope="module")
 def sweep(new_storage: Callable[[str], Path]) -> Sweep:
-    """With the undisturbed sweep that all others are compared with."""
+    """Run the undisturbed sweep that all others are compared with."""
     storage = new_storage("survival")
     (storage / "tiny.yaml").write_text(SPACE)
     sweep = Sweep(storage)
@@ -125,7 +125,7 @@ def assert_everything_once(sweep: Sweep, name: str) -> None:
 
 
 def workers_of(driver: subprocess.Popen[str], worker: re.Pattern[str] = WORKER) -> list[int]:
-    """Processes in which trials of this driver run: its raylet's children, or those of the Ray that tests share."""
+    """Return the processes in which trials of this driver run: its raylet's children, or those of the Ray that tests share."""
     found = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True).stdout
     rows = [line.split(maxsplit=2) for line in found.splitlines()[1:]]
     parents = {int(pid): int(ppid) for pid, ppid, *_ in rows}
@@ -187,7 +187,7 @@ def test_a_worker_is_killed_in_mid_trial_and_a_second_driver_is_refused(sweep: S
 
 @pytest.fixture(scope="module")
 def half(sweep: Sweep, new_storage: Callable[[str], Path]) -> Sweep:
-    """A storage of its own with a sweep that was killed in the middle of a trial, two checkpoints into it."""
+    """Return a storage with a sweep that was killed in the middle of a trial, two checkpoints into it."""
     half = Sweep(new_storage("half"))
     shutil.copy(sweep.storage / "tiny.yaml", half.storage)
     driver = half.start(*half.run_words(UNDISTURBED))
@@ -209,7 +209,7 @@ def interrupted(sweep: Sweep) -> int:
 
 
 def test_another_machine_goes_on_with_the_same_storage(sweep: Sweep, half: Sweep, tmp_path: Path) -> None:
-    """Another path, another home, another store of MLflow; the lock tells of a driver that died elsewhere."""
+    """Move the storage to another path, home and MLflow store; the lock names a driver that died elsewhere."""
     home = tmp_path / "home"
     home.mkdir()
     moved = copied(half, tmp_path / "mounted elsewhere", HOME=str(home), OTSWEEP_STORAGE=str(home))
@@ -231,7 +231,7 @@ def test_another_machine_goes_on_with_the_same_storage(sweep: Sweep, half: Sweep
 
 def test_other_data_on_the_other_machine_is_refused(tmp_path: Path) -> None:
     from sweep.engine.preparation import record_data_summary
-    from sweep.state.sweep_state import REQUIRED_KEYS, read_data_summary
+    from sweep.state.data_summary import REQUIRED_KEYS, read_data_summary
 
     facts = dict.fromkeys(REQUIRED_KEYS, 1) | {"data_fingerprint": "d1g1t5"}
     record_data_summary(tmp_path, facts)
@@ -278,7 +278,7 @@ time.time = shifted
 
 
 def test_the_clock_jumps(sweep: Sweep, tmp_path: Path) -> None:
-    """A year ahead, then a month back, in every process of the sweep."""
+    """Set the clock a year ahead, then a month back, in every process of the sweep."""
     (tmp_path / "sitecustomize.py").write_text(SHIFTED)
     path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
     jumping = Sweep(sweep.storage, {"PYTHONPATH": path, "SHIFT": str(tmp_path / "shift")})
@@ -298,7 +298,7 @@ def test_the_clock_jumps(sweep: Sweep, tmp_path: Path) -> None:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 64 MB."""
+    """Make a file system of 64 MB."""
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(disk)], capture_output=True).returncode:
@@ -347,7 +347,7 @@ def test_the_disk_is_full_for_a_while_and_then_for_good(sweep: Sweep, small_disk
 
 @pytest.mark.cluster
 def test_a_node_is_killed_in_mid_trial(sweep: Sweep) -> None:
-    """Two slots, on two nodes; no more trials than are drawn at random, so that their order can't matter."""
+    """Run in two slots on two nodes; no more trials than are drawn at random, so that their order can't matter."""
     from ray.cluster_utils import Cluster
 
     health = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 1000, "health_check_failure_threshold": 3}

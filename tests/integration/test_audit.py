@@ -57,7 +57,8 @@ from sweep.plan.from_options import make_plan
 from sweep.plan.objectives import OBJECTIVES
 from sweep.plan.plan import SweepPlan
 from sweep.plan.plan_file import read_plan, write_plan
-from sweep.state.sweep_state import SweepState, read_data_summary
+from sweep.state.data_summary import read_data_summary
+from sweep.state.sweep_state import SweepState
 from tests.integration.test_sweep import SPACE, run_words
 from tests.support.commands import PATIENCE, otsweep, start, wait_for
 from tests.support.commands import command as shell_words

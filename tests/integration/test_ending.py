@@ -1,4 +1,4 @@
-"""When a sweep ends before its last trial: by a hypervolume that no longer grows, and by its time."""
+"""Sweeps that end before their last trial: by a hypervolume that no longer grows, and by their time."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ points:
 
 TRIALS, EPOCHS, DIVERGING = 6, 5, 1
 PACK = re.compile("ray::PackWorker")
-"""What a process is called in which a pack trains."""
+"""Name of a process in which a pack trains."""
 TOLERANCE, ONE_IMAGE = 2e-3, 0.04
 """Relative, over five epochs of six steps: 2e-6 was seen in most numbers, 4e-4 in the diagnoses of the last epoch. And
 the share of the smallest set, of 26 images, that one image on the edge makes."""
@@ -104,7 +104,7 @@ def test_what_cant_be_packed_is_refused_at_once(
 
 
 def test_what_no_pack_would_run_into_is_not_refused(plan_of: Any) -> None:
-    """`exact` is a word that only some regularisers read, and what is fixed is only run where something is drawn."""
+    """Give `exact`, which only some regularisers read, and a fixed architecture, which runs only where one is drawn."""
     assert plan_of(space_of({"transport": "exact", "regularizer": {"choices": ["none", "triplet"]}}), pack=4).pack == 4
     assert plan_of(space_of({"architecture": "resnet18"}, points=[{"architecture": "cnn"}]), pack=2).pack == 2
 
@@ -166,7 +166,7 @@ PACKED = ("--pack", "3", "--max-concurrent", "3")
 
 @pytest.fixture(scope="module")
 def sweep(new_storage: Callable[[str], Path]) -> Sweep:
-    """With the sweep without packs that all others are compared with."""
+    """Run the sweep without packs that all others are compared with."""
     storage = new_storage("packs")
     (storage / "tiny.yaml").write_text(SPACE)
     sweep = Sweep(storage)
@@ -176,7 +176,7 @@ def sweep(new_storage: Callable[[str], Path]) -> Sweep:
 
 
 def assert_as_alone(sweep: Sweep, name: str) -> None:
-    """The same trials, ends and front; numbers within the tolerance, but for times."""
+    """Compare trials, ends and front, and numbers but times within the tolerance."""
     alone, packed = sweep.trials("alone"), sweep.trials(name)
     assert packed.keys() == alone.keys()
     for number, record in packed.items():
@@ -187,7 +187,7 @@ def assert_as_alone(sweep: Sweep, name: str) -> None:
 
 
 def assert_alike(packed: list[dict[str, Any]], alone: list[dict[str, Any]]) -> None:
-    """Reports, one by one, within the tolerance and but for times."""
+    """Compare reports one by one, within the tolerance, without times."""
     assert len(packed) == len(alone)
     for ours, theirs in zip(packed, alone, strict=True):
         assert ours.keys() == theirs.keys()
@@ -209,7 +209,7 @@ def test_a_packed_sweep_is_the_unpacked_one_and_a_diverging_lane_leaves_the_othe
 
 @pytest.mark.slow
 def test_a_trial_that_is_stopped_makes_room_for_the_next(sweep: Sweep) -> None:
-    """Two places, eight trials, of which the rung at epoch 2 stops some."""
+    """Run eight trials in two slots; the rung at epoch 2 stops some."""
     asha = ("--stopper", "asha", "--stop-chance", "1", "--grace-epochs", "2", "--eta", "2", "--trials", "8")
     done = sweep.call(*words(sweep, "asha", "--pack", "2", "--max-concurrent", "2", *asha))
     assert done.returncode == 0, done.stdout + done.stderr
@@ -266,7 +266,7 @@ def test_the_driver_is_interrupted_and_killed_and_gone_on_with(sweep: Sweep) -> 
 @pytest.mark.slow
 @pytest.mark.cluster
 def test_the_node_of_a_pack_is_killed(sweep: Sweep) -> None:
-    """Two packs on two nodes; afterwards there is room for one, and the trials of the other go on there."""
+    """Kill one of two nodes with a pack each: the trials of its pack continue in the other."""
     from ray.cluster_utils import Cluster
 
     health = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 1000, "health_check_failure_threshold": 3}
@@ -287,7 +287,7 @@ def test_the_node_of_a_pack_is_killed(sweep: Sweep) -> None:
 
 @pytest.fixture
 def plan(sweep: Sweep) -> SweepPlan:
-    """Of a sweep that is played through by hand."""
+    """Return the plan of a sweep that is run by hand."""
     return make_plan(load_space(str(sweep.storage / "tiny.yaml")), storage=str(sweep.storage), pack=2)
 
 

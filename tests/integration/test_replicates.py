@@ -80,8 +80,10 @@ def test_every_draw_has_a_front(samples: np.ndarray, random: Any) -> None:
 
 
 def test_chances_are_those_of_the_draws_counted_out() -> None:
-    """Of the four draws from two members one is twice the lower, one twice the higher, and two are one of each: the
-    means 1 - r, 1 + r and, twice, 1, with r the root of 2."""
+    """Count the four draws from two members: twice the lower, twice the higher, and two times one of each.
+
+    Their means are 1 - r, 1 + r and, twice, 1, with r the root of 2.
+    """
     samples = np.array([[[0.0, 0.0], [2.0, 2.0]], [[2.3, 2.3], [2.3, 2.3]]])
     found = front_probability(samples, OBJECTIVES, seed=3, draws=20_000)
     assert found == pytest.approx([0.25, 0.75], abs=0.01)
@@ -90,7 +92,7 @@ def test_chances_are_those_of_the_draws_counted_out() -> None:
 
 
 def test_a_drawn_mean_varies_as_that_of_fresh_seeds() -> None:
-    """The chance to pass a fixed point at distance z standard errors of the mean, for a normal sample."""
+    """Compare with the chance to pass a fixed point at a distance of z standard errors, for a normal sample."""
     sample = np.random.default_rng(0).normal(size=30)
     error = sample.std(ddof=1) / np.sqrt(30)
     for z, chance in [(-1.0, 0.841), (0.5, 0.309), (1.5, 0.067)]:
@@ -212,7 +214,7 @@ def search(space: Space, sampler: str, history: list[TrialRecord] | None = None)
 
 
 def run(found: TunedSearch, count: int) -> list[TrialRecord]:
-    """One slot; the second seed of every fifth configuration fails, and every seventh is stopped on its third."""
+    """Run in one slot. Every fifth configuration fails on its second seed, every seventh is stopped on its third."""
     records = []
     for _ in range(count):
         proposal = found.suggest("slot")

@@ -46,14 +46,14 @@ SECONDS = ("train_seconds", "evaluation_seconds", "time")
 
 @pytest.fixture(scope="module")
 def storage(new_storage: Callable[[str], Path]) -> Path:
-    """One storage folder for all sweeps here."""
+    """Return one storage folder for all sweeps here."""
     folder = new_storage("sweeps")
     (folder / "tiny.yaml").write_text(SPACE)
     return folder
 
 
 def run_words(storage: Path, name: str) -> tuple[str, ...]:
-    """One slot, so that the order of results can't matter."""
+    """Return a sweep in one slot, so that the order of results can't matter."""
     words = ("run", str(storage / "tiny.yaml"), "--name", name, "--max-concurrent", "1", "--seed", "3")
     return (*words, "--keep-models", "front" if name == "undisturbed" else "none")
 
@@ -66,7 +66,7 @@ def undisturbed(storage: Path) -> subprocess.CompletedProcess[str]:
 
 
 def numbers(storage: Path, name: str) -> dict[int, tuple[str, dict, list[dict]]]:
-    """All that must agree between two sweeps: states, configurations and every number but times."""
+    """Return all that must agree between two sweeps: states, configurations and every number but times."""
 
     def timeless(record: TrialRecord) -> list[dict]:
         return [{key: value for key, value in report.items() if key not in SECONDS} for report in record.reports]
@@ -137,7 +137,7 @@ def test_mlflow_has_one_parent_and_a_child_per_trial(
 
 
 def front_runs(storage: Path) -> list[Run]:
-    """The runs in MLflow of the trials on the undisturbed sweep's front."""
+    """Return the runs in MLflow of the trials on the undisturbed sweep's front."""
     client = connect(f"sqlite:///{storage / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("tiny")
     assert experiment is not None
@@ -202,7 +202,7 @@ def test_front_works_from_the_ledger_alone(storage: Path, undisturbed: subproces
 
 
 def assert_mlflow_tells_the_ledger(storage: Path, name: str, folder: Path) -> None:
-    """What stands in MLflow is what an undisturbed writer makes of the same ledger."""
+    """Compare MLflow with what an undisturbed writer makes of the same ledger."""
     fresh = otsweep(storage, "sync", name, "--mlflow-uri", f"sqlite:///{folder / 'fresh.db'}")
     assert fresh.returncode == 0, fresh.stdout + fresh.stderr
     assert contents(storage / "mlflow.db", name) == contents(folder / "fresh.db", name)
@@ -236,7 +236,7 @@ def test_ui_serves_the_front_on_the_loopback_address_and_ends(
 def test_a_killed_sweep_resumes_to_the_undisturbed_front(
     storage: Path, undisturbed: subprocess.CompletedProcess[str], tmp_path: Path
 ) -> None:
-    """Killed in the middle of a trial; `test_survival.py` kills at every other time."""
+    """Kill the driver in the middle of a trial; `test_survival.py` kills at every other time."""
     name = "killed"
     driver = start(command(storage, *run_words(storage, name)), stdout=subprocess.DEVNULL)
     wait_for(lambda: reports_written(storage, name) >= 7, driver)
@@ -255,7 +255,7 @@ def test_a_killed_sweep_resumes_to_the_undisturbed_front(
 
 @pytest.mark.slow
 def test_random_draws_on_two_slots_survive_a_kill_too(storage: Path) -> None:
-    """What is drawn does not depend on results here, so their order can't matter."""
+    """Draw at random, so that the order of results can't matter."""
 
     def words(name: str) -> tuple[str, ...]:
         return ("run", str(storage / "tiny.yaml"), "--name", name, "--max-concurrent", "2", "--sampler", "random")
@@ -304,7 +304,7 @@ def test_a_failing_trial_is_told_and_the_sweep_goes_on(storage: Path) -> None:
 
 @pytest.mark.slow
 def test_no_worker_is_left_behind(undisturbed: subprocess.CompletedProcess[str]) -> None:
-    """Also not by the drivers that were killed above: their workers notice, and go within a minute or so."""
+    """Wait for the workers of drivers that were killed above: they notice, and end within a minute or so."""
     deadline = time.monotonic() + PATIENCE
     while workers():
         assert time.monotonic() < deadline
@@ -312,11 +312,11 @@ def test_no_worker_is_left_behind(undisturbed: subprocess.CompletedProcess[str])
 
 
 WORKER = re.compile(r"ray::(\w*Trainable|PackedTrial)")
-"""What a process is called in which a trial runs, also between two epochs."""
+"""Name of a process in which a trial runs, also between two epochs."""
 
 
 def workers() -> list[int]:
-    """Processes in which trials of the sweeps of these tests run: others of this machine have another storage."""
+    """Return the processes with trials of these tests' sweeps: others on this machine have another storage."""
     rows = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True).stdout.splitlines()
     pids = [row.split()[0] for row in rows if WORKER.search(row)]
     return [int(pid) for pid in pids if os.environ["OTSWEEP_STORAGE"].encode() in environment_of(pid)]

@@ -22,7 +22,7 @@ RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 
 
 def free_ports(count: int) -> list[int]:
-    """Free now; all held at once, so that they differ."""
+    """Return ports that are free now; all are held at once, so that they differ."""
     probes = [socket.socket() for _ in range(count)]
     for probe in probes:
         probe.bind(("127.0.0.1", 0))
@@ -33,26 +33,26 @@ def free_ports(count: int) -> list[int]:
 
 
 def need_jobs() -> None:
-    """Skips where Ray has no job API."""
+    """Skip the test if Ray has no job API."""
     if find_spec("aiohttp_cors") is None:
         pytest.skip("jobs need ray[default] on the head, and it is not installed here")
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Without this shell's own cluster; `python` is the one that runs these tests."""
+    """Return an environment without this shell's own cluster, where `python` is the one that runs these tests."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     return {**clean, "PATH": path, **more}
 
 
 def start(words: list[str], folder: Path, name: str, settings: dict[str, str]) -> subprocess.Popen[bytes]:
-    """A process with a log of its own in `folder`; not in this worktree, so that it runs what it was sent."""
+    """Start a process with a log of its own, in `folder` and not in this worktree, so that it runs what it was sent."""
     with open(folder / f"{name}.log", "ab") as log:
         return subprocess.Popen(words, env=settings, cwd=folder, stdout=log, stderr=log, start_new_session=True)
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 400) -> None:
-    """On a machine that runs other tests too a node of Ray takes minutes to start."""
+    """Wait for a condition; a node of Ray takes minutes to start on a machine that runs other tests too."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -69,14 +69,14 @@ def answers(url: str, token: str = "") -> bool:
 
 
 def tree(pid: int) -> list[int]:
-    """A process and all below it, by what the kernel tells."""
+    """Return the ids of a process and all below it, from the kernel."""
     children = Path(f"/proc/{pid}/task/{pid}/children")
     below = children.read_text().split() if children.exists() else []
     return [pid, *(each for child in below for each in tree(int(child)))]
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
-    """Without warning, and everything that it started."""
+    """Kill a process and everything that it started, without warning."""
     for pid in tree(process.pid):
         try:
             os.kill(pid, signal.SIGKILL)
@@ -86,7 +86,7 @@ def kill(process: subprocess.Popen[bytes]) -> None:
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """As its own machine would end it; Ray then ends what it started."""
+    """End a process as its own machine would; Ray then ends what it started."""
     if process.poll() is None:
         process.terminate()
         try:

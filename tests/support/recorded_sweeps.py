@@ -14,7 +14,8 @@ from sweep.ledger.writing import LedgerWriter
 from sweep.plan.mlflow_address import default_mlflow_uri
 from sweep.plan.plan import SweepPlan
 from sweep.plan.plan_file import read_plan
-from sweep.state.sweep_state import SweepState, read_data_summary
+from sweep.state.data_summary import read_data_summary
+from sweep.state.sweep_state import SweepState
 from tests.support import events
 
 RECORDED = Path(__file__).parents[1] / "recorded"

@@ -35,7 +35,7 @@ def told(symbol: str, purpose: str) -> str:
 
 @pytest.fixture(autouse=True)
 def quiet() -> Iterator[None]:
-    """Silence Optuna's own lines."""
+    """Keep Optuna's own lines from the terminal."""
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     yield

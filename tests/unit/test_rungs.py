@@ -53,7 +53,7 @@ def rungs(draw: st.DrawFn, *, least: int = 1) -> tuple[np.ndarray, Objectives]:
 
 
 def positions(points: np.ndarray, objectives: Objectives) -> list[RungPosition]:
-    """Of all, once all have come."""
+    """Return the positions of all points, once all have come."""
     rung = Rung(objectives, ())
     for number, point in enumerate(points):
         rung.add(str(number), number, point)
@@ -69,7 +69,7 @@ def ranks_in(points: np.ndarray, objectives: Objectives) -> np.ndarray:
 
 
 def stops(points: np.ndarray, objectives: Objectives, eta: int) -> list[bool]:
-    """Who would be stopped if all of a rung were seen at once."""
+    """Return which points would be stopped if all of a rung were seen at once."""
     return [lags(position, eta=eta) for position in positions(points, objectives)]
 
 
@@ -84,7 +84,7 @@ def dominates(a: np.ndarray, b: np.ndarray, objectives: Objectives) -> bool:
 
 
 def test_ranks_are_ranks_and_no_order_in_which_to_sort() -> None:
-    """The case in which another library's scheduler reads a sorting order as ranks: [1, 2, 0]."""
+    """Try the case in which another library's scheduler reads a sorting order as ranks: [1, 2, 0]."""
     assert ranks_in(np.array([[3.0, 3.0], [1.0, 1.0], [2.0, 2.0]]), MINIMISE).tolist() == [2, 0, 1]
 
 
@@ -184,7 +184,7 @@ def test_the_net_takes_what_is_far_from_all_it_has() -> None:
 
 @given(rung_of(3))
 def test_every_beginning_of_the_net_covers_its_rest(points: np.ndarray) -> None:
-    """Nobody left is farther from those taken than the one taken last was (Gonzalez 1985)."""
+    """Check that none left is farther from those taken than the one taken last was (Gonzalez 1985)."""
     shares = np.unique(points / 6, axis=0)
     order = farthest_first(shares)
     assert sorted(order) == list(range(len(shares)))
@@ -217,7 +217,7 @@ def test_a_trial_is_compared_once_in_each_rung() -> None:
 
 
 def test_what_is_said_again_changes_nothing() -> None:
-    """A trial that was brought back says an epoch twice; on a GPU its numbers may differ a little."""
+    """Report an epoch twice, as a trial that was brought back does; on a GPU its numbers may differ a little."""
     found = fresh()
     found.decide(0, "a", 1, (0.5, 0.5))
     assert found.decide(0, "a", 1, (0.9, 0.9)) is None
@@ -251,7 +251,7 @@ def test_a_stopped_trial_stays_stopped() -> None:
 
 
 def told(objectives: Objectives, point: Sequence[float]) -> dict[str, float]:
-    """Objectives as a report has them."""
+    """Return objectives as a report has them."""
     return dict(zip(objectives.names, map(float, point), strict=True))
 
 
@@ -260,7 +260,7 @@ def knob(number: int) -> dict[str, Any]:
 
 
 def met(finished: Sequence[Sequence[Sequence[float]]], objectives: Objectives, *, stop_chance: float = 0.0) -> Rungs:
-    """A rung at epoch 1 through which some trials came and finished: each with what it brought and what came of it."""
+    """Return rungs through whose epoch 1 some trials came, each with what it brought and what it finished with."""
     found = Rungs(objectives, levels=[1], eta=10**6, stop_chance=stop_chance)
     for number, (brought, _) in enumerate(finished):
         found.decide(number, group_key(knob(number)), 1, brought)
@@ -311,7 +311,7 @@ def test_the_chance_hangs_on_no_order_no_unit_and_only_grows_with_what_is_brough
 
 
 def test_who_is_behind_goes_on_until_enough_have_finished_and_while_they_say_it_may_catch_up() -> None:
-    """All rise by 0.1, and one of them by 0.5."""
+    """Let all rise by 0.1, and one of them by 0.5."""
     finished = [[[0.3, 0.3], [0.4, 0.4]]] * 3 + [[[0.3, 0.3], [0.8, 0.8]]]
     assert chance_of(met(finished[:3], OBJECTIVES), (0.1, 0.1)) == 1.0
     assert chance_of(met(finished, OBJECTIVES), (0.1, 0.1)) == 0.0
@@ -424,7 +424,7 @@ curves = st.lists(st.tuples(st.integers(0, 15), st.integers(1, 10), numbers, num
 def test_rebuilt_from_the_ledger_it_decides_as_if_never_gone(
     reports: list, cut: int, eta: int, stop_chance: float
 ) -> None:
-    """Trials report out of order, and finish with their tenth epoch."""
+    """Let trials report out of order, and finish with their tenth epoch."""
     configs = {number: {"knob": number // 2, "seed": number} for number in range(16)}
 
     def tell(found: Rungs, part: list) -> None:
@@ -537,7 +537,7 @@ def recorded(storage: Path, name: str) -> tuple[SweepPlan, dict[int, TrialRecord
 
 
 def facts(storage: Path, name: str) -> dict[int, tuple[Any, ...]]:
-    """All that must agree between two sweeps."""
+    """Return everything that must agree between two sweeps."""
     told = ("epoch", "final", "sensitivity_accuracy", "invariance_accuracy")
     return {
         number: (
@@ -601,7 +601,7 @@ def test_mlflow_tells_the_stopped_from_the_finished(
 def test_what_a_sweep_proposed_is_what_a_search_rebuilt_from_its_ledger_proposes(
     storage: Path, undisturbed: subprocess.CompletedProcess[str]
 ) -> None:
-    """So results reached the sampler as they stand in the ledger: the stopped as such, the finished with numbers."""
+    """Rebuild each draw: the sampler got trials as the ledger has them, stopped ones as such, finished with numbers."""
     plan, trials = recorded(storage, "undisturbed")
     for number in range(1, 14):
         rebuilt = TunedSearch(

@@ -41,14 +41,16 @@ def search_after(space: Space, sampler: str, count: int) -> TunedSearch:
 
 
 def outcome(config: dict[str, Any], number: int) -> dict[str, Any]:
-    """A made-up final report in which the knobs matter, so that TPE has something to learn."""
+    """Return a made-up final report in which the knobs matter, so that TPE has something to learn."""
     robust = min(1.0, 2 * config["sensitivity_epsilon"])
     return {"report": {"final": True, "epoch": 3, "sensitivity_accuracy": robust, "invariance_accuracy": 1 - robust}}
 
 
 def run(found: TunedSearch, count: int) -> list[TrialRecord]:
-    """What a sweep with one slot would leave in its ledger; every fifth trial fails. Results come as Ray Tune gives
-    them: flat."""
+    """Return what a sweep with one slot would leave in its ledger; every fifth trial fails.
+
+    Results come flat, as Ray Tune gives them.
+    """
     records = []
     for _ in range(count):
         proposal = found.suggest("slot")
@@ -65,7 +67,7 @@ def run(found: TunedSearch, count: int) -> list[TrialRecord]:
 
 
 def run_all(found: TunedSearch, count: int) -> list[TrialRecord]:
-    """As `run`, and nothing fails."""
+    """Return what `run` does, where nothing fails."""
     records = []
     for _ in range(count):
         proposal = found.suggest("slot")
@@ -76,7 +78,7 @@ def run_all(found: TunedSearch, count: int) -> list[TrialRecord]:
 
 
 def trial_values(knobs: Mapping[str, Swept], share: float) -> dict[str, Any]:
-    """Of every knob the value at a share of its range."""
+    """Return the value of every knob at a share of its range."""
     values = {}
     for name, swept in knobs.items():
         if isinstance(swept.domain, Choices):
@@ -100,7 +102,7 @@ def test_given_points_come_first(space: Space) -> None:
 
 @pytest.fixture(scope="module", params=SAMPLERS)
 def undisturbed(request: pytest.FixtureRequest, space: Space) -> tuple[str, list[TrialRecord]]:
-    """A sampler with a sweep of its own: under NSGA-II and III several generations of the smallest population."""
+    """Return a sampler with a sweep: under NSGA-II and III of several generations of the smallest population."""
     return request.param, run(search(space, request.param), 14 if request.param == "gp" else 40)
 
 
@@ -116,7 +118,7 @@ def test_a_search_rebuilt_from_the_ledger_goes_on_as_the_undisturbed_one(
 
 @pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name != "gp"])
 def test_in_several_slots_too_a_killed_search_is_rebuilt_as_it_was(space: Space, sampler: str) -> None:
-    """Results come out of order, three trials are always under way, and some of them ended after the last draw."""
+    """Run three trials at a time that end out of order, some of them after the last draw."""
     found, records, under_way = search(space, sampler), {}, []
     for step in range(45):
         while len(under_way) < 3:
@@ -141,7 +143,7 @@ def test_in_several_slots_too_a_killed_search_is_rebuilt_as_it_was(space: Space,
 
 @pytest.mark.parametrize("sampler", ["nsga2", "nsga3"])
 def test_generations_learn_also_from_given_points(space: Space, sampler: str) -> None:
-    """Without conditions nothing is left to chance but mutations: children mix their parents' values."""
+    """Check that children mix their parents' values: without conditions only mutations are left to chance."""
     knobs = {name: swept for name, swept in space.swept.items() if not swept.when}
     space = dataclasses.replace(space, swept=knobs)
     points = [space.sample(FixedTrial(trial_values(knobs, share))) for share in np.linspace(0.1, 0.9, 8)]
@@ -152,7 +154,7 @@ def test_generations_learn_also_from_given_points(space: Space, sampler: str) ->
 
 
 def test_what_lies_outside_of_the_space_is_no_parent(space: Space) -> None:
-    """The points of the space itself have no regularizer that can be drawn; who drew from such parents would break."""
+    """Give points whose regularizer can't be drawn, as the space's own are: drawing from such parents would fail."""
     found = search(space, "nsga2")
     run(found, 30)
     shown = {trial.number for trial in found.study.get_trials(deepcopy=False)}
@@ -161,7 +163,7 @@ def test_what_lies_outside_of_the_space_is_no_parent(space: Space) -> None:
 
 
 def test_quasi_random_draws_cover_each_knob_evenly(space: Space) -> None:
-    """Of 2^k points of a Sobol sequence every 1/2^k of a knob's range holds one, conditions or not."""
+    """Check that each 1/2^k of a knob's range has one of 2^k points of a Sobol sequence, conditions or not."""
     space = dataclasses.replace(space, points=())
     drawn = np.array([record.config["sensitivity_epsilon"] for record in run(search(space, "qmc"), 32)]) / 0.3
     assert sorted((drawn * 32).astype(int)) == list(range(32))
@@ -242,7 +244,7 @@ def test_random_draws_do_not_depend_on_results(space: Space) -> None:
 
 
 def test_tpe_learns(space: Space) -> None:
-    """Told that only training budgets near 0.25 count, it proposes more of them than chance does."""
+    """Let only training budgets near 0.25 count: TPE proposes more of them than chance does."""
 
     def near(sampler: str) -> float:
         found, hits = search(space, sampler), 0

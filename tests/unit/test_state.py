@@ -82,7 +82,7 @@ def write(ledger: LedgerWriter, call: tuple[str, int, dict[str, Any]]) -> Any:
 
 def fields(state: SweepState) -> dict[str, Any]:
     """Return everything that a state knows, in comparable values."""
-    known = {name: value for name, value in vars(state).items() if name not in ("_changing", "front", "found")}
+    known = {name: value for name, value in vars(state).items() if name not in ("_changing", "front", "found_last")}
     front = [record.number for record in state.front_records]
     points = np.asarray(state.front.points).tolist()
     return {**known, "front": (points, state.front.size, state.hypervolume, front, state.knee), "ranks": state.ranks()}
@@ -126,7 +126,7 @@ def test_a_snapshot_is_what_was_and_stays(course: Any) -> None:
 
 
 def test_snapshots_of_another_thread_are_never_between_two_states() -> None:
-    """While trials end, their number is always that of the counted ones."""
+    """Compare the ended trials of each snapshot with the counted ones, while trials end."""
     state, wrong, over = empty(1), [], threading.Event()
     state.total = 500
 

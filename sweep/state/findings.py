@@ -1,0 +1,245 @@
+"""Questions about a sweep, and their answers: its trials by their states, the front, ranks, progress."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from search_spaces import Requirement, violation
+from sweep.front import Front, Objectives, constrained_ranks, front_mask
+from sweep.front import knee as knee_of
+from sweep.ledger import TrialRecord
+from sweep.state.data_summary import DataSummary
+from sweep.state.replicates import Replicates, resample
+
+
+class Milestone(NamedTuple):
+    """Progress of a sweep at the time when a configuration had finished."""
+
+    time: float
+    """Unix seconds."""
+    finished: int
+    """Number of finished configurations, this one included."""
+    hypervolume: float
+    front_size: int
+    hours: float
+    """Time that all trials which had ended by then took, in all slots together."""
+
+
+class _FoundFront(NamedTuple):
+    """The front of the first so many contenders."""
+
+    contenders: int = 0
+    records: tuple[TrialRecord, ...] = ()
+    """Records by the first objective, the best first."""
+    knee: int | None = None
+    """Number of the configuration at its knee."""
+
+
+@dataclass
+class FoundLast:
+    """The latest answers to questions that take time; a state and its snapshots share them."""
+
+    front: _FoundFront = _FoundFront()
+    replicates: tuple[int, dict[int, Replicates]] = (0, {})
+    """Number of configurations, and the answer by the numbers of their first trials."""
+
+
+class Findings:
+    """Trials by number, and the front of those that finished.
+
+    What is ranked are configurations: one per trial or, with several seeds, one for as many trials in a row. It has
+    finished once all of them have. Then it is one record, with the number of its first trial and the means over its
+    seeds as its result.
+
+    Args:
+        total: trials of the sweep.
+        seeds: trials of a configuration.
+        require: requirements; a configuration that violates one is on no front.
+    """
+
+    def __init__(
+        self, objectives: Objectives, *, total: int, seeds: int = 1, require: Sequence[Requirement] = ()
+    ) -> None:
+        self.objectives, self.total, self.seeds, self.require = objectives, total, seeds, require
+        self.facts: DataSummary = {}
+        self.trials: dict[int, TrialRecord] = {}
+        self.under_way: set[int] = set()
+        """Numbers of the running trials."""
+        self.configurations: dict[int, TrialRecord] = {}
+        """Finished configurations by the number of their first trial."""
+        self.contenders: dict[int, TrialRecord] = {}
+        """Those of them that fulfil the requirements."""
+        self.infeasible: dict[int, TrialRecord] = {}
+        """The others."""
+        self.front = Front(objectives)
+        self.volumes: list[float] = []
+        """The hypervolume after each trial that finished or was stopped, in the order in which they ended."""
+        self.course: list[Milestone] = []
+        """One milestone per finished configuration, in the order in which they finished."""
+        self.ended_seconds = 0.0
+        """Time that the ended trials took."""
+        self.ended_in: Counter[str] = Counter()
+        """Number of ended trials by state."""
+        self.found_last = FoundLast()
+
+    # -------------------------------------------------------------------------------------------------------- trials
+
+    @property
+    def running(self) -> dict[int, TrialRecord]:
+        return self._in_state("running")
+
+    @property
+    def finished(self) -> dict[int, TrialRecord]:
+        """Finished trials with a result; a damaged ledger can have lost it."""
+        return {number: record for number, record in self._in_state("finished").items() if record.result is not None}
+
+    @property
+    def stopped(self) -> dict[int, TrialRecord]:
+        """Trials that were stopped early. Their last report is of an unfinished trial, and never compared with a
+        result."""
+        return self._in_state("stopped")
+
+    @property
+    def failed(self) -> dict[int, TrialRecord]:
+        return self._in_state("failed")
+
+    @property
+    def ended(self) -> dict[int, TrialRecord]:
+        return self._in_state("finished", "stopped", "failed")
+
+    def _in_state(self, *states: str) -> dict[int, TrialRecord]:
+        return {number: record for number, record in self.trials.items() if record.state in states}
+
+    def members(self, number: int) -> list[TrialRecord]:
+        """Return the trials of a trial's configuration that have begun, its own included, by number."""
+        first = number - number % self.seeds
+        return [self.trials[each] for each in range(first, first + self.seeds) if each in self.trials]
+
+    # ------------------------------------------------------------------------------------------------------ progress
+
+    def states(self) -> Counter[str]:
+        """Return the number of trials in each state."""
+        return self.ended_in + Counter(running=len(self.under_way))
+
+    def epochs_done(self, epochs_per_trial: int) -> int:
+        """Return the number of epochs that need no more waiting; those that an ended trial left out count as done."""
+        trained = sum(report["epoch"] for number in self.under_way for report in self.trials[number].reports[-1:])
+        return self.ended_in.total() * epochs_per_trial + trained
+
+    def share_done(self, epochs_per_trial: int) -> float:
+        return self.epochs_done(epochs_per_trial) / (self.total * epochs_per_trial)
+
+    @property
+    def held_seconds(self) -> float:
+        """Time for which trials have had their slots, all slots together."""
+        return sum(record.held for record in self.trials.values())
+
+    # -------------------------------------------------------------------------------------------------------- points
+
+    def violation(self, record: TrialRecord) -> float:
+        """Return by how much a configuration violates the requirements; 0 if it fulfils them."""
+        assert record.result is not None
+        return violation(self.require, record.result)
+
+    def point(self, record: TrialRecord) -> np.ndarray:
+        """Return the objectives of a trial or configuration that finished, (d,)."""
+        assert record.result is not None
+        return np.array([record.result[name] for name in self.objectives.names])
+
+    def points(self, records: Iterable[TrialRecord]) -> np.ndarray:
+        """Return the objectives (n, d) of finished trials."""
+        return np.array([self.point(record) for record in records]).reshape(-1, len(self.objectives.names))
+
+    # --------------------------------------------------------------------------------------------------------- front
+
+    @property
+    def hypervolume(self) -> float:
+        return self.front.hypervolume
+
+    def growth(self, trials: int) -> float:
+        """Return the growth of the hypervolume over the last so many trials that ended, as a share of it.
+
+        It is 1 while the hypervolume is 0 or fewer trials have ended.
+        """
+        if len(self.volumes) <= trials or self.hypervolume == 0:
+            return 1.0
+        return 1 - self.volumes[-1 - trials] / self.hypervolume
+
+    @property
+    def front_records(self) -> list[TrialRecord]:
+        """Configurations on the front, by the first objective, the best first."""
+        return list(self._find_front().records)
+
+    @property
+    def knee(self) -> int | None:
+        """Number of the configuration at the front's knee; None if the front has no knee."""
+        return self._find_front().knee
+
+    def _find_front(self) -> _FoundFront:
+        found, contenders = self.found_last.front, list(self.contenders.values())
+        if found.contenders != len(contenders):
+            points = self.points(contenders)
+            on_front = np.flatnonzero(front_mask(points, self.objectives))
+            best_first = on_front[self.objectives.turn(points[on_front])[:, 0].argsort(kind="stable")[::-1]]
+            index = knee_of(points, self.objectives)
+            knee = None if index is None else contenders[index].number
+            found = _FoundFront(len(contenders), tuple(contenders[each] for each in best_first), knee)
+            self.found_last.front = found
+        return found
+
+    def ranks(self) -> dict[int, int]:
+        """Return the non-dominated rank of every trial whose configuration finished: 0 on the front.
+
+        Configurations that violate the requirements rank behind all that fulfil them.
+        """
+        whole = list(self.configurations.values())
+        ranks = zip(whole, self.ranks_of(whole), strict=True)
+        return {each.number: rank for record, rank in ranks for each in self.members(record.number)}
+
+    def ranks_of(self, whole: Sequence[TrialRecord]) -> list[int]:
+        """Return the ranks of some finished configurations among themselves."""
+        violations = np.array([self.violation(record) for record in whole])
+        ranks = constrained_ranks(self.points(whole), violations, self.objectives)
+        return (ranks + (len(whole) > 0 and violations.min() > 0)).tolist()
+
+    # --------------------------------------------------------------------------------------------------------- seeds
+
+    def replicates(self) -> dict[int, Replicates]:
+        """Return what the seeds of every finished configuration tell, by the number of its first trial.
+
+        It is empty with one seed, which tells nothing about another.
+        """
+        whole = list(self.configurations)
+        if self.seeds == 1 or not whole:
+            return {}
+        count, found = self.found_last.replicates
+        if count != len(whole):
+            groups = [self.members(number) for number in whole]
+            found = dict(zip(whole, resample(groups, self.objectives, self.require), strict=True))
+            self.found_last.replicates = len(whole), found
+        return found
+
+    def told_together(self, number: int, replicates: Mapping[int, Replicates]) -> dict[str, float]:
+        """Return what MLflow shows of a trial's configuration.
+
+        Args:
+            replicates: as `replicates` returned it.
+
+        Returns:
+            `violation` if there are requirements; with several seeds `mean_<objective>` with `_low` and `_high`, and
+            `p_front`.
+        """
+        whole = self.configurations[number - number % self.seeds]
+        metrics = {"violation": self.violation(whole)} if self.require else {}
+        if whole.number in replicates:
+            each = replicates[whole.number]
+            metrics["p_front"] = each.chance
+            for name, value, interval in zip(self.objectives.names, self.point(whole), each.intervals, strict=True):
+                metrics |= {f"mean_{name}": float(value)}
+                metrics |= {f"mean_{name}_low": interval.low, f"mean_{name}_high": interval.high}
+        return metrics
