@@ -1,5 +1,5 @@
 #!/bin/sh
-# Says what is dangerous before it starts what it was asked for.
+# Refuse what is dangerous, or warn of it; then run the command.
 set -eu
 
 refuse() {
@@ -9,7 +9,7 @@ refuse() {
 
 case "$*" in
 "ray start"*)
-    # Ray's job API runs whatever it is sent, as this container's user: no node starts without a token.
+    # Ray's job API runs whatever it is sent, as this container's user. So no node starts without a token.
     if [ "${RAY_AUTH_MODE:-}" = token ]; then
         [ -n "${RAY_AUTH_TOKEN:-}" ] || [ -s "${RAY_AUTH_TOKEN_PATH:-/nonexistent}" ] ||
             refuse "RAY_AUTH_TOKEN is not set: Ray's job API runs whatever it is sent, so it asks for a token"

@@ -1,4 +1,4 @@
-"""What is swept: search spaces as YAML files, read, checked and drawn from."""
+"""Search spaces: what is swept, as YAML files that are read, checked and drawn from."""
 
 from search_spaces.reading import load_space, read_point, space_from_yaml
 from search_spaces.requirement import MEASURES, Requirement, violation

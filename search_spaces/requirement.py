@@ -1,4 +1,4 @@
-"""What a configuration must reach to count: `clean_accuracy >= 0.9`."""
+"""Requirements: bounds that a configuration must keep to be on the front, such as `clean_accuracy >= 0.9`."""
 
 from __future__ import annotations
 
@@ -27,33 +27,33 @@ class Requirement(NamedTuple):
     """One of `MEASURES`."""
 
     at_least: bool
-    """Whether the bound is the least or the most that is allowed; itself it is."""
+    """True for a lower bound, False for an upper one; the bound itself is allowed."""
 
     bound: float
 
     @classmethod
-    def parse(cls, text: str, *, said: str) -> Self:
-        """As it is written; `said` is where, for messages.
+    def parse(cls, text: str, *, source: str) -> Self:
+        """Return the requirement that a text describes; `source` names where it was given, for messages.
 
         Raises:
             InputError: quoting the text, and naming what would be right.
         """
         match = _FORM.fullmatch(text)
         if match is None:
-            raise InputError(f"{said} {text!r}: must read NAME >= NUMBER or NAME <= NUMBER")
+            raise InputError(f"{source} {text!r}: must read NAME >= NUMBER or NAME <= NUMBER")
         name, sign, number = match.groups()
         if name not in MEASURES:
-            raise InputError(f"{said} {text!r}: no report carries {name!r}: {did_you_mean(name, MEASURES)}")
+            raise InputError(f"{source} {text!r}: no report carries {name!r}: {did_you_mean(name, MEASURES)}")
         try:
             bound = float(number)
         except ValueError:
             bound = math.nan
         if not math.isfinite(bound):
-            raise InputError(f"{said} {text!r}: {number!r} is not a finite number")
+            raise InputError(f"{source} {text!r}: {number!r} is not a finite number")
         return cls(name, sign == ">=", bound)
 
     def excess(self, value: float) -> float:
-        """How far a value breaks it, as a share of the bound (of 1 where that is 0); at most 0 where it holds."""
+        """Return how far a value violates the bound, as a share of it (of 1 if it is 0); at most 0 if it holds."""
         return (self.bound - value if self.at_least else value - self.bound) / (abs(self.bound) or 1.0)
 
     def __str__(self) -> str:
@@ -61,5 +61,5 @@ class Requirement(NamedTuple):
 
 
 def violation(requirements: Iterable[Requirement], numbers: Mapping[str, float]) -> float:
-    """How far numbers break requirements in all; 0 where all hold (the sum of Deb 2002, section VI)."""
+    """Return how far numbers violate requirements in all; 0 where all hold (the sum of Deb 2002, section VI)."""
     return math.fsum(max(0.0, each.excess(numbers[each.name])) for each in requirements)

@@ -24,7 +24,7 @@ from trainer.words import did_you_mean
 LARGEST_FILE = 256 * 1024
 LONGEST_TEXT = 5000
 _LONGEST_INTEGER = 18
-"""Digits; a longer integer overflows a float or a file format somewhere behind us."""
+"""Most digits of an integer; a longer one overflows a float or a file format later on."""
 _DEEPEST = 12
 
 
@@ -38,11 +38,11 @@ class Located(NamedTuple):
     """File and line as shown to the user."""
 
     def error(self, message: str) -> InputError:
-        """The user's mistake at this place."""
+        """Return the error of a mistake at this place."""
         return InputError(f"{self.where}: {message}")
 
     def plain(self) -> Any:
-        """The value without places."""
+        """Return the value without places."""
         if isinstance(self.value, dict):
             return {key: item.plain() for key, item in self.value.items()}
         if isinstance(self.value, list):
@@ -50,7 +50,7 @@ class Located(NamedTuple):
         return self.value
 
     def mapping(self, what: str, *, known: list[str] | None = None) -> dict[str, Located]:
-        """The entries of a mapping, whose keys are among `known`."""
+        """Return the entries of a mapping after a check that its keys are among `known`."""
         if not isinstance(self.value, dict):
             raise self.error(f"{what} must be a mapping (key: value), not {_describe(self.value)}")
         for key, item in self.value.items():
@@ -59,19 +59,19 @@ class Located(NamedTuple):
         return self.value
 
     def items(self, what: str) -> list[Located]:
-        """The entries of a list."""
+        """Return the entries of a list."""
         if not isinstance(self.value, list):
             raise self.error(f"{what} must be a list, not {_describe(self.value)}")
         return self.value
 
     def word(self, what: str) -> str:
-        """A text."""
+        """Return a text."""
         if not isinstance(self.value, str):
             raise self.error(f"{what} must be a word, not {_describe(self.value)}")
         return self.value
 
     @contextmanager
-    def blamed(self) -> Iterator[None]:
+    def error_context(self) -> Iterator[None]:
         """Put this place before the message of an `InputError` raised inside."""
         try:
             yield
@@ -88,7 +88,7 @@ def _describe(value: Any) -> str:
 
 
 def locate(plain: Any, where: str) -> Located:
-    """Plain values as if read from one place."""
+    """Return plain values as if read from one place."""
     if isinstance(plain, dict):
         return Located({key: locate(item, where) for key, item in plain.items()}, where)
     if isinstance(plain, (list, tuple)):
@@ -97,7 +97,7 @@ def locate(plain: Any, where: str) -> Located:
 
 
 def read_yaml(path: Path) -> Located:
-    """The values of a YAML file with their lines.
+    """Return the values of a YAML file with their lines.
 
     Raises:
         InputError: for anything that is not one small, plain YAML document; with file and, where there is one, line.
@@ -115,7 +115,7 @@ def read_yaml(path: Path) -> Located:
 
 
 def parse_yaml(raw: bytes, name: str) -> Located:
-    """The values of YAML text in UTF-8; `name` stands for the file in messages.
+    """Return the values of YAML text in UTF-8; `name` stands for the file in messages.
 
     Raises:
         InputError: as `read_yaml`.
@@ -149,7 +149,7 @@ def _compose(text: str, name: str) -> yaml.Node | None:
 
 
 class _Loader(yaml.SafeLoader):
-    """Composes plain nodes only, to a bounded depth; so neither a bomb nor the recursion limit is ever reached."""
+    """A loader that composes plain nodes only, to a bounded depth: no YAML bomb, no recursion error."""
 
     yaml_implicit_resolvers: dict = {}
     depth = 0
@@ -169,7 +169,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes what either YAML 1.1 or our dialect would misread; never writes an alias."""
+    """A dumper that quotes what YAML 1.1 or this dialect would misread, and never writes an alias."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -186,7 +186,7 @@ for _dialect in (_Loader, _Dumper):
 
 
 def _convert(node: yaml.Node, name: str, line: int) -> Located:
-    """A node as plain values; `line` counts from 0, and a mapping's values stand at the lines of their keys."""
+    """Return a node as plain values; `line` counts from 0, and a mapping's values stand at the lines of their keys."""
     where = f"{name}, line {line + 1}"
     if isinstance(node, yaml.MappingNode):
         return Located(_convert_mapping(node, name), where)
@@ -244,5 +244,5 @@ def _finite_number(text: str, where: str) -> float:
 
 
 def dump_yaml(plain: Any) -> str:
-    """Plain values as text that `parse_yaml`, and any YAML reader, gives back exactly."""
+    """Return plain values as text that `parse_yaml`, and any YAML reader, gives back exactly."""
     return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)

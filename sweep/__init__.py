@@ -2,8 +2,7 @@
 
 import os
 
-# Ray reads these when it is imported, so they are set before any module here can import it.
-for _name, _value in {
+RAY_ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -13,8 +12,11 @@ for _name, _value in {
     "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "1000000",
     # Ray's own snapshots are never read: the ledger is.
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000",
-}.items():
-    os.environ.setdefault(_name, _value)
+}
+"""Settings that Ray reads when it is imported, and so set before any module here can import it."""
+
 if not os.environ.get("RAY_ADDRESS"):
-    # Binds a Ray of this process's own to the loopback address; its name tells of another use.
-    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    # Binds a Ray of this process's own to the loopback address; the name says something else.
+    RAY_ENVIRONMENT["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+for _name, _value in RAY_ENVIRONMENT.items():
+    os.environ.setdefault(_name, _value)

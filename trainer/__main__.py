@@ -1,4 +1,4 @@
-"""One trial, here, without Ray: `otsweep trial`, or `python -m trainer` where only torch is installed."""
+"""The command of one trial without Ray: `otsweep trial`, or `python -m trainer` where only torch is installed."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainer.arguments import Parser
 from trainer.config import DATASET_DEFAULTS, EvaluationConfig, TrialConfig
 from trainer.errors import InputError, OtsweepError
 from trainer.fields import parse_settings
 from trainer.human_agreement import EXAMPLES_OPTION, MODEL, ORACLE, ExamplesFolder, HumanAgreement, find_examples
 from trainer.presets import PRESETS, preset
+from trainer.progress import ProgressLine, bar
+from trainer.summary import agreement_lines, brief, summary
 
 if TYPE_CHECKING:
     from trainer.files import Store
     from trainer.invariance import LabelledSet, Prepared
     from trainer.report import EpochReport
-from trainer.arguments import Parser
-from trainer.progress import StatusLine, TimeLeft, brief
-from trainer.summary import bar, people_lines, summary
 
 _DONE, _FAILED, _BAD_INPUT, _INTERRUPTED = 0, 1, 2, 130
 
@@ -34,7 +35,7 @@ REPORT_FILE = "report.json"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `otsweep trial`."""
+    """Add the options of `otsweep trial`."""
     parser.add_argument("--preset", metavar="NAME", help="start from a named configuration (below)")
     parser.add_argument(
         "--set", metavar="KEY=VALUE", action="append", default=[], help="set a knob (below); may be repeated"
@@ -44,19 +45,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--epochs", metavar="N", help="short for --set epochs=N")
     parser.add_argument("--seed", metavar="N", help="short for --set seed=N")
-    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="where data sets lie (or OTSWEEP_DATA_DIR)")
-    parser.add_argument("--storage", metavar="DIR", help="where results go (or OTSWEEP_STORAGE; default ~/otsweep)")
-    parser.add_argument("--out", metavar="DIR", help="this trial's folder; a trial that was stopped there goes on")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
+    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="folder with data sets (or OTSWEEP_DATA_DIR)")
+    parser.add_argument("--storage", metavar="DIR", help="folder for results (or OTSWEEP_STORAGE; default ~/otsweep)")
+    parser.add_argument("--out", metavar="DIR", help="folder of this trial; a trial that was stopped in it is resumed")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
     parser.add_argument(
-        "--cpus-per-trial", type=int, default=1, metavar="N", help="threads; the numbers depend on it (1)"
+        "--cpus-per-trial", type=int, default=1, metavar="N", help="number of threads, on which the results depend (1)"
     )
     parser.add_argument(
         EXAMPLES_OPTION,
         metavar="DIR",
-        help="images that people labelled; the model and the oracle are compared with them",
+        help="images labelled by people, with which the model and the judge are compared",
     )
-    parser.add_argument("--json", action="store_true", help="print each report as one line of JSON, and nothing else")
+    parser.add_argument("--json", action="store_true", help="print each report as one line of JSON and nothing else")
     knobs = {**TrialConfig().to_dict(), **EvaluationConfig().to_dict()}
     parser.epilog = (
         f"Presets: {', '.join(PRESETS)}. "
@@ -65,9 +66,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def configs(arguments: argparse.Namespace) -> tuple[TrialConfig, EvaluationConfig]:
-    """The data set's defaults, then the preset, then what was set; the last word counts."""
-    said = {key: getattr(arguments, key) for key in ("dataset", "epochs", "seed")}
-    shorthand = [f"{key}={value}" for key, value in said.items() if value is not None]
+    """Return the data set's defaults, overridden by the preset, overridden by the options; the last option counts."""
+    short = {key: getattr(arguments, key) for key in ("dataset", "epochs", "seed")}
+    shorthand = [f"{key}={value}" for key, value in short.items() if value is not None]
     given = parse_settings(shorthand + arguments.set, TrialConfig, EvaluationConfig)
     start = {} if arguments.preset is None else preset(arguments.preset)
     values = DATASET_DEFAULTS[given.get("dataset", "digits")] | start | given
@@ -78,19 +79,19 @@ def configs(arguments: argparse.Namespace) -> tuple[TrialConfig, EvaluationConfi
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Prepare, train, tell, and write `model.pt` and `report.json`; the exit status."""
+    """Prepare, train, report, write `model.pt` and `report.json`; return the exit status."""
     config, evaluation = configs(arguments)
     _check_threads(arguments.cpus_per_trial)
     storage = _absolute("--storage", arguments.storage or os.environ.get("OTSWEEP_STORAGE") or "~/otsweep")
     examples = find_examples(arguments.invariance_examples, dataset=evaluation.dataset, data_dir=arguments.data_dir)
-    with StatusLine(sys.stderr, shown=not arguments.json) as line:
-        line.draw("loading torch")
+    with ProgressLine(sys.stderr, shown=not arguments.json) as line:
+        line.update("loading torch", now=True)
         import torch
 
         from trainer.data import SIZES
         from trainer.training import MODEL_FILE, check_batch_size
 
-        # What can be refused is refused before anything is prepared, which may take minutes.
+        # Before anything is prepared, which may take minutes, refuse what can be refused.
         device = _pick_device(arguments.device)
         check_batch_size(config.batch_size, evaluation.train_size or SIZES[evaluation.dataset].train)
         torch.set_num_threads(arguments.cpus_per_trial)
@@ -98,19 +99,19 @@ def run(arguments: argparse.Namespace) -> int:
             prepared = _prepare_all(config, evaluation, arguments.data_dir, storage, line)
             sets = _read_sets(examples, prepared)
             line.begin(f"training: {config.epochs} epochs, results in {folder}")
-            tell = _print_json if arguments.json else line.tell
+            on_report = _print_json if arguments.json else partial(_log_report, line)
             try:
-                chosen = _train(config, prepared, folder, device=device, line=line, tell=tell)
+                chosen = _train(config, prepared, folder, device=device, line=line, on_report=on_report)
             except KeyboardInterrupt:
-                line.say("Stopped. To go on after the last epoch that was done, give the same command with")
-                line.say(f"  --out {folder}")
+                line.log("Stopped. To go on after the last epoch that was done, give the same command with")
+                line.log(f"  --out {folder}")
                 return _INTERRUPTED
-            except BrokenPipeError:  # who read the reports has gone, as in `... --json | head -1`
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at its end
+            except BrokenPipeError:  # the reader of the reports has gone, as in `... --json | head -1`
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it exits
                 return _FAILED
-            people = _compare_with_people(examples, sets, prepared, folder) if examples else None
+            agreement = _compare_with_people(examples, sets, prepared, folder) if examples else None
     if not arguments.json:
-        print(summary(chosen, config, prepared), *people_lines(people, evaluation.dataset), "", sep="\n")
+        print(summary(chosen, config, prepared), *agreement_lines(agreement, evaluation.dataset), "", sep="\n")
         print(f"model   {folder / MODEL_FILE}\nreport  {folder / REPORT_FILE}")
     return _DONE
 
@@ -121,16 +122,16 @@ def _check_threads(count: int) -> None:
         raise InputError(f"--cpus-per-trial {count}: must be at least 1 and at most {most}, the cores of this machine")
 
 
-def _absolute(said: str, text: str) -> Path:
-    """The path given with an option."""
+def _absolute(option: str, text: str) -> Path:
+    """Return the path given with an option."""
     try:
         return Path(text).expanduser().absolute()
     except RuntimeError as error:  # ~nobody
-        raise InputError(f"{said} {text!r}: {error}") from None
+        raise InputError(f"{option} {text!r}: {error}") from None
 
 
 def _pick_device(name: str) -> str:
-    """`auto`, or a device that exists.
+    """Return the device of that name; `auto` is the first GPU, or the CPU if there is none.
 
     Raises:
         InputError: naming the devices that this machine has.
@@ -148,8 +149,10 @@ def _pick_device(name: str) -> str:
 
 @contextlib.contextmanager
 def _trial_folder(out: str | None, storage: Path) -> Iterator[Path]:
-    """The trial's folder, which can be written: the one that was given, or a new one named after the time (UTC). It is
-    removed again if nothing comes of the trial.
+    """Make the trial's folder and check that it can be written; remove it again if the trial leaves nothing in it.
+
+    Args:
+        out: The folder; None makes a new one in `storage`, named after the time (UTC).
 
     Raises:
         InputError: naming the folder and the reason.
@@ -172,9 +175,9 @@ def _trial_folder(out: str | None, storage: Path) -> Iterator[Path]:
 
 
 def _prepare_all(
-    config: TrialConfig, evaluation: EvaluationConfig, data_dir: Path | None, storage: Path, line: StatusLine
+    config: TrialConfig, evaluation: EvaluationConfig, data_dir: Path | None, storage: Path, line: ProgressLine
 ) -> Prepared:
-    """Data, judging set, what is known of the oracle, and the training perturbations that the trial uses."""
+    """Prepare the data, the judging set, the judge's quality, and the training perturbations that the trial uses."""
     from trainer.invariance import prepare
 
     prepared = prepare(
@@ -182,7 +185,7 @@ def _prepare_all(
         invariance_norms=(config.invariance_norm,) if config.uses_invariance else (),
         data_dir=data_dir,
         cache_dir=storage / "cache",
-        progress=line.prepare,
+        progress=lambda stage, done, total: line.show(f"preparing: {stage}", done, total),
     )
     _ = prepared.judge_quality
     return prepared
@@ -194,27 +197,27 @@ def _train(
     folder: Path,
     *,
     device: str,
-    line: StatusLine,
-    tell: Callable[[EpochReport], None],
+    line: ProgressLine,
+    on_report: Callable[[EpochReport], None],
 ) -> EpochReport:
-    """Run the trial, tell each report, and keep all of them in the folder's `report.json`; the last one."""
+    """Run the trial, pass on each report, keep all of them in the folder's `report.json`; return the last one."""
     from trainer.files import FolderStore
     from trainer.training import run_trial
 
-    store, oracle = FolderStore(folder), prepared.judge_quality
+    store = FolderStore(folder)
     head = {
         "config": config.to_dict(),
         "evaluation": prepared.evaluation.to_dict(),
         "data_fingerprint": prepared.data.fingerprint,
     }
     reports = earlier_reports(store, head)
-    last, left = None, TimeLeft()
+    last = None
 
     def progress(epoch: int, done: int, total: int) -> None:
         share = (epoch - 1 + done / total) / config.epochs
-        doing = "judging" if done == total else left.after(share)
+        doing = "judging" if done == total else line.time_left(share)
         number = f"{epoch:{len(str(config.epochs))}}/{config.epochs}"
-        line.draw(f"epoch {number} {bar(share)} {doing:<10} {brief(last)}", now=done == total)
+        line.update(f"epoch {number} {bar(share)} {doing:<10} {brief(last)}", now=done == total)
 
     for last in run_trial(
         config,
@@ -222,29 +225,41 @@ def _train(
         prepared,
         store=store,
         device=device,
-        warn=lambda message: line.say(f"warning: {message}"),
+        warn=lambda message: line.log(f"warning: {message}"),
         progress=progress,
     ):
         reports[last.final, last.epoch] = last.to_dict()
-        content = {**head, "oracle": oracle._asdict(), "reports": [reports[key] for key in sorted(reports)]}
-        store.write(REPORT_FILE, (json.dumps(content, indent=2) + "\n").encode())
-        tell(last)
+        content = {
+            **head,
+            "oracle": prepared.judge_quality._asdict(),
+            "reports": [reports[key] for key in sorted(reports)],
+        }
+        _write_json(store, content)
+        on_report(last)
     assert last is not None
     return last
 
 
+def _write_json(store: Store, content: dict[str, Any]) -> None:
+    store.write(REPORT_FILE, (json.dumps(content, indent=2) + "\n").encode())
+
+
 def earlier_reports(store: Store, head: dict[str, Any]) -> dict[tuple[bool, int], dict[str, Any]]:
-    """What `report.json` tells already, by (final, epoch): a trial that goes on repeats only its newest report."""
+    """Return the reports that `report.json` holds already, by (final, epoch): a resumed trial repeats only the newest.
+
+    Args:
+        head: What the file must say of configuration and data; the reports of another trial are ignored.
+    """
     try:
         content = json.loads(store.read(REPORT_FILE))
         same = all(content[key] == value for key, value in head.items())
         return {(report["final"], report["epoch"]): report for report in content["reports"]} if same else {}
-    except (OSError, ValueError, KeyError, TypeError):  # there is none, or it is not ours; it is written anew
+    except (OSError, ValueError, KeyError, TypeError):  # missing or not ours: it is written anew
         return {}
 
 
 def _read_sets(examples: ExamplesFolder | None, prepared: Prepared) -> list[LabelledSet]:
-    """The examples that people labelled, read before the training, so that damaged ones cost none."""
+    """Read the examples that people labelled, before the training, so that damaged ones are found out at once."""
     from trainer.invariance import read_examples
 
     data = prepared.data
@@ -254,21 +269,26 @@ def _read_sets(examples: ExamplesFolder | None, prepared: Prepared) -> list[Labe
 def _compare_with_people(
     examples: ExamplesFolder, sets: list[LabelledSet], prepared: Prepared, folder: Path
 ) -> HumanAgreement:
-    """How far the oracle and the chosen model agree with people; kept in the folder's `report.json` too."""
+    """Compare the judge and the chosen model with people, and add the result to the folder's `report.json`."""
     from trainer.files import FolderStore
     from trainer.invariance import answers_of, ask_people
     from trainer.training import MODEL_FILE, load_model
 
     model = load_model(folder / MODEL_FILE)
-    people = ask_people(examples, sets, {ORACLE: prepared.judge.label, MODEL: answers_of(model)})
+    agreement = ask_people(examples, sets, {ORACLE: prepared.judge.label, MODEL: answers_of(model)})
     store = FolderStore(folder)
-    content = {**json.loads(store.read(REPORT_FILE)), "people": dataclasses.asdict(people)}
-    store.write(REPORT_FILE, (json.dumps(content, indent=2) + "\n").encode())
-    return people
+    _write_json(store, {**json.loads(store.read(REPORT_FILE)), "people": dataclasses.asdict(agreement)})
+    return agreement
 
 
 def _print_json(report: EpochReport) -> None:
     print(json.dumps(report.to_dict()), flush=True)
+
+
+def _log_report(line: ProgressLine, report: EpochReport) -> None:
+    """Print an epoch's accuracies where no line on a terminal shows them."""
+    if not line.living and not report.final:
+        line.log(f"epoch {report.epoch}: {brief(report)}")
 
 
 def main(argv: list[str] | None = None) -> int:

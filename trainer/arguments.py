@@ -1,19 +1,16 @@
-"""TODO one line."""
+"""A parser of command lines that answers a wrong word with the nearest right one."""
 
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from trainer.errors import InputError
 from trainer.words import did_you_mean
 
-if TYPE_CHECKING:
-    pass
-
 
 class Parser(argparse.ArgumentParser):
-    """argparse, with the nearest right word for a wrong one, and one line instead of the whole usage."""
+    """argparse's parser, but a mistake raises one line that names the nearest right word, without the whole usage."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, allow_abbrev=False, **kwargs)
@@ -22,7 +19,7 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message} (see {self.prog} --help)")
 
     def parse_all(self, argv: list[str] | None) -> argparse.Namespace:
-        """As `parse_args`; an unknown word is blamed on the subcommand's parser where `arguments.parser` names one."""
+        """Parse all words, as `parse_args` does; the nearest option is one of `arguments.parser` if that is set."""
         arguments, unknown = self.parse_known_args(argv)
         known = getattr(arguments, "parser", self).options()
         if unknown and "--set" in known and "=" in unknown[0] and not unknown[0].startswith("-"):

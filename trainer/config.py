@@ -1,7 +1,7 @@
-"""What a trial trains with (`TrialConfig`) and what it is judged by (`EvaluationConfig`).
+"""The configurations of a trial: `TrialConfig`, its training, and `EvaluationConfig`, its evaluation.
 
-One name per knob everywhere: a field here is the YAML key, the `--set` key and the MLflow parameter. This module
-imports no torch, so that a sweep's driver can read and check configurations without paying for it.
+One name per knob everywhere: a field here is the YAML key, the `--set` key and the MLflow parameter. This module does
+not import torch, so that a sweep's driver can read and check configurations at no cost.
 """
 
 from __future__ import annotations
@@ -15,21 +15,20 @@ from trainer.fields import CheckedFields, check_budget, knob
 DATASETS = ("digits", "mnist", "fashion_mnist", "cifar10")
 ARCHITECTURES = ("cnn", "mlp", "resnet18")
 _PACKABLE = ("cnn", "mlp")
-"""Architectures whose trials can share a vectorised step: batch normalisation's running statistics are changed in place
-by a pass, which `torch.vmap` can't do for several models."""
+"""Architectures whose trials can share a vectorised step. `resnet18` is missing: a pass changes batch normalisation's
+running statistics in place, which `torch.vmap` can't do for several models."""
 REGULARIZERS = ("none", "triplet", "sinkhorn", "ot_triplet")
 _GROUND_METRICS = ("cosine", "euclidean")
 _SENSITIVITY_NORMS = ("linf", "l2")
 _INVARIANCE_NORMS = ("linf", "l0")
 
 _LARGEST_L2 = 64
-"""An upper bound on a useful L2 budget: a CIFAR-10 image has 3,072 pixel values, so no two lie
-further than 55 apart."""
+"""Upper limit of an L2 budget: a CIFAR-10 image has 3,072 pixel values, so no two are more than 55.4 apart."""
 
 
 @dataclass(frozen=True)
 class TrialConfig(CheckedFields):
-    """One trial: model, objective, training budgets, optimiser. Flat, frozen, checked at construction."""
+    """The configuration of one trial: model, objective, training budgets, optimiser. Checked at construction."""
 
     architecture: str = knob("cnn", choices=ARCHITECTURES)
     """`cnn` is the authors' network made general, `mlp` two hidden layers, `resnet18` the CIFAR variant."""
@@ -41,7 +40,7 @@ class TrialConfig(CheckedFields):
     """R: `none`, `triplet` (batch-hard), `sinkhorn` (debiased divergence) or `ot_triplet` (per-class transport)."""
 
     regularizer_on: str = knob("embedding", choices=("embedding", "logits"))
-    """What R compares between perturbed and clean images: their embeddings, or their logits (as SAT does)."""
+    """The side of the head on which R compares perturbed and clean images: `embedding`, or `logits` (as SAT does)."""
 
     ground_metric: str = knob("cosine", choices=_GROUND_METRICS)
     """Distance between embeddings: 1 - cosine, or Euclidean (squared where it is a transport cost)."""
@@ -62,11 +61,11 @@ class TrialConfig(CheckedFields):
     """m of `triplet` and `ot_triplet`, in units of the ground metric."""
 
     mining: str = knob("hard", choices=("hard", "semihard"))
-    """Which negatives `triplet` takes: the nearest, or the nearest beyond the positive (avoids collapse)."""
+    """The negatives of `triplet`: the nearest, or the nearest beyond the positive, which avoids collapse."""
 
     transport: str = knob("entropic", choices=("entropic", "exact"))
-    """How `sinkhorn` and `ot_triplet` solve their transport: with the entropy below, batched; or exactly, by POT on the
-    CPU, one problem after the other: for small batches."""
+    """The solver of `sinkhorn` and `ot_triplet`: `entropic`, batched, with the entropy below; or `exact`, by POT on the
+    CPU, one problem after the other, for small batches."""
 
     entropy: float = knob(0.05, low=0.01, high=10)
     """Entropic regularisation of `sinkhorn` and `ot_triplet`, in units of the ground cost."""
@@ -87,8 +86,8 @@ class TrialConfig(CheckedFields):
     """Steps of the training attack: 1 is FGSM from the image, more is PGD from a random start."""
 
     sensitivity_objective: str = knob("cross_entropy", choices=("cross_entropy", "kl", "transport"))
-    """What the training attack maximises: cross-entropy, KL from the clean prediction (TRADES), or batch transport
-    between clean and perturbed logits (feature scattering)."""
+    """The quantity that the training attack maximises: cross-entropy, KL from the clean prediction (TRADES), or the
+    batch transport between clean and perturbed logits (feature scattering)."""
 
     invariance_norm: str = knob("linf", choices=_INVARIANCE_NORMS)
     """Norm of the training invariance attack; the L0 budget is the share of pixels that may change."""
@@ -109,22 +108,38 @@ class TrialConfig(CheckedFields):
     """Passes over the training split."""
 
     seed: int = knob(0, low=0, high=2**31 - 1)
-    """Decides initial weights, the order of images and the attacks' random starts."""
+    """Seed of the initial weights, the order of images and the attacks' random starts."""
 
     def _check_together(self) -> None:
         check_budget("sensitivity_epsilon", self.sensitivity_epsilon, self.sensitivity_norm)
 
     @property
+    def uses_regularizer(self) -> bool:
+        """True if R has a weight on any perturbed images."""
+        return self.regularizer != "none" and (self.sensitivity_weight > 0 or self.invariance_weight > 0)
+
+    @property
+    def uses_clean(self) -> bool:
+        """True if the objective has any term on the clean images; plain PGD training has none."""
+        weighted = self.uses_regularizer or self.trades_weight > 0 or self.norm_weight > 0
+        return self.cross_entropy_on == "clean" or weighted
+
+    @property
     def uses_sensitivity(self) -> bool:
-        """Whether the objective has any term on sensitivity-perturbed images."""
+        """True if the objective has any term on sensitivity-perturbed images."""
         regularised = self.regularizer != "none" and self.sensitivity_weight > 0
         return regularised or self.trades_weight > 0 or self.cross_entropy_on == "sensitivity"
 
     @property
     def uses_invariance(self) -> bool:
-        """Whether the objective has any term on invariance-perturbed images."""
+        """True if the objective has any term on invariance-perturbed images."""
         regularised = self.regularizer != "none" and self.invariance_weight > 0
         return regularised or self.cross_entropy_on == "invariance"
+
+    @property
+    def is_fgsm(self) -> bool:
+        """True if the training attack is one step from the image itself."""
+        return self.sensitivity_steps == 1 and self.sensitivity_objective == "cross_entropy"
 
 
 def check_packable(config: TrialConfig) -> None:
@@ -143,14 +158,14 @@ def check_packable(config: TrialConfig) -> None:
 
 @dataclass(frozen=True)
 class EvaluationConfig(CheckedFields):
-    """What a trial is judged by: the data, its split and the attacks. Fixed for a whole sweep, or the points of its
-    front could not be compared."""
+    """The evaluation of a trial: the data, its split and the attacks. It is fixed for a whole sweep, so that the points
+    of the front can be compared."""
 
     dataset: str = knob("digits", choices=DATASETS)
     """`digits` is scikit-learn's bundled 8x8 set; the others load through torchvision."""
 
     split_seed: int = knob(0, low=0, high=2**31 - 1)
-    """Decides which images are training, validation and test."""
+    """Seed of the split into training, validation and test images."""
 
     train_size: int = knob(0, low=0, high=1_000_000)
     """Training images used, the first so many of the shuffled split; 0 takes all."""
@@ -159,22 +174,22 @@ class EvaluationConfig(CheckedFields):
     """Validation images used for clean and sensitivity accuracy; 0 takes all."""
 
     eval_sensitivity_norm: str = knob("linf", choices=_SENSITIVITY_NORMS)
-    """Norm of the judging sensitivity attack."""
+    """Norm of the evaluation's sensitivity attack."""
 
     eval_sensitivity_epsilon: float = knob(0.2, low=0, high=_LARGEST_L2)
-    """Budget of the judging sensitivity attack, in pixel units; at most 1 for Linf."""
+    """Budget of the evaluation's sensitivity attack, in pixel units; at most 1 for Linf."""
 
     eval_sensitivity_steps: int = knob(20, low=1, high=10_000)
-    """PGD steps of the judging attack."""
+    """PGD steps of the evaluation's sensitivity attack."""
 
     eval_sensitivity_restarts: int = knob(1, low=1, high=1000)
-    """Random restarts of the judging attack; an image counts only if it survives all."""
+    """Random restarts of that attack; an image counts as robust only if it survives all of them."""
 
     eval_invariance_norm: str = knob("linf", choices=_INVARIANCE_NORMS)
-    """Norm of the judging invariance attack."""
+    """Norm of the evaluation's invariance attack."""
 
     eval_invariance_epsilon: float = knob(0.3, low=0, high=1)
-    """Budget of the judging invariance attack: pixel units for Linf, share of pixels for L0."""
+    """Budget of the evaluation's invariance attack: pixel units for Linf, share of pixels for L0."""
 
     eval_invariance_size: int = knob(0, low=0, high=1_000_000)
     """Validation images that the invariance attack starts from; 0 takes all."""
@@ -184,7 +199,7 @@ class EvaluationConfig(CheckedFields):
 
 
 _PART = {"validation_size": 2000, "eval_invariance_size": 500}
-"""Of a large validation split, what a laptop can attack after every epoch."""
+"""Sizes of the evaluation that a laptop can attack after every epoch, for data with a large validation split."""
 
 DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
     "digits": {},
@@ -197,7 +212,7 @@ DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
         "sensitivity_epsilon": 8 / 255,
     },
 }
-"""What differs from the defaults above for a single trial on each data set: the budgets its literature uses."""
+"""Defaults of a single trial that differ from those above, by data set: the budgets of its literature."""
 
 
 for _record in (TrialConfig, EvaluationConfig):

@@ -1,4 +1,4 @@
-"""What a trial costs, as `timing` measures it. Read by drivers, which have no torch."""
+"""The cost of a trial as `trainer.training` profiles it. Drivers read it, so it needs no torch."""
 
 from __future__ import annotations
 
@@ -6,38 +6,46 @@ from typing import Any, NamedTuple
 
 
 class Cost(NamedTuple):
-    """Of one configuration: bytes of what a trial keeps, and seconds. On one core of a CPU they are seconds of that
-    core, so that configurations can be compared on a busy machine; elsewhere the wall's."""
+    """Seconds of the parts of a trial of one configuration, and bytes of what it keeps.
+
+    On one core of a CPU they are seconds of that core, so that configurations can be compared on a busy machine;
+    elsewhere they are wall-clock seconds.
+    """
 
     beginning: float
-    """Before the first epoch: the model, and its training images perturbed."""
+    """Seconds before the first epoch: making the model and perturbing the training images."""
     steps: int
-    """Of an epoch."""
+    """Number of steps of an epoch."""
     step: float
+    """Seconds of one step."""
     diagnosis: float
-    """What the last step of an epoch takes more."""
+    """Additional seconds of an epoch's last step."""
     judging_low: float
-    """After an epoch, of a model that no image withstands."""
+    """Seconds of judging a model after an epoch if none of its images withstands the attack."""
     judging_high: float
-    """And of one that all images withstand."""
+    """Seconds of judging it if all of them do."""
     saving: float
-    """Of a checkpoint."""
+    """Seconds of saving a checkpoint."""
     checkpoint_bytes: int
-    """Of one in the second half of training, which holds the best weights beside the newest."""
+    """Size of a checkpoint in the second half of training, which holds the best weights beside the newest."""
     model_bytes: int
     timed: float
-    """All that was measured in those seconds, and..."""
+    """Sum of the measured seconds."""
     wall: float
-    """...what it took by the wall's clock: more, where others take the processors."""
+    """Wall-clock seconds of the same measurements: more if other processes use the processors."""
     report: dict[str, Any]
-    """What such a trial says after an epoch."""
+    """A report of such a trial after an epoch."""
 
     def slowed(self, factor: float) -> Cost:
-        """The same where all takes so many times as long."""
+        """Return the cost if everything takes `factor` times as long."""
         fields = ("beginning", "step", "diagnosis", "judging_low", "judging_high")
         return self._replace(**{name: factor * getattr(self, name) for name in fields})
 
     def epoch(self, standing: float) -> float:
-        """Seconds of an epoch, where the images that a model withstands take this share of the judging's range."""
+        """Return the seconds of an epoch.
+
+        Args:
+            standing: Position in the range from `judging_low` to `judging_high`, in [0, 1].
+        """
         judging = self.judging_low + standing * (self.judging_high - self.judging_low)
         return self.steps * self.step + self.diagnosis + judging + self.saving

@@ -1,15 +1,15 @@
-"""TODO one line."""
+"""Exceptions that otsweep raises on purpose."""
 
 from __future__ import annotations
 
 
 class OtsweepError(Exception):
-    """Every error that otsweep raises on purpose.
+    """An error that otsweep raises on purpose.
 
     OtsweepError
     ├── InputError     the user's mistake: one message, exit status 2, no traceback
-    ├── TrialFailed    this trial can't go on (a number that is not finite); the sweep goes on without it
-    └── StorageFailed  the storage takes no files (full, gone); what was recorded stays, and can be gone on with
+    ├── TrialFailed    this trial can't go on (a number is not finite); the sweep goes on without it
+    └── StorageFailed  the storage takes no files (full, gone); what was recorded stays and can be resumed
     """
 
 
@@ -18,8 +18,8 @@ class InputError(OtsweepError, ValueError):
 
 
 class TrialFailed(OtsweepError, RuntimeError):
-    """The trial produced something that must not enter a front; the message is the reason shown to the user."""
+    """A trial produced something that must not enter a front; the message is the reason shown to the user."""
 
 
 class StorageFailed(OtsweepError):
-    """The storage refused a file, also when it was asked again for a while; the message names both."""
+    """The storage refused a file, and kept refusing it for a while; the message names the file and the reason."""

@@ -1,4 +1,4 @@
-"""TODO one line."""
+"""Frozen dataclasses whose fields are checked: type, range and choices are declared with each field."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def knob(
     above: float | None = None,
     choices: tuple[str, ...] | None = None,
 ) -> Any:
-    """A dataclass field with its range: `low` and `high` are allowed themselves, `above` is not."""
+    """Define a dataclass field with its range, in which `low` and `high` lie and `above` does not."""
     return field(default=default, metadata={"low": low, "high": high, "above": above, "choices": choices})
 
 
 class CheckedFields:
-    """Typed, range-checked construction that both records share."""
+    """Base of dataclasses whose fields are converted and checked at construction."""
 
     def __post_init__(self) -> None:
         for name, spec in self.fields().items():
@@ -34,40 +34,40 @@ class CheckedFields:
         self._check_together()
 
     def _check_together(self) -> None:
-        """Rules that tie several fields."""
+        """Check rules that tie several fields."""
 
     @classmethod
     def fields(cls) -> dict[str, dataclasses.Field]:
-        """Every knob by name, in order."""
+        """Return all fields by name, in order."""
         return {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Self:
-        """Build from keys and values; an unknown key is answered with the nearest known one."""
+        """Build a record from keys and values; the error for an unknown key names the nearest known one."""
         for key in values:
             if key not in cls.fields():
                 raise InputError(f"unknown setting {key!r}: {did_you_mean(key, cls.fields())}")
         return cls(**values)
 
     def replace(self, **changes: Any) -> Self:
-        """A copy with some fields changed; checked again."""
+        """Return a copy with some fields changed, checked again."""
         return type(self).from_mapping({**self.to_dict(), **changes})
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values by field name, ready for YAML, JSON or Parquet."""
+        """Return plain values by field name, ready for YAML, JSON or Parquet."""
         return dataclasses.asdict(self)  # type: ignore[call-overload]
 
 
 def field_type(spec: dataclasses.Field) -> type:
-    """The plain type of a knob: bool, int, float or str."""
+    """Return the plain type of a field: bool, int, float or str."""
     return {"bool": bool, "int": int, "float": float, "str": str}[str(spec.type)]
 
 
 def check_value(name: str, value: Any, spec: dataclasses.Field) -> Any:
-    """`value` in the knob's own type.
+    """Return `value` in the field's own type.
 
     Raises:
-        InputError: naming the field, the value and the range or type that would be right.
+        InputError: if it has another type or lies outside the range; names field, value and what would be right.
     """
     kind, limits = field_type(spec), spec.metadata
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -75,7 +75,7 @@ def check_value(name: str, value: Any, spec: dataclasses.Field) -> Any:
         value = int(value)
     if not (number if kind is float else isinstance(value, kind) and isinstance(value, bool) == (kind is bool)):
         raise InputError(f"{name} = {_quoted(value)}: must be {_describe_type(spec)}")
-    with contextlib.suppress(OverflowError):  # an integer beyond all floats is beyond every range too
+    with contextlib.suppress(OverflowError):  # an integer too large for a float is outside every range
         value = kind(value)
     if limits["choices"] is not None and value not in limits["choices"]:
         raise InputError(f"{name} = {_quoted(value)}: {did_you_mean(value, limits['choices'])}")
@@ -85,7 +85,7 @@ def check_value(name: str, value: Any, spec: dataclasses.Field) -> Any:
 
 
 def _quoted(value: object) -> str:
-    """`value` as an error shows it: cut where it is long."""
+    """Return `value` as an error shows it: cut if it is long."""
     try:
         text = repr(value)
     except ValueError:  # Python refuses to write out an integer of more than 4,300 digits
@@ -94,7 +94,7 @@ def _quoted(value: object) -> str:
 
 
 def _in_range(value: float, limits: Mapping[str, Any]) -> bool:
-    """Whether a number is finite and inside a knob's limits."""
+    """Return whether a number is finite and inside a field's limits."""
     return (
         (isinstance(value, int) or math.isfinite(value))
         and (limits["low"] is None or value >= limits["low"])
@@ -104,7 +104,7 @@ def _in_range(value: float, limits: Mapping[str, Any]) -> bool:
 
 
 def _describe_type(spec: dataclasses.Field) -> str:
-    """The type of a knob in words, and its range."""
+    """Return the type of a field and its range in words."""
     kind = field_type(spec)
     if kind is bool:
         return "true or false"
@@ -114,7 +114,7 @@ def _describe_type(spec: dataclasses.Field) -> str:
 
 
 def describe_range(spec: dataclasses.Field) -> str:
-    """The range of a knob in words."""
+    """Return the range of a field in words."""
     low, high, above = (spec.metadata[key] for key in ("low", "high", "above"))
     if spec.metadata["choices"] is not None:
         return "one of " + ", ".join(spec.metadata["choices"])
@@ -125,10 +125,10 @@ def describe_range(spec: dataclasses.Field) -> str:
 
 
 def parse_settings(pairs: Iterable[str], *records: type[CheckedFields]) -> dict[str, Any]:
-    """`["margin=0.1", ...]` as given to `--set`, read in the type of the field each one names.
+    """Read pairs such as "margin=0.1", as given to `--set`, in the types of the fields that they name.
 
     Raises:
-        InputError: for a pair without `=`, an unknown key, or a value that is not of the field's type.
+        InputError: for a pair without `=`, an unknown key, or a value of another type than the field's.
     """
     known = {name: spec for record in records for name, spec in record.fields().items()}
     settings: dict[str, Any] = {}
@@ -144,7 +144,7 @@ def parse_settings(pairs: Iterable[str], *records: type[CheckedFields]) -> dict[
 
 
 def _parse(text: str, kind: type) -> Any:
-    """Text in a knob's type where it can be; else the text itself, which `check_value` then refuses by name."""
+    """Return a text in a field's type if possible, else the text itself, which `check_value` then refuses."""
     if kind is bool:
         return {"true": True, "false": False}.get(text.lower(), text)
     if kind is str:
@@ -156,6 +156,6 @@ def _parse(text: str, kind: type) -> Any:
 
 
 def check_budget(name: str, epsilon: float, norm: str) -> None:
-    """An L0 or Linf budget is a share of the pixel range or of the pixels and so lies in [0, 1]."""
+    """Check that an L0 or Linf budget lies in [0, 1]: it is a share of the pixels or of the pixel range."""
     if norm != "l2" and epsilon > 1:
         raise InputError(f"{name} = {epsilon!r}: must be at least 0 and at most 1 (pixel units of [0,1] images)")

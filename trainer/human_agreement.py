@@ -1,6 +1,6 @@
-"""What people say about perturbed images: where such examples lie, and how far somebody agrees with them.
+"""Agreement with people on perturbed images that people labelled: where such examples lie, and the shares as numbers.
 
-Plain numbers without torch, so that whoever only shows them need not load it.
+Needs no torch, so that the commands that only show the shares need not load it.
 """
 
 from __future__ import annotations
@@ -19,16 +19,21 @@ from trainer.intervals import wilson_interval
 
 EXAMPLES_OPTION = "--invariance-examples"
 _FOLDER = "invariance_examples"
-"""In the data folder: where the published sets are looked for."""
+"""Folder below the data folder in which the published sets are looked for."""
 _PUBLISHED_FOR = "mnist"
 _DATASETS = (_PUBLISHED_FOR, "fashion_mnist")
-"""Data sets of 28x28 grey images in 10 classes: the published layout fits no other."""
+"""Data sets that the published layout fits: 28x28 grey images in 10 classes."""
 
 LABELS = "_labels.npy"
-"""How the name of a file of people's labels ends."""
+"""Suffix of the names of files with people's labels."""
 
 ORIGINAL, ORACLE, MODEL = "the original", "the oracle", "the model"
-"""Who answers: with the label that the image had before the change, whatever it shows; the judge; a trained model."""
+"""Names of answerers: the label that the image had before the change, whatever it shows; the judge; a trained model.
+
+They stand in reports and results on disk.
+"""
+_SHOWN = {ORACLE: "the judge"}
+"""Names that people read instead of the stored ones."""
 
 HEADINGS = (
     "\n",
@@ -39,7 +44,7 @@ HEADINGS = (
     "right in\nchanges",
     "\nanswers",
 )
-"""Of `cells`, in two lines; what they mean says `LEGEND`."""
+"""Headings of `cells`, in two lines; `LEGEND` explains them."""
 LEGEND = (
     "changed, unchanged: images to which people gave another label than the original, or the same; stuck: of the "
     "changed ones, right before the change, those still given the original label; right in changes: of the images "
@@ -48,11 +53,11 @@ LEGEND = (
 
 
 class ExamplesFolder(NamedTuple):
-    """Sets of examples on disk."""
+    """A folder with sets of examples."""
 
     path: str
     digest: str
-    """Of every array below it."""
+    """Digest of the names and contents of all arrays in it."""
 
 
 class Share(NamedTuple):
@@ -63,25 +68,25 @@ class Share(NamedTuple):
 
     @property
     def value(self) -> float:
-        """In [0, 1]; 0 of no images."""
+        """The share as a number in [0, 1]; 0 if there are no images."""
         return self.hits / max(self.size, 1)
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far someone who answers, or abstains, agrees with people on one set."""
+    """Agreement of an answerer, which may abstain, with people on one set."""
 
     answerer: str
     covered: Share
-    """Images that were answered at all; the other shares are of these."""
+    """Share of the images that it answered; the other shares are of these."""
     changed: Share
-    """Of images whose class people see changed, those answered with the people's label."""
+    """Share with the people's answer among images whose class people see changed."""
     stuck: Share
-    """Of those whose source was answered rightly, the ones still answered with the source's label."""
+    """Share with the source's label among the same images, if it was right on the source."""
     unchanged: Share
-    """Of images whose class people see unchanged, those answered with it."""
+    """Share with the people's answer among images whose class people see unchanged."""
     called_changed: Share
-    """Of images answered with another class than the source's, those where people say the same."""
+    """Share with the people's answer among images that it gave another class than the source's."""
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> Self:
@@ -90,16 +95,16 @@ class Agreement:
 
 @dataclass(frozen=True)
 class SetComparison:
-    """Everyone who was compared with people on one set."""
+    """All answerers that were compared with people on one set."""
 
     name: str
-    """Of the set."""
+    """Name of the set."""
     images: int
     changed: int
-    """Images whose class people see changed."""
+    """Number of images whose class people see changed."""
     unchanged: int
     white: int
-    """The pixel value that the set's files were taken to mean white by: 255 or 1."""
+    """Pixel value that was read as white in the set's files: 255 or 1."""
     agreements: tuple[Agreement, ...]
 
     @classmethod
@@ -111,7 +116,7 @@ class SetComparison:
 
     @property
     def title(self) -> str:
-        """`linf/automated_eps03: people see 21 of 100 images changed`."""
+        """A line such as "linf/automated_eps03: people see 21 of 100 images changed"."""
         undecided = self.images - self.changed - self.unchanged
         return (
             f"{self.name}: people see {self.changed} of {self.images} images changed"
@@ -122,7 +127,7 @@ class SetComparison:
 
 @dataclass(frozen=True)
 class HumanAgreement:
-    """What a folder of examples says of everyone who was compared."""
+    """All comparisons with people on the sets of one folder."""
 
     folder: str
     digest: str
@@ -130,48 +135,45 @@ class HumanAgreement:
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> Self:
-        """From what `dataclasses.asdict` makes of it, also through JSON."""
+        """Build from the output of `dataclasses.asdict`, also after a way through JSON."""
         return cls(plain["folder"], plain["digest"], tuple(map(SetComparison.from_plain, plain["sets"])))
 
 
 def find_examples(given: str | Path | None, *, dataset: str, data_dir: str | Path | None) -> ExamplesFolder | None:
-    """The folder that was named, else the one beside the data where there is one.
+    """Find the folder that was named, else the one beside the data; None if there is neither.
 
     Args:
-        given: with --invariance-examples.
-        dataset: name of the data set that the examples must have been made from.
-        data_dir: where data sets lie; OTSWEEP_DATA_DIR if None.
+        given: Folder named with --invariance-examples.
+        dataset: Name of the data set that the examples must have been made from.
+        data_dir: Folder with data sets; OTSWEEP_DATA_DIR if None.
 
     Raises:
-        InputError: for a data set of another shape, or a folder that can't be read or holds no labelled set.
+        InputError: if the data set has another shape, or the folder can't be read or holds no labelled set.
     """
     if given is not None:
         if dataset not in _DATASETS:
             raise InputError(
                 f"{EXAMPLES_OPTION} {str(given)!r}: such examples are 28x28 grey images in 10 classes "
-                f"({', '.join(_DATASETS)}); "
-                f"the data set here is {dataset!r}"
+                f"({', '.join(_DATASETS)}); the data set here is {dataset!r}"
             )
-        return _open_folder(Path(given), said=f"{EXAMPLES_OPTION} {str(given)!r}")
+        return _open_folder(Path(given), context=f"{EXAMPLES_OPTION} {str(given)!r}")
     beside = data_dir or os.environ.get("OTSWEEP_DATA_DIR")
     found = Path(beside).expanduser() / _FOLDER if beside and dataset == _PUBLISHED_FOR else None
-    return _open_folder(found, said=f"examples {str(found)!r}") if found and found.is_dir() else None
+    return _open_folder(found, context=f"examples {str(found)!r}") if found and found.is_dir() else None
 
 
-def _open_folder(path: Path, *, said: str) -> ExamplesFolder:
-    """A folder with at least one labelled set; errors as of `find_examples`, beginning with what was `said`."""
+def _open_folder(path: Path, *, context: str) -> ExamplesFolder:
+    """Open a folder with at least one labelled set; errors as of `find_examples`, beginning with `context`."""
     try:
         path = path.expanduser().absolute()
-        is_folder, files = (
-            path.is_dir(),
-            {file: _digest(file) for file in sorted(path.rglob("*.npy")) if file.is_file()},
-        )
+        is_folder = path.is_dir()
+        files = {file: _digest(file) for file in sorted(path.rglob("*.npy")) if file.is_file()}
     except (OSError, ValueError, RuntimeError) as error:  # unreadable; a null byte in it; ~nobody
-        raise InputError(f"{said}: can't be read: {error}") from None
+        raise InputError(f"{context}: can't be read: {error}") from None
     if not is_folder:
-        raise InputError(f"{said}: {'is not a folder' if path.exists() else 'no such folder'}")
+        raise InputError(f"{context}: {'is not a folder' if path.exists() else 'no such folder'}")
     if not any(file.name.endswith(LABELS) for file in files):
-        raise InputError(f"{said}: holds no file whose name ends in {LABELS}")
+        raise InputError(f"{context}: holds no file whose name ends in {LABELS}")
     listing = "\n".join(f"{file.relative_to(path)} {content}" for file, content in files.items())
     return ExamplesFolder(str(path), hashlib.sha256(listing.encode()).hexdigest()[:16])
 
@@ -182,10 +184,10 @@ def _digest(file: Path) -> str:
 
 
 def cells(agreements: Sequence[Agreement]) -> list[str]:
-    """One answerer's line below `HEADINGS`: its shares, of several their mean (the images are the same)."""
-    first = agreements[0]
+    """Return one answerer's line below `HEADINGS`: its shares, or the means of several on the same images."""
+    name = agreements[0].answerer
     return [
-        first.answerer,
+        _SHOWN.get(name, name),
         _shown([each.changed for each in agreements]),
         _shown_interval([each.changed for each in agreements]),
         _shown([each.stuck for each in agreements], of=False),
@@ -196,7 +198,7 @@ def cells(agreements: Sequence[Agreement]) -> list[str]:
 
 
 def _shown(shares: Sequence[Share], *, of: bool = True) -> str:
-    """`47.6% of 21`: the mean share, and the mean number of images where those differ; a dash of no images."""
+    """Return the mean share and the mean number of images, as in "47.6% of 21"; a dash if there are no images."""
     known = [share for share in shares if share.size]
     if not known:
         return "-"
@@ -205,7 +207,7 @@ def _shown(shares: Sequence[Share], *, of: bool = True) -> str:
 
 
 def _shown_interval(shares: Sequence[Share]) -> str:
-    """`28 to 68%`, Wilson's at 95%; of a mean on the images of one: all saw the same."""
+    """Return Wilson's interval at 95%, as in "28 to 68%"; for the number of images of one, since all have the same."""
     size = shares[0].size
     if not size:
         return "-"
@@ -215,11 +217,11 @@ def _shown_interval(shares: Sequence[Share]) -> str:
 
 
 def unknown_agreement(dataset: str) -> str:
-    """What is said where no examples are at hand."""
+    """Return what is shown if there are no examples."""
     if dataset != _PUBLISHED_FOR:
-        return f"How far the oracle agrees with people on perturbed images of {dataset} is not known."
+        return f"How far the judge agrees with people on perturbed images of {dataset} is not known."
     return (
-        "How far the oracle agrees with people is not known here: put the published examples "
+        "How far the judge agrees with people is not known here: put the published examples "
         f"(github.com/ftramer/Excessive-Invariance, its folder {_FOLDER}/) into OTSWEEP_DATA_DIR, or name their folder "
         f"with {EXAMPLES_OPTION}."
     )

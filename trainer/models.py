@@ -1,6 +1,7 @@
 """The classifiers: images in [0, 1] to logits and the embedding that the regularisers act on.
 
-B images, (C, H, W) channels, height, width, K classes, D embedding size.
+Shape letters: B images of a batch, C channels, H rows, W columns, K classes, D embedding size, O output channels,
+k side of a filter.
 """
 
 from __future__ import annotations
@@ -18,19 +19,20 @@ from trainer.errors import InputError
 from trainer.words import did_you_mean
 
 _HIDDEN = 256
+"""Width of the dense layers."""
 
 
 class Prediction(NamedTuple):
-    """What a model says of a batch."""
+    """A model's answer to a batch."""
 
     logits: Tensor
-    """(B, K)."""
+    """(B, K), before the softmax."""
     embedding: Tensor
-    """(B, D), what the linear head reads."""
+    """(B, D), the input of the linear head."""
 
 
 class Classifier(nn.Module):
-    """Normalisation, encoder f, linear head g."""
+    """A model: normalisation, encoder f, linear head g."""
 
     mean: Tensor
     std: Tensor
@@ -44,7 +46,11 @@ class Classifier(nn.Module):
         self.register_buffer("std", std.detach().clone().reshape(-1, 1, 1))
 
     def forward(self, images: Tensor) -> Prediction:
-        """Classify `images`, (B, C, H, W) in [0, 1]."""
+        """Classify images (B, C, H, W) in [0, 1].
+
+        Raises:
+            ValueError: for images of another shape than the model's.
+        """
         if images.shape[1:] != self.shape:  # one channel would broadcast to three
             raise ValueError(f"images of shape {tuple(images.shape)}: this model takes (B, {str(self.shape)[1:]}")
         embedding = self.encoder((images - self.mean) / self.std)
@@ -61,16 +67,19 @@ def build_model(
     std: Tensor,
     seed: int,
 ) -> Classifier:
-    """A new model on the CPU; the same arguments give the same weights, and no other random number changes.
+    """Return a new model on the CPU. The same arguments give the same weights; the global random state stays as it is.
 
     Args:
         architecture: `cnn`, `mlp` or `resnet18`.
         shape: (C, H, W) of one image.
         classes: K.
         embedding_size: D.
-        mean: (C,) of the training images, subtracted inside the model; pixel units of [0, 1].
-        std: (C,) of the training images, above 0; divided by inside the model.
-        seed: Decides the initial weights.
+        mean: (C,) of the training images, in pixel units of [0, 1]; the model subtracts it.
+        std: (C,) of the training images, above 0; the model divides by it.
+        seed: seed of the initial weights.
+
+    Raises:
+        InputError: for an unknown architecture, with the nearest known one.
     """
     if architecture not in ARCHITECTURES:
         raise InputError(f"architecture = {architecture!r}: {did_you_mean(architecture, ARCHITECTURES)}")
@@ -88,11 +97,21 @@ def build_model(
         )
 
 
+def move_to_device(model: nn.Module, device: torch.device) -> nn.Module:
+    """Return the model on the device, in the form that is fastest there."""
+    if device.type == "cpu":
+        model = model.to(memory_format=torch.channels_last)  # pooling is vectorised over channels that lie side by side
+        for module in model.modules():
+            if isinstance(module, CnnEncoder):
+                module.lean = True
+    return model.to(device)
+
+
 def _cnn_encoder(shape: tuple[int, int, int], embedding_size: int) -> nn.Module:
-    """The network of arXiv 2211.02468, for any number of channels, image size and embedding size.
+    """Build the network of arXiv 2211.02468 for any number of channels, image size and embedding size.
 
     Its convolutions are not padded: 28x28 shrinks to 24, 12, 8, 4, and with D = 4 and K = 10 it has 381,370 parameters.
-    Images of less than 16 pixels a side would shrink to nothing, so theirs are padded by 2: 8x8 goes 8, 4, 4, 2.
+    Images of less than 16 pixels a side would shrink to nothing, so these are padded by 2: 8x8 goes 8, 4, 4, 2.
     """
     channels, height, width = shape
     padding = 0 if min(height, width) >= 16 else 2
@@ -114,10 +133,10 @@ def _cnn_encoder(shape: tuple[int, int, int], embedding_size: int) -> nn.Module:
 
 
 class CnnEncoder(nn.Sequential):
-    """The layers in order; or, where `lean`, the same function in operations that take a CPU half the time."""
+    """The layers in order; or, if `lean`, the same function in operations that take a CPU half the time."""
 
     lean = False
-    """For whole models on a CPU, not for lanes of vmap: it branches on a parameter's value."""
+    """True for these operations: on a CPU, and not under `torch.vmap`, as they branch on a parameter's value."""
 
     def forward(self, input: Tensor) -> Tensor:  # the name that the base class gives it
         if not (self.lean and input.is_cpu):
@@ -131,7 +150,7 @@ class CnnEncoder(nn.Sequential):
 
 
 def pooled_prelu(features: Tensor, prelu: nn.Module) -> Tensor:
-    """PReLU, then 2x2 max pooling of features (B, C, H, W); in the cheaper order where the slope allows it."""
+    """Apply PReLU, then 2x2 max pooling, to features (B, C, H, W); in the cheaper order if the slope allows it."""
     (slope,) = prelu.parameters()
     if slope <= 0:
         return F.max_pool2d(prelu(features), 2)
@@ -139,32 +158,32 @@ def pooled_prelu(features: Tensor, prelu: nn.Module) -> Tensor:
 
 
 class _PooledPReLU(Function):
-    """2x2 max pooling, then PReLU, of a slope above 0: a rising function may as well follow the maximum.
+    """2x2 max pooling, then PReLU, for a slope above 0: a rising function and a maximum can change places.
 
-    Values are the same bit for bit, from a quarter of the work. Gradients go to the first of equal maxima, as in the
-    other order; only the slope's own is summed in another. Of the features only the places of the maxima are kept.
+    Values are the same bit for bit, at a quarter of the work. Gradients go to the first of equal maxima, as in the
+    other order; only the slope's gradient is summed in another order. Only the maxima and their positions are kept.
     """
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, slope: Tensor) -> Tensor:
-        pooled, where = F.max_pool2d_with_indices(features, (2, 2))
-        ctx.save_for_backward(pooled, where)
+        pooled, positions = F.max_pool2d_with_indices(features, (2, 2))
+        ctx.save_for_backward(pooled, positions)
         ctx.size, ctx.slope = features.shape, slope.item()
         return F.leaky_relu(pooled, ctx.slope)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        pooled, where = ctx.saved_tensors
-        gradient = gradient.contiguous(memory_format=torch.channels_last)  # of another layout it would be slow to read
+        pooled, positions = ctx.saved_tensors
+        gradient = gradient.contiguous(memory_format=torch.channels_last)  # other layouts are slow to read
         to_pooled = torch.ops.aten.leaky_relu_backward(gradient, pooled, ctx.slope, False)
         to_slope = pooled.clamp(max=0).mul_(gradient).sum().reshape(1) if ctx.needs_input_grad[1] else None
-        return F.max_unpool2d(to_pooled, where, (2, 2), output_size=ctx.size), to_slope
+        return F.max_unpool2d(to_pooled, positions, (2, 2), output_size=ctx.size), to_slope
 
 
 def _convolved(images: Tensor, convolution: nn.Module) -> Tensor:
-    """The first convolution; the library's own, but for the gradient in the images.
+    """Apply the first convolution, with a faster gradient in the images than the library's.
 
-    That is an own node of the graph, so that an attack computes it alone, and an update everything but it.
+    That gradient is a node of its own in the graph: an attack computes only it, an update everything but it.
     """
     features = convolution(images.detach())
     if not images.requires_grad:
@@ -173,7 +192,7 @@ def _convolved(images: Tensor, convolution: nn.Module) -> Tensor:
 
 
 class _ImageGradient(Function):
-    """A stand-in for the features as a function of the images: its values mean nothing, its gradient is theirs."""
+    """A stand-in for the features as a function of the images: its values mean nothing, its gradient is right."""
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, convolution: nn.Conv2d, features: Tensor) -> Tensor:
@@ -188,7 +207,7 @@ class _ImageGradient(Function):
 
 
 class _Joined(Function):
-    """The first argument; the gradient goes to both."""
+    """The identity in the first argument, with the gradient passed to both."""
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, stand_in: Tensor) -> Tensor:
@@ -200,13 +219,17 @@ class _Joined(Function):
 
 
 def transposed_convolution(features: Tensor, weight: Tensor, *, padding: int) -> Tensor:
-    """`F.conv_transpose2d` of stride 1, as one matrix product and a sum of its shifted planes.
+    """Compute `F.conv_transpose2d` of stride 1 as one matrix product and a sum of its shifted planes.
 
-    oneDNN fills up the few channels of an image to a vector of 16: this takes a fifth of its time.
+    oneDNN pads the few channels of an image to a vector of 16; this takes a fifth of its time.
 
     Args:
         features: (B, O, H, W).
         weight: (O, C, k, k).
+        padding: that of the convolution.
+
+    Returns:
+        (B, C, H + k - 1 - 2 padding, W + k - 1 - 2 padding).
     """
     (batch, _, height, width), (outputs, channels, size, _) = features.shape, weight.shape
     pixels = features.permute(0, 2, 3, 1).reshape(-1, outputs)
@@ -219,7 +242,7 @@ def transposed_convolution(features: Tensor, weight: Tensor, *, padding: int) ->
 
 
 def _mlp_encoder(shape: tuple[int, int, int], embedding_size: int) -> nn.Module:
-    """Two hidden layers."""
+    """Build a perceptron of two hidden layers."""
     channels, height, width = shape
     return nn.Sequential(
         nn.Flatten(),
@@ -232,8 +255,8 @@ def _mlp_encoder(shape: tuple[int, int, int], embedding_size: int) -> nn.Module:
 
 
 def _resnet18_encoder(shape: tuple[int, int, int], embedding_size: int) -> nn.Module:
-    """ResNet-18 for small images (He et al. 2016, section 4.2): a 3x3 stem of stride 1 and no pooling behind it."""
-    from torchvision.models import resnet18  # takes seconds to import, and the other models do without
+    """Build ResNet-18 for small images (He et al. 2016, section 4.2): a 3x3 stem of stride 1, no pooling after it."""
+    from torchvision.models import resnet18  # takes seconds to import, and the other models do not need it
 
     network = resnet18(num_classes=embedding_size)
     network.conv1 = nn.Conv2d(shape[0], 64, 3, padding=1, bias=False)

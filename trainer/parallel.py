@@ -1,7 +1,7 @@
-"""Independent pieces of work on the threads that torch has here, one each.
+"""Independent pieces of work, each on one of torch's threads.
 
-Many small operations gain little from threads of their own and wait for each other on a busy machine; and a sum that is
-not divided among threads is the same whatever their number.
+Small operations gain little from several threads and on a busy machine wait for each other. And a sum that is not
+divided among threads is the same for any number of them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _Result = TypeVar("_Result")
 
 
 def map_on_threads(work: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:
-    """`work` of every item, in order, as many at once as torch has threads here."""
+    """Return `work` of every item, in order; as many run at once as torch has threads."""
 
     def alone(item: _Item) -> _Result:
         with threads(1):
@@ -30,7 +30,7 @@ def map_on_threads(work: Callable[[_Item], _Result], items: Iterable[_Item]) -> 
 
 @contextlib.contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Run torch with `count` threads, then with as many as before."""
+    """Run the block with `count` torch threads, then set the number back."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -1,7 +1,7 @@
-"""Named configurations: each names only what differs from `TrialConfig`'s defaults.
+"""Presets: named configurations, each listing only the settings that differ from `TrialConfig`'s defaults.
 
-Budgets are in pixel units of [0,1] images. A preset leaves to the data what depends on it (epochs, and the budgets of
-the methods that define none), so that it can be combined with any dataset and any `--set`.
+Budgets are in pixel units of [0,1] images. A preset does not set what depends on the data (epochs, and the budgets of
+methods that define none), so that it can be combined with any data set and any `--set`.
 """
 
 from __future__ import annotations
@@ -13,18 +13,19 @@ from trainer.errors import InputError
 from trainer.words import did_you_mean
 
 _PAPER = {"embedding_size": 4, "learning_rate": 1e-4, "batch_size": 256}
-"""Ovalle, Czyzycki and Hsieh 2022 (arXiv 2211.02468): a 4-dimensional embedding, Adam at 1e-4, batches of 256. Their
-200 epochs are left to the data."""
+"""Settings of Ovalle, Czyzycki and Hsieh 2022 (arXiv 2211.02468): a 4-dimensional embedding, Adam at 1e-4, batches of
+256. Their 200 epochs are left to the data."""
 
 _FGSM = {"sensitivity_steps": 1, "sensitivity_epsilon": 0.01}
-"""Theirs was 0.01 of the normalised image, which is 0.0031 of the pixel range, clamped to [0,1] there."""
+"""Their FGSM. Their budget was 0.01 of the normalised image, which is 0.0031 of the pixel range, clamped to [0,1]."""
 
 _NORM = {"norm_weight": 0.001}
-"""Theirs sums the norms of anchor, positive and negative; here it is the mean over the step's embeddings."""
+"""Their norm penalty. They sum the norms of anchor, positive and negative; here it is the mean over the step's
+embeddings."""
 
 _TRIPLET = {"regularizer": "triplet", **_NORM}
-"""Batch-hard triplet loss on the cosine distance, margin 0.05, at a weight of 0.5, beside the norm penalty. Their
-anchors are the clean images, here the perturbed ones (see `losses`)."""
+"""Their batch-hard triplet loss on the cosine distance, margin 0.05, at a weight of 0.5, beside the norm penalty. Their
+anchors are the clean images, here the perturbed ones (see `trainer.objective.terms`)."""
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     # Cross-entropy on clean images and nothing else.
@@ -58,13 +59,14 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "sensitivity_objective": "transport",
         "sensitivity_steps": 1,
     },
-    # The eight published configurations. "nll" sees the clean images unless a perturbation follows; "ml" is the triplet
-    # term over the perturbation named. Invariance images carry the oracle's label, where theirs kept the source's.
+    # The eight published configurations. "nll" is the cross-entropy on clean images unless a perturbation follows; "ml"
+    # is the triplet term over the perturbation named. Invariance images carry the teacher's label; theirs kept the
+    # source's.
     "paper/clean-nll": {**_PAPER},
     "paper/clean-nll-norm": {**_PAPER, **_NORM},
     "paper/nll-sensitivity": {**_PAPER, **_FGSM, "cross_entropy_on": "sensitivity"},
     "paper/nll-sensitivity-norm": {**_PAPER, **_FGSM, **_NORM, "cross_entropy_on": "sensitivity"},
-    # Neither its cross-entropy nor a triplet term saw the invariance images in its name: no different from the last.
+    # No term of theirs used the invariance images that the name mentions, so it equals the one above.
     "paper/nll-sensitivity-norm-invar": {**_PAPER, **_FGSM, **_NORM, "cross_entropy_on": "sensitivity"},
     "paper/nll-invariance": {**_PAPER, "cross_entropy_on": "invariance"},
     "paper/nll-ml-sensitivity": {**_PAPER, **_FGSM, **_TRIPLET, "sensitivity_weight": 0.5},
@@ -74,7 +76,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 
 
 def preset(name: str) -> dict[str, Any]:
-    """The settings of a preset, a fresh copy.
+    """Return a copy of a preset's settings.
 
     Raises:
         InputError: for an unknown name, with the nearest known one.

@@ -1,92 +1,101 @@
-"""TODO one line."""
+"""One line that shows how far something is: on a terminal, on a dumb terminal, in a pipe or a file."""
 
 from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING, TextIO
+from typing import IO, Self
 
-if TYPE_CHECKING:
-    from trainer.report import EpochReport
-from trainer.summary import bar
-
+BAR_WIDTH = 12
+PLAIN_SECONDS = 10.0
+"""Minimum time between two plain lines about the same stage, where a line can't be written over again."""
 _REDRAW_SECONDS = 0.1
 
 
-def brief(report: EpochReport | None) -> str:
-    """The three accuracies of an epoch, where there is little room."""
-    if report is None:
-        return ""
-    clean, sensitivity, invariance = report.clean_accuracy, report.sensitivity_accuracy, report.invariance_accuracy
-    return f"clean {clean:.1%}  sens {sensitivity:.1%}  inv {invariance:.1%}"
+class ProgressLine:
+    """A line that is written over again on a terminal; elsewhere plain lines. A context that removes it at its end.
 
-
-class TimeLeft:
-    """How long the rest takes if it goes on as it went."""
-
-    def __init__(self) -> None:
-        self.begun: tuple[float, float] | None = None
-
-    def after(self, share: float) -> str:
-        """In words, once there is something to go by; the first share that it hears of is where it starts."""
-        now = time.monotonic()
-        start, before = self.begun = self.begun or (now, share)
-        if share == before:
-            return ""
-        seconds = int((now - start) * (1 - share) / (share - before))
-        return f"{seconds // 60}:{seconds % 60:02d} left"
-
-
-class StatusLine:
-    """On a terminal one line that is written over again, elsewhere plain lines; a context that ends with a clean one.
+    Elsewhere a line is printed when a stage begins, and then every `PLAIN_SECONDS` in which nothing else was printed.
 
     Args:
-        stream: where it stands.
-        shown: False keeps all but what is said to oneself.
+        stream: Where it is written: standard error, as a rule, since standard output belongs to results.
+        stage: Stage that begins with the context, if any.
+        shown: Whether progress is shown at all. What is logged always is.
     """
 
-    def __init__(self, stream: TextIO, *, shown: bool) -> None:
-        self.stream, self.shown, self.living = stream, shown, shown and stream.isatty()
-        self.stage, self.drawn = "", 0.0
+    def __init__(self, stream: IO[str], stage: str = "", *, shown: bool = True) -> None:
+        self.stream, self.shown = stream, shown
+        self.living = shown and stream.isatty() and os.environ.get("TERM") != "dumb"
+        self._first_stage, self._stage = stage, ""
+        self._announced: set[str] = set()
+        self._drawn, self._written = False, 0.0
+        self._start: tuple[float, float] | None = None
 
-    def __enter__(self) -> StatusLine:
+    def __enter__(self) -> Self:
+        self._written = time.monotonic()
+        self.begin(self._first_stage)
         return self
 
     def __exit__(self, *_: object) -> None:
         self.clear()
 
     def begin(self, stage: str) -> None:
-        """Something else is being done now."""
-        if stage != self.stage:
-            self.stage = stage
-            self.draw(stage, now=True)
-            if self.shown and not self.living:
-                self.say(stage)
+        """Show that another stage begins; a stage that is under way goes on."""
+        if stage == self._stage:
+            return
+        self._stage, self._start = stage, None
+        if self.living:
+            self.update(stage, now=True)
+        elif self.shown and stage not in self._announced:  # stages that run side by side report in turn
+            self._announced.add(stage)
+            self.log(stage)
 
-    def draw(self, text: str, *, now: bool = False) -> None:
-        """The living line; as often as eyes can follow, or `now`."""
-        if self.living and (now or time.monotonic() - self.drawn > _REDRAW_SECONDS):
-            columns = os.get_terminal_size(self.stream.fileno()).columns or 80
-            self.stream.write(f"\r\x1b[K{text[: columns - 1]}")
-            self.stream.flush()
-            self.drawn = time.monotonic()
+    def show(self, stage: str, done: int, total: int) -> None:
+        """Show how far a stage is, as a bar if it has several parts."""
+        self.begin(stage)
+        if total > 1:
+            self.update(f"{stage} {bar(done / total)}", now=done == total)
 
-    def prepare(self, stage: str, done: int, total: int) -> None:
-        """How far a stage of the preparation is."""
-        self.begin(f"preparing: {stage}")
-        self.draw(f"{self.stage} {bar(done / max(total, 1))}", now=done == total)
+    def update(self, text: str, *, now: bool = False) -> None:
+        """Write the line over again: as often as eyes can follow, or `now` in any case."""
+        if self.living:
+            if now or time.monotonic() - self._written > _REDRAW_SECONDS:
+                columns = os.get_terminal_size(self.stream.fileno()).columns or 80
+                self.stream.write(f"\r\x1b[K{text[: columns - 1]}")
+                self.stream.flush()
+                self._drawn, self._written = True, time.monotonic()
+        elif self.shown and time.monotonic() - self._written > PLAIN_SECONDS:
+            self.log(text)
 
-    def tell(self, report: EpochReport) -> None:
-        """An epoch's accuracies; on a terminal the living line has them."""
-        if not self.living and not report.final:
-            self.say(f"epoch {report.epoch}: {brief(report)}")
+    def time_left(self, share: float) -> str:
+        """Return how long the rest of the stage takes if it goes on as it went, in words.
 
-    def say(self, text: str) -> None:
-        """A line that stays."""
+        Args:
+            share: Part of the stage that is done, in [0, 1]. The first one given is where it started.
+        """
+        now = time.monotonic()
+        begun, before = self._start = self._start or (now, share)
+        if share == before:
+            return ""
+        seconds = int((now - begun) * (1 - share) / (share - before))
+        return f"{seconds // 60}:{seconds % 60:02d} left"
+
+    def log(self, text: str) -> None:
+        """Print a line that stays, above the one that is written over."""
         self.clear()
         print(text, file=self.stream, flush=True)
+        if not self.living:
+            self._written = time.monotonic()
 
     def clear(self) -> None:
-        if self.living:
+        """Remove the line that is written over, so that others can print; the next `update` shows it again."""
+        if self._drawn:
             self.stream.write("\r\x1b[K")
             self.stream.flush()
+            self._drawn = False
+
+
+def bar(share: float) -> str:
+    """Return a share as a bar and in percent."""
+    filled = int(BAR_WIDTH * share)
+    return f"{'━' * filled}{'╌' * (BAR_WIDTH - filled)} {share:4.0%}"

@@ -1,4 +1,4 @@
-"""TODO one line."""
+"""The text that a trial's command prints: an epoch in one line, the end in a table."""
 
 from __future__ import annotations
 
@@ -8,20 +8,28 @@ from typing import TYPE_CHECKING
 
 from trainer.config import TrialConfig
 from trainer.human_agreement import HEADINGS, LEGEND, HumanAgreement, cells, unknown_agreement
+from trainer.intervals import wilson_interval
 from trainer.report import collapse
 
 if TYPE_CHECKING:
     from trainer.invariance import Prepared
     from trainer.report import EpochReport
 
-BAR_WIDTH = 12
 _COLUMNS = 80
 
 
+def brief(report: EpochReport | None) -> str:
+    """Return the three accuracies of an epoch in short; an empty text if there is none yet."""
+    if report is None:
+        return ""
+    clean, sensitivity, invariance = report.clean_accuracy, report.sensitivity_accuracy, report.invariance_accuracy
+    return f"clean {clean:.1%}  sens {sensitivity:.1%}  inv {invariance:.1%}"
+
+
 def summary(report: EpochReport, config: TrialConfig, prepared: Prepared) -> str:
-    """What a person wants to know at the end: what was measured, and how surely."""
+    """Return what was measured in the end, with the intervals that tell how surely."""
     images, changed = len(prepared.data.validation.labels), report.invariance_changed_size
-    evaluation, oracle = prepared.evaluation, prepared.judge_quality
+    evaluation, judge = prepared.evaluation, prepared.judge_quality
     unchanged = int(prepared.judging.unchanged.sum())
     attack = f"PGD-{evaluation.eval_sensitivity_steps}, {evaluation.eval_sensitivity_norm}"
     perturbed = f"{evaluation.eval_invariance_norm} {evaluation.eval_invariance_epsilon:.3g}"
@@ -49,25 +57,25 @@ def summary(report: EpochReport, config: TrialConfig, prepared: Prepared) -> str
                 f"{unchanged} not changed by it: old label given",
                 size=unchanged,
             ),
-            "What is changed, and to which label, says an oracle, a proxy for people. It",
-            f"answers {oracle.coverage:.1%} of the images as they are, and {oracle.accuracy:.1%} of these right.",
-            *([f"Of this trial, {alarm}."] if (alarm := collapse(report.to_dict())) else []),
+            "Which images are changed, and to which label, says a judge, a proxy for people.",
+            f"It labels {judge.coverage:.1%} of the unperturbed images, {judge.accuracy:.1%} of these rightly.",
+            *([f"Warning: {alarm}."] if (alarm := collapse(report.to_dict())) else []),
         ]
     )
 
 
-def people_lines(people: HumanAgreement | None, dataset: str) -> list[str]:
-    """A table per set of examples, as wide as a terminal."""
-    if people is None:
+def agreement_lines(agreement: HumanAgreement | None, dataset: str) -> list[str]:
+    """Return a table for each set of examples that people labelled, as wide as a terminal."""
+    if agreement is None:
         return textwrap.wrap(unknown_agreement(dataset), _COLUMNS)
-    lines = ["", f"Agreement with people, on the examples in {people.folder}", ""]
-    for each in people.sets:
-        lines += [each.title, *_columns([HEADINGS, *(cells([agreement]) for agreement in each.agreements)]), ""]
+    lines = ["", f"Agreement with people, on the examples in {agreement.folder}", ""]
+    for each in agreement.sets:
+        lines += [each.title, *_columns([HEADINGS, *(cells([one]) for one in each.agreements)]), ""]
     return [*lines, *textwrap.wrap(LEGEND, _COLUMNS)]
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows of cells one below the other; the first row holds headings of two lines."""
+    """Return rows of cells as aligned lines; the first row holds headings of two lines."""
     lines = [*zip(*(heading.split("\n") for heading in rows[0]), strict=True), *rows[1:]]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return [
@@ -77,17 +85,9 @@ def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _row(name: str, share: float, meaning: str, *, size: int | None = None) -> str:
-    """A line of the summary, with Wilson's interval where the share is one of `size` images."""
-    from trainer.intervals import wilson_interval
-
+    """Return a line of the summary, with Wilson's interval if the share is one of `size` images."""
     interval = ""
     if size:
         low, high = wilson_interval(round(share * size), size)
         interval = f"{100 * low:.1f} to {100 * high:.1f}"
     return f"  {name:<12}{share:7.1%}   {interval:<14}{meaning}"
-
-
-def bar(share: float) -> str:
-    """A share as a bar and in percent."""
-    filled = int(BAR_WIDTH * share)
-    return f"{'━' * filled}{'╌' * (BAR_WIDTH - filled)} {share:4.0%}"

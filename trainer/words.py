@@ -1,4 +1,4 @@
-"""TODO one line."""
+"""Words that users type and read: the nearest right word for a wrong one, short names of knobs."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ SHORT_NAMES = {
     "entropy": "ent",
     "sensitivity_steps": "steps",
 }
-"""Short names for a trial's label in tables and pictures; a knob without one goes by its full name."""
+"""Short names of knobs for a trial's label in tables and pictures; a knob without one keeps its full name."""
 
 _FEW_WORDS = 8
-"""So many known words are all shown beside the nearest one."""
+"""Maximum number of known words that are all listed beside the nearest one."""
 
 
 def did_you_mean(word: object, known: Iterable[str]) -> str:
-    """A clause that names the nearest right word, and all of them where they are few or none is near."""
+    """Return a clause that names the nearest known word, and all of them if they are few or none is near."""
     known = list(known)
     meant = [name for name, short in SHORT_NAMES.items() if short == word and name in known]
     nearest = meant or difflib.get_close_matches(str(word).lower(), known, n=1, cutoff=0.5)

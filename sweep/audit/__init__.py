@@ -3,7 +3,7 @@
 from sweep.audit.audit import AUDIT_FOLDER, Audit, read_options, run_audit
 from sweep.audit.figures import curves_figure
 from sweep.audit.finalists import Finalist
-from sweep.audit.judging import AuditOptions, read_audited
+from sweep.audit.results import AuditOptions, read_audited
 from sweep.audit.tables import command, show_audit
 
 __all__ = [

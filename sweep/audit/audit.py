@@ -1,10 +1,10 @@
 """Audit a sweep: its finalists trained again on fresh seeds and judged on the test split by the full set of attacks.
 
 A front is the best of many noisy numbers, selected on the validation split under a cheap attack, so it looks better
-than it is. The audit says how much of it is left. All that it finds lies in `<sweep>/audit/`:
+than it is. The audit shows how much of it is left. All that it finds lies in `<sweep>/audit/`:
 
-    0003-<seed>.json       one finalist on one seed, written at once and whole: an audit that was stopped goes on here
-    models/                checkpoints and models: 0003-<seed>/, and undefended-<digest>/ for the twins
+    0003-<seed>.json       one finalist on one seed, written at once and whole: an audit that was stopped resumes here
+    models/                checkpoints and models: 0003-<seed>/, and undefended-<digest>/ for the undefended baselines
     audit.png curves.png   the audited front beside the selected one; accuracy over epsilon
 """
 
@@ -14,41 +14,22 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import time
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import ray
-from ray.exceptions import RayError, RayTaskError
 from rich.console import Console
-from rich.markup import escape
 
 from sweep.audit.finalists import MEASURED, Finalist, choose_finalists, one_of_each
-from sweep.audit.judging import (
-    AuditOptions,
-    AuditResult,
-    AuditTask,
-    audit_one,
-    prepare_test,
-    read_result,
-    train_undefended,
-)
-from sweep.engine import (
-    LOST_WORKER_RETRIES,
-    SignalHandler,
-    concurrency,
-    make_task,
-    prepare,
-    ray_session,
-    record_data_summary,
-)
+from sweep.audit.pool import AuditProgress, TaskPool
+from sweep.audit.results import AuditOptions, AuditResult, AuditTask, read_result
+from sweep.audit.worker import audit_one, prepare_test, train_undefended
+from sweep.engine import SignalHandler, concurrency, make_task, prepare, ray_session, record_data_summary
 from sweep.ledger import TrialRecord
 from sweep.plan import SweepPlan
-from sweep.report import duration, requirements_text
+from sweep.report import requirements_text
 from sweep.state import SweepState
 from trainer.config import TrialConfig
 from trainer.errors import InputError
@@ -57,16 +38,15 @@ from trainer.human_agreement import ExamplesFolder
 from trainer.words import did_you_mean
 
 AUDIT_FOLDER = "audit"
-_POLL_SECONDS = 0.5
 
-_TWIN_KEEPS = ("architecture", "embedding_size", "learning_rate", "weight_decay", "batch_size", "epochs")
-"""What a finalist and its undefended twin have in common; every weight of a defence is at its default, 0."""
+_UNDEFENDED_KEEPS = ("architecture", "embedding_size", "learning_rate", "weight_decay", "batch_size", "epochs")
+"""Settings that an undefended baseline shares with its finalist; every weight of a defence is at its default, 0."""
 
 OPTIONS: dict[str, dataclasses.Field] = {field.name: field for field in dataclasses.fields(AuditOptions)}
 
 
 def read_options(given: Mapping[str, Any]) -> AuditOptions:
-    """Options as typed, by name; what is None or left out keeps its default.
+    """Return options as typed, by name; what is None or left out keeps its default.
 
     Raises:
         InputError: naming the option, the value and what would be right.
@@ -82,21 +62,19 @@ def _read_option(name: str, value: Any) -> int:
 
 
 def flag(name: str) -> str:
+    """Return how an option is typed: `--test-size`."""
     return "--" + name.replace("_", "-")
-
-
-# --------------------------------------------------------------------------------------------------- what is to be done
 
 
 @dataclass(frozen=True)
 class Audit:
-    """What an audit of a sweep has to do, and what is done already."""
+    """The work of auditing a sweep, and what is done of it already."""
 
     plan: SweepPlan
     results: SweepState
     options: AuditOptions
     examples: ExamplesFolder | None = None
-    """Images that people labelled, with which the oracle and the models are compared."""
+    """Images that people labelled, with which the judge and the models are compared."""
 
     def __post_init__(self) -> None:
         """Refuse what would give no numbers, before anything is spent."""
@@ -117,12 +95,14 @@ class Audit:
         return self.plan.folder / AUDIT_FOLDER
 
     def candidates(self) -> list[list[TrialRecord]]:
-        """All finalists, the most wanted first, each with those that differ from it only in knobs that none uses."""
+        """List all finalists, the most wanted first, each with those that differ from it only in unused knobs."""
         return one_of_each(choose_finalists(self.results, images=self.results.facts["validation_images"]))
 
     def fresh_seeds(self) -> list[int]:
-        """Seeds that no trial of the sweep has had: one for the twins, then those of the finalists. Asking for more
-        leaves the first as they are."""
+        """List seeds that no trial of the sweep has had: one for the undefended baselines, then the finalists'.
+
+        Asking for more leaves the first as they are.
+        """
         used = {record.seed for record in self.results.trials.values()}
         generator = np.random.default_rng(self.plan.seed)
         seeds: list[int] = []
@@ -131,8 +111,8 @@ class Audit:
             seeds += [seed] if seed not in used and seed not in seeds else []
         return seeds
 
-    def jobs(self) -> list[AuditTask]:
-        """Seed by seed: what a stopped audit has done compares all finalists."""
+    def tasks(self) -> list[AuditTask]:
+        """List all tasks, seed by seed: so what a stopped audit has done compares all finalists."""
         records = [first for first, *_ in self.candidates()[: self.options.finalists]]
         return [
             AuditTask(f"{record.number:04d}-{seed}", record.number, {**record.config, "seed": seed})
@@ -140,37 +120,37 @@ class Audit:
             for record in records
         ]
 
-    def twin(self, job: AuditTask) -> AuditTask:
-        """The undefended model beside a finalist's; the same for all finalists of one architecture and optimiser."""
-        kept = {name: job.config[name] for name in _TWIN_KEEPS if name in job.config}
+    def undefended(self, task: AuditTask) -> AuditTask:
+        """Return the undefended baseline of a finalist; it is the same for all of one architecture and optimiser."""
+        kept = {name: task.config[name] for name in _UNDEFENDED_KEEPS if name in task.config}
         config = TrialConfig(**kept, seed=self.fresh_seeds()[0]).to_dict()
         digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]
         return AuditTask(f"undefended-{digest}", -1, config)
 
-    def find(self, job: AuditTask) -> AuditResult | None:
-        """What is known of a job."""
-        return read_result(self.folder, job, self.options)
+    def find(self, task: AuditTask) -> AuditResult | None:
+        """Return a task's result, if there is one."""
+        return read_result(self.folder, task, self.options)
 
     def missing(self) -> list[AuditTask]:
-        """Jobs that are not done, or whose model was not yet compared with people on these examples."""
+        """List tasks that are not done, or whose model was not yet compared with people on these examples."""
         return [
-            job
-            for job in self.jobs()
-            if (found := self.find(job)) is None or (self.examples and not found.answers_to(self.examples))
+            task
+            for task in self.tasks()
+            if (found := self.find(task)) is None or (self.examples and not found.answers_to(self.examples))
         ]
 
     def finalists(self) -> list[Finalist]:
-        """Those with a result, the best in the first objective first."""
+        """List the finalists with a result, the best in the first objective first."""
         runs: dict[int, list[AuditResult]] = {}
-        for audited in filter(None, map(self.find, self.jobs())):
+        for audited in filter(None, map(self.find, self.tasks())):
             runs.setdefault(audited.number, []).append(audited)
         finalists = [Finalist(self.results.configurations[number], tuple(found)) for number, found in runs.items()]
-        first, sign = self.plan.objectives.names[0], -1 if self.plan.objectives.maximise[0] else 1
+        first, sign = self.plan.objectives.names[0], -self.plan.objectives.signs[0]
         return sorted(finalists, key=lambda one: (sign * one.selected[first], one.record.number))
 
 
 def run_audit(audit: Audit, console: Console) -> bool:
-    """Do what is not done yet; False if it was interrupted, and so can be gone on with.
+    """Run what is not done yet; return False if it was interrupted, and so can be resumed.
 
     Raises:
         InputError: if the cluster can't give what one trial needs, the data can't be had or is not the sweep's, or
@@ -179,105 +159,20 @@ def run_audit(audit: Audit, console: Console) -> bool:
     if audit.results.facts and not audit.missing():
         return True
     # In this order: Ray installs a handler of its own for SIGTERM.
-    with _AuditProgress(console) as line, ray_session(), SignalHandler() as interruption:
-        crew, task = (
-            _TaskPool(audit.plan, concurrency(audit.plan, line.prepare), interruption, line),
-            make_task(audit.plan),
-        )
-        facts = prepare(task, audit.plan, line.prepare, interruption)
-        if facts is None:
+    with AuditProgress(console.file, "starting Ray") as progress, ray_session(), SignalHandler() as signals:
+        pool = TaskPool(audit.plan, concurrency(audit.plan, progress.prepare), signals, progress)
+        common = make_task(audit.plan)
+        summary = prepare(common, audit.plan, progress.prepare, signals)
+        if summary is None:
             return False
-        record_data_summary(audit.plan.folder, facts)
-        audit.results.facts = facts
-        crew.work("preparing", prepare_test, {"the test split": (task, audit.examples)})
-        jobs = audit.missing()
-        twins = {job.name: audit.twin(job) for job in jobs if audit.find(job) is None}
-        lost = crew.work("training", train_undefended, {t.name: (task, t, audit.folder) for t in twins.values()})
-        known = {name: None if twin.name in lost else twin for name, twin in twins.items()}
-        work = {job.name: (task, job, known.get(job.name), audit.folder, audit.options, audit.examples) for job in jobs}
-        crew.work("auditing", audit_one, work)
-    return not interruption.asked
-
-
-class _TaskPool(NamedTuple):
-    """Ray tasks on the plan's resources."""
-
-    plan: SweepPlan
-    concurrent: int
-    interruption: SignalHandler
-    line: _AuditProgress
-
-    def work(self, doing: str, function: Callable[..., Any], jobs: Mapping[str, tuple[Any, ...]]) -> dict[str, str]:
-        """Call a function for every job, by name, until all are done or somebody asked to stop; why some failed."""
-        remote = ray.remote(function).options(
-            num_cpus=self.plan.cpus_per_trial, num_gpus=self.plan.gpus_per_trial, max_retries=LOST_WORKER_RETRIES
-        )
-        waiting, running, failed = deque(jobs), {}, {}
-        self.line.begin(doing, len(jobs))
-        while (waiting or running) and not self.interruption.asked:
-            while waiting and len(running) < self.concurrent:
-                name = waiting.popleft()
-                running[remote.remote(*jobs[name])] = name
-            self.line.show(running.values())
-            for ended in ray.wait(list(running), timeout=_POLL_SECONDS)[0]:
-                name, reason = running.pop(ended), _outcome(ended)
-                self.line.ended(name, reason)
-                failed |= {name: reason} if reason else {}
-        return failed
-
-
-def _outcome(ended: ray.ObjectRef) -> str:
-    """Why a task failed, or nothing."""
-    try:
-        return ray.get(ended) or ""
-    except RayTaskError as error:
-        if isinstance(error.cause, InputError):
-            raise InputError(str(error.cause)) from None
-        raise
-    except RayError:
-        return f"its worker was lost {LOST_WORKER_RETRIES + 1} times (killed or out of memory)"
-
-
-class _AuditProgress:
-    """What an audit is doing: one living line on a terminal, a plain line per ended job elsewhere."""
-
-    def __init__(self, console: Console) -> None:
-        self.console = console
-        self.spinner = console.status("Starting Ray ...")
-        self.doing, self.done, self.total, self.begun = "", 0, 0, 0.0
-        self.said: set[str] = set()
-
-    def __enter__(self) -> _AuditProgress:
-        if self.console.is_terminal:
-            self.spinner.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.spinner.stop()
-
-    def prepare(self, stage: str, done: int, total: int) -> None:
-        """As a `Progress` of the driver."""
-        self.spinner.update(f"Preparing: {escape(stage)} {done}/{total}")
-        if not self.console.is_terminal and stage not in self.said:
-            self.said.add(stage)
-            self.console.print(f"preparing: {stage}", markup=False)
-
-    def begin(self, doing: str, total: int) -> None:
-        """The next so many jobs."""
-        self.doing, self.done, self.total, self.begun = doing, 0, total, time.monotonic()
-
-    def show(self, running: Iterable[str]) -> None:
-        self.spinner.update(f"{self.progress()}: {escape(', '.join(running))}")
-
-    def ended(self, name: str, reason: str) -> None:
-        """A job is done, or failed for a reason, which stays on the screen."""
-        self.done += 1
-        if reason:
-            self.console.print(f"{name} failed: {reason}", markup=False)
-        elif not self.console.is_terminal:
-            self.console.print(f"{self.progress()}: {name}", markup=False)
-
-    def progress(self) -> str:
-        gone = time.monotonic() - self.begun
-        left = f", about {duration(gone / self.done * (self.total - self.done))} left" if self.done else ""
-        return f"{self.doing} {self.done}/{self.total}; {duration(gone)} gone{left}"
+        record_data_summary(audit.plan.folder, summary)
+        audit.results.facts = summary
+        pool.run("preparing", prepare_test, {"the test split": (common, audit.examples)})
+        tasks = audit.missing()
+        undefended = {task.name: audit.undefended(task) for task in tasks if audit.find(task) is None}
+        trainings = {each.name: (common, each, audit.folder) for each in undefended.values()}
+        lost = pool.run("training", train_undefended, trainings)
+        known = {name: None if each.name in lost else each for name, each in undefended.items()}
+        given = (audit.folder, audit.options, audit.examples)
+        pool.run("auditing", audit_one, {task.name: (common, task, known.get(task.name), *given) for task in tasks})
+    return not signals.asked

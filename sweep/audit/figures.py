@@ -15,44 +15,38 @@ from sweep.audit.finalists import Finalist
 from sweep.front import Objectives, front_mask
 from sweep.ledger import TrialRecord
 from sweep.report import (
-    DPI,
+    GRID,
     MUTED,
     NORMS,
     Spot,
+    budgets,
     draw_axes,
-    draw_intervals,
+    draw_front,
     draw_labels,
     draw_legend,
-    draw_staircase,
     draw_title,
-    draw_trials,
     front_spots,
-    house_style,
+    house_figure,
+    in_units,
     staircase,
     wilson_segments,
 )
 
 
 def audit_figure(audit: Audit, finalists: Sequence[Finalist]) -> Figure:
-    """The audited front beside the selected one, between the first two objectives; every finalist's way is drawn."""
-    objectives = audit.plan.objectives
-    plane = Objectives(
-        objectives.names[:2], objectives.maximise[:2], tuple(100 * value for value in objectives.reference[:2])
-    )
+    """Draw the audited front beside the selected one, between the first two objectives, and every finalist's shift."""
+    plane, units = in_units(audit.plan.objectives)
     records = [_audited_record(one) for one in finalists]
-    before = 100 * np.array([[one.selected[name] for name in plane.names] for one in finalists])
-    after = 100 * np.array([[one.mean[name] for name in plane.names] for one in finalists])
+    before = units * np.array([[one.selected[name] for name in plane.names] for one in finalists])
+    after = units * np.array([[one.mean[name] for name in plane.names] for one in finalists])
     everyone = front_spots(records, after, np.ones(len(after), dtype=bool), None)
     on_front, was_front = front_mask(after, plane), front_mask(before, plane)
     intervals = wilson_segments(everyone, plane, finalists[0].images)
-    with house_style():
-        figure = Figure(figsize=(7.2, 5.8), dpi=DPI, layout="constrained")
-        axes = figure.add_subplot()
+    with house_figure() as (figure, axes):
         draw_axes(axes, np.vstack([before, after, *intervals]), plane)
         _draw_selected(axes, before, after, front_spots(records, before, was_front, None), plane)
-        draw_trials(axes, records, after, on_front)
-        draw_intervals(axes, intervals)
-        draw_staircase(axes, front_spots(records, after, on_front, None), plane)
+        spots = front_spots(records, after, on_front, None)
+        draw_front(axes, records, after, on_front, spots, intervals, plane)
         draw_title(axes, f"{audit.plan.name}, audited", _budgets(audit, finalists))
         draw_legend(figure, axes, with_dominated=not on_front.all())
         draw_labels(figure, axes, everyone, np.vstack([before, after]), plane)
@@ -60,12 +54,12 @@ def audit_figure(audit: Audit, finalists: Sequence[Finalist]) -> Figure:
 
 
 def _audited_record(one: Finalist) -> TrialRecord:
-    """The audited numbers in the shape that pictures are drawn from."""
+    """Return the audited numbers in the shape that pictures are drawn from."""
     return TrialRecord(one.record.number, config=one.record.config, reports=[{**one.mean, "final": True}])
 
 
 def _draw_selected(axes: Axes, before: np.ndarray, after: np.ndarray, spots: Sequence[Spot], plane: Objectives) -> None:
-    """Where the finalists (n, 2) were, hollow, with their front and the way that each went, in percent."""
+    """Draw where the finalists (n, 2) were, hollow, with their front and the shift of each, in percent."""
     axes.add_collection(
         LineCollection(list(np.stack([before, after], axis=1)), colors=MUTED, linewidths=0.9, linestyles=":")
     )
@@ -75,23 +69,19 @@ def _draw_selected(axes: Axes, before: np.ndarray, after: np.ndarray, spots: Seq
 
 
 def _budgets(audit: Audit, finalists: Sequence[Finalist]) -> str:
-    """What the pictures show, in two lines."""
-    evaluation, options = audit.plan.space.evaluation, audit.options
+    """Return what the picture shows, in two lines."""
+    options = audit.options
     return (
-        f"{evaluation.dataset}; sensitivity: {NORMS[evaluation.eval_sensitivity_norm]} "
-        f"{evaluation.eval_sensitivity_epsilon:g}, full set of attacks, {options.steps} steps; invariance: "
-        f"{NORMS[evaluation.eval_invariance_norm]} {evaluation.eval_invariance_epsilon:g}\n"
+        f"{budgets(audit.plan.space.evaluation, attack=f'full set of attacks, {options.steps} steps')}\n"
         f"selected on validation; audited on {finalists[0].images} test images, mean of {options.seeds} fresh seeds"
     )
 
 
 def curves_figure(audit: Audit, finalists: Sequence[Finalist]) -> Figure:
-    """Accuracy over the budget, a line per finalist: the mean over its seeds, in a band from the worst to the best."""
+    """Draw accuracy over the budget, a line per finalist: its mean over seeds, in a band from the worst to the best."""
     evaluation = audit.plan.space.evaluation
     colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(finalists)))
-    with house_style():
-        figure = Figure(figsize=(7.2, 5.0), dpi=DPI, layout="constrained")
-        axes = figure.add_subplot()
+    with house_figure(height=5.0) as (figure, axes):
         for one, colour in zip(finalists, colours, strict=True):
             epsilons = one.runs[0].curve["epsilons"]
             accuracies = 100 * np.array([run.curve["accuracies"] for run in one.runs])
@@ -102,7 +92,7 @@ def curves_figure(audit: Audit, finalists: Sequence[Finalist]) -> Figure:
         axes.set_xlabel(f"Sensitivity epsilon ({NORMS[evaluation.eval_sensitivity_norm]}, pixel units)")
         axes.set_ylabel("Accuracy (%)")
         axes.set_ylim(-1, 101)
-        axes.grid(color="#E8E8E8", linewidth=0.6)
+        axes.grid(**GRID)
         steps = max(1, audit.options.steps // 2)
         note = f"APGD-CE and APGD-T, {steps} steps\ndotted: the budget that trials are judged by"
         draw_title(axes, f"{audit.plan.name}: accuracy over epsilon", f"{evaluation.dataset}; {note}")

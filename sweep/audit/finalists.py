@@ -1,4 +1,4 @@
-"""Who of a sweep is audited, and which of them held: rules on numbers and their intervals.
+"""The choice of finalists, and which of them held: rules on numbers and their intervals.
 
 Shapes: n finalists, d objectives.
 """
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sweep.audit.judging import AuditResult
+from sweep.audit.results import AuditResult
 from sweep.front import Objectives, contributions, front_mask
 from sweep.ledger import TrialRecord
 from sweep.report import ACCURACIES
@@ -24,20 +24,20 @@ MEASURED = ("sensitivity_accuracy", "invariance_accuracy", "clean_accuracy")
 """Report fields that can be compared with what was selected, since the images behind each share are counted."""
 
 COUNTS = {"invariance_accuracy": "invariance_changed_size", "adversary_accuracy": "adversary_size"}
-"""Shares of images that are counted in the result itself; the others with an interval are of all test images."""
+"""Shares whose number of images is in the result itself; the others with an interval are of all test images."""
 
 
 @dataclass(frozen=True)
 class Finalist:
-    """A trial of the sweep beside what became of it."""
+    """A trial of the sweep beside its audited results."""
 
     record: TrialRecord
     runs: tuple[AuditResult, ...]
-    """At least one, by seed."""
+    """Results by seed, at least one."""
 
     @property
     def selected(self) -> Mapping[str, float]:
-        """The numbers it was selected by, on the validation split."""
+        """The numbers that it was selected by, on the validation split."""
         assert self.record.result is not None
         return self.record.result
 
@@ -51,7 +51,7 @@ class Finalist:
         return self.runs[0].images
 
     def spread(self, name: str) -> float:
-        """Sample standard deviation over the seeds; 0 for one seed."""
+        """Return the sample standard deviation over the seeds; 0 for one seed."""
         return stdev(run.numbers[name] for run in self.runs) if len(self.runs) > 1 else 0.0
 
 
@@ -64,11 +64,11 @@ class _Cloud(NamedTuple):
 
 
 def cloud(results: Sequence[Mapping[str, float]], objectives: Objectives, *, images: int) -> _Cloud:
-    """The points of results, each share counted on its own number of images.
+    """Return the points of results, each share with the interval of its own number of images.
 
     Args:
         results: shares by name; means over seeds too, which have no more images than one seed: all saw the same.
-        images: behind clean and sensitivity accuracy; how many are behind invariance accuracy is in the results.
+        images: number behind clean and sensitivity accuracy; that behind invariance accuracy is in the results.
     """
     points = [[result[name] for name in objectives.names] for result in results]
     bounds = np.array(
@@ -79,41 +79,43 @@ def cloud(results: Sequence[Mapping[str, float]], objectives: Objectives, *, ima
 
 
 def share_interval(name: str, result: Mapping[str, float], *, images: int) -> tuple[float, float]:
-    """Wilson's 95% interval of a share of `images`, or of as many as the result itself counts."""
+    """Return Wilson's 95% interval of a share of `images`, or of as many as the result itself counts."""
     count = int(result[COUNTS[name]]) if name in COUNTS else images
     return wilson_interval(round(result[name] * count), count)
 
 
 def dominated_beyond(points: _Cloud, by: _Cloud) -> np.ndarray:
-    """(n,) bool: one of `by` is at least as good in every objective and, in at least one, so much better that the two
-    intervals don't meet."""
+    """Return (n,) bool: one of `by` is at least as good in every objective and better beyond the intervals in one.
+
+    Better beyond the intervals means that the two intervals don't meet.
+    """
     at_least = np.all(by.gains[None] >= points.gains[:, None], axis=-1)
     beyond = np.any(by.low[None] > points.high[:, None], axis=-1)
     return np.logical_and(at_least, beyond).any(axis=1)
 
 
 def choose_finalists(results: SweepState, *, images: int) -> list[TrialRecord]:
-    """The front and its near neighbours: the finished trials that none dominates beyond the intervals, of those that
-    fulfil what the sweep requires. Of several seeds of a configuration the first stands for all, with their means.
+    """Return the front and its near neighbours: the feasible trials that none dominates beyond the intervals.
 
-    Those on the front come first, by what each alone adds to the hypervolume; then the others, by the least amount
-    that, added to every objective, would bring each onto the front.
+    Feasible are finished trials that fulfil what the sweep requires. Of several seeds of a configuration the first
+    stands for all, with their means. Trials on the front come first, by what each alone adds to the hypervolume; then
+    the others, by the least amount that, added to every objective, would bring each onto the front.
     """
     finished = sorted(results.contenders.values(), key=lambda record: record.number)
     points, objectives = results.points(finished), results.objectives
     measured = cloud([record.reports[-1] for record in finished], objectives, images=images)
     on_front = front_mask(points, objectives)
-    # Whoever is dominated beyond the intervals is so by the front: an interval rises with its share.
+    # A trial dominated beyond the intervals is so by the front: an interval rises with its share.
     front = _Cloud(*(field[on_front] for field in measured))
     short = (front.gains[None] - measured.gains[:, None]).min(-1).max(1)
-    # A tie in one objective leaves a dominated trial short of nothing: so whoever is on the front comes first.
+    # A tie in one objective leaves a dominated trial short of nothing: so the front must come first.
     best_first = np.lexsort((-contributions(points, objectives), short, ~on_front))
     near = ~dominated_beyond(measured, front)
-    return [finished[place] for place in best_first if near[place]]
+    return [finished[index] for index in best_first if near[index]]
 
 
 def one_of_each(records: Sequence[TrialRecord]) -> list[list[TrialRecord]]:
-    """The trials grouped by what they really train, in the given order: all of a group are the same experiment."""
+    """Group trials by what they really train, in the given order: all of a group are the same experiment."""
     groups: dict[tuple[Any, ...], list[TrialRecord]] = {}
     for record in records:
         groups.setdefault(tuple(effective(record.config).items()), []).append(record)
@@ -121,7 +123,7 @@ def one_of_each(records: Sequence[TrialRecord]) -> list[list[TrialRecord]]:
 
 
 def effective(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a configuration decides the training, its seed aside."""
+    """Return the settings of a configuration that decide the training, its seed aside."""
     trained = TrialConfig.from_mapping(config)
     weight = max(trained.sensitivity_weight, trained.invariance_weight)
     regularizer = trained.regularizer if weight > 0 else "none"
@@ -144,13 +146,13 @@ def effective(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def verdicts(selected: _Cloud, audited: _Cloud, names: Sequence[str]) -> list[str]:
-    """What became of each of n finalists.
+    """Return the verdict on each of n finalists.
 
     A point held if no audited point dominates it beyond the intervals and if, in every objective, the audited interval
     reaches the selected one or lies above it. Else it is `dominated`, `lower` in the objectives named, or both.
     """
     lower, dominated = audited.high < selected.low, dominated_beyond(audited, audited)
-    said = [["dominated"] * int(fell) for fell in dominated]
-    for words, row in zip(said, lower, strict=True):
+    found = [["dominated"] * int(fell) for fell in dominated]
+    for words, row in zip(found, lower, strict=True):
         words += [f"lower {ACCURACIES[name]}" for name, fell in zip(names, row, strict=True) if fell]
-    return [", ".join(words) or "held" for words in said]
+    return [", ".join(words) or "held" for words in found]

@@ -1,4 +1,4 @@
-"""What an audit found, for people: a summary, a table, warnings and the pictures."""
+"""The findings of an audit for people: a summary, a table, warnings and the pictures."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 from sweep.audit.audit import OPTIONS, Audit, flag
 from sweep.audit.figures import audit_figure, curves_figure
 from sweep.audit.finalists import COUNTS, MEASURED, Finalist, cloud, share_interval, verdicts
 from sweep.front import Objectives, front_mask, hypervolume
 from sweep.plan import storage_folder
-from sweep.report import ACCURACIES, percent, save_figure, trial_label
+from sweep.report import ACCURACIES, percent, plain_table, save_figure, trial_label
 from trainer.human_agreement import EXAMPLES_OPTION, HEADINGS, LEGEND, MODEL, HumanAgreement, cells, unknown_agreement
 
 _FRONT_PICTURE, _CURVES_PICTURE = "audit.png", "curves.png"
@@ -30,13 +29,13 @@ ROWS = {
 
 
 def show_audit(audit: Audit, console: Console) -> bool:
-    """Summary, table, warnings and pictures; False if there is nothing to show."""
+    """Print summary, table and warnings, and save the pictures; return False if there is nothing to show."""
     finalists = audit.finalists()
     if not finalists:
         return False
     console.print()
     console.print(_summary(audit, finalists), "\n", sep="", markup=False)
-    console.print(*report(audit, finalists), *_warnings(finalists), *doubles(audit), sep="\n", markup=False)
+    console.print(*finalist_lines(audit, finalists), *_warnings(finalists), *doubles(audit), sep="\n", markup=False)
     show_people(audit, finalists, console)
     save_figure(audit_figure(audit, finalists), audit.folder / _FRONT_PICTURE)
     save_figure(curves_figure(audit, finalists), audit.folder / _CURVES_PICTURE)
@@ -47,7 +46,7 @@ def show_audit(audit: Audit, console: Console) -> bool:
 
 
 def command(audit: Audit) -> str:
-    """The command that goes on with an audit."""
+    """Return the command that resumes an audit."""
     given = {name: getattr(audit.options, name) for name in OPTIONS}
     words = [f"{flag(name)} {value}" for name, value in given.items() if value != OPTIONS[name].default]
     if audit.examples:
@@ -57,8 +56,8 @@ def command(audit: Audit) -> str:
     return " ".join(["otsweep audit", audit.plan.name, *words])
 
 
-def judge_finalists(audit: Audit, finalists: Sequence[Finalist]) -> list[str]:
-    """The verdict on each."""
+def finalist_verdicts(audit: Audit, finalists: Sequence[Finalist]) -> list[str]:
+    """Return the verdict on each finalist."""
     objectives = audit.plan.objectives
     selected = cloud([one.selected for one in finalists], objectives, images=audit.results.facts["validation_images"])
     audited = cloud([one.mean for one in finalists], objectives, images=finalists[0].images)
@@ -66,12 +65,12 @@ def judge_finalists(audit: Audit, finalists: Sequence[Finalist]) -> list[str]:
 
 
 def _summary(audit: Audit, finalists: Sequence[Finalist]) -> str:
-    """What of the front held, and how it was judged."""
-    plan, options, facts = audit.plan, audit.options, audit.results.facts
+    """Return how much of the front held, and how it was judged."""
+    plan, options, known = audit.plan, audit.options, audit.results.facts
     evaluation, mean = plan.space.evaluation, finalists[0].mean
     left_out = len(audit.candidates()) - len(finalists)
     return (
-        f"{evaluation.dataset}: {judge_finalists(audit, finalists).count('held')} of {len(finalists)} finalists held"
+        f"{evaluation.dataset}: {finalist_verdicts(audit, finalists).count('held')} of {len(finalists)} finalists held"
         f"{f' ({left_out} more were not audited)' if left_out else ''}. "
         f"Selected: {front_line([one.selected for one in finalists], finalists, plan.objectives)}; "
         f"audited: {front_line([one.mean for one in finalists], finalists, plan.objectives)}.\n"
@@ -80,24 +79,24 @@ def _summary(audit: Audit, finalists: Sequence[Finalist]) -> str:
         f"APGD-T and the embedding's, {options.steps} steps; Square, {options.queries} queries); invariance under "
         f"{evaluation.eval_invariance_norm} {evaluation.eval_invariance_epsilon:.3g} on "
         f"{mean['invariance_changed_size']:.0f} changed images, the per-model attack on {mean['adversary_size']:.0f}, "
-        f"judged by the oracle (a proxy for people; on clean "
-        f"validation images it answers {percent(facts['oracle_coverage'])} and is right on "
-        f"{percent(facts['oracle_accuracy'])} of those)."
+        f"labelled by the judge (a proxy for people; on clean "
+        f"validation images it answers {percent(known['oracle_coverage'])} and is right on "
+        f"{percent(known['oracle_accuracy'])} of those)."
     )
 
 
 def front_line(points: Sequence[Mapping[str, float]], finalists: Sequence[Finalist], objectives: Objectives) -> str:
-    """`front 003, 001, hypervolume 0.2345` of the finalists at these points."""
+    """Return `front 003, 001, hypervolume 0.2345` of the finalists at these points."""
     values = np.array([[point[name] for name in objectives.names] for point in points])
     on_front = front_mask(values, objectives)
     numbers = [f"{one.record.number:03d}" for one, member in zip(finalists, on_front, strict=True) if member]
     return f"front {', '.join(numbers)}, hypervolume {hypervolume(values, objectives):.4f}"
 
 
-def report(audit: Audit, finalists: Sequence[Finalist]) -> list[str]:
-    """The table: per finalist its verdict and configuration, then a line for every number. Within 80 columns."""
+def finalist_lines(audit: Audit, finalists: Sequence[Finalist]) -> list[str]:
+    """Return the table within 80 columns: per finalist its verdict and configuration, then a line for every number."""
     lines = [f"{'trial':5}  {'':20}  {'selected':>8}  {'audited':>14}  {'95% interval':>16}"]
-    for one, verdict in zip(finalists, judge_finalists(audit, finalists), strict=True):
+    for one, verdict in zip(finalists, finalist_verdicts(audit, finalists), strict=True):
         seeds = "" if len(one.runs) == audit.options.seeds else f" ({len(one.runs)} of {audit.options.seeds} seeds)"
         lines.append(f"  {one.record.number:03d}  {verdict}{seeds}: {trial_label(audit.plan.space, one.record.config)}")
         lines += [_row(one, name) for name in ROWS]
@@ -105,7 +104,7 @@ def report(audit: Audit, finalists: Sequence[Finalist]) -> list[str]:
 
 
 def _row(one: Finalist, name: str) -> str:
-    """A number as it was selected, audited, and the interval of the latter where its images are counted."""
+    """Return a number as selected and as audited, and the latter's interval where its images are counted."""
     selected = percent(one.selected[name]) if name in one.selected else ""
     audited = f"{percent(one.mean[name])} ± {100 * one.spread(name):4.1f}"
     interval = ""
@@ -116,7 +115,7 @@ def _row(one: Finalist, name: str) -> str:
 
 
 def _warnings(finalists: Sequence[Finalist]) -> list[str]:
-    """Every failed check against a meaningless attack, by trial and seed."""
+    """Return every failed check against a meaningless attack, by trial and seed."""
     return [
         f"trial {one.record.number:03d}, seed {run.seed}: {warning}"
         for one in finalists
@@ -126,7 +125,7 @@ def _warnings(finalists: Sequence[Finalist]) -> list[str]:
 
 
 def doubles(audit: Audit) -> list[str]:
-    """Trials that are finalists too, and yet were not audited again under another number."""
+    """Return a line for every trial that is a finalist's double, and so was not audited again."""
     return [
         f"trial {other.number:03d} is trial {first.number:03d} again: they differ in knobs that neither uses"
         for first, *others in audit.candidates()
@@ -135,7 +134,7 @@ def doubles(audit: Audit) -> list[str]:
 
 
 def show_people(audit: Audit, finalists: Sequence[Finalist], console: Console) -> None:
-    """How far the oracle, and each finalist, agrees with people: a table per set of examples."""
+    """Print how far the judge, and each finalist, agrees with people: a table per set of examples."""
     known = _people_of(audit, finalists)
     console.print()
     if not known:
@@ -143,22 +142,21 @@ def show_people(audit: Audit, finalists: Sequence[Finalist], console: Console) -
         return
     first = next(iter(known.values()))[0]
     console.print(f"Agreement with people, on the examples in {first.folder}\n", markup=False)
-    for place, compared in enumerate(first.sets):
-        table = Table(title=compared.title, title_justify="left", title_style="", box=None, pad_edge=False)
-        for position, heading in enumerate(HEADINGS):
-            table.add_column(heading, justify="right" if position else "left", header_style="bold", no_wrap=True)
+    for index, compared in enumerate(first.sets):
+        table = plain_table(*HEADINGS, left=[0])
+        table.title = compared.title
         for each in compared.agreements:
             if each.answerer != MODEL:
                 table.add_row(*cells([each]))
         for number, runs in known.items():
-            _, *shares = cells([run.sets[place].by(MODEL) for run in runs])
+            _, *shares = cells([run.sets[index].by(MODEL) for run in runs])
             table.add_row(f"trial {number:03d}", *shares)
         console.print(table, "")
     console.print(LEGEND, markup=False)
 
 
 def _people_of(audit: Audit, finalists: Sequence[Finalist]) -> dict[int, list[HumanAgreement]]:
-    """By finalist, a comparison per seed: those on the given examples, else on those of the first that was compared."""
+    """Return, by finalist, a comparison per seed: on the given examples, else on those of the first comparison."""
     compared = [(one, run.people) for one in finalists for run in one.runs if run.people]
     digest = audit.examples.digest if audit.examples else compared[0][1]["digest"] if compared else ""
     known: dict[int, list[HumanAgreement]] = {}

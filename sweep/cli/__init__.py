@@ -1,6 +1,6 @@
 """The command `otsweep`."""
 
-from sweep.cli.cli import main
+from sweep.cli.commands import main
 
 __all__ = [
     "main",

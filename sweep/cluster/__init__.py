@@ -1,6 +1,6 @@
 """Sweeps on a Ray cluster that someone else runs: submit, jobs, logs."""
 
-from sweep.cluster.jobs import resume_sweep, show_jobs, show_logs, stop_job, submit_sweep
+from sweep.cluster.commands import resume_sweep, show_jobs, show_logs, stop_job, submit_sweep
 
 __all__ = [
     "resume_sweep",

@@ -2,22 +2,21 @@
 
 from sweep.engine.driver import LOST_WORKER_RETRIES, run_plan
 from sweep.engine.pack_worker import PackFailed
-from sweep.engine.preparation import Progress, make_task, prepare, record_data_summary
+from sweep.engine.preparation import Progress, prepare, record_data_summary
 from sweep.engine.ray_start import ray_session
 from sweep.engine.signals import SignalHandler
 from sweep.engine.slots import Node, Slots, alive_nodes, concurrency, slots_now
-from sweep.engine.trainable import (
-    Footprint,
+from sweep.engine.task import (
     Task,
     cache_folder,
     data_folder,
     evaluation_of,
-    explain,
-    measure,
+    make_task,
     prepare_shared,
     shared,
     trial_store,
 )
+from sweep.engine.trainable import Footprint, explain, measure
 
 __all__ = [
     "alive_nodes",

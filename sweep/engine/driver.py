@@ -1,6 +1,6 @@
-"""Run a plan on Ray Tune: prepare what all trials share, schedule them, write every event into the ledger.
+"""A plan run on Ray Tune: what all trials share is prepared, trials are scheduled, every event goes into the ledger.
 
-Ray Tune places trials, reuses workers and brings back those whose worker was lost. The truth stays in the ledger: a
+Ray Tune places trials, reuses workers and brings back trials whose worker was lost. The truth stays in the ledger: a
 sweep is resumed by replaying it, never by unpickling Ray's own state.
 """
 
@@ -14,109 +14,113 @@ from typing import Any
 
 from ray import tune
 
-from sweep.engine.ledger_callback import LedgerCallback, SweepStopper
+from sweep.engine.ledger_callback import LedgerCallback
 from sweep.engine.nodes import check_storage
-from sweep.engine.packs import LIGHT, PackCallback, PackedTrial, Packs
-from sweep.engine.preparation import WAIT_SECONDS, Progress, make_task, prepare, record_data_summary
+from sweep.engine.packs import LIGHT, PackCallback, PackedTrainable, Packs
+from sweep.engine.preparation import WAIT_SECONDS, Progress, prepare, record_data_summary
 from sweep.engine.ray_start import ray_session
+from sweep.engine.scheduler import MultiObjectiveASHA
+from sweep.engine.searcher import SlotLimiter, TuneSearcher
 from sweep.engine.signals import SignalHandler
-from sweep.engine.slots import SlotLimiter, Slots, concurrency, slots_now
-from sweep.engine.stopper import MultiObjectiveASHA
-from sweep.engine.trainable import Task, TrialTrainable
+from sweep.engine.slots import Slots, concurrency, slots_now
+from sweep.engine.stopper import SweepStopper
+from sweep.engine.task import Task, make_task
+from sweep.engine.trainable import TrialTrainable
 from sweep.ledger import LedgerWriter
 from sweep.plan import SweepPlan, url_of
 from sweep.search import Budget, ParetoSearch, Rungs, rung_levels
 from sweep.state import SweepState
 
 LOST_WORKER_RETRIES = 3
-"""How often a trial is brought back after its worker was lost (killed, out of memory). A node that left does not count:
-on spot machines that is nobody's fault, and happens any number of times."""
+"""Times that a trial is brought back after its worker was lost: killed, or out of memory. Nodes that left are not
+counted: on spot machines that happens any number of times."""
 
 
 def run_plan(
     plan: SweepPlan,
     ledger: LedgerWriter,
-    results: SweepState,
+    state: SweepState,
     *,
     progress: Progress,
     begin: Callable[[], contextlib.AbstractContextManager[Any]],
-    listen: Callable[[int], None],
-    say: Callable[[str], None],
+    on_event: Callable[[int], None],
+    log: Callable[[str], None],
     on_slots: Callable[[int], None] = lambda slots: None,
 ) -> bool:
-    """Run what is left of a plan; False if it was interrupted, and so can be resumed.
+    """Run what is left of a plan, and return False if it was interrupted and so can be resumed.
 
     Args:
-        results: what the ledger holds already; brought up to date as trials report.
-        progress: told about the preparation: stage, done, total.
-        begin: makes a context that is open while trials run (the living screen).
-        listen: told the number of each trial that started, reported or ended.
-        say: told what a person should know and nobody asked for: a damaged checkpoint, storage that refuses.
-        on_slots: called once with the number of slots that the nodes of now give.
+        state: what the ledger holds already; every event is applied to it.
+        progress: called with the preparation's stage, how much of it is done, and how much there is.
+        begin: makes a context that is open while trials run (the live screen).
+        on_event: called with the number of each trial that started, reported or ended, once the state knows it.
+        log: called with messages that a person should read: a damaged checkpoint, storage that refuses.
+        on_slots: called once with the number of slots on the nodes that are there.
 
     Raises:
         InputError: if the cluster can't give what one trial needs, or the data can't be had.
-        StorageFailed: if the storage refused for long; what it took before can be resumed.
-        PackFailed: if packs can't run, again and again; so can what came before.
+        StorageFailed: if the storage refused for long; the sweep can be resumed from what is recorded.
+        PackFailed: if packs fail again and again; the sweep can be resumed as well.
     """
-    if len(results.ended) >= plan.trials:
+    if len(state.ended) >= plan.trials:
         return True
     # In this order: Ray installs a handler of its own for SIGTERM.
-    with ray_session(), SignalHandler() as interruption:
+    with ray_session(), SignalHandler() as signals:
         concurrent = concurrency(plan, progress)
         on_slots(slots_now(plan, concurrent))
-        budget = Budget(plan, results, concurrent)
-        if budget.spent() or (budget.enough() and not results.running):
+        budget = Budget(plan, state, concurrent)
+        if budget.spent() or (budget.enough() and not state.running):
             return True
         check_storage(url_of(Path(plan.storage)) or plan.storage, progress)
         task = make_task(plan)
-        facts = prepare(task, plan, progress, interruption)
-        if facts is None:
+        summary = prepare(task, plan, progress, signals)
+        if summary is None:
             return False
-        record_data_summary(plan.folder, facts)
-        results.facts = facts
+        record_data_summary(plan.folder, summary)
+        state.facts = summary
         with contextlib.ExitStack() as running:
-            most = min(concurrent, plan.trials - len(results.ended))
-            packs = running.enter_context(Packs(plan, task, most)) if plan.pack > 1 else None
-            while packs and not packs.places(wait=WAIT_SECONDS):
+            at_once = min(concurrent, plan.trials - len(state.ended))
+            packs = running.enter_context(Packs(plan, task, at_once)) if plan.pack > 1 else None
+            while packs and not packs.open_slots(wait=WAIT_SECONDS):
                 progress(f"packs of {plan.pack}", 0, len(packs.workers))
-                if interruption.asked:
+                if signals.asked:
                     return False
             running.enter_context(begin())
             scratch = running.enter_context(tempfile.TemporaryDirectory(prefix="otsweep-tune-"))
-            rungs = make_rungs(plan, results)
-            slots = Slots(plan, concurrent, known=budget.usual > 0, places=packs.places if packs else None)
-            scribe = LedgerCallback(ledger, results, rungs, budget, slots, listen=listen, say=say)
-            asked = SweepStopper(
-                asked=lambda: interruption.asked or scribe.trouble is not None or budget.overrun(), spent=budget.spent
+            rungs = make_rungs(plan, state)
+            slots = Slots(plan, concurrent, known=budget.usual > 0, open_slots=packs.open_slots if packs else None)
+            ledger_callback = LedgerCallback(ledger, state, rungs, budget, slots, on_event=on_event, log=log)
+            stopper = SweepStopper(
+                spent=budget.spent,
+                requested=lambda: signals.asked or ledger_callback.trouble is not None or budget.overrun(),
             )
-            _make_tuner(plan, task, results, scribe, asked, scratch, packs).fit()
-            if scribe.trouble is not None:
-                raise scribe.trouble
-    return not interruption.asked
+            _make_tuner(plan, task, state, ledger_callback, stopper, scratch, packs).fit()
+            if ledger_callback.trouble is not None:
+                raise ledger_callback.trouble
+    return not signals.asked
 
 
-def make_rungs(plan: SweepPlan, results: SweepState) -> Rungs:
-    """Where trials are compared, standing as the ledger says."""
+def make_rungs(plan: SweepPlan, state: SweepState) -> Rungs:
+    """Return the rungs at which trials are compared, as far as the ledger tells."""
     levels = rung_levels(grace_epochs=plan.grace_epochs, eta=plan.eta, epochs=plan.epochs_per_trial)
     levels = levels if plan.stopper == "asha" else []
     rungs = Rungs(
         plan.objectives, levels=levels, eta=plan.eta, require=plan.space.require, stop_chance=plan.stop_chance
     )
-    rungs.restore(results.trials.values())
+    rungs.restore(state.trials.values())
     return rungs
 
 
 def _make_tuner(
     plan: SweepPlan,
     task: Task,
-    results: SweepState,
-    scribe: LedgerCallback,
-    asked: SweepStopper,
+    state: SweepState,
+    ledger_callback: LedgerCallback,
+    stopper: SweepStopper,
     scratch: str,
     packs: Packs | None,
 ) -> tune.Tuner:
-    """Ray Tune over what is left of the plan. `scratch` takes Ray's own state, which nobody reads."""
+    """Return Ray Tune over what is left of the plan. `scratch` takes Ray's own state, which nothing reads."""
     search = ParetoSearch(
         plan.space,
         plan.objectives,
@@ -126,27 +130,27 @@ def _make_tuner(
         epochs=plan.epochs,
         seeds=plan.seeds,
         require=plan.space.require,
-        history=results.trials.values(),
-        enough=scribe.budget.enough,
+        history=state.trials.values(),
+        enough=ledger_callback.budget.enough,
     )
     if packs:
-        trainable, resources = tune.with_parameters(PackedTrial, packs=packs.workers), LIGHT
+        trainable, resources = tune.with_parameters(PackedTrainable, packs=packs.workers), LIGHT
     else:
         trainable = tune.with_parameters(TrialTrainable, task=task)
         resources = {"cpu": plan.cpus_per_trial, "gpu": plan.gpus_per_trial}
     return tune.Tuner(
         tune.with_resources(trainable, resources),
         tune_config=tune.TuneConfig(
-            search_alg=SlotLimiter(search, scribe.slots, scribe.budget),
-            scheduler=MultiObjectiveASHA(scribe.rungs),
-            num_samples=plan.trials - len(results.ended),
+            search_alg=SlotLimiter(TuneSearcher(search), ledger_callback.slots, ledger_callback.budget),
+            scheduler=MultiObjectiveASHA(ledger_callback.rungs),
+            num_samples=plan.trials - len(state.ended),
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(
             name="tune",
             storage_path=scratch,
-            callbacks=[scribe, PackCallback(packs)] if packs else [scribe],
-            stop=asked,
+            callbacks=[ledger_callback, PackCallback(packs)] if packs else [ledger_callback],
+            stop=stopper,
             failure_config=tune.FailureConfig(max_failures=LOST_WORKER_RETRIES),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             verbose=0,

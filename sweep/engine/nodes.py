@@ -1,4 +1,4 @@
-"""The nodes that a sweep runs on: whether each of them sees its storage, and whether one of them was lost."""
+"""The check that every node of the cluster sees the storage of the sweeps."""
 
 from __future__ import annotations
 
@@ -10,22 +10,51 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from sweep.engine.ray_internals import first_line
 from sweep.plan import UrlStore, is_url
 from trainer.errors import InputError
 
 _PROBE = ".probe-"
-_LOOK_SECONDS = 60.0
-"""A network file system that answers slower than this is as good as none."""
+_ANSWER_SECONDS = 60.0
+"""Longest time for a node's answer; a network file system that is slower is as good as none."""
 
-NODE_DIED = "its node has died"
-"""In Ray's message about an actor that was lost together with its node."""
+
+def check_storage(storage: str, progress: Callable[[str, int, int], None]) -> None:
+    """Check that every node reads from the storage what this process wrote, and writes what this process reads.
+
+    Args:
+        progress: called with the stage, how many nodes have answered, and how many there are.
+
+    Raises:
+        InputError: naming the first node on which it fails.
+    """
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if len(nodes) < 2:
+        return
+    secret, store = secrets.token_hex(8), _store_at(storage)
+    try:
+        store.write(f"{_PROBE}{secret}", secret.encode())
+        answers = {node["NodeID"]: _probe_from(node["NodeID"], storage, secret) for node in nodes}
+        for done, node in enumerate(nodes):
+            progress("storage, seen from every node", done, len(nodes))
+            problem = _problem_in(answers[node["NodeID"]])
+            if not problem and f"{_PROBE}{secret}-{node['NodeID']}" not in store.names():
+                problem = "takes files there that this machine does not see"
+            if problem:
+                raise InputError(
+                    f"--storage {storage}: {problem} (node {_name_of(node)}); give a folder that every node mounts"
+                )
+    finally:
+        for name in store.names():
+            if name.startswith(f"{_PROBE}{secret}"):
+                store.delete(name)
 
 
 @ray.remote(num_cpus=0, max_retries=0)
-def _look(folder: str, secret: str, node: str) -> str:
-    """On a node: read what the driver wrote, and write something back; what went wrong, or nothing."""
+def _probe(storage: str, secret: str, node: str) -> str:
+    """Read on a node what the driver wrote, and write something back; return what went wrong, or nothing."""
     try:
-        store = _store_at(folder)
+        store = _store_at(storage)
         if store.read(f"{_PROBE}{secret}").decode() != secret:
             return "holds another file than the driver wrote"
         store.write(f"{_PROBE}{secret}-{node}", node.encode())
@@ -38,35 +67,24 @@ def _look(folder: str, secret: str, node: str) -> str:
     return ""
 
 
-def check_storage(storage: str, progress: Callable[[str, int, int], None]) -> None:
-    """Every node reads from the sweeps' folder what this process wrote, and writes what this process reads.
+def _probe_from(node_id: str, storage: str, secret: str) -> ray.ObjectRef:
+    on_node = NodeAffinitySchedulingStrategy(node_id, soft=False)
+    return _probe.options(scheduling_strategy=on_node).remote(storage, secret, node_id)
 
-    Args:
-        progress: told the stage, how many nodes have answered, and how many there are.
 
-    Raises:
-        InputError: naming the first node on which it fails.
-    """
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    if len(nodes) < 2:
-        return
-    secret, store = secrets.token_hex(8), _store_at(storage)
+def _problem_in(answer: ray.ObjectRef) -> str:
+    """Wait for a node's answer and return it."""
     try:
-        store.write(f"{_PROBE}{secret}", secret.encode())
-        asked = {node["NodeID"]: _look_from(node["NodeID"], storage, secret) for node in nodes}
-        for done, node in enumerate(nodes):
-            progress("storage, seen from every node", done, len(nodes))
-            trouble = _answer(asked[node["NodeID"]])
-            if not trouble and f"{_PROBE}{secret}-{node['NodeID']}" not in store.names():
-                trouble = "takes files there that this machine does not see"
-            if trouble:
-                raise InputError(
-                    f"--storage {storage}: {trouble} (node {_name_of(node)}); give a folder that every node mounts"
-                )
-    finally:
-        for name in store.names():
-            if name.startswith(f"{_PROBE}{secret}"):
-                store.delete(name)
+        return ray.get(answer, timeout=_ANSWER_SECONDS)
+    except GetTimeoutError:
+        return f"does not answer within {_ANSWER_SECONDS:.0f} s"
+    except RayError as error:
+        return f"can't be checked there: {first_line(error)}"
+
+
+def _name_of(node: dict[str, object]) -> str:
+    """Return a node's address and the begin of its id, since several nodes may share a machine."""
+    return f"{node['NodeManagerAddress']}, {str(node['NodeID'])[:8]}"
 
 
 def _store_at(storage: str) -> UrlStore | _PlainFolder:
@@ -74,7 +92,7 @@ def _store_at(storage: str) -> UrlStore | _PlainFolder:
 
 
 class _PlainFolder:
-    """As `trainer.checkpoint.FolderStore`, of which the driver would pay with the time to load torch."""
+    """A folder with the methods of `UrlStore`. Unlike `FolderStore` it never waits for storage that refuses."""
 
     def __init__(self, folder: str) -> None:
         self.folder = Path(folder)
@@ -90,35 +108,3 @@ class _PlainFolder:
 
     def delete(self, name: str) -> None:
         (self.folder / name).unlink(missing_ok=True)
-
-
-def _look_from(node_id: str, storage: str, secret: str) -> ray.ObjectRef:
-    there = NodeAffinitySchedulingStrategy(node_id, soft=False)
-    return _look.options(scheduling_strategy=there).remote(storage, secret, node_id)
-
-
-def _answer(asked: ray.ObjectRef) -> str:
-    """What a node said; one that left meanwhile needs no storage."""
-    try:
-        return ray.get(asked, timeout=_LOOK_SECONDS)
-    except GetTimeoutError:
-        return f"does not answer within {_LOOK_SECONDS:.0f} s"
-    except RayError as error:
-        return f"can't be asked for there: {str(error).splitlines()[0]}"
-
-
-def _name_of(node: dict[str, object]) -> str:
-    """As people know it: its address, and of several on one machine the beginning of its id."""
-    return f"{node['NodeManagerAddress']}, {str(node['NodeID'])[:8]}"
-
-
-def lost_with_its_node(error_file: str | None) -> bool:
-    """Whether the last failure that Ray Tune wrote into a trial's file was that of a node: killed or taken back."""
-    return NODE_DIED in last_failure(error_file)
-
-
-def last_failure(error_file: str | None) -> str:
-    """The last failure that Ray Tune wrote into a trial's file; empty where there is none."""
-    if not error_file or not Path(error_file).exists():
-        return ""
-    return Path(error_file).read_text(errors="replace").rpartition("Failure #")[2]

@@ -1,4 +1,4 @@
-"""TODO one line."""
+"""The process in which several trials train together, as an actor of Ray."""
 
 from __future__ import annotations
 
@@ -14,23 +14,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ray
 
-from sweep.engine.trainable import Footprint, Task, evaluation_of, explain, measure, result_of, shared, trial_store
+from sweep.engine.task import Task, evaluation_of, shared, trial_store
+from sweep.engine.trainable import Footprint, explain, measure, result_of
 from trainer.config import TrialConfig
 from trainer.errors import OtsweepError
 
 if TYPE_CHECKING:
     from trainer.report import EpochReport
-    from trainer.training import Lane
-
+    from trainer.training import PackedTrial
 
 _PATIENCE = 0.25
-"""Of an epoch's seconds: how long those that are there wait for others who trained with them before."""
+"""Share of an epoch's time for which trials wait for others that trained with them before."""
 
-PAUSE_SECONDS = 0.2
-"""Between two looks for a free place, or for a pack that went away."""
-
-_LAST_WORDS_SECONDS = 1.0
-"""Between what a pack says when it can't go on, and its end."""
+_FAREWELL_SECONDS = 1.0
+"""Time between the last answers of a pack that can't go on and the end of its process."""
 
 
 class PackLost(OtsweepError):
@@ -43,25 +40,25 @@ class PackFailed(PackLost):
 
 @dataclass(eq=False)
 class _PackSlot:
-    """A place in a pack, with the trial that has it."""
+    """A slot in a pack, with the trial that has it."""
 
     number: int
     config: TrialConfig
     structure: Hashable
     warnings: list[str] = field(default_factory=list)
 
-    lane: Lane | None = None
-    """None until its worker first asked."""
+    trial: PackedTrial | None = None
+    """The trial in training; None until its worker first asked for a report."""
 
     answer: Future[dict[str, Any]] | None = None
-    """What its worker waits for; None while that is busy elsewhere."""
+    """The result that its worker waits for; None while the worker is busy elsewhere."""
 
     since: float = math.inf
-    """When the worker asked."""
+    """Time at which the worker asked."""
 
 
 class _LastEpoch(NamedTuple):
-    """The last epoch of a structure."""
+    """The last epoch that trials of one structure trained."""
 
     trials: int = 0
     seconds: float = 0.0
@@ -71,8 +68,8 @@ class PackWorker:
     """A pack as an actor: its methods answer at once, on an event loop, while a thread trains.
 
     Args:
-        task: what all trials of the sweep share.
-        size: how many places it has.
+        task: settings that all trials of the sweep share.
+        size: number of its slots.
     """
 
     def __init__(self, task: Task, size: int) -> None:
@@ -80,162 +77,170 @@ class PackWorker:
 
         from trainer.training import Pack
 
-        self.task, self.size = task, size
-        self.on_gpu = task.use_gpu and torch.cuda.is_available()
-        self.pack = Pack(evaluation_of(task), shared(task), ladder=task.ladder, device="cuda" if self.on_gpu else "cpu")
-        self.places: dict[int, _PackSlot] = {}
-        self.changed = threading.Condition()
-        """Guards the places; told when a worker begins to wait."""
-        self.last: dict[Hashable, _LastEpoch] = {}
-        self.idle_since = time.monotonic()
-        threading.Thread(target=self.serve, daemon=True).start()
+        self._task, self._size = task, size
+        self._on_gpu = task.use_gpu and torch.cuda.is_available()
+        device = "cuda" if self._on_gpu else "cpu"
+        self._pack = Pack(evaluation_of(task), shared(task), ladder=task.ladder, device=device)
+        self._slots: dict[int, _PackSlot] = {}
+        """The slots that are taken, by the numbers of their trials."""
+        self._changed = threading.Condition()
+        """Lock of the slots, notified when a worker begins to wait."""
+        self._last: dict[Hashable, _LastEpoch] = {}
+        self._idle_since = time.monotonic()
+        threading.Thread(target=self._serve, daemon=True).start()
 
     async def node(self) -> str:
-        """The id of the node that it runs on."""
+        """Return the id of the node that it runs on."""
         return ray.get_runtime_context().get_node_id()
 
     async def offer(self, config: dict[str, Any]) -> tuple[int, int]:
-        """How many trials of a configuration's structure are here, and how many places are free."""
+        """Return how many trials of a configuration's structure are here, and how many slots are free."""
         structure = _structure_of(TrialConfig.from_mapping(config))
-        with self.changed:
-            alike = sum(place.structure == structure for place in self.places.values())
-            return alike, self.size - len(self.places)
+        with self._changed:
+            alike = sum(slot.structure == structure for slot in self._slots.values())
+            return alike, self._size - len(self._slots)
 
     async def join(self, number: int, config: dict[str, Any]) -> str:
-        """Give a trial a place, instead of the one that it has here if its worker was lost; the id of this node, or
-        nothing where no place is free."""
+        """Give a trial a slot, in place of the one that it has here if its worker was lost.
+
+        Returns:
+            The id of this node; empty if no slot is free.
+        """
         trial = TrialConfig.from_mapping(config)
-        with self.changed:
-            self.vacate(number)
-            if len(self.places) >= self.size:
+        with self._changed:
+            self._vacate(number)
+            if len(self._slots) >= self._size:
                 return ""
-            self.places[number] = _PackSlot(number, trial, _structure_of(trial))
+            self._slots[number] = _PackSlot(number, trial, _structure_of(trial))
         return await self.node()
 
     async def leave(self, number: int) -> None:
-        """A trial has ended, or its worker was lost."""
-        with self.changed:
-            self.vacate(number)
-
-    def vacate(self, number: int) -> None:
-        place = self.places.pop(number, None)
-        if place is not None:
-            self.answer(place, PackLost(f"trial {number} was told to leave its pack"))
+        """Free the slot of a trial that has ended or lost its worker."""
+        with self._changed:
+            self._vacate(number)
 
     async def report(self, number: int) -> dict[str, Any]:
-        """The next result of a trial, as `TrialTrainable.step` gives it.
+        """Return the next result of a trial, as `TrialTrainable.step` does.
 
         Raises:
-            PackLost: if the trial has no place here, or the process can't go on.
+            PackLost: if the trial has no slot here, or the process can't go on.
         """
-        with self.changed:
-            if number not in self.places:
-                raise PackLost(f"trial {number} has no place in this pack")
-            place = self.places[number]
-            place.answer, place.since = Future(), time.monotonic()
-            self.changed.notify()
-        return await asyncio.wrap_future(place.answer)
+        with self._changed:
+            if number not in self._slots:
+                raise PackLost(f"trial {number} has no slot in this pack")
+            slot = self._slots[number]
+            slot.answer, slot.since = Future(), time.monotonic()
+            self._changed.notify()
+        return await asyncio.wrap_future(slot.answer)
 
-    def serve(self) -> None:
-        """Train whoever waits. What fails for all ends the process, and Ray begins another."""
+    def _vacate(self, number: int) -> None:
+        slot = self._slots.pop(number, None)
+        if slot is not None:
+            _answer(slot, PackLost(f"trial {number} has left its pack"))
+
+    def _serve(self) -> None:
+        """Train the trials that wait. An error that concerns all ends the process, and Ray starts another."""
         import torch
 
-        torch.set_num_threads(self.task.threads)
+        torch.set_num_threads(self._task.threads)
         try:
             while True:
-                self.turn()
-        except Exception as error:  # noqa: BLE001 - whatever it is, no trial's own fault
+                self._take_turn()
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is no trial's own
             reason = explain(error)
             if isinstance(error, torch.OutOfMemoryError):
                 reason = (
-                    f"--pack {self.size}: so many trials don't fit into the memory of the GPU; give a smaller number"
+                    f"--pack {self._size}: so many trials don't fit into the memory of the GPU; give a smaller number"
                 )
-            with self.changed:
-                for place in self.waiting():
-                    self.answer(place, PackFailed(reason))
-            time.sleep(_LAST_WORDS_SECONDS)
+            with self._changed:
+                for slot in self._waiting():
+                    _answer(slot, PackFailed(reason))
+            time.sleep(_FAREWELL_SECONDS)
             os._exit(1)
 
-    def turn(self) -> None:
-        """Begin those who have just come, or tell what is known without training, or train an epoch."""
-        with self.changed:
-            self.changed.wait_for(self.waiting)
-            waiting = self.waiting()
-        fresh = [place for place in waiting if place.lane is None]
-        ready = [place for place in waiting if place.lane is not None and not place.lane.trains]
+    def _take_turn(self) -> None:
+        """Begin trials that have just come, else give reports that need no training, else train an epoch."""
+        with self._changed:
+            self._changed.wait_for(self._waiting)
+            waiting = self._waiting()
+        fresh = [slot for slot in waiting if slot.trial is None]
+        ready = [slot for slot in waiting if slot.trial is not None and not slot.trial.trains]
         if fresh:
-            for place in fresh:
-                self.begin(place)
+            for slot in fresh:
+                self._begin(slot)
         elif ready:
             self.advance(ready)
-        elif together := self.gather():
+        elif together := self._gather():
             begun = time.monotonic()
             self.advance(together)
-            self.idle_since = time.monotonic()
-            self.last[together[0].structure] = _LastEpoch(len(together), self.idle_since - begun)
+            self._idle_since = time.monotonic()
+            self._last[together[0].structure] = _LastEpoch(len(together), self._idle_since - begun)
 
-    def waiting(self) -> list[_PackSlot]:
-        """Those whose workers wait, the longest first."""
-        return sorted((each for each in self.places.values() if each.answer is not None), key=lambda each: each.since)
+    def _waiting(self) -> list[_PackSlot]:
+        """Return the slots whose workers wait, the longest first."""
+        return sorted((slot for slot in self._slots.values() if slot.answer is not None), key=lambda slot: slot.since)
 
-    def gather(self) -> list[_PackSlot]:
-        """All who wait for an epoch and are of the structure that has waited longest; nobody yet, while others who
-        trained with them before are still worth waiting for."""
-        with self.changed:
-            waiting = [place for place in self.waiting() if place.lane is not None and place.lane.trains]
-            together = [each for each in waiting if each.structure == waiting[0].structure]
+    def _gather(self) -> list[_PackSlot]:
+        """Return all slots that wait for an epoch and have the structure of the one that has waited longest.
+
+        None are returned while it is worth waiting for others that trained with them before.
+        """
+        with self._changed:
+            waiting = [slot for slot in self._waiting() if slot.trial is not None and slot.trial.trains]
+            together = [slot for slot in waiting if slot.structure == waiting[0].structure]
             if not together:
                 return []
-            last = self.last.get(together[0].structure, _LastEpoch())
-            until = max(together[0].since, self.idle_since) + _PATIENCE * last.seconds
+            last = self._last.get(together[0].structure, _LastEpoch())
+            until = max(together[0].since, self._idle_since) + _PATIENCE * last.seconds
             if len(together) >= last.trials or time.monotonic() >= until:
                 return together
-            self.changed.wait(until - time.monotonic())
+            self._changed.wait(until - time.monotonic())
             return []
 
-    def begin(self, place: _PackSlot) -> None:
-        """Build a trial's model, or take up its last checkpoint."""
+    def _begin(self, slot: _PackSlot) -> None:
+        """Build a trial's model, or load its last checkpoint."""
         import torch
 
-        store = trial_store(self.task.sweep_folder, place.number, told=place.warnings.append)
+        store = trial_store(self._task.sweep_folder, slot.number, warn=slot.warnings.append)
         try:
-            place.lane = self.pack.join(place.config, store=store, warn=place.warnings.append)
+            slot.trial = self._pack.join(slot.config, store=store, warn=slot.warnings.append)
         except torch.OutOfMemoryError:
-            raise  # no fault of the one that happened to come last
-        except Exception as error:  # noqa: BLE001 - a trial may fail in any way, and the others go on
-            self.tell(place, error)
+            raise  # no fault of the trial that happened to come last
+        except Exception as error:  # noqa: BLE001 - a trial may fail in any way, and the others continue
+            self._deliver(slot, error)
 
-    def advance(self, places: Sequence[_PackSlot]) -> None:
-        """The next report of each."""
-        lanes = {place: place.lane for place in places if place.lane is not None}
-        said = self.pack.advance(list(lanes.values()))
-        for place, lane in lanes.items():
-            self.tell(place, said[lane])
+    def advance(self, slots: Sequence[_PackSlot]) -> None:
+        """Compute and deliver the next report of each slot's trial."""
+        trials = {slot: slot.trial for slot in slots if slot.trial is not None}
+        outcomes = self._pack.advance(list(trials.values()))
+        for slot, trial in trials.items():
+            self._deliver(slot, outcomes[trial])
 
-    def tell(self, place: _PackSlot, said: EpochReport | Exception) -> None:
-        """Answer a worker."""
-        result = result_of(said, place.warnings, self.footprint)
-        with self.changed:
-            self.answer(place, result)
+    def _deliver(self, slot: _PackSlot, outcome: EpochReport | Exception) -> None:
+        """Answer a worker with its trial's report or error."""
+        result = result_of(outcome, slot.warnings, self._footprint)
+        with self._changed:
+            _answer(slot, result)
 
-    def footprint(self) -> Footprint:
-        """A trial's share of the memory that all of them take."""
-        host, gpu, gpu_total = measure(gpu=self.on_gpu)
-        return Footprint(host // self.size, gpu // self.size, gpu_total)
+    def _footprint(self) -> Footprint:
+        """Return a trial's share of the memory that all of them take."""
+        host, gpu, gpu_total = measure(gpu=self._on_gpu)
+        return Footprint(host // self._size, gpu // self._size, gpu_total)
 
-    def answer(self, place: _PackSlot, said: dict[str, Any] | PackLost) -> None:
-        """Hand out what a worker waits for, if it does."""
-        answer, place.answer = place.answer, None
-        if answer is None or answer.cancelled():
-            return
-        if isinstance(said, PackLost):
-            answer.set_exception(said)
-        else:
-            answer.set_result(said)
+
+def _answer(slot: _PackSlot, result: dict[str, Any] | PackLost) -> None:
+    """Give a worker what it waits for, if it still does."""
+    answer, slot.answer = slot.answer, None
+    if answer is None or answer.cancelled():
+        return
+    if isinstance(result, PackLost):
+        answer.set_exception(result)
+    else:
+        answer.set_result(result)
 
 
 def _structure_of(config: TrialConfig) -> Hashable:
-    """Equal for trials that can share a vectorised step."""
+    """Return what is equal for trials that can share a vectorised step."""
     from trainer.training import structure
 
     return structure(config)

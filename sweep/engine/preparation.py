@@ -1,8 +1,10 @@
-"""TODO one line."""
+"""The preparation of what all trials of a sweep share, on a worker, and the summary of its data beside the plan."""
 
 from __future__ import annotations
 
 import json
+import queue
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,100 +14,84 @@ import ray
 from ray.exceptions import RayTaskError
 
 from sweep.engine.signals import SignalHandler
-from sweep.engine.trainable import Task
-from sweep.plan import SweepPlan, push_remote, url_of
+from sweep.engine.task import Task, data_summary_of, prepare_shared
+from sweep.plan import SweepPlan, push_remote
 from sweep.state import DATA_SUMMARY, DataSummary, read_data_summary
 from trainer.errors import InputError
 from trainer.files import patiently, write_whole
 
 WAIT_SECONDS = 1.0
-"""Between two looks at whether somebody asked to stop, while nothing is heard from a worker."""
+"""Time between two looks at whether a signal has come, while no worker answers."""
 
-_TOLD_SECONDS = 0.2
-"""Between two words on the preparation's progress."""
+_PROGRESS_SECONDS = 0.2
+"""Least time between two messages about the preparation's progress."""
 
 Progress = Callable[[str, int, int], None]
-
-
-def make_task(plan: SweepPlan) -> Task:
-    """What every trial is given, in plain values."""
-    evaluation = plan.space.evaluation
-    return Task(
-        evaluation=tuple(evaluation.to_dict().items()),
-        invariance_norms=plan.space.values_of("invariance_norm"),
-        sweep_folder=url_of(plan.folder) or str(plan.folder),
-        cache_dir=url_of(plan.cache_dir) or str(plan.cache_dir),
-        data_dir=str(plan.data_dir) if plan.data_dir else None,
-        threads=max(1, int(plan.cpus_per_trial)),
-        use_gpu=plan.gpus_per_trial > 0,
-        ladder=plan.ladder,
-    )
+"""Called with a stage, how much of it is done, and how much there is."""
 
 
 @ray.remote
 def _prepare_remotely(task: Task) -> Iterator[tuple[str, int, int] | DataSummary]:
-    """The preparation on a worker, so that the driver needs no torch; yields its progress, then what it found."""
-    import queue
-    import threading
-
-    from sweep.engine.trainable import data_summary_of, prepare_shared
-
-    said: queue.Queue[tuple[str, int, int] | DataSummary | Exception] = queue.Queue()
+    """Prepare on a worker, so that the driver needs no torch; yield the progress, then the data summary."""
+    messages: queue.Queue[tuple[str, int, int] | DataSummary | Exception] = queue.Queue()
 
     def work() -> None:
         try:
-            said.put(data_summary_of(prepare_shared(task, lambda *stage: said.put(stage)), task))
+            messages.put(data_summary_of(prepare_shared(task, lambda *stage: messages.put(stage)), task))
         except Exception as error:  # noqa: BLE001 - raised again below, on the thread that Ray listens to
-            said.put(error)
+            messages.put(error)
 
     threading.Thread(target=work).start()
-    told = 0.0
-    while isinstance(news := said.get(), tuple):
-        if time.monotonic() - told > _TOLD_SECONDS:
-            told = time.monotonic()
-            yield news
-    if isinstance(news, Exception):
-        raise news
-    yield news
+    last_sent = 0.0
+    while isinstance(message := messages.get(), tuple):
+        if time.monotonic() - last_sent > _PROGRESS_SECONDS:
+            last_sent = time.monotonic()
+            yield message
+    if isinstance(message, Exception):
+        raise message
+    yield message
 
 
-def prepare(task: Task, plan: SweepPlan, progress: Progress, interruption: SignalHandler) -> DataSummary | None:
-    """Everything that all trials share, computed once before the first of them starts; None if interrupted."""
-    news: Any = _prepare_remotely.options(num_cpus=1, num_gpus=plan.gpus_per_trial).remote(task)
+def prepare(task: Task, plan: SweepPlan, progress: Progress, signals: SignalHandler) -> DataSummary | None:
+    """Compute what all trials share before the first of them starts; return the data summary, or None on a signal.
+
+    Raises:
+        InputError: if the data can't be had.
+    """
+    messages: Any = _prepare_remotely.options(num_cpus=1, num_gpus=plan.gpus_per_trial).remote(task)
     try:
         while True:
-            ready, _ = ray.wait([news], timeout=WAIT_SECONDS)
-            if interruption.asked:
+            ready, _ = ray.wait([messages], timeout=WAIT_SECONDS)
+            if signals.asked:
                 return None
             if not ready:
                 continue
-            said = ray.get(next(news))
-            if isinstance(said, dict):
-                return said
-            progress(*said)
+            message = ray.get(next(messages))
+            if isinstance(message, dict):
+                return message
+            progress(*message)
     except RayTaskError as error:
         if isinstance(error.cause, InputError):
             raise InputError(str(error.cause)) from None
         raise
-    return None
 
 
-def record_data_summary(folder: Path, facts: DataSummary) -> None:
-    """Keep what the sweep stands on beside its plan; refuse to go on with other data than it began with.
+def record_data_summary(folder: Path, summary: DataSummary) -> None:
+    """Write the data summary beside the plan, and refuse to continue with other data than the sweep began with.
 
     Raises:
         InputError: if the data is not the same.
-        StorageFailed: if they can't be written.
+        StorageFailed: if it can't be written.
     """
     path, known = folder / DATA_SUMMARY, read_data_summary(folder)
     if known:
         before = known["data_fingerprint"]
-        if before != facts["data_fingerprint"]:
+        if before != summary["data_fingerprint"]:
             raise InputError(
                 f"the data has changed: the sweep began with fingerprint {before}, and finds "
-                f"{facts['data_fingerprint']} now; give it the same files again, or start a new sweep"
+                f"{summary['data_fingerprint']} now; give it the same files again, or start a new sweep"
             )
         return
-    text = json.dumps(facts, indent=2) + "\n"
+    text = json.dumps(summary, indent=2) + "\n"
     patiently(lambda: write_whole(path, text.encode()), what=repr(str(path)))
     push_remote(path)

@@ -1,26 +1,31 @@
-"""TODO one line."""
+"""Ray for the length of a sweep: the cluster that this machine belongs to, or one of this process's own."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterator
 from typing import Any
 
 import ray
 
+from sweep.engine.ray_internals import is_slow_start, keep_keys_at_home, silence_ray, start_only_what_is_needed
 from trainer.errors import InputError, OtsweepError
 
 _STARTS = 4
-"""How often Ray is started on a machine that is busy."""
+"""Attempts to start Ray on a busy machine."""
 
 
 @contextlib.contextmanager
 def ray_session() -> Iterator[None]:
-    """The cluster this runs in (`RAY_ADDRESS`), else a Ray of this process's own, ended with it."""
-    import logging
+    """Connect to the cluster of `RAY_ADDRESS`, or start a Ray of this process's own that ends with the context.
 
-    logging.getLogger("ray").setLevel(logging.ERROR)
+    Raises:
+        InputError: if no cluster answers at `RAY_ADDRESS`.
+        OtsweepError: if this machine is too busy for Ray to start.
+    """
+    silence_ray()
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address := os.environ.get("RAY_ADDRESS"):
         try:
@@ -29,11 +34,7 @@ def ray_session() -> Iterator[None]:
             raise InputError(f"RAY_ADDRESS={address}: no Ray cluster answers there ({error})") from None
     else:
         _start_ray(**quiet)
-    _trim_environments()
-    _silence_raylets()
-    # Ray Tune's errors are trials that failed, and those are told in our own words.
-    for name in ("ray.tune", "ray.train"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    keep_keys_at_home()
     try:
         yield
     finally:
@@ -41,48 +42,17 @@ def ray_session() -> Iterator[None]:
 
 
 def _start_ray(**options: Any) -> None:
-    """A Ray of this process's own. It gives itself 30 s, which a busy machine may need: then it is started anew.
+    """Start a Ray of this process's own. It gives itself 30 s; on a machine that needs more it is started again.
 
     Raises:
-        OtsweepError: if that was to no avail.
+        OtsweepError: if no attempt succeeded.
     """
-    _start_what_is_needed()
+    start_only_what_is_needed()
     for _ in range(_STARTS):
         try:
             ray.init(address="local", include_dashboard=False, **options)
             return
         except Exception as error:
-            # Ray has no class for it.
-            if "timed out during startup" not in str(error):
+            if not is_slow_start(error):
                 raise
-    raise OtsweepError("Ray did not start: this machine is too busy; `otsweep resume` goes on once it is less so")
-
-
-def _silence_raylets() -> None:
-    """Ray prints pages of a lost node's logs into the sweep's own, and has no switch for that."""
-    from ray._private import worker
-
-    worker.print_to_stdstream = lambda data, ignore_prefix=False: None
-
-
-def _start_what_is_needed() -> None:
-    """A Ray of this process's own would start a dashboard's server, an autoscaler's monitor and a reader of logs too:
-    nobody asks them here, and each takes seconds of a core and 100 MB. Ray has no switch for that."""
-    from ray._private.node import Node
-
-    for start in ("start_api_server", "start_monitor", "start_log_monitor"):
-        setattr(Node, start, lambda *_, **__: None)
-
-
-def _trim_environments() -> None:
-    """Ray Tune would send this process's AWS keys along with every trial, and Ray's agents write what they are sent
-    into their logs. Every node has keys of its own, in its own environment.
-
-    With nothing to set, trials run in workers that are started already.
-    """
-    from ray.tune.execution import class_cache
-
-    class_cache.DEFAULT_ENV_VARS = {}
-    class_cache.ENV_VARS_TO_PROPAGATE = {
-        name for name in class_cache.ENV_VARS_TO_PROPAGATE if not name.startswith("AWS_")
-    }
+    raise OtsweepError("Ray did not start: this machine is too busy; try `otsweep resume` when it is less so")

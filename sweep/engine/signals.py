@@ -1,4 +1,4 @@
-"""TODO one line."""
+"""Ctrl-C and SIGTERM while a sweep runs."""
 
 from __future__ import annotations
 
@@ -7,24 +7,25 @@ from typing import Any
 
 
 class SignalHandler:
-    """Ctrl-C or SIGTERM: the first asks the sweep to stop cleanly, the second ends the process."""
+    """A context in which the first Ctrl-C or SIGTERM sets `asked`, and the second one ends the process."""
 
     def __init__(self) -> None:
         self.asked = False
-        self.previous: dict[int, Any] = {}
+        """Whether the sweep is asked to stop."""
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> SignalHandler:
         for number in (signal.SIGINT, signal.SIGTERM):
-            self.previous[number] = signal.signal(number, self.ask)
+            self._previous[number] = signal.signal(number, self._handle)
         return self
 
-    def ask(self, number: int, frame: object) -> None:
-        self.asked = True
-        self.restore()
-
-    def restore(self) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
-
     def __exit__(self, *_: object) -> None:
-        self.restore()
+        self._restore()
+
+    def _handle(self, number: int, frame: object) -> None:
+        self.asked = True
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)

@@ -1,34 +1,34 @@
-"""TODO one line."""
+"""The sweep's end as Ray Tune asks for it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from ray.tune.experiment import Trial
-from ray.tune.schedulers import FIFOScheduler, TrialScheduler
-
-from sweep.search import Rungs, report_of
+from ray import tune
 
 
-class MultiObjectiveASHA(FIFOScheduler):
-    """`Rungs` as Ray Tune asks it. Holds no state of its own: whoever holds the same `rungs` knows every decision."""
+def _never() -> bool:
+    return False
 
-    def __init__(self, rungs: Rungs) -> None:
-        super().__init__()
-        self.rungs = rungs
 
-    def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
-        return True
+class SweepStopper(tune.Stopper):
+    """Stops each trial at its next report once the budget is spent, and all at once on request.
 
-    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        number = trial.config["number"]
-        self.rungs.hear(number, trial.config["config"], report_of(result))
-        # Also for a trial that was brought back after its stop was decided and before it took effect.
-        return TrialScheduler.STOP if self.rungs.stopped(number) else TrialScheduler.CONTINUE
+    Args:
+        spent: whether the budget is spent.
+        requested: whether all trials are to stop now.
+    """
 
-    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
-        number, report = trial.config["number"], report_of(result)
-        # Also comes with what a trial said last that failed, or for which there was no time any more.
-        if report.get("final"):
-            self.rungs.finish(number, trial.config["config"], report)
-        self.rungs.forget(number)
+    def __init__(self, *, spent: Callable[[], bool] = _never, requested: Callable[[], bool] = _never) -> None:
+        self.spent, self.requested = spent, requested
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return self.spent()
+
+    def stop_all(self) -> bool:
+        return self.requested()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Ray Tune pickles its stopper for a restore of its own, which is never asked for.
+        return SweepStopper, ()

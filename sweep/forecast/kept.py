@@ -1,4 +1,4 @@
-"""TODO one line."""
+"""Forecasts that are kept, so that a sweep can show what it took beside what was planned."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ import json
 import math
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from sweep.forecast.forecast import Forecast
+from sweep.forecast.quantities import HOUR, Span, in_hours, in_time
 from sweep.plan import SweepPlan, pull_remote, push_remote
 from sweep.report import duration
 from sweep.state import SweepState
 from trainer.errors import InputError
 from trainer.files import write_whole
 
-if TYPE_CHECKING:
-    pass
-from sweep.forecast.forecast import Forecast
-from sweep.forecast.quantities import HOUR, Span, in_hours, in_time
-
 FORECAST = "forecast.json"
-"""In a sweep's folder: in how many slots it runs, and what was planned, if anybody asked."""
+"""File in a sweep's folder: the number of its slots, and its forecast, if `otsweep plan` made one."""
 
-
-# ------------------------------------------------------------------------------------------------ beside what it took
+_DECIDING = (
+    *("cpus_per_trial", "gpus_per_trial", "pack", "max_concurrent"),
+    *("measure_memory", "max_hours", "max_gpu_hours"),
+)
+"""Options beside the plan's hash that decide a forecast."""
 
 
 def keep_forecast(plan: SweepPlan, forecast: Forecast) -> None:
@@ -36,24 +36,17 @@ def keep_forecast(plan: SweepPlan, forecast: Forecast) -> None:
 
 
 def kept_at(plan: SweepPlan) -> Path:
-    """Where the forecast for a plan is kept: under a digest of what decides it, whatever the sweep's name."""
-    options = (
-        "cpus_per_trial",
-        "gpus_per_trial",
-        "pack",
-        "max_concurrent",
-        "measure_memory",
-        "max_hours",
-        "max_gpu_hours",
-    )
-    deciding = [plan.hash, *(getattr(plan, option) for option in options)]
+    """Return where a plan's forecast is kept: under a digest of what decides it, whatever the sweep's name."""
+    deciding = [plan.hash, *(getattr(plan, option) for option in _DECIDING)]
     digest = hashlib.sha256(json.dumps(deciding).encode()).hexdigest()[:16]
     return plan.cache_dir / f"forecast-{digest}.json"
 
 
 def begin_forecast(plan: SweepPlan, slots: int) -> None:
-    """Put beside a sweep, which begins or goes on, in how many slots it runs and what was planned for these. Whatever
-    refuses that, the sweep runs without."""
+    """Write, beside a sweep that begins or goes on, its number of slots and its forecast, if there is one.
+
+    Where that can't be written, the sweep runs without.
+    """
     with contextlib.suppress(OSError, InputError):
         path, kept = plan.folder / FORECAST, kept_at(plan)
         pull_remote(plan.cache_dir, only=kept.name)
@@ -65,7 +58,7 @@ def begin_forecast(plan: SweepPlan, slots: int) -> None:
 
 
 def _read_forecast(path: Path) -> dict[str, Any]:
-    """What a file tells; nothing where it is missing or damaged."""
+    """Return what a file holds; nothing where it is missing or damaged."""
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError):
@@ -74,26 +67,26 @@ def _read_forecast(path: Path) -> dict[str, Any]:
 
 
 def describe_cost(plan: SweepPlan, results: SweepState) -> str:
-    """What the trials of a sweep took, all its runs together, beside what was planned; without a plan beside what the
-    first tenth of them made one expect. Empty while none has ended.
+    """Return what a sweep's trials took in all its runs, beside its forecast; empty while none has ended.
 
-    Told by the seconds that trials held their slots, which no pause between two runs is in.
+    Without a forecast it stands beside what the first tenth of the trials made one expect. Time is that for which
+    trials held their slots, which leaves out pauses between two runs.
     """
     known = _read_forecast(plan.folder / FORECAST)
     slots = known.get("slots")
     if not slots or not results.ended:
         return ""
-    said = f"{duration(results.held_seconds / slots)} in {slots} slot{'s' if slots > 1 else ''}"
+    took = f"{duration(results.held_seconds / slots)} in {slots} slot{'s' if slots > 1 else ''}"
     if plan.gpus_per_trial:
-        said += f", {plan.gpu_share * results.held_seconds / HOUR:.2g} GPU hours"
+        took += f", {plan.gpu_share * results.held_seconds / HOUR:.2g} GPU hours"
     planned = known.get("planned")
     if planned and planned["slots"] == slots:
-        said += f"; planned {in_time(Span(**planned['running_seconds']))}"
-        return said + (f", {in_hours(Span(**planned['gpu_hours']))} GPU hours" if plan.gpus_per_trial else "")
+        took += f"; planned {in_time(Span(**planned['running_seconds']))}"
+        return took + (f", {in_hours(Span(**planned['gpu_hours']))} GPU hours" if plan.gpus_per_trial else "")
     ended = sorted(results.ended.values(), key=lambda record: record.ended or 0.0)
     first = max(slots, math.ceil(plan.trials / 10))
     if 2 * first > len(ended):
-        return said
+        return took
     expected = fmean(record.held for record in ended[:first]) * plan.trials / slots
     begin = f"{first} trials" if first > 1 else "trial"
-    return f"{said}; after the first {begin} {duration(expected)} was to be expected"
+    return f"{took}; after the first {begin} {duration(expected)} was to be expected"

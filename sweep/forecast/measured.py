@@ -1,4 +1,4 @@
-"""TODO one line."""
+"""The measurements of a profile, and constants that were measured once for all."""
 
 from __future__ import annotations
 
@@ -9,21 +9,20 @@ from trainer.cost import Cost
 if TYPE_CHECKING:
     from sweep.engine import Footprint, Node
 
-
 STANDING = (0.0, 0.25, 1.0)
-"""How far the judging of a trial's epochs lies between that of models that fall at once and of models that never do.
-Expected: 0.22 in the recorded sweep of the digits (tests/recorded/digits24), whose models withstood 0.14 on average."""
+"""Share of judging's range, low, expected and high: 0 for models that fail at once, 1 for models that never do.
+It was 0.22 in the recorded sweep of the digits (tests/recorded/digits24), whose models withstood 0.14 on average."""
 
 REPORT_SECONDS = 0.015
-"""From the end of an epoch to the next one's begin, beside the checkpoint: through Ray to the driver, into the ledger,
-and back."""
+"""Time from the end of an epoch to the next one's begin, beside the checkpoint: through Ray to the driver, into the
+ledger, and back. Measured in that recorded sweep, as is the next."""
 
 BETWEEN_SECONDS = 0.05
-"""Of a trial's end, and from there to the next one's first epoch on the same worker. Both as in that recorded sweep."""
+"""Time of a trial's end, and from there to the next one's first epoch on the same worker."""
 
 ENDING_SECONDS = 15.0
-"""After the last trial: what MLflow lacks is written, and the front's models, galleries and pictures are made. On the
-digits, on 2 cores."""
+"""Time after the last trial: MLflow is completed, and the front's models, galleries and pictures are made. Measured on
+the digits, on 2 cores."""
 
 
 class Candidate(NamedTuple):
@@ -31,9 +30,9 @@ class Candidate(NamedTuple):
 
     config: dict[str, Any]
     point: int | None = None
-    """Its place among the given points; None where it may be drawn."""
+    """Its index among the given points; None where it may be drawn."""
     drawn: bool = False
-    """Whether it was drawn at random, so that others like it are to be expected; else it is a corner or a point."""
+    """True for a random draw, so that others like it are to be expected; false for a corner or a point."""
 
 
 class TimedConfiguration(NamedTuple):
@@ -44,35 +43,35 @@ class TimedConfiguration(NamedTuple):
 
 
 class Packing(NamedTuple):
-    """What trials gain from a pack."""
+    """The gain of trials from a pack."""
 
     lanes: int
-    """How many were tried in one: the plan's, else a few."""
+    """Number of trials that were tried in one pack: the plan's, else a few."""
     gain: float
-    """How many times faster their steps are than one after the other."""
+    """Speed of their steps over that of one trial after the other."""
 
 
 class ProfileResult(NamedTuple):
-    """What was measured."""
+    """The measurements of a profile."""
 
     timed: list[TimedConfiguration]
     failed: list[str]
-    """Why others could not be timed."""
+    """Reasons why other configurations could not be timed."""
     slots: int
-    """How many trials run at once."""
+    """Number of trials that run at once."""
     nodes: list[Node]
     ray_seconds: float
-    """Until Ray ran."""
+    """Time until Ray ran."""
     worker_seconds: float
-    """Until the slots' workers had torch and the data."""
+    """Time until the slots' workers had torch and the data."""
     preparation: dict[str, float]
-    """Seconds of a core that its missing stages would take; empty where all is in the cache."""
+    """Seconds of a core that the missing stages of the preparation would take; empty where all is in the cache."""
     footprint: Footprint
-    """Of the largest trial."""
+    """Memory of the largest trial."""
     pack: Packing | None = None
-    """None where a configuration can't be packed."""
+    """The gain from a pack; None where a configuration can't be packed."""
 
     @property
     def slowness(self) -> float:
-        """How many times as long all takes as on a machine where nothing else runs; 1 where that is not known."""
+        """Factor by which all takes longer than on an idle machine; 1 where that is not known."""
         return max(1.0, sum(each.cost.wall for each in self.timed) / sum(each.cost.timed for each in self.timed))

@@ -1,7 +1,7 @@
-"""A few configurations of a plan on real workers, before it is run: what they take is what its trials will take.
+"""A profile of a plan: a few of its configurations timed on real workers before it is run.
 
 As many are timed side by side as there are slots, by Ray's own workers, so that a trial is measured where, and in the
-company in which, it would run: two on one machine fight for its caches.
+company in which, it would run: two on one machine compete for its caches.
 """
 
 from __future__ import annotations
@@ -41,72 +41,30 @@ from trainer.cost import Cost
 from trainer.errors import InputError, OtsweepError
 
 _SECONDS = 30.0
-"""No further configuration is begun after so many seconds of timing; the cheapest and the dearest are in any case."""
+"""Seconds of timing after which no further configuration is begun; the cheapest and the dearest are in any case."""
 
 _MOST_DRAWN = 24
 """Configurations drawn to be timed."""
 
 _FEW_LANES = {"cpu": 4, "gpu": 16}
-"""Of a pack that is tried where the plan has none."""
+"""Size of the pack that is tried where the plan has none."""
 
 _WORK = {"mlp": 1.0, "cnn": 3.0, "resnet18": 100.0}
-"""Of a pass through an architecture: only which is more matters."""
+"""Relative cost of a pass through an architecture: only the order matters."""
 
-
-class _ProfileWorker:
-    """A slot that times configurations; torch is imported here alone."""
-
-    def __init__(self, task: Task) -> None:
-        self.task, self.on_gpu = task, False
-
-    def open(self) -> None:
-        """Make ready; not at once, since Ray tells nobody why an actor could not be made."""
-        import torch
-
-        from trainer.training import Timer
-
-        task = self.task
-        torch.set_num_threads(task.threads)
-        self.on_gpu = task.use_gpu and torch.cuda.is_available()
-        self.timer = Timer(
-            evaluation_of(task),
-            data_dir=data_folder(task),
-            cache_dir=cache_folder(task),
-            device="cuda" if self.on_gpu else "cpu",
-        )
-
-    def time(self, config: dict[str, Any]) -> tuple[Cost, Footprint] | str:
-        """The cost of a configuration with the footprint so far, or why there is none."""
-        place = f"{self.task.cache_dir}/rehearsal-{uuid.uuid4().hex}"
-        try:
-            cost = self.timer.cost(TrialConfig.from_mapping(config), trial_store(place, 0))
-        except InputError:
-            raise
-        except Exception as error:  # noqa: BLE001 - a trial of it would fail in the same way, and the sweep go on
-            return explain(error)
-        finally:
-            if not is_url(place):
-                shutil.rmtree(place, ignore_errors=True)
-        return cost, measure(gpu=self.on_gpu)
-
-    def pack_gain(self, config: dict[str, Any], lanes: int) -> Packing | None:
-        """What so many trials of a configuration gain from a pack; None where it can't be packed."""
-        try:
-            return Packing(lanes, self.timer.pack_gain(TrialConfig.from_mapping(config), lanes))
-        except InputError:
-            return None
-
-    def preparation(self) -> dict[str, float]:
-        """Seconds of a core that the missing stages would take."""
-        return self.timer.stages.seconds(self.task.invariance_norms)
+_COST_KNOBS = (
+    *("architecture", "regularizer", "sensitivity_weight", "invariance_weight", "trades_weight", "norm_weight"),
+    *("entropy", "cross_entropy_on", "sensitivity_steps", "sensitivity_objective"),
+)
+"""Knobs that `work` depends on."""
 
 
 def profile_plan(plan: SweepPlan, progress: Progress, *, seconds: float = _SECONDS) -> ProfileResult:
     """Time what the plan would run, on this machine or the cluster that this runs in.
 
     Args:
-        progress: told what is done: a stage, how much of it is done, and how much there is.
-        seconds: after so many nothing more is begun.
+        progress: called with a stage, how much of it is done, and how much there is.
+        seconds: time after which nothing more is begun.
 
     Raises:
         InputError: if the cluster can't give what one trial needs, or the data can't be had.
@@ -138,44 +96,87 @@ def profile_plan(plan: SweepPlan, progress: Progress, *, seconds: float = _SECON
         if not timed:
             raise OtsweepError(f"no configuration could be timed: {failed[0]}")
         limiter = Slots(plan, slots, known=True)
-        limiter.heard(footprint)
+        limiter.observe(footprint)
         return ProfileResult(
-            timed, failed, limiter.limit, alive_nodes(), ray_seconds, worker_seconds, preparation, limiter.most, pack
+            timed, failed, limiter.limit, alive_nodes(), ray_seconds, worker_seconds, preparation, footprint, pack
         )
+
+
+class _ProfileWorker:
+    """A slot that times configurations; torch is imported here alone."""
+
+    def __init__(self, task: Task) -> None:
+        self.task, self.on_gpu = task, False
+
+    def open(self) -> None:
+        """Make ready; not in the constructor, since Ray does not say why an actor could not be made."""
+        import torch
+
+        from trainer.training import Timer
+
+        task = self.task
+        torch.set_num_threads(task.threads)
+        self.on_gpu = task.use_gpu and torch.cuda.is_available()
+        self.timer = Timer(
+            evaluation_of(task),
+            data_dir=data_folder(task),
+            cache_dir=cache_folder(task),
+            device="cuda" if self.on_gpu else "cpu",
+        )
+
+    def time(self, config: dict[str, Any]) -> tuple[Cost, Footprint] | str:
+        """Return the cost of a configuration with the footprint so far, or why there is none."""
+        folder = f"{self.task.cache_dir}/rehearsal-{uuid.uuid4().hex}"
+        try:
+            cost = self.timer.cost(TrialConfig.from_mapping(config), trial_store(folder, 0))
+        except InputError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a trial of it would fail in the same way, and the sweep go on
+            return explain(error)
+        finally:
+            if not is_url(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+        return cost, measure(gpu=self.on_gpu)
+
+    def pack_gain(self, config: dict[str, Any], lanes: int) -> Packing | None:
+        """Return what so many trials of a configuration gain from a pack; None where it can't be packed."""
+        try:
+            return Packing(lanes, self.timer.pack_gain(TrialConfig.from_mapping(config), lanes))
+        except InputError:
+            return None
+
+    def preparation(self) -> dict[str, float]:
+        """Return the seconds of a core that the missing stages of the preparation would take."""
+        return self.timer.stages.seconds(self.task.invariance_norms)
 
 
 def _time_all(
     workers: list[Any], waiting: list[Candidate], progress: Progress, seconds: float
 ) -> tuple[list[TimedConfiguration], list[str], Footprint]:
-    """Every worker takes the next configuration once it is done with one, until the seconds are over."""
+    """Give every idle worker the next configuration, until the seconds are over; the first two are always timed."""
     timed, failed, footprint = [], [], Footprint(0, 0, 0)
-    total, begun, must = len(waiting), time.monotonic(), min(2, len(waiting))
+    total, begun, idle = len(waiting), time.monotonic(), list(workers)
     running: dict[Any, tuple[Any, Candidate]] = {}
-
-    def begin(worker: Any) -> None:
-        nonlocal must
-        if waiting and (must or time.monotonic() - begun < seconds):
-            candidate, must = waiting.pop(0), max(0, must - 1)
+    while True:
+        while idle and waiting and (total - len(waiting) < 2 or time.monotonic() - begun < seconds):
+            worker, candidate = idle.pop(0), waiting.pop(0)
             running[worker.time.remote(candidate.config)] = (worker, candidate)
-
-    for worker in workers:
-        begin(worker)
-    while running:
+        if not running:
+            return timed, failed, footprint
         progress("timing steps of configurations", len(timed) + len(failed), total)
         [done], _ = ray.wait(list(running))
         worker, candidate = running.pop(done)
+        idle.append(worker)
         answer = ray.get(done)
         if isinstance(answer, str):
             failed.append(answer)
         else:
             timed.append(TimedConfiguration(candidate, answer[0]))
             footprint = Footprint(*map(max, footprint, answer[1]))
-        begin(worker)
-    return timed, failed, footprint
 
 
 def _time_pack(worker: Any, plan: SweepPlan, timed: list[TimedConfiguration]) -> Packing | None:
-    """Trials of the configuration whose step takes the median time, side by side in one pack."""
+    """Time trials of the configuration whose step takes the median time, side by side in one pack."""
     if not timed:
         return None
     usual = sorted(timed, key=lambda each: each.cost.step)[len(timed) // 2]
@@ -184,7 +185,7 @@ def _time_pack(worker: Any, plan: SweepPlan, timed: list[TimedConfiguration]) ->
 
 
 def candidates(plan: SweepPlan) -> Iterator[Candidate]:
-    """The cheapest and the dearest that may be drawn, of every regulariser the dearest, the points, and some draws."""
+    """Yield the cheapest and the dearest that may be drawn, the dearest of each regularizer, the points, some draws."""
     if plan.configurations > len(plan.space.points):
         yield from map(Candidate, extremes(plan.space, plan.epochs_per_trial))
     search = ParetoSearch(
@@ -198,40 +199,22 @@ def candidates(plan: SweepPlan) -> Iterator[Candidate]:
 
 
 def extremes(space: Space, epochs: int) -> Iterator[dict[str, Any]]:
-    """Corners of the space: that of least work, then of every regulariser that of most, the most first."""
-    corners = [{**config, "epochs": epochs} for config in space.grid(_COST_KNOBS)]
-    yield min(corners, key=work)
-    dearest: dict[str, dict[str, Any]] = {}
-    for config in sorted(corners, key=work):
-        dearest[config["regularizer"]] = config
+    """Yield corners of the space: that of least work, then of every regularizer that of most, the most first."""
+    corners = sorted(({**config, "epochs": epochs} for config in space.grid(_COST_KNOBS)), key=work)
+    yield corners[0]
+    # Of equal keys the last stays, which is the dearest.
+    dearest = {config["regularizer"]: config for config in corners}
     yield from sorted(dearest.values(), key=work, reverse=True)
 
 
-_COST_KNOBS = (
-    "architecture",
-    "regularizer",
-    "sensitivity_weight",
-    "invariance_weight",
-    "trades_weight",
-    "norm_weight",
-    "entropy",
-    "cross_entropy_on",
-    "sensitivity_steps",
-    "sensitivity_objective",
-)
-"""What `work` looks at."""
-
-
 def work(values: dict[str, Any]) -> float:
-    """What an epoch costs, roughly: enough to find the ends, which are then timed."""
+    """Return what an epoch costs, roughly: enough to find the cheapest and the dearest, which are then timed."""
     config = TrialConfig.from_mapping(values)
-    regularised = (
-        0 if config.regularizer == "none" else (config.sensitivity_weight > 0) + (config.invariance_weight > 0)
-    )
+    weights = (config.sensitivity_weight > 0) + (config.invariance_weight > 0)
+    regularised = 0 if config.regularizer == "none" else weights
     # Forward and back, a pass through the network counts for three.
-    attack = config.uses_sensitivity * (
-        3.0 * config.sensitivity_steps + (config.sensitivity_objective != "cross_entropy")
-    )
-    passes = attack + 3.0 * (1 + config.uses_sensitivity + config.uses_invariance) + 0.1 * (config.norm_weight > 0)
+    attack_passes = 3.0 * config.sensitivity_steps + (config.sensitivity_objective != "cross_entropy")
+    views = 1 + config.uses_sensitivity + config.uses_invariance
+    passes = config.uses_sensitivity * attack_passes + 3.0 * views + 0.1 * (config.norm_weight > 0)
     # The less entropy, the more steps of the solver.
     return _WORK[config.architecture] * passes + regularised * (2.0 + 0.1 / config.entropy)

@@ -1,36 +1,25 @@
-"""TODO one line."""
+"""A forecast for people: a headline, and a table of a line per quantity."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from rich.table import Table
 from rich.text import Text
 
-from sweep.plan import SweepPlan
-from sweep.report import duration
-
-if TYPE_CHECKING:
-    pass
 from sweep.forecast.forecast import Forecast
-from sweep.forecast.quantities import in_counts, in_hours, in_time, size
+from sweep.forecast.quantities import in_counts, in_hours, in_time
+from sweep.plan import SweepPlan
+from sweep.report import duration, size
 
-# -------------------------------------------------------------------------------------------------------- for people
-
-
-def forecast_table(plan: SweepPlan, forecast: Forecast) -> Table:
-    """For a terminal: what is asked, and the answer."""
-    table = Table.grid(padding=(0, 2))
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for heading, text in lines(plan, forecast):
-        table.add_row(heading, Text(text))
-    return table
+_MODELS = {"front": "the front", "all": "a trial that finishes", "none": ""}
+"""Trials whose models `--keep-models` keeps."""
+_STORED = {"checkpoints": "checkpoints", "ledger": "ledger", "MLflow": "mlflow"}
+"""Names of what is stored, and their keys in `Forecast.storage`."""
 
 
 def headline(plan: SweepPlan, forecast: Forecast) -> str:
-    """What the plan asks for."""
+    """Return what the plan asks for."""
     points = min(len(plan.space.points), plan.configurations)
     kinds = [f"{points} given"] if points else []
     kinds += [f"{plan.configurations - points} drawn by {plan.sampler}"] if plan.configurations > points else []
@@ -43,8 +32,18 @@ def headline(plan: SweepPlan, forecast: Forecast) -> str:
     )
 
 
+def forecast_table(plan: SweepPlan, forecast: Forecast) -> Table:
+    """Return the forecast as a table for a terminal."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for heading, text in lines(plan, forecast):
+        table.add_row(heading, Text(text))
+    return table
+
+
 def lines(plan: SweepPlan, forecast: Forecast) -> Iterator[tuple[str, str]]:
-    """Heading and text of every line."""
+    """Yield heading and text of every line."""
     yield "time", in_time(forecast.wall_seconds)
     yield "  starting", duration(forecast.starting_seconds)
     missing = sum(forecast.preparation.values())
@@ -62,35 +61,19 @@ def lines(plan: SweepPlan, forecast: Forecast) -> Iterator[tuple[str, str]]:
     yield "epochs", in_counts(forecast.epochs)
     for rung in forecast.rungs:
         yield f"  at {rung.epoch}", f"{in_counts(rung.reach)} trials{' end' if rung is forecast.rungs[-1] else ''}"
-    yield "memory", _told_memory(forecast)
+    host, total, gpu = (forecast.memory[name] for name in ("host", "host_total", "gpu"))
+    on_gpu = f"; of a GPU's {size(forecast.memory['gpu_total'])} {size(gpu)} a trial" if gpu else ""
+    yield "memory", f"{size(host)} a trial, {size(host * forecast.slots)} of {size(total)} at once{on_gpu}"
     kept = forecast.storage
-    model = f", and {size(kept['model'])} for each model of {_KEPT[plan.keep_models]}" if kept["model"] else ""
-    whole = kept["checkpoints"] + kept["ledger"] + kept["mlflow"]
-    yield (
-        "storage",
-        (
-            f"{size(whole)}: checkpoints {size(kept['checkpoints'])}, ledger {size(kept['ledger'])}, MLflow "
-            f"{size(kept['mlflow'])}{model}"
-        ),
-    )
+    kinds = (f"{name} {size(kept[key])}" for name, key in _STORED.items())
+    model = f", and {size(kept['model'])} for each model of {_MODELS[plan.keep_models]}" if kept["model"] else ""
+    yield "storage", f"{size(sum(kept[key] for key in _STORED.values()))}: {', '.join(kinds)}{model}"
     logged = forecast.logged
     yield (
         "logged",
-        (
-            f"MLflow experiment {logged['experiment']!r}, {logged['runs']} runs: {len(logged['parameters'])} "
-            f"parameters a trial, {len(logged['metrics'])} metrics an epoch, the front as table, picture and page"
-        ),
+        f"MLflow experiment {logged['experiment']!r}, {logged['runs']} runs: {len(logged['parameters'])} parameters a "
+        f"trial, {len(logged['metrics'])} metrics an epoch, the front as table, picture and page",
     )
     yield "  at", logged["mlflow_uri"]
     for remark in forecast.remarks:
         yield "note", remark
-
-
-_KEPT = {"front": "the front", "all": "a trial that finishes", "none": ""}
-
-
-def _told_memory(forecast: Forecast) -> str:
-    host, total, slots = forecast.memory["host"], forecast.memory["host_total"], forecast.slots
-    told = f"{size(host)} a trial, {size(host * slots)} of {size(total)} at once"
-    gpu = forecast.memory["gpu"]
-    return f"{told}; of a GPU's {size(forecast.memory['gpu_total'])} {size(gpu)} a trial" if gpu else told

@@ -3,7 +3,7 @@
 from sweep.front.incremental import Front, Layers
 from sweep.front.objectives import Objectives
 from sweep.front.pareto import constrained_ranks, contributions, epsilon_indicator, front_mask, hypervolume, knee, ranks
-from sweep.front.resampling import Interval, binomial_resampling, front_probability, mean_intervals
+from sweep.front.resampling import binomial_resampling, front_probability, mean_intervals
 
 __all__ = [
     "binomial_resampling",
@@ -14,7 +14,6 @@ __all__ = [
     "front_mask",
     "front_probability",
     "hypervolume",
-    "Interval",
     "knee",
     "Layers",
     "mean_intervals",

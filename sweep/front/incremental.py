@@ -1,8 +1,9 @@
-"""TODO one line."""
+"""The front, and all layers of non-dominated sorting, kept up to date point by point."""
 
 from __future__ import annotations
 
 import bisect
+import copy
 from collections import Counter
 from fractions import Fraction
 
@@ -26,9 +27,16 @@ class Front:
         self._gains: list[tuple[float, ...]] = []
         """The front's different points, turned, in ascending order."""
         self._counts: list[int] = []
+        """Number of times that each was added."""
         self._area = Fraction(0)
         self.size = 0
-        """Points on the front, equal ones counted each."""
+        """Number of points on the front, equal ones counted each."""
+
+    def copy(self) -> Front:
+        """Return a front of its own with the same points."""
+        other = copy.copy(self)
+        other._gains, other._counts = self._gains.copy(), self._counts.copy()
+        return other
 
     @property
     def points(self) -> np.ndarray:
@@ -42,32 +50,35 @@ class Front:
         return hypervolume(self.points, self.objectives)
 
     def add(self, point: ArrayLike) -> bool:
-        """Add a point (d,); whether it is on the front, as one that equals a point of the front is."""
-        gain = tuple(self.objectives.turn(np.asarray(point)[None])[0].tolist())
-        place = bisect.bisect_left(self._gains, gain)
-        if place < len(self._gains) and self._gains[place] == gain:
-            self._counts[place] += 1
+        """Add a point (d,); return whether it is on the front, as a point that equals one of the front is."""
+        gain = self.objectives.gain(point)
+        index = bisect.bisect_left(self._gains, gain)
+        if index < len(self._gains) and self._gains[index] == gain:
+            self._counts[index] += 1
             self.size += 1
             return True
-        return self._insert_2d(gain, place) if len(gain) == 2 else self._insert(gain, place)
+        return self._insert_2d(gain, index) if len(gain) == 2 else self._insert(gain, index)
 
-    def _insert_2d(self, gain: tuple[float, ...], place: int) -> bool:
-        """The second gain falls along the front: what dominates `gain` stands right behind its place, and what it
-        dominates right before."""
-        if place < len(self._gains) and self._gains[place][1] >= gain[1]:
+    def _insert_2d(self, gain: tuple[float, ...], index: int) -> bool:
+        """Insert `gain` before `index`, if it is on the front.
+
+        The second gain falls along the front: what dominates `gain` stands at `index`, and what it dominates stands
+        right before.
+        """
+        if index < len(self._gains) and self._gains[index][1] >= gain[1]:
             return False
-        start = place
+        start = index
         while start > 0 and self._gains[start - 1][1] <= gain[1]:
             start -= 1
-        # The rectangle behind the place begins where the one before it ends.
-        self._area -= self._rectangles(start, place + 1)
-        self.size += 1 - sum(self._counts[start:place])
-        self._gains[start:place], self._counts[start:place] = [gain], [1]
+        # The rectangle at the index begins where the one before it ends.
+        self._area -= self._rectangles(start, index + 1)
+        self.size += 1 - sum(self._counts[start:index])
+        self._gains[start:index], self._counts[start:index] = [gain], [1]
         self._area += self._rectangles(start, start + 2)
         return True
 
     def _rectangles(self, start: int, stop: int) -> Fraction:
-        """The exact sum of some points' rectangles, as in `_rectangles`."""
+        """Return the exact area of the rectangles of the points from `start` to `stop`, as in `pareto._rectangles`."""
         left, floor = self._reference
         total = Fraction(0)
         for i in range(start, min(stop, len(self._gains))):
@@ -76,23 +87,24 @@ class Front:
             total += Fraction((max(x, left) - before) * max(y - floor, 0.0))
         return total
 
-    def _insert(self, gain: tuple[float, ...], place: int) -> bool:
+    def _insert(self, gain: tuple[float, ...], index: int) -> bool:
+        """Insert `gain` before `index`, if it is on the front."""
         gains = np.array(self._gains).reshape(-1, len(gain))
         if (gains >= gain).all(axis=1).any():
             return False
-        # What it dominates stands before its place, in ascending order.
-        for i in np.flatnonzero((gains[:place] <= gain).all(axis=1))[::-1]:
+        # What it dominates stands before it, in ascending order.
+        for i in np.flatnonzero((gains[:index] <= gain).all(axis=1))[::-1]:
             self.size -= self._counts.pop(i)
             del self._gains[i]
-        place = bisect.bisect_left(self._gains, gain)
-        self._gains.insert(place, gain)
-        self._counts.insert(place, 1)
+        index = bisect.bisect_left(self._gains, gain)
+        self._gains.insert(index, gain)
+        self._counts.insert(index, 1)
         self.size += 1
         return True
 
 
 class Layers:
-    """The points added so far by non-dominated sorting, kept up to date: layer 0 is the front, 1 that of the rest.
+    """The layers of the points added so far, kept up to date: layer 0 is the front, layer 1 the front of the rest.
 
     With two objectives a point costs O(log n) for every layer that it moves points out of (Buzdalov, Yakupov and
     Stankevich 2015); with more, and where a point is removed, all are sorted anew.
@@ -101,7 +113,7 @@ class Layers:
     def __init__(self, objectives: Objectives) -> None:
         self._objectives = objectives
         self._layers: list[list[tuple[float, ...]]] = []
-        """Different points, turned, in ascending order."""
+        """Different points of each layer, turned, in ascending order."""
         self._counts: Counter[tuple[float, ...]] = Counter()
         self._sizes: list[int] = []
 
@@ -109,24 +121,24 @@ class Layers:
         return len(self._layers)
 
     def size(self, layers: int) -> int:
-        """Points of the first so many layers, equal ones counted each."""
+        """Return the number of points in the first `layers` layers, equal ones counted each."""
         return sum(self._sizes[:layers])
 
     def layer(self, point: ArrayLike) -> int:
-        """That of a point (d,) that was added."""
-        gain = self._turn(point)
+        """Return the layer of a point (d,) that was added."""
+        gain = self._objectives.gain(point)
         if len(gain) == 2:
             return self._first_beaten_by(gain)
         return next(k for k, layer in enumerate(self._layers) if gain in layer)
 
     def members(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
-        """Different points (m, d) of a layer in ascending order of gain, and how often each was added (m,)."""
+        """Return a layer's different points (m, d) in ascending order of gain, and how often each was added (m,)."""
         gains = self._layers[layer]
         return self._objectives.turn(gains), np.array([self._counts[gain] for gain in gains])
 
     def add(self, point: ArrayLike) -> None:
-        """One more point (d,), finite."""
-        gain = self._turn(point)
+        """Add a point (d,), finite."""
+        gain = self._objectives.gain(point)
         self._counts[gain] += 1
         if self._counts[gain] > 1:
             self._sizes[self.layer(point)] += 1
@@ -137,12 +149,8 @@ class Layers:
 
     def remove(self, point: ArrayLike) -> None:
         """Undo the adding of a point (d,)."""
-        gain = self._turn(point)
-        self._counts -= Counter([gain])
+        self._counts -= Counter([self._objectives.gain(point)])
         self._sort()
-
-    def _turn(self, point: ArrayLike) -> tuple[float, ...]:
-        return tuple(self._objectives.turn(np.asarray(point)[None])[0].tolist())
 
     def _sort(self) -> None:
         gains = sorted(self._counts)
@@ -151,17 +159,17 @@ class Layers:
         self._sizes = [sum(map(self._counts.__getitem__, layer)) for layer in self._layers]
 
     def _first_beaten_by(self, gain: tuple[float, ...]) -> int:
-        """The first layer without a point that dominates `gain`; what a layer dominates all layers before it do."""
+        """Find the first layer with no point that dominates `gain`; what a layer dominates, all layers before it do."""
 
         def dominates(layer: list[tuple[float, ...]]) -> bool:
-            # Of those at least as good in the first gain, the one that comes first is the best in the second.
-            place = bisect.bisect_left(layer, (gain[0],))
-            return place < len(layer) and layer[place] != gain and layer[place][1] >= gain[1]
+            # Of those at least as good in the first gain, the first one is the best in the second.
+            index = bisect.bisect_left(layer, (gain[0],))
+            return index < len(layer) and layer[index] != gain and layer[index][1] >= gain[1]
 
         return bisect.bisect_left(self._layers, True, key=lambda layer: not dominates(layer))
 
     def _insert(self, gain: tuple[float, ...]) -> None:
-        """What the new point dominates in its layer moves to the next one, and there does the same."""
+        """Insert a new point: what it dominates in its layer moves to the next layer, and does the same there."""
         moved = [gain]
         for k in range(self._first_beaten_by(gain), len(self._layers)):
             layer = self._layers[k]

@@ -16,24 +16,24 @@ from numpy.typing import ArrayLike
 from sweep.front.objectives import Objectives
 
 _KNEE_TOLERANCE = 1e-9
-"""How far beyond the line between a front's ends a knee lies at least, in units of the front's extent: rounding."""
+"""Least distance of a knee from the line between a front's ends, in units of the front's extent: more than rounding."""
 
 
 def front_mask(points: ArrayLike, objectives: Objectives) -> np.ndarray:
-    """Which points (n,) no other dominates; of equal points all or none are on the front."""
+    """Return which points (n,) no other dominates; of equal points all or none are on the front."""
     return _front_mask(objectives.turn(points))
 
 
 def ranks(points: ArrayLike, objectives: Objectives) -> np.ndarray:
-    """Ranks (n,) by non-dominated sorting: 0 on the front, 1 on the front of the rest, and so on."""
+    """Return ranks (n,) by non-dominated sorting: 0 on the front, 1 on the front of the rest, and so on."""
     gains, inverse = np.unique(objectives.turn(points), axis=0, return_inverse=True)
     layers = _layers_2d(gains) if gains.shape[1] == 2 else _layers(gains)
     return layers[inverse.ravel()]
 
 
 def constrained_ranks(points: ArrayLike, violations: ArrayLike, objectives: Objectives) -> np.ndarray:
-    """Ranks (n,) where some points break a constraint, by `violations` (n,), at least 0 and 0 where all hold: feasible
-    before infeasible, those by `ranks`, these by their violation, the least first (Deb 2002, definition 1)."""
+    """Return ranks (n,) under constraints (Deb 2002, definition 1): feasible points come first, by `ranks`, then
+    infeasible ones, the least violation first. `violations` (n,) are at least 0, and 0 where all constraints hold."""
     points, violations = np.asarray(points, dtype=float), np.asarray(violations, dtype=float)
     feasible = violations <= 0
     layers = np.zeros(len(violations), dtype=int)
@@ -44,12 +44,12 @@ def constrained_ranks(points: ArrayLike, violations: ArrayLike, objectives: Obje
 
 
 def hypervolume(points: ArrayLike, objectives: Objectives) -> float:
-    """The volume between the reference and the front; what is worse than the reference anywhere adds nothing."""
+    """Return the volume between the reference and the front; points worse than the reference anywhere add nothing."""
     return _hypervolume(objectives.turn(points), objectives.turned_reference)
 
 
 def contributions(points: ArrayLike, objectives: Objectives) -> np.ndarray:
-    """The hypervolume (n,) that would be lost without each point, all others staying; 0 for one of equal points."""
+    """Return the hypervolume (n,) that would be lost without each point, all others staying; 0 for equal points."""
     gains, reference = objectives.turn(points), objectives.turned_reference
     on_front = _front_mask(gains)
     # A point of the front that goes uncovers at most what is on the front of the rest.
@@ -63,11 +63,11 @@ def contributions(points: ArrayLike, objectives: Objectives) -> np.ndarray:
 
 
 def knee(points: ArrayLike, objectives: Objectives) -> int | None:
-    """The index of the front's knee: where giving up a little of one objective no longer buys much of another.
+    """Return the index of the front's knee: where giving up a little of one objective no longer buys much of another.
 
-    It is the front's point farthest beyond the line (plane) through the front's ends, with every objective measured
-    in the front's own extent (Das 1999). A front without a point beyond that line has no knee: one of fewer than
-    three different points, or one that bends inwards.
+    The knee is the front's point farthest beyond the line (plane) through the front's ends, with every objective
+    measured in the front's own extent (Das 1999). A front without a point beyond that line has no knee: one of fewer
+    than three different points, or one that bends inwards.
     """
     gains = objectives.turn(points)
     on_front = np.flatnonzero(_front_mask(gains))
@@ -84,9 +84,8 @@ def knee(points: ArrayLike, objectives: Objectives) -> int | None:
 
 
 def epsilon_indicator(points: ArrayLike, other: ArrayLike, objectives: Objectives) -> float:
-    """The least amount that, added to every objective of `points` (n, d), makes them cover `other` (m, d) everywhere.
-
-    At most 0 where they already do (additive epsilon indicator, Zitzler et al. 2003).
+    """Return the additive epsilon indicator (Zitzler et al. 2003): the least amount that, added to every objective of
+    `points` (n, d), makes them cover `other` (m, d) everywhere; at most 0 where they already do.
     """
     front, targets = (_staircase(objectives.turn(side)) for side in (points, other))
     if len(front) == 0 or len(targets) == 0:
@@ -106,7 +105,7 @@ def _front_mask(gains: np.ndarray) -> np.ndarray:
 
 
 def _front_mask_2d(gains: np.ndarray) -> np.ndarray:
-    """On the front: the best second gain among equal first gains, and better than at every better first gain."""
+    """Return which points (n,) have the best second gain of equal first gains, better than at every better first."""
     columns, column = np.unique(-gains[:, 0], return_inverse=True)
     best = np.full(len(columns), -np.inf)
     np.maximum.at(best, column, gains[:, 1])
@@ -115,12 +114,12 @@ def _front_mask_2d(gains: np.ndarray) -> np.ndarray:
 
 
 def _staircase(gains: np.ndarray) -> np.ndarray:
-    """The front's different points (m, d) in ascending order; with two objectives the second falls."""
+    """Return the front's different points (m, d) in ascending order; with two objectives the second falls."""
     return np.unique(gains[_front_mask(gains)], axis=0)
 
 
 def _layers(gains: np.ndarray) -> np.ndarray:
-    """Front by front; `gains` (n, d) all different."""
+    """Return ranks (n,), found front by front; `gains` (n, d) are all different."""
     layers = np.zeros(len(gains), dtype=int)
     rest = np.arange(len(gains))
     while len(rest):
@@ -131,7 +130,7 @@ def _layers(gains: np.ndarray) -> np.ndarray:
 
 
 def _layers_2d(gains: np.ndarray) -> np.ndarray:
-    """In O(n log n); `gains` (n, 2) all different and in ascending order."""
+    """Return ranks (n,) in O(n log n); `gains` (n, 2) are all different and in ascending order."""
     layers = np.zeros(len(gains), dtype=int)
     # The best second gain of each layer so far, with its sign turned: ascending, so that it can be searched.
     tops: list[float] = []
@@ -158,5 +157,5 @@ def _hypervolume(gains: np.ndarray, reference: np.ndarray) -> float:
 
 
 def _rectangles(staircase: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """The area (m,) that each point of a staircase (m, 2) adds to that of the points on its left."""
+    """Return the area (m,) that each point of a staircase (m, 2) adds to that of the points on its left."""
     return np.diff(staircase[:, 0], prepend=reference[0]) * (staircase[:, 1] - reference[1])

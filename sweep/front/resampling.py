@@ -1,21 +1,16 @@
-"""TODO one line."""
+"""Uncertainty of fronts: bootstrap and Student's intervals, probabilities of being on the front."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from sweep.front.objectives import Objectives
 from sweep.front.pareto import front_mask, hypervolume
-
-
-class Interval(NamedTuple):
-    low: float
-    high: float
+from trainer.intervals import Interval
 
 
 def hypervolume_interval(
@@ -27,18 +22,19 @@ def hypervolume_interval(
     draws: int = 1000,
     level: float = 0.95,
 ) -> Interval:
-    """A bootstrap interval for the hypervolume of the trials' true values, not of those measured on so many images.
+    """Return a bootstrap interval for the hypervolume of the trials' true values, not of the measured ones.
 
     A front is the best of noisy numbers, so its hypervolume is too large, and that of a resampled front is too large
     once more: the plain interval of the resampled values lies on the wrong side (in simulated sweeps it held the truth
-    in 0 to 70%). Reflected at the measured value, as here, it takes the excess away, and may lie below that value
-    altogether. Simulated at level 0.95 it held the truth in 80 to 95% of sweeps of 24 trials and in 30 to 95% of
-    sweeps of 200: of hundreds of nearly equal trials judged on a few hundred images it still takes too little away,
+    in 0 to 70%). Reflected at the measured value, as here, the interval takes the excess away, and may lie below that
+    value altogether. Simulated at level 0.95 it held the truth in 80 to 95% of sweeps of 24 trials and in 30 to 95% of
+    sweeps of 200: with hundreds of nearly equal trials judged on a few hundred images it still takes too little away,
     and only other images tell (an audit on the test split).
 
     Args:
-        resample: draws all points (n, d), also the dominated, as another evaluation of equal size might have measured
-            them: `binomial_resampling`, or a draw of the same images for all trials where answers by image are known.
+        resample: draws all points (n, d), dominated ones included, as another evaluation of equal size might have
+            measured them: `binomial_resampling`, or a draw of the same images for all trials where answers by image
+            are known.
     """
     measured = hypervolume(points, objectives)
     volumes = [hypervolume(resample(generator), objectives) for _ in range(draws)]
@@ -47,10 +43,10 @@ def hypervolume_interval(
 
 
 def binomial_resampling(shares: ArrayLike, sizes: ArrayLike) -> Callable[[np.random.Generator], np.ndarray]:
-    """A resampling of shares (n, d) in [0, 1], each measured on its own number of examples, `sizes` (n, d) or (d,).
+    """Return a resampling of shares (n, d) in [0, 1], each measured on its number of examples, `sizes` (n, d) or (d,).
 
-    Every share is drawn by itself. Trials judged on the same images err alike, which this does not know, and a share
-    of exactly 0 or 1 is drawn as itself.
+    Every share is drawn independently, although trials judged on the same images err alike; a share of exactly 0 or 1
+    is drawn as itself.
     """
     shares = np.asarray(shares, dtype=float)
     sizes = np.broadcast_to(sizes, shares.shape)
@@ -58,8 +54,7 @@ def binomial_resampling(shares: ArrayLike, sizes: ArrayLike) -> Callable[[np.ran
 
 
 def mean_intervals(samples: ArrayLike, *, level: float = 0.95) -> np.ndarray:
-    """Student's intervals (n, d, 2) of the means of n groups, `samples` (n, k, d) with k at least 2 members each: low,
-    high."""
+    """Return Student's intervals (n, d, 2), low and high, of n groups' means; `samples` (n, k, d), k at least 2."""
     from scipy.special import stdtrit
 
     samples = np.asarray(samples, dtype=float)
@@ -77,23 +72,23 @@ def front_probability(
     seed: int,
     draws: int = 1000,
 ) -> np.ndarray:
-    """How likely each of n groups (n,) is on the front of the groups' means, were the members others: by bootstrap.
+    """Return the probability (n,) of each of n groups to be on the front of the groups' means, by bootstrap.
 
-    In every draw each group's k members are drawn from its own with replacement. The variance of such a mean is too
-    small by (k - 1) / k: members are moved away from the group's mean, by the root of k / (k - 1).
+    Every draw draws each group's k members from its own with replacement. The variance of such a mean is too small by
+    (k - 1) / k, so members are first moved away from the group's mean, by the root of k / (k - 1).
 
     Args:
         samples: objectives (n, k, d) of the groups' members.
-        excesses: (n, k, c), by how much each member breaks each of c constraints; a group whose mean breaks one is on
-            no front.
-        seed: of the draws.
+        excesses: (n, k, c), by how much each member violates each of c constraints; a group whose mean violates one
+            is on no front.
+        seed: seed of the draws.
     """
     samples = np.asarray(samples, dtype=float)
     n, k, d = samples.shape
     bounds = np.zeros((n, k, 0)) if excesses is None else np.asarray(excesses, dtype=float)
     both = np.concatenate([samples, bounds], axis=2)
     means = both.mean(axis=1)
-    # Of equal members the mean is theirs, exactly: rounding must not part groups that tie.
+    # The mean of equal members is exactly theirs: rounding must not part groups that tie.
     means = np.where((both == both[:, :1]).all(axis=1), both[:, 0], means)
     wide = (both - means[:, None]) * math.sqrt(k / (k - 1) if k > 1 else 0.0)
     generator, hits = np.random.default_rng(seed), np.zeros(n)

@@ -1,14 +1,14 @@
-"""The durable record of a sweep: events on disk, read and written."""
+"""The durable record of a sweep: events on disk, written one by one and read back as trials."""
 
 from sweep.ledger.reading import read_ledger
-from sweep.ledger.records import EndState, Ledger, TrialRecord
-from sweep.ledger.writing import LedgerWriter, take_lock
+from sweep.ledger.records import EndState, Event, Ledger, TrialRecord
+from sweep.ledger.writing import LedgerWriter
 
 __all__ = [
     "EndState",
+    "Event",
     "Ledger",
     "LedgerWriter",
     "read_ledger",
-    "take_lock",
     "TrialRecord",
 ]

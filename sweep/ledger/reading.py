@@ -1,14 +1,14 @@
-"""Results as Arrow/Parquet: the durable truth of a sweep.
+"""The ledger on disk, and how it is read: the durable truth of a sweep.
 
 A ledger is the folder `<sweep>/ledger/`. It holds every event of every trial, numbered without gaps:
 
-    log.jsonl                           the newest events, one checked JSON line each, on disk before `append` returns
+    log.jsonl                           the newest events, one checked JSON line each, on disk before the writer returns
     part-<first>-<last>-<crc32>.parquet older events, immutable, in columns `sequence` and `event` (the same JSON)
     lock                                held by the one process that writes, with its host and pid
 
-An event that stands in the log and in a part (the writer died between the two) counts once, by its number. Whatever is
-damaged is named in `warnings`, and the rest is used. Floats pass through their shortest exact form and come back
-bit for bit.
+An event that stands in the log and in a part (the writer died between the two) counts once, by its number. What is
+damaged is named in `warnings`, and the rest is used. Floats are written in their shortest exact form and come back bit
+for bit.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _REREAD_SECONDS = 0.05
 
 
 def read_ledger(sweep: Path) -> Ledger:
-    """Everything the ledger of the folder `sweep` holds; needs no lock, also while a writer appends.
+    """Return everything that the ledger of the folder `sweep` holds; needs no lock, also while a writer appends.
 
     Raises:
         InputError: if there is no ledger, or it can't be read.
@@ -44,8 +44,8 @@ def read_ledger(sweep: Path) -> Ledger:
     if not folder.is_dir():
         raise InputError(f"no results in {str(sweep)!r}: it has no folder 'ledger', so no sweep was started there")
     try:
-        # The log before the parts: what a writer moves from one to the other meanwhile is then seen twice, by number
-        # once, and never not at all.
+        # The log before the parts: an event that a writer moves from one to the other meanwhile is then read twice, and
+        # counted once by its number, but never missed.
         log, parts = read_log(folder / LOG_NAME), part_files(folder)
     except OSError as error:
         raise InputError(f"can't read the ledger in {str(sweep)!r}: {error.strerror}") from error
@@ -57,13 +57,13 @@ def read_ledger(sweep: Path) -> Ledger:
 
 
 class _Log(NamedTuple):
-    """The log as found."""
+    """The log as found on disk."""
 
     events: dict[int, str]
     """JSON by sequence number."""
 
     damaged: list[int]
-    """The numbers that damaged lines most likely had."""
+    """Numbers that damaged lines most likely had."""
 
     size: int
     """Bytes up to the end of the last whole line."""
@@ -72,7 +72,7 @@ class _Log(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """A part as its name tells."""
+    """A part, as its name describes it."""
 
     path: Path
     first: int
@@ -81,13 +81,13 @@ class _Part(NamedTuple):
 
 
 def checked_line(text: str) -> bytes:
-    """An event's JSON with its checksum as first field: still one JSON line, and checked byte for byte."""
+    """Return an event's JSON with its checksum as first field: still one JSON line, and checked byte for byte."""
     body = text.encode()
     return b'{"crc32":"%08x",%b\n' % (zlib.crc32(body), body[1:])
 
 
 def _read_line(line: bytes) -> str | None:
-    """The JSON inside a checked line; None if the line is not what was written."""
+    """Return the JSON inside a checked line; None if the line is not what was written."""
     match = _LINE.fullmatch(line)
     if match is None:
         return None
@@ -96,7 +96,7 @@ def _read_line(line: bytes) -> str | None:
 
 
 def read_log(path: Path, *, after: int = 0) -> _Log:
-    """The log's events; `after` is the last number before it, where that is known."""
+    """Return the log's events; `after` is the last number before it, where that is known."""
     before, data = None, path.read_bytes() if path.exists() else b""
     while data and not data.endswith(b"\n") and data != before:
         # A writer may be in the middle of this very line: it is torn only if nothing follows.
@@ -126,7 +126,7 @@ def part_files(folder: Path) -> list[_Part]:
 
 
 def _read_parts(parts: Iterable[_Part], warnings: list[str], accounted: set[int]) -> Iterator[dict[int, str]]:
-    """The events of one part after another; a damaged one is told in `warnings`, and its numbers in `accounted`."""
+    """Yield the events of one part after another; a damaged one adds to `warnings`, and its numbers to `accounted`."""
     for part in parts:
         try:
             data, trouble = part.path.read_bytes(), "is damaged"
@@ -142,7 +142,7 @@ def _read_parts(parts: Iterable[_Part], warnings: list[str], accounted: set[int]
 
 
 def _decode_once(sources: Iterable[dict[int, str]], accounted: set[int]) -> Iterator[dict[str, Any]]:
-    """Every event of the sources once, in their order; its number joins `accounted`."""
+    """Yield every event of the sources once, in their order; its number joins `accounted`."""
     seen: set[int] = set()
     for source in sources:
         fresh = [text for number, text in source.items() if number not in seen]
@@ -155,18 +155,8 @@ def _decode_once(sources: Iterable[dict[int, str]], accounted: set[int]) -> Iter
 def _replay(events: Iterable[dict[str, Any]], warnings: list[str]) -> dict[int, TrialRecord]:
     trials: dict[int, TrialRecord] = {}
     for event in events:
-        trial = trials.setdefault(event["trial"], TrialRecord(event["trial"]))
-        if event["event"] == "reported":
-            trial.say(event["report"])
-        elif event["event"] == "decided":
-            trial.decisions.append(event["decision"])
-        elif event["event"] == "started":
-            attempt = {key: event[key] for key in ("seed", "attempt", "host", "time")}
-            trial.begin(event["config"], **attempt, noted=event.get("noted", ""))
-        else:
-            trial.end(event["state"], reason=event["reason"], time=event["time"])
-            trial.ended_as = event["sequence"]
-        trial.hold(event.get("held", 0.0))
+        number = event["trial"]
+        trials[number] = trials.get(number, TrialRecord(number)).apply(event)
     for number, trial in trials.items():
         if trial.started is None:
             warnings.append(f"trial {number}: the event of its start is lost, and with it its configuration")
@@ -174,7 +164,7 @@ def _replay(events: Iterable[dict[str, Any]], warnings: list[str]) -> dict[int, 
 
 
 def _gaps(numbers: set[int]) -> list[str]:
-    """A warning per run of numbers below the largest that no file accounts for."""
+    """Return a warning for each run of numbers below the largest that no file accounts for."""
     warnings, expected = [], 1
     for number in sorted(numbers):
         if number > expected:

@@ -1,12 +1,12 @@
-"""TODO one line."""
+"""The records of a sweep's trials, as read from its ledger or kept while it runs."""
 
 from __future__ import annotations
 
 import bisect
 import math
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,10 +18,15 @@ from trainer.files import write_whole
 EndState = Literal["finished", "stopped", "failed"]
 END_STATES = ("finished", "stopped", "failed")
 
+Event = Mapping[str, Any]
+"""What happened to a trial, as it stands in the ledger: `sequence` (its number, from 1 without gaps), `event`
+(`started`, `reported`, `decided` or `ended`), `trial`, `time` (unix seconds), and what `LedgerWriter`'s method of that
+name adds."""
+
 
 @dataclass(slots=True)
 class TrialRecord:
-    """What a ledger knows of one trial."""
+    """What a ledger knows of one trial. It is replaced, never changed, so that whoever holds one keeps what it saw."""
 
     number: int
 
@@ -34,7 +39,7 @@ class TrialRecord:
     """`running` (begun and not ended, also when its driver died), `finished`, `stopped` or `failed`."""
 
     reason: str = ""
-    """Why the trial ended as it did, for people."""
+    """Reason of the trial's end, for people."""
 
     started: float | None = None
     """Unix seconds at the first attempt's start."""
@@ -43,56 +48,61 @@ class TrialRecord:
     """Unix seconds at the end; None while running."""
 
     host: str = ""
-    """Where the latest attempt ran."""
+    """Host of the latest attempt."""
 
     attempts: int = 0
+    """Number of attempts begun."""
 
     noted: str = ""
-    """What the search noted of it when it was drawn, for itself: see `search`."""
+    """State of the sampler at the trial's proposal, for the search alone."""
+
     held: float = 0.0
-    """Seconds that it has held its slot, all attempts together, by a clock that never jumps; what an attempt did after
-    its last event is not in it."""
+    """Seconds in its slot, all attempts together, by a clock that never jumps; time after an attempt's last event does
+    not count."""
 
     ended_as: int = field(default=0, compare=False, repr=False)
-    """The number of the event that ended it: orders trials by their ends, whatever the clock said."""
+    """Number of the event that ended it: orders trials by their ends, whatever the clock said."""
 
     reports: list[dict[str, Any]] = field(default_factory=list)
-    """One flat dict per epoch, in order, then the final one; what a retry says again counts once, as said last."""
+    """One flat dict per epoch, in order, then the final one; an epoch that a retry reports again is replaced."""
 
     decisions: list[dict[str, Any]] = field(default_factory=list)
-    """What was decided about it at each rung and why, in order: see `scheduler.Decision`."""
+    """Decisions about it at each rung, in order, as made by `Decision.to_dict`."""
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """The final report: the chosen checkpoint's numbers; None before it was made."""
+        """The final report, with the numbers of the chosen checkpoint; None before it was made."""
         return self.reports[-1] if self.reports and self.reports[-1]["final"] else None
 
-    def begin(
-        self, config: Mapping[str, Any], *, seed: int, attempt: int, host: str, time: float, noted: str = ""
-    ) -> None:
-        """An attempt, counted from 1, starts at `time` in unix seconds."""
-        self.config, self.seed, self.host, self.noted = dict(config), seed, host, noted
-        self.attempts = max(self.attempts, attempt)
-        self.started = time if self.started is None else self.started
-        self.state, self.reason, self.ended = "running", "", None
+    def apply(self, event: Event) -> TrialRecord:
+        """Return the record after one of its events; live events and those read from a ledger alike."""
+        after = replace(self, held=max(self.held, event.get("held", 0.0)))
+        match event["event"]:
+            case "started":
+                after.config, after.seed, after.host = dict(event["config"]), event["seed"], event["host"]
+                after.attempts, after.noted = max(self.attempts, event["attempt"]), event.get("noted", "")
+                after.started = event["time"] if self.started is None else self.started
+                after.state, after.reason, after.ended, after.ended_as = "running", "", None, 0
+            case "reported":
+                after.reports = _with_report(self.reports, event["report"])
+            case "decided":
+                after.decisions = [*self.decisions, event["decision"]]
+            case "ended":
+                after.state, after.reason = event["state"], event["reason"]
+                after.ended, after.ended_as = event["time"], event["sequence"]
+        return after
 
-    def say(self, report: dict[str, Any]) -> None:
-        """One more report, in the place of an earlier one of the same epoch, or of an earlier final one."""
-        place = bisect.bisect_left(self.reports, _order(report), key=_order)
-        again = place < len(self.reports) and _order(self.reports[place]) == _order(report)
-        # Each report that is unpickled or parsed has names of its own, which take more room than its numbers.
-        self.reports[place : place + again] = [{sys.intern(name): value for name, value in report.items()}]
 
-    def end(self, state: str, *, reason: str, time: float) -> None:
-        self.state, self.reason, self.ended = state, reason, time
-
-    def hold(self, seconds: float) -> None:
-        """It has held its slot for so long by now."""
-        self.held = max(self.held, seconds)
+def _with_report(reports: Sequence[dict[str, Any]], report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the reports with one more, in the place of an earlier one of its epoch, or of an earlier final one."""
+    place = bisect.bisect_left(reports, _order(report), key=_order)
+    again = place < len(reports) and _order(reports[place]) == _order(report)
+    # Each report that is unpickled or parsed has names of its own, which take more room than its numbers.
+    return [*reports[:place], {sys.intern(name): value for name, value in report.items()}, *reports[place + again :]]
 
 
 def _order(report: Mapping[str, Any]) -> float:
-    """Where a report stands among its trial's: by epoch, the final one last."""
+    """Return the sort key of a report among its trial's: by epoch, the final one last."""
     return math.inf if report["final"] else report["epoch"]
 
 
@@ -101,27 +111,26 @@ class Ledger:
     """A sweep as read from its ledger."""
 
     trials: dict[int, TrialRecord]
-    """By number, in ascending order."""
+    """Trials by number, in ascending order."""
 
     warnings: list[str]
-    """What was damaged or missing and so is not in `trials`, by file and line."""
+    """Descriptions of what was damaged or missing and so is not in `trials`, by file and line."""
 
     def to_go_on_from(self) -> dict[int, TrialRecord]:
-        """The trials as a resume takes them up: one whose start was lost is to be begun anew, one whose result was lost
-        to be gone on with."""
-        known = {number: trial for number, trial in self.trials.items() if trial.started is not None}
-        for trial in known.values():
-            if trial.state == "finished" and trial.result is None:
-                trial.state = "running"
-        return known
+        """Return the trials as a resume takes them up: one whose start was lost begins anew, and one whose result was
+        lost is running."""
+        return {
+            number: replace(trial, state="running") if trial.state == "finished" and trial.result is None else trial
+            for number, trial in self.trials.items()
+            if trial.started is not None
+        }
 
     def to_table(self, metadata: Mapping[str, str] | None = None) -> pa.Table:
-        """One row per report and one, with nulls, for a trial without any; `metadata` goes into the schema.
+        """Return one row per report, and one with nulls for a trial without any; `metadata` goes into the schema.
 
         Columns: `trial`, `seed`, `state`, `reason`, `host`, `attempts`, `held` (seconds), `started` and `ended` (unix
-        seconds), then
-        `config.<field>` for every setting, then `epoch`, `final` and every metric, and where a scheduler compared
-        trials `decision.<field>` in the row of the report that it looked at.
+        seconds), then `config.<field>` for every setting, then `epoch`, `final` and every metric, and where trials were
+        compared at rungs `decision.<field>` in the row of the report that was looked at.
         """
         rows = [
             (trial, _with_decision(trial, report)) for trial in self.trials.values() for report in trial.reports or [{}]
@@ -141,6 +150,6 @@ class Ledger:
 
 
 def _with_decision(trial: TrialRecord, report: dict[str, Any]) -> dict[str, Any]:
-    """A report with what was decided on it; what both say stands once."""
+    """Return a report with the decision on it; a key that both have keeps the report's value."""
     made = [each for each in trial.decisions if each["epoch"] == report.get("epoch") and not report["final"]]
     return report | {f"decision.{key}": made[0][key] for key in made[0] if key not in report} if made else report

@@ -1,4 +1,4 @@
-"""TODO one line."""
+"""The ledger as an Arrow table: types of its columns, and values that it can hold."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ REPORT_TYPES = {"epoch": pa.int64(), "final": pa.bool_()}
 
 
 def checked_values(values: Mapping[str, Any]) -> dict[str, Any]:
-    """`values`, after a check that each can be read back exactly and stands in a column."""
+    """Return `values` after a check that each can be read back exactly and fits in a column."""
     for name, value in values.items():
         if not isinstance(value, bool | int | float | str):
             raise TypeError(f"{name} = {value!r}: must be true or false, a number or a text")
@@ -36,12 +36,12 @@ def checked_values(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def keys_in_order(mappings: Iterable[Mapping[str, Any]]) -> dict[str, None]:
-    """All keys in the order of their first appearance."""
+    """Return all keys in the order of their first appearance."""
     return dict.fromkeys(key for mapping in mappings for key in mapping)
 
 
 def arrow_column(name: str, values: list[Any]) -> pa.Array:
-    """A typed column; whole numbers stay whole where it has nothing else, and a mixture becomes text."""
+    """Return a typed column; whole numbers stay whole where there is nothing else, and a mixture becomes text."""
     kinds = {type(value) for value in values} - {type(None)}
     if name in TRIAL_TYPES | REPORT_TYPES:
         kind = (TRIAL_TYPES | REPORT_TYPES)[name]
@@ -56,7 +56,7 @@ def arrow_column(name: str, values: list[Any]) -> pa.Array:
 
 
 def _text(value: Any) -> str:
-    """Text that Arrow takes: a message may quote a file name that is not Unicode."""
+    """Return text that Arrow accepts: a message may quote a file name that is not Unicode."""
     return str(value).encode(errors="replace").decode()
 
 

@@ -1,12 +1,10 @@
-"""TODO one line."""
+"""The one writer of a ledger: every event is on disk before its method returns."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
-import socket
 import zlib
 from collections.abc import Mapping
 from io import FileIO
@@ -16,21 +14,21 @@ from typing import Any, Self
 import pyarrow as pa
 
 from sweep.ledger.reading import LOG_NAME, checked_line, part_files, read_log
-from sweep.ledger.records import END_STATES, EndState
+from sweep.ledger.records import END_STATES, EndState, Event
 from sweep.ledger.table import TRIAL_TYPES, checked_values, parquet_bytes
 from sweep.plan import push_remote, url_of
 from trainer.errors import InputError
-from trainer.files import sync_folder, write_whole
-
-_URL_PART_EVENTS = 256
-"""The same in storage at a URL, where the whole log is written again with every event."""
+from trainer.files import UNFINISHED, open_anew, sync_folder, take_lock, write_whole
 
 _PART_EVENTS = 4096
 """Events after which the log is rolled into a part: about 3 MB of log, and 30 parts for 10,000 trials of 10 reports."""
 
+_URL_PART_EVENTS = 256
+"""The same in storage at a URL, where the whole log is written again with every event."""
+
 
 class LedgerWriter:
-    """The one writer of a sweep's ledger; for one thread. An event is on disk when its method returns.
+    """The one writer of a sweep's ledger; for one thread. A method returns its event once that is on disk.
 
     Cost per event and memory are constant: nothing older than the log is held or read.
 
@@ -41,14 +39,13 @@ class LedgerWriter:
     def __init__(self, sweep: Path, *, part_events: int = _PART_EVENTS) -> None:
         self.folder = sweep / "ledger"
         self.warnings: list[str] = []
-        """What was found damaged at the opening, and what the storage refused since without loss."""
+        """Descriptions of what was found damaged at the opening, and of what the storage refused since without loss."""
         self._part_events = _URL_PART_EVENTS if url_of(sweep) else part_events
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with contextlib.ExitStack() as undo:
-                self._lock = undo.enter_context(
-                    take_lock(self.folder / "lock", f"sweep {sweep.name!r} is already being run")
-                )
+                self._lock = take_lock(self.folder / "lock", f"sweep {sweep.name!r} is already being run")
+                undo.callback(self._lock.release)
                 self._recover()
                 undo.pop_all()
         except OSError as error:
@@ -64,36 +61,36 @@ class LedgerWriter:
         host: str,
         time: float,
         noted: str = "",
-    ) -> None:
-        """Trial `number` begins its `attempt`, counted from 1, at `time` in unix seconds."""
-        facts = {"config": checked_values(config), "seed": seed, "attempt": attempt, "host": host}
-        facts |= {"noted": noted} if noted else {}
-        self._append("started", number, time, facts)
+    ) -> Event:
+        """Record that trial `number` begins its `attempt`, counted from 1, at `time` in unix seconds."""
+        fields = {"config": checked_values(config), "seed": seed, "attempt": attempt, "host": host}
+        fields |= {"noted": noted} if noted else {}
+        return self._append("started", number, time, fields)
 
-    def reported(self, number: int, report: Mapping[str, Any], *, time: float, held: float = 0.0) -> None:
-        """Trial `number` said `report`, as made by `EpochReport.to_dict`, after `held` seconds in its slots."""
+    def reported(self, number: int, report: Mapping[str, Any], *, time: float, held: float = 0.0) -> Event:
+        """Record a report of trial `number`, as made by `EpochReport.to_dict`, after `held` seconds in its slots."""
         if not {"epoch", "final"} <= report.keys():
             raise ValueError(f"report {dict(report)!r}: must name its epoch and whether it is final")
         if taken := report.keys() & TRIAL_TYPES.keys():
             raise ValueError(f"metric {min(taken)!r}: a column of the ledger has this name")
-        self._append("reported", number, time, {"report": checked_values(report), "held": float(held)})
+        return self._append("reported", number, time, {"report": checked_values(report), "held": float(held)})
 
-    def decided(self, number: int, decision: Mapping[str, Any], *, time: float) -> None:
-        """At a rung it was decided whether trial `number` goes on; as made by `Decision.to_dict`."""
-        self._append("decided", number, time, {"decision": checked_values(decision)})
+    def decided(self, number: int, decision: Mapping[str, Any], *, time: float) -> Event:
+        """Record the decision at a rung whether trial `number` goes on, as made by `Decision.to_dict`."""
+        return self._append("decided", number, time, {"decision": checked_values(decision)})
 
-    def ended(self, number: int, *, state: EndState, reason: str = "", time: float, held: float = 0.0) -> None:
-        """Trial `number` ended after `held` seconds in its slots; a later `started` makes it running again."""
+    def ended(self, number: int, *, state: EndState, reason: str = "", time: float, held: float = 0.0) -> Event:
+        """Record the end of trial `number` after `held` seconds in its slots; a later `started` reopens it."""
         if state not in END_STATES:
             raise ValueError(f"state {state!r}: must be one of {', '.join(END_STATES)}")
-        self._append("ended", number, time, {"state": state, "reason": reason, "held": float(held)})
+        return self._append("ended", number, time, {"state": state, "reason": reason, "held": float(held)})
 
     def close(self) -> None:
-        """Roll the log into a part and let go of the lock; a second time does nothing."""
+        """Roll the log into a part and release the lock; a second call does nothing."""
         if self._pending and not self._log.closed:
             self._roll()
         self._log.close()
-        self._lock.close()
+        self._lock.release()
 
     def __enter__(self) -> Self:
         return self
@@ -102,8 +99,8 @@ class LedgerWriter:
         self.close()
 
     def _recover(self) -> None:
-        """Take up where the last writer stopped, be it at its close or in the middle of anything."""
-        for leftover in self.folder.glob(".*.unfinished"):
+        """Continue where the last writer stopped, at its close or in the middle of anything."""
+        for leftover in self.folder.glob(f".*{UNFINISHED}"):
             leftover.unlink()
         rolled = max((part.last for part in part_files(self.folder)), default=0)
         log = read_log(self.folder / LOG_NAME, after=rolled)
@@ -116,8 +113,8 @@ class LedgerWriter:
         os.fsync(self._log.fileno())
         sync_folder(self.folder)
 
-    def _append(self, kind: str, number: int, time: float, facts: Mapping[str, Any]) -> None:
-        event = {"sequence": self._next, "event": kind, "trial": number, "time": float(time), **facts}
+    def _append(self, kind: str, number: int, time: float, fields: Mapping[str, Any]) -> Event:
+        event = {"sequence": self._next, "event": kind, "trial": number, "time": float(time), **fields}
         text = json.dumps(event, allow_nan=False, separators=(",", ":"))
         self._write_line(checked_line(text))
         self._push(self.folder / LOG_NAME)
@@ -125,6 +122,7 @@ class LedgerWriter:
         self._next += 1
         if len(self._pending) % self._part_events == 0:
             self._roll()
+        return event
 
     def _write_line(self, line: bytes) -> None:
         """Put the line on disk, or leave the log as it was and raise."""
@@ -141,7 +139,7 @@ class LedgerWriter:
         self._end += len(line)
 
     def _push(self, path: Path) -> None:
-        """To where the folder follows; what does not go through goes with the next event, and is said once."""
+        """Copy a file to the URL that the folder follows; after a failure, warned of once, the next event copies it."""
         try:
             push_remote(path)
         except InputError as error:
@@ -153,11 +151,7 @@ class LedgerWriter:
         try:
             self._push(_write_part(self.folder, self._pending))
             # A new log takes the old one's place instead of being emptied: a reader in the middle keeps the old one.
-            temporary = self.folder / f".{LOG_NAME}.unfinished"
-            with contextlib.ExitStack() as undo:
-                log = undo.enter_context(_open_in_place(temporary))
-                os.replace(temporary, self.folder / LOG_NAME)
-                undo.pop_all()
+            log = open_anew(self.folder / LOG_NAME)
             self._log.close()
             self._log, self._end, self._pending = log, 0, {}
             self._push(self.folder / LOG_NAME)
@@ -174,23 +168,5 @@ def _write_part(folder: Path, events: Mapping[int, str]) -> Path:
 
 
 def _open_in_place(path: Path) -> FileIO:
-    """The file for reading and writing, made if need be, never emptied, unbuffered."""
+    """Open a file for reading and writing, unbuffered; create it if missing, and never empty it."""
     return FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+")
-
-
-def take_lock(path: Path, taken: str) -> FileIO:
-    """The lock, held until it is closed or this process ends, however it ends.
-
-    Raises:
-        InputError: saying what is `taken`, and by whom.
-    """
-    lock = _open_in_place(path)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        with lock:
-            holder = lock.read(1000).decode(errors="replace") or "another process"
-        raise InputError(f"{taken} by {holder}") from None
-    lock.truncate(0)
-    lock.write(f"pid {os.getpid()} on host {socket.gethostname()}".encode())
-    return lock

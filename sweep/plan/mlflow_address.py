@@ -1,4 +1,4 @@
-"""TODO one line."""
+"""The address of MLflow: checked, absolute, and never with a secret in it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SECRET_PARAMETER = re.compile(r"(?i)[?&][^=&]*(?:password|passwd|pwd|token|secr
 
 
 def default_mlflow_uri(folder: Path) -> str:
-    """The SQLite store in the storage folder; absolute, since MLflow's own default follows the working directory.
+    """Return the SQLite store in the storage folder; absolute, as MLflow's own default follows the working directory.
 
     Raises:
         InputError: for storage at a URL, which holds no database.
@@ -28,7 +28,7 @@ def default_mlflow_uri(folder: Path) -> str:
 
 
 def absolute_uri(uri: str) -> str:
-    """A checked MLflow URI; a relative SQLite path is taken from the working directory, once and for all.
+    """Return a checked MLflow URI; a relative SQLite path is taken from the working directory, once and for all.
 
     Raises:
         InputError: as `check_mlflow_uri`.
@@ -39,7 +39,7 @@ def absolute_uri(uri: str) -> str:
 
 
 def check_mlflow_uri(uri: str) -> None:
-    """A tracking server or a database, without a secret: the plan is a file that others may read.
+    """Check that a URI is a tracking server or a database, without a secret: others may read the plan's file.
 
     Raises:
         InputError: quoting the URI with any secret masked.
@@ -68,14 +68,14 @@ def _has_host(uri: str) -> bool:
 
 
 def masked(uri: str) -> str:
-    """The URI with anything that may be a secret replaced by ***."""
+    """Return the URI with anything that may be a secret replaced by ***."""
     for secret in _secrets(uri):
         uri = uri.replace(secret, "***")
     return uri
 
 
 def _secrets(uri: str) -> list[str]:
-    """Secret query parameters, and user information before the last @ (a password may hold any character)."""
+    """Return secret query parameters, and user information before the last @ (a password may hold any character)."""
     start, scheme_ends, rest = uri.partition("://")
     rest = rest if scheme_ends else start
     user, at, _ = rest.rpartition("@")

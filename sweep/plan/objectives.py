@@ -1,4 +1,4 @@
-"""TODO one line."""
+"""The objectives of a plan: the default ones, checked, written and read."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _REPORTED = tuple(field.name for field in dataclasses.fields(EpochReport) if fie
 
 
 def check_objectives(objectives: Objectives) -> None:
-    """At least two different numbers of an epoch report.
+    """Check that objectives are at least two different numbers of an epoch report.
 
     Raises:
         InputError: naming the objective that is wrong.

@@ -1,4 +1,4 @@
-"""Where a sweep's things are: the storage folder with a folder per sweep, a sweep's name, the address of MLflow."""
+"""The paths of sweeps: the storage folder, in it a folder per sweep, a sweep's name and what lies in its folder."""
 
 from __future__ import annotations
 
@@ -9,15 +9,10 @@ import re
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sweep.plan.mlflow_address import DATABASE, masked
 from sweep.plan.remote_storage import MARK, UrlStore, folder_of, is_url, pull_remote, url_of
 from trainer.errors import InputError
-
-if TYPE_CHECKING:
-    pass
-
 
 PLAN = "plan.yaml"
 CACHE = "cache"
@@ -31,7 +26,7 @@ _SHOWN_NAMES = 10
 
 
 def check_name(name: str) -> str:
-    """A sweep's name is a plain folder name.
+    """Return a sweep's name after a check that it is a plain folder name.
 
     Raises:
         InputError: quoting the name.
@@ -42,12 +37,12 @@ def check_name(name: str) -> str:
             "the first a letter or digit"
         )
     if name in _RESERVED:
-        raise InputError(f"--name {name!r}: is kept for what all sweeps share; choose another")
+        raise InputError(f"--name {name!r}: is reserved for what all sweeps share; choose another")
     return name
 
 
 def free_name(name: str, folder: Path) -> str:
-    """A name that is right and that no sweep has.
+    """Return a name after a check that it is valid and that no sweep has it.
 
     Raises:
         InputError: quoting the name.
@@ -58,15 +53,15 @@ def free_name(name: str, folder: Path) -> str:
 
 
 def name_taken(folder: Path) -> InputError:
-    """The error of a name that a sweep has already."""
+    """Return the error of a name that a sweep has already."""
     return InputError(
-        f"--name {folder.name!r}: exists in {folder.parent}; choose another, or go on with it by "
+        f"--name {folder.name!r}: exists in {folder.parent}; choose another, or resume that sweep by "
         f"`otsweep resume {folder.name}`"
     )
 
 
 def default_name(space_name: str, folder: Path, *, now: float | None = None) -> str:
-    """The space's name and the time in UTC, so that names sort by time; numbered where that is taken."""
+    """Return the space's name and the time in UTC, so that names sort by time; numbered where that is taken."""
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", space_name)[:_STEM_LENGTH].strip("-._") or "sweep"
     name = f"{stem}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime(now))}"
     candidates = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
@@ -74,31 +69,31 @@ def default_name(space_name: str, folder: Path, *, now: float | None = None) -> 
 
 
 def storage_folder(given: str | None = None) -> Path:
-    """The folder that holds all sweeps: as given, else $OTSWEEP_STORAGE, else ~/otsweep. Made by `open_storage`.
+    """Return the folder of all sweeps: as given, else $OTSWEEP_STORAGE, else ~/otsweep. `open_storage` makes it.
 
     Raises:
         InputError: if that is no path.
     """
-    said, text = _storage_text(given)
+    source, text = _storage_text(given)
     if masked(text) != text:
-        raise InputError(f"{said} {masked(text)!r}: holds a secret; set it in the environment instead")
+        raise InputError(f"{source} {masked(text)!r}: holds a secret; set it in the environment instead")
     if is_url(text):
         return folder_of(text)
     text = text.removeprefix("file://")
     if "://" in text:
-        raise InputError(f"{said} {text!r}: must be a folder, or begin with s3://, gs:// or file://")
+        raise InputError(f"{source} {text!r}: must be a folder, or begin with s3://, gs:// or file://")
     if "?" in text:
-        raise InputError(f"{said} {text!r}: must not hold '?', which ends the path in a database's URI")
-    return _absolute(said, text)
+        raise InputError(f"{source} {text!r}: must not hold '?', which ends the path in a database's URI")
+    return _absolute(source, text)
 
 
 def open_storage(given: str | None = None) -> Path:
-    """The same folder, created if missing, after a file was really written into it.
+    """Return the storage folder, created if missing, after a file was written into it as a test.
 
     Raises:
         InputError: naming the folder and the reason.
     """
-    folder, said = storage_folder(given), _storage_text(given)[0]
+    folder, source = storage_folder(given), _storage_text(given)[0]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".probe-") as probe:
@@ -109,12 +104,12 @@ def open_storage(given: str | None = None) -> Path:
             UrlStore(url).write(MARK, url.encode())
             pull_remote(folder, only=f"/{PLAN}")
     except OSError as error:
-        raise InputError(f"{said} {str(folder)!r}: can't be written: {error.strerror}") from None
+        raise InputError(f"{source} {str(folder)!r}: can't be written: {error.strerror}") from None
     return folder
 
 
 def _storage_text(given: str | None) -> tuple[str, str]:
-    """Where the storage's path was said, and the path."""
+    """Return the option or variable that names the storage, and the path."""
     if given is not None:
         return "--storage", given
     if os.environ.get("OTSWEEP_STORAGE"):
@@ -122,29 +117,29 @@ def _storage_text(given: str | None) -> tuple[str, str]:
     return "storage", "~/otsweep"
 
 
-def existing_folder(said: str, text: str) -> str:
-    """An absolute path of a folder that is there.
+def existing_folder(source: str, text: str) -> str:
+    """Return the absolute path of a folder after a check that it exists.
 
     Raises:
         InputError: naming the option and the path.
     """
-    folder = _absolute(said, text)
+    folder = _absolute(source, text)
     if not folder.is_dir():
-        raise InputError(f"{said} {text!r}: {'is not a folder' if folder.exists() else 'no such folder'}")
+        raise InputError(f"{source} {text!r}: {'is not a folder' if folder.exists() else 'no such folder'}")
     return str(folder)
 
 
-def _absolute(said: str, text: str) -> Path:
+def _absolute(source: str, text: str) -> Path:
     if not text or not text.isprintable():
-        raise InputError(f"{said} {text!r}: must be a path of printable characters")
+        raise InputError(f"{source} {text!r}: must be a path of printable characters")
     try:
         return Path(os.path.abspath(Path(text).expanduser()))
     except RuntimeError as error:
-        raise InputError(f"{said} {text!r}: {error}") from None
+        raise InputError(f"{source} {text!r}: {error}") from None
 
 
 def list_sweeps(folder: Path) -> list[str]:
-    """Names of the sweeps in a storage folder, the latest plan first."""
+    """Return the names of the sweeps in a storage folder, the latest plan first."""
     try:
         plans = sorted(folder.glob(f"[!.]*/{PLAN}"), key=lambda path: path.stat().st_mtime, reverse=True)
     except OSError:
@@ -153,7 +148,7 @@ def list_sweeps(folder: Path) -> list[str]:
 
 
 def nearest_sweeps(name: str, folder: Path) -> str:
-    """A clause that names the sweep that was probably meant, and the latest ones."""
+    """Return a clause that names the sweep that was probably meant, and the latest ones."""
     sweeps = list_sweeps(folder)
     nearest = difflib.get_close_matches(name, sweeps, n=1)
     hint = f"did you mean {nearest[0]!r}? " if nearest else ""
@@ -162,5 +157,5 @@ def nearest_sweeps(name: str, folder: Path) -> str:
 
 
 def trial_folder(sweep_folder: str | Path, number: int) -> Path:
-    """Where a trial keeps its checkpoints and its chosen model."""
+    """Return the folder of a trial's checkpoints and its chosen model."""
     return Path(sweep_folder) / "trials" / f"{number:04d}"

@@ -1,68 +1,55 @@
-"""Everything that decides a sweep, written into its folder before anything runs and read back on resume."""
+"""The plan of a sweep: everything that decides it, each option declared once."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
-import os
-import platform
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-from search_spaces import Located, Space, locate, space_from_yaml
+from search_spaces import Space
 from sweep.front import Objectives
-from sweep.plan.mlflow_address import absolute_uri, check_mlflow_uri, default_mlflow_uri
-from sweep.plan.objectives import OBJECTIVES, check_objectives, objectives_to_dict, read_objectives
-from sweep.plan.paths import CACHE, check_name, default_name, existing_folder, free_name, open_storage
-from sweep.plan.version import VERSIONS_OF, code_version, installed_version
+from sweep.plan.mlflow_address import absolute_uri, check_mlflow_uri
+from sweep.plan.objectives import OBJECTIVES, check_objectives, objectives_to_dict
+from sweep.plan.options import check_typed, declared, option, options_of
+from sweep.plan.paths import CACHE, check_name, existing_folder
 from trainer.config import TrialConfig, check_packable
 from trainer.errors import InputError
-from trainer.fields import check_value, field_type, knob
-from trainer.words import did_you_mean
 
 SAMPLERS = ("tpe", "nsga2", "nsga3", "gp", "random", "qmc")
-_STOPPERS = ("none", "asha")
-_KEPT_MODELS = ("front", "all", "none")
-_DECIDING = (
-    "objectives",
-    "sampler",
-    "stopper",
-    "eta",
-    "grace_epochs",
-    "stop_chance",
-    "ladder",
-    "trials",
-    "seeds",
-    "stop_when_flat",
-    "flat_growth",
-    "epochs",
-    "seed",
-)
 _DECIDING_SPACE = ("evaluation", "space", "points", "require")
-_LATER = {"ladder": 0}
-"""Fields that came later, as plans without them are meant; at that they leave a plan's digest as it was."""
-_AUTO = "auto"
+"""Sections of the space that are part of a plan's digest."""
 
 
 @dataclass(frozen=True)
 class SweepPlan:
     """One sweep. Plain values apart from the space and the objectives; paths and URIs are absolute."""
 
-    name: str
-    """Of the sweep and of its folder."""
+    name: str = field(metadata=declared("name of the sweep", metavar="NAME", shown="the space's name and the time"))
 
     space: Space
-    """What is swept and what judges it, all presets resolved."""
+    """The search space and what judges it, all presets resolved."""
 
-    storage: str
-    """The folder that holds all sweeps, their common cache and the default MLflow store."""
+    storage: str = field(
+        metadata=declared(
+            "folder or URL of all sweeps", metavar="DIR", place=True, shown="OTSWEEP_STORAGE, else ~/otsweep"
+        )
+    )
 
-    mlflow_uri: str
-    """Where MLflow records go; never with a password in it."""
+    mlflow_uri: str = field(
+        metadata=declared(
+            "MLflow server or store, without a password",
+            metavar="URI",
+            place=True,
+            resumable=True,
+            resolve=absolute_uri,
+            shown="MLFLOW_TRACKING_URI, else SQLite in the storage folder",
+        )
+    )
 
     created: str
     """Time of creation, UTC, ISO 8601."""
@@ -71,115 +58,136 @@ class SweepPlan:
     """`git describe` where the code runs from a clone, else the installed version."""
 
     versions: dict[str, str]
-    """Of Python and of the libraries that the numbers may depend on."""
+    """Versions of Python and of the libraries that the numbers may depend on."""
 
-    objectives: Objectives = OBJECTIVES
-    """What is traded off: report fields, directions and the reference point of the hypervolume."""
+    objectives: Objectives = field(default=OBJECTIVES, metadata={"decides": True})
+    """Objectives of the front: report fields, directions and the reference point of the hypervolume."""
 
-    sampler: str = knob("tpe", choices=SAMPLERS)
-    """Who proposes configurations."""
+    sampler: str = option("tpe", "sampler that proposes configurations", choices=SAMPLERS, metavar="NAME", decides=True)
 
-    stopper: str = knob("none", choices=_STOPPERS)
-    """Who stops trials early: `asha` those that are behind at a rung, `none` nobody."""
+    stopper: str = option(
+        "none", "rule that stops trials early", choices=("none", "asha"), metavar="NAME", decides=True
+    )
 
-    eta: int = knob(2, low=2, high=100)
-    """Of the trials that reach a rung the best 1/eta go on, and all on the rung's front."""
+    eta: int = option(
+        2, "at each rung the best 1/N of the trials go on, and all on the rung's front", low=2, high=100, decides=True
+    )
 
-    grace_epochs: int = knob(2, low=1, high=100_000)
-    """Epochs of the first rung; each next has eta times as many."""
+    grace_epochs: int = option(
+        2, "epochs of the first rung; each next has eta times as many", low=1, high=100_000, decides=True
+    )
 
-    stop_chance: float = knob(0.05, low=0, high=1)
-    """Who is behind at a rung is stopped if its chance of coming to the front, as finished trials tell it, is at most
-    this; 1 stops all who are behind."""
+    stop_chance: float = option(
+        0.05,
+        "stop a lagging trial if its probability of reaching the front is at most P; at 1 stop every lagging trial",
+        low=0,
+        high=1,
+        metavar="P",
+        decides=True,
+    )
+    """The probability is estimated from how the finished trials changed from that rung on."""
 
-    ladder: int = knob(0, low=0, high=100_000)
-    """Steps of the sensitivity attack that judges the first epochs; it grows with the epochs, and is the evaluation's
-    own in the second half of training, which the model is chosen from. 0 for the evaluation's own in all."""
+    ladder: int = option(
+        0,
+        "judge the first epochs with N attack steps, later ones with more; 0 judges all with the evaluation's own",
+        low=0,
+        high=100_000,
+        decides=True,
+        since=0,
+    )
+    """The number grows with the epochs. The second half of training, which the model is chosen from, gets all steps."""
 
-    trials: int = knob(24, low=1, high=100_000)
-    """How many trials run in all, if nothing below ends the sweep before; every seed of a configuration is a trial."""
+    trials: int = option(
+        24, "trials in all; each seed of a configuration is one", low=1, high=100_000, shown="the space's", decides=True
+    )
 
-    seeds: int = knob(1, low=1, high=1000)
-    """On how many seeds each configuration runs, in trials of its own: `seed`, `seed` + 1 and so on. They are ranked
-    and shown together."""
+    seeds: int = option(
+        1, "seeds that each configuration runs on, ranked and shown together", low=1, high=1000, decides=True
+    )
+    """Each is a trial of its own, with the seed `seed`, `seed` + 1 and so on."""
 
-    stop_when_flat: int = knob(0, low=0, high=100_000)
-    """No new trial begins once the hypervolume has not grown over so many; 0 for never."""
+    stop_when_flat: int = option(
+        0,
+        "begin no trial once the hypervolume has not grown over N trials; 0 for never",
+        low=0,
+        high=100_000,
+        decides=True,
+    )
 
-    flat_growth: float = knob(0.01, low=0.0, high=1.0)
-    """Growth of the hypervolume, as a share of it, up to which it has not grown."""
+    flat_growth: float = option(
+        0.01, "relative growth of the hypervolume that still counts as none", low=0, high=1, metavar="X", decides=True
+    )
 
-    max_hours: float = knob(0.0, low=0.0, high=100_000)
-    """No new trial begins after so many hours of running, resumptions counted together; 0 for no limit. Trials that
-    run by then end as they would have: the limit is passed by one trial's time at most."""
+    max_hours: float = option(
+        0.0, "begin no trial after H hours; 0 for no limit", low=0, high=100_000, metavar="H", resumable=True
+    )
+    """Resumptions are counted together. Running trials end as they would have, so that the limit is passed by one
+    trial's time at most."""
 
-    max_gpu_hours: float = knob(0.0, low=0.0, high=100_000_000)
-    """The GPUs of a trial (in a pack its share of the pack's) times the hours that it holds them, over all trials and
-    resumptions; 0 for no limit. No trial begins that would pass it, and where it is reached, running trials stop at
-    their next epoch."""
+    max_gpu_hours: float = option(
+        0.0,
+        "spend no more than H GPU hours on trials; 0 for no limit",
+        low=0,
+        high=100_000_000,
+        metavar="H",
+        resumable=True,
+    )
+    """GPUs of a trial (in a pack its share of the pack's) times the hours that it holds them, over all trials and
+    resumptions. No trial begins that would pass it, and where it is reached, running trials stop at their next
+    epoch."""
 
-    epochs: int | None = None
-    """Epochs of every trial where they are not the space's."""
+    epochs: int | None = option(
+        None, "epochs of every trial", **TrialConfig.fields()["epochs"].metadata, shown="the space's", decides=True
+    )
 
-    seed: int = knob(0, low=0, high=2**31 - 1)
-    """Decides the search and, with it, every trial."""
+    seed: int = option(0, "seed of the search and, with it, of every trial", low=0, high=2**31 - 1, decides=True)
 
-    cpus_per_trial: float = knob(1.0, above=0, high=4096)
-    """CPU cores a trial is given, and so its threads; where trials are packed, a pack."""
+    cpus_per_trial: float = option(1.0, "CPU cores, and threads, of a trial or pack", above=0, high=4096)
 
-    gpus_per_trial: float = knob(0.0, low=0, high=1024)
-    """GPUs a trial is given, or a pack; a share of one below 1, whole ones above."""
+    gpus_per_trial: float = option(0.0, "GPUs of a trial or pack; 0.25 shares one among four", low=0, high=1024)
 
-    pack: int = knob(1, low=1, high=1024)
-    """So many trials train in one process, those of one structure in one vectorised step; 1 packs none. Changes no
-    number but in the last digits, where sums are taken in another order."""
+    pack: int = option(
+        1,
+        "train K trials in one process, alike ones in one vectorised step, on a GPU; 1 packs none",
+        low=1,
+        high=1024,
+        metavar="K",
+        resumable=True,
+    )
+    """Packing changes numbers in their last digits alone, where sums are taken in another order."""
 
-    max_concurrent: int = knob(0, low=0, high=100_000)
-    """Most trials at once; 0 for as many as fit."""
+    max_concurrent: int = option(
+        0,
+        "maximum number of trials at once; 0: as many as fit; auto: as many as the first trial's memory allows",
+        low=0,
+        high=100_000,
+        resumable=True,
+    )
 
     measure_memory: bool = False
-    """Begin with one trial, and then run as many at once as its memory allows (`--max-concurrent auto`)."""
+    """True (`--max-concurrent auto`) to begin with one trial, and then run as many at once as its memory allows."""
 
-    keep_models: str = knob("front", choices=_KEPT_MODELS)
-    """Trials whose models MLflow is given; with `none` the front's trials have no gallery of examples either."""
+    keep_models: str = option("front", "models that MLflow is given", choices=("front", "all", "none"), metavar="WHOSE")
+    """`none` also leaves out the gallery of examples of the front's trials."""
 
-    data_dir: str | None = None
-    """Folder with datasets, looked into before anything is downloaded."""
+    data_dir: str | None = option(
+        None,
+        "folder with data sets, looked into before anything is downloaded",
+        metavar="DIR",
+        place=True,
+        resumable=True,
+        resolve=partial(existing_folder, "--data-dir"),
+        shown="OTSWEEP_DATA_DIR",
+    )
 
     def __post_init__(self) -> None:
         check_name(self.name)
         check_mlflow_uri(self.mlflow_uri)
         check_objectives(self.objectives)
-        for option in OPTIONS:
-            if getattr(self, option) is not None:
-                object.__setattr__(self, option, check_option(option, getattr(self, option)))
-        if self.ladder > (steps := self.space.evaluation.eval_sensitivity_steps):
-            raise InputError(
-                f"--ladder {self.ladder}: must be at most {steps}, the evaluation's eval_sensitivity_steps"
-            )
-        if self.trials % self.seeds:
-            below = self.trials // self.seeds * self.seeds
-            right = " or ".join(f"--trials {each}" for each in (below, below + self.seeds) if each)
-            raise InputError(f"--trials {self.trials}: every trial has one of --seeds {self.seeds}, so give {right}")
-        self._check_pack()
-        if not self.space.swept and self.configurations > len(self.space.points):
-            seeds = f", each on {self.seeds} seeds," if self.seeds > 1 else ""
-            points = len(self.space.points)
-            raise InputError(f"--trials {self.trials}: the space has {points} points{seeds} and draws nothing")
-
-    def _check_pack(self) -> None:
-        if self.pack == 1:
-            return
-        if self.measure_memory:
-            raise InputError(
-                f"--max-concurrent auto: goes by the memory of a trial that has a process of its own, and --pack "
-                f"{self.pack} gives one to {self.pack} of them; give a number, or leave it out"
-            )
-        try:
-            for config in self.space.corners():
-                check_packable(config)
-        except InputError as error:
-            raise InputError(f"--pack {self.pack}: {error}") from None
+        for name in OPTIONS:
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, check_option(name, getattr(self, name)))
+        _check_together(self)
 
     @property
     def folder(self) -> Path:
@@ -188,7 +196,7 @@ class SweepPlan:
 
     @property
     def configurations(self) -> int:
-        """How many different ones the trials are."""
+        """Number of different configurations among the trials."""
         return self.trials // self.seeds
 
     @property
@@ -208,7 +216,7 @@ class SweepPlan:
 
     @property
     def cache_dir(self) -> Path:
-        """Data and preparations, shared by all sweeps in this storage."""
+        """Folder of data and preparations, shared by all sweeps in this storage."""
         return Path(self.storage) / CACHE
 
     @property
@@ -219,161 +227,70 @@ class SweepPlan:
         return plan_digest(self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values by field name."""
-        plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        """Return plain values by field name."""
+        plain = {spec.name: getattr(self, spec.name) for spec in dataclasses.fields(self)}
         return plain | {"space": self.space.to_dict(), "objectives": objectives_to_dict(self.objectives)}
 
-    @classmethod
-    def from_dict(cls, plain: Mapping[str, Any]) -> Self:
-        """The plan that `to_dict` described."""
-        return cls.from_yaml(locate(plain, "plan"))
 
-    @classmethod
-    def from_yaml(cls, root: Located) -> Self:
-        """The plan that a YAML tree describes; a field that has a default may be missing.
-
-        Raises:
-            InputError: for a key that is unknown, missing or wrong.
-        """
-        fields = {field.name: field for field in dataclasses.fields(cls)}
-        entries = root.mapping("a plan", known=list(fields))
-        missing = [
-            name for name, field in fields.items() if name not in entries and field.default is dataclasses.MISSING
-        ]
-        if missing:
-            raise root.error(f"is cut off or damaged: {', '.join(missing)} missing")
-        values = {key: item.plain() for key, item in entries.items()}
-        values["space"] = space_from_yaml(entries["space"], name="")
-        values["versions"] = {key: item.word(key) for key, item in entries["versions"].mapping("versions").items()}
-        if "objectives" in entries:
-            values["objectives"] = read_objectives(entries["objectives"])
-        for key in ("name", "storage", "mlflow_uri", "created", "code_version", "data_dir"):
-            if values.get(key) is not None:
-                entries[key].word(key)
-        with root.blamed():
-            return cls(**values)
-
-
-OPTIONS: dict[str, dataclasses.Field] = {
-    "sampler": SweepPlan.__dataclass_fields__["sampler"],
-    "stopper": SweepPlan.__dataclass_fields__["stopper"],
-    "eta": SweepPlan.__dataclass_fields__["eta"],
-    "grace_epochs": SweepPlan.__dataclass_fields__["grace_epochs"],
-    "stop_chance": SweepPlan.__dataclass_fields__["stop_chance"],
-    "ladder": SweepPlan.__dataclass_fields__["ladder"],
-    "trials": SweepPlan.__dataclass_fields__["trials"],
-    "seeds": SweepPlan.__dataclass_fields__["seeds"],
-    "stop_when_flat": SweepPlan.__dataclass_fields__["stop_when_flat"],
-    "flat_growth": SweepPlan.__dataclass_fields__["flat_growth"],
-    "max_hours": SweepPlan.__dataclass_fields__["max_hours"],
-    "max_gpu_hours": SweepPlan.__dataclass_fields__["max_gpu_hours"],
-    "epochs": TrialConfig.fields()["epochs"],
-    "seed": SweepPlan.__dataclass_fields__["seed"],
-    "cpus_per_trial": SweepPlan.__dataclass_fields__["cpus_per_trial"],
-    "gpus_per_trial": SweepPlan.__dataclass_fields__["gpus_per_trial"],
-    "pack": SweepPlan.__dataclass_fields__["pack"],
-    "max_concurrent": SweepPlan.__dataclass_fields__["max_concurrent"],
-    "keep_models": SweepPlan.__dataclass_fields__["keep_models"],
-}
-"""Fields that an option of the same name sets, with their ranges."""
-
-
-def make_plan(
-    space: Space,
-    *,
-    name: str | None = None,
-    storage: str | None = None,
-    mlflow_uri: str | None = None,
-    data_dir: str | None = None,
-    **options: Any,
-) -> SweepPlan:
-    """A plan for this machine; what is None or left out keeps its default.
-
-    Args:
-        storage: the folder that holds all sweeps; created if missing.
-        options: fields named in `OPTIONS`; numbers may be given as text.
-
-    Raises:
-        InputError: naming the option that is wrong.
-    """
-    folder = open_storage(storage)
-    mlflow_uri = (os.environ.get("MLFLOW_TRACKING_URI") or None) if mlflow_uri is None else mlflow_uri
-    given = check_options(options)
-    return SweepPlan(
-        name=free_name(name, folder) if name is not None else default_name(space.name, folder),
-        space=space,
-        storage=str(folder),
-        mlflow_uri=absolute_uri(mlflow_uri) if mlflow_uri is not None else default_mlflow_uri(folder),
-        data_dir=existing_folder("--data-dir", data_dir) if data_dir is not None else None,
-        created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        code_version=code_version(),
-        versions={"python": platform.python_version(), **{each: installed_version(each) for each in VERSIONS_OF}},
-        **{"trials": space.trials if space.swept else space.trials * given.get("seeds", 1), **given},
-    )
-
-
-def with_resume_overrides(plan: SweepPlan, given: Mapping[str, Any]) -> SweepPlan:
-    """The plan, with what a resume may change of it: where data and results are, how much is spent, how much runs at
-    once.
-
-    Raises:
-        InputError: naming the option that is wrong.
-    """
-    options = ("max_hours", "max_gpu_hours", "max_concurrent", "pack")
-    changes = check_options({option: given[option] for option in options})
-    changed = {**vars(plan), **changes}
-    if changed["max_gpu_hours"] and changed["pack"] != plan.pack:
+def _check_together(plan: SweepPlan) -> None:
+    """Check the rules that tie several fields."""
+    if plan.gpus_per_trial > 1 and not plan.gpus_per_trial.is_integer():
         raise InputError(
-            f"--pack {changed['pack']}: the sweep has a budget of GPU hours, which were counted by packs of "
-            f"{plan.pack}; leave --pack out, or lift the budget by --max-gpu-hours 0"
+            f"--gpus-per-trial = {plan.gpus_per_trial!r}: must be a share of one GPU (at most 1) or a whole number of "
+            "them"
         )
-    if given["data_dir"] is not None:
-        changes["data_dir"] = existing_folder("--data-dir", given["data_dir"])
-    if given["mlflow_uri"] is not None:
-        changes["mlflow_uri"] = absolute_uri(given["mlflow_uri"])
-    return dataclasses.replace(plan, **changes)
+    if plan.ladder > (steps := plan.space.evaluation.eval_sensitivity_steps):
+        raise InputError(f"--ladder {plan.ladder}: must be at most {steps}, the evaluation's eval_sensitivity_steps")
+    if plan.trials % plan.seeds:
+        below = plan.trials // plan.seeds * plan.seeds
+        right = " or ".join(f"--trials {each}" for each in (below, below + plan.seeds) if each)
+        raise InputError(f"--trials {plan.trials}: must be a multiple of --seeds {plan.seeds}, so give {right}")
+    if plan.pack > 1:
+        _check_pack(plan)
+    if not plan.space.swept and plan.configurations > len(plan.space.points):
+        seeds = f", each on {plan.seeds} seeds," if plan.seeds > 1 else ""
+        points = len(plan.space.points)
+        raise InputError(f"--trials {plan.trials}: the space has {points} points{seeds} and draws nothing")
 
 
-def plan_digest(plain: Mapping[str, Any]) -> str:
-    deciding = {
-        key: plain[key] for key in _DECIDING if key in plain and not (key in _LATER and plain[key] == _LATER[key])
-    }
-    deciding["space"] = {key: plain["space"][key] for key in _DECIDING_SPACE if key in plain["space"]}
-    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]
+def _check_pack(plan: SweepPlan) -> None:
+    if plan.measure_memory:
+        raise InputError(
+            f"--max-concurrent auto: measures the memory of a trial that has a process of its own, and with --pack "
+            f"{plan.pack} {plan.pack} trials share one; give a number, or leave it out"
+        )
+    try:
+        for config in plan.space.corners():
+            check_packable(config)
+    except InputError as error:
+        raise InputError(f"--pack {plan.pack}: {error}") from None
 
 
-def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of a plan from options, without those that were not given.
+OPTIONS = options_of(SweepPlan)
+"""Fields of a plan that an option of the same name sets."""
 
-    Raises:
-        InputError: as `check_option`.
-    """
-    given = {option: value for option, value in options.items() if value is not None}
-    measured = {"measure_memory": given["max_concurrent"] == _AUTO} if "max_concurrent" in given else {}
-    if given.get("max_concurrent") == _AUTO:
-        given["max_concurrent"] = 0
-    return {option: check_option(option, value) for option, value in given.items()} | measured
+PLACES = tuple(name for name, spec in OPTIONS.items() if spec.metadata["place"])
+"""Options that say where things are."""
+
+RESUMABLE = tuple(name for name, spec in OPTIONS.items() if spec.metadata["resumable"])
+"""Options that a resume may change."""
 
 
-def check_option(option: str, value: Any) -> Any:
-    """An option's value in its own type; text is read as a number where the option is one.
+def check_option(name: str, value: Any) -> Any:
+    """Return an option's value in its own type; text is read as a number where the option is one.
 
     Raises:
         InputError: naming the option as it is typed, the value and what would be right.
     """
-    if option not in OPTIONS:
-        raise InputError(f"unknown option {option!r}: {did_you_mean(option, OPTIONS)}")
-    flag, spec = "--" + option.replace("_", "-"), OPTIONS[option]
-    if isinstance(value, str) and field_type(spec) is not str:
-        value = _number(value)
-    value = check_value(flag, value, spec)
-    if option == "gpus_per_trial" and value > 1 and not value.is_integer():
-        raise InputError(f"{flag} = {value!r}: must be a share of one GPU (at most 1) or a whole number of them")
-    return value
+    return check_typed(name, value, OPTIONS)
 
 
-def _number(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text
+def plan_digest(plain: Mapping[str, Any]) -> str:
+    """Return the digest of a plan's plain values; keys that it lacks are left out, as in plans of earlier versions."""
+    deciding = {
+        spec.name: plain[spec.name]
+        for spec in dataclasses.fields(SweepPlan)
+        if spec.metadata.get("decides") and spec.name in plain and plain[spec.name] != spec.metadata.get("since")
+    }
+    deciding["space"] = {key: plain["space"][key] for key in _DECIDING_SPACE if key in plain["space"]}
+    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,20 +1,18 @@
-"""TODO one line."""
+"""The plan's file: written before anything runs, read back on resume, refused where it was damaged."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
-import shutil
-import uuid
 from pathlib import Path
 
-from search_spaces import Located, dump_yaml, read_yaml
+from search_spaces import Located, dump_yaml, read_yaml, space_from_yaml
 from sweep.plan.mlflow_address import default_mlflow_uri
+from sweep.plan.objectives import read_objectives
 from sweep.plan.paths import PLAN, check_name, name_taken, nearest_sweeps, storage_folder
 from sweep.plan.plan import SweepPlan, plan_digest
 from sweep.plan.remote_storage import pull_remote, push_remote, url_of
 from trainer.errors import InputError
-from trainer.files import sync_folder
+from trainer.files import make_whole_folder, write_whole
 
 
 def write_plan(plan: SweepPlan) -> None:
@@ -23,26 +21,18 @@ def write_plan(plan: SweepPlan) -> None:
     Raises:
         InputError: if the name was taken meanwhile, or the storage can't be written.
     """
-    draft = Path(plan.storage) / f".{plan.name}-{uuid.uuid4().hex}"
     try:
-        draft.mkdir()
-        with (draft / PLAN).open("w", encoding="utf-8") as file:
-            file.write(plan_text(plan))
-            file.flush()
-            os.fsync(file.fileno())
-        sync_folder(draft)
-        draft.rename(plan.folder)
-        sync_folder(Path(plan.storage))
+        with make_whole_folder(plan.folder, replace=False) as draft:
+            write_whole(draft / PLAN, plan_text(plan).encode())
         push_remote(plan.folder)
     except OSError as error:
-        shutil.rmtree(draft, ignore_errors=True)
         if plan.folder.exists():
             raise name_taken(plan.folder) from None
         raise InputError(f"--storage {plan.storage}: can't be written: {error.strerror}") from None
 
 
 def read_plan(name: str, *, storage: str | None = None) -> SweepPlan:
-    """The plan of a sweep; storage that was moved or mounted elsewhere is followed.
+    """Return the plan of a sweep; its paths follow a storage that was moved or mounted elsewhere.
 
     Raises:
         InputError: for a name that no sweep in the storage has, or a damaged plan.
@@ -59,12 +49,12 @@ def read_plan(name: str, *, storage: str | None = None) -> SweepPlan:
         raise InputError(f"{folder / name} holds the plan of {plan.name!r}: give the folder its name back")
     if url_of(folder) is None and plan.mlflow_uri == default_mlflow_uri(Path(plan.storage)):
         plan = dataclasses.replace(plan, mlflow_uri=default_mlflow_uri(folder))
-    return dataclasses.replace(plan, storage=str(folder), data_dir=_followed(plan, folder))
+    return dataclasses.replace(plan, storage=str(folder), data_dir=_moved_data_dir(plan, folder))
 
 
-def _followed(plan: SweepPlan, folder: Path) -> str | None:
-    """Where a sweep's data lies now: in its storage, if it did, wherever that is; None where the folder is not here,
-    so that OTSWEEP_DATA_DIR says it on this machine."""
+def _moved_data_dir(plan: SweepPlan, folder: Path) -> str | None:
+    """Return where a sweep's data lies now. A folder in the storage moves with it; None where the folder is not on this
+    machine, so that OTSWEEP_DATA_DIR decides."""
     if plan.data_dir is None:
         return None
     here = Path(plan.data_dir)
@@ -74,12 +64,12 @@ def _followed(plan: SweepPlan, folder: Path) -> str | None:
 
 
 def plan_text(plan: SweepPlan) -> str:
-    """The text of a plan's file. The digest comes last: a file that was cut anywhere has lost it."""
+    """Return the text of a plan's file. The digest comes last: a file that was cut anywhere has lost it."""
     return dump_yaml({**plan.to_dict(), "hash": plan.hash})
 
 
 def parse_plan(root: Located) -> SweepPlan:
-    """The plan in a file's tree, if its digest fits.
+    """Return the plan in a file's tree after a check of its digest.
 
     Raises:
         InputError: for a file that is cut off, damaged or was changed by hand.
@@ -89,8 +79,31 @@ def parse_plan(root: Located) -> SweepPlan:
         raise root.error("is cut off or damaged: hash missing")
     written = entries.pop("hash")
     rest = Located(entries, root.where)
-    plan = SweepPlan.from_yaml(rest)
+    plan = plan_from_tree(rest)
     # Over what stands in the file, not over what it means now: a later version may know more fields.
     if plan_digest(rest.plain()) != written.value:
         raise written.error(f"is damaged or was changed by hand: its digest is {plan_digest(rest.plain())}")
     return plan
+
+
+def plan_from_tree(root: Located) -> SweepPlan:
+    """Return the plan that a YAML tree describes; a field that has a default may be missing.
+
+    Raises:
+        InputError: for a key that is unknown, missing or wrong.
+    """
+    fields = {spec.name: spec for spec in dataclasses.fields(SweepPlan)}
+    entries = root.mapping("a plan", known=list(fields))
+    missing = [name for name, spec in fields.items() if name not in entries and spec.default is dataclasses.MISSING]
+    if missing:
+        raise root.error(f"is cut off or damaged: {', '.join(missing)} missing")
+    values = {key: item.plain() for key, item in entries.items()}
+    values["space"] = space_from_yaml(entries["space"], name="")
+    values["versions"] = {key: item.word(key) for key, item in entries["versions"].mapping("versions").items()}
+    if "objectives" in entries:
+        values["objectives"] = read_objectives(entries["objectives"])
+    for key, spec in fields.items():
+        if spec.type in ("str", "str | None") and values.get(key) is not None:
+            entries[key].word(key)
+    with root.error_context():
+        return SweepPlan(**values)

@@ -1,14 +1,13 @@
 """Storage at a URL (`s3://`, `gs://`): a folder of this machine that follows it.
 
-Whoever reads pulls before, whoever writes pushes after; everything between works on plain files. In a folder that
-follows no URL both do nothing, so that callers need not ask. What the URL holds is the truth: a pull takes away what it
-has not. Keys come from the machine's own environment, as every client of such a store finds them.
+Code that reads pulls before, and code that writes pushes after; everything between works on plain files. In a folder
+that follows no URL both do nothing, so that callers need not ask. What the URL holds is the truth: a pull removes what
+it does not hold. Credentials come from the machine's own environment, where every client of such a store looks.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 from collections.abc import Iterator
@@ -17,16 +16,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainer.errors import InputError
+from trainer.files import UNFINISHED, locked, write_whole
 
 if TYPE_CHECKING:
     from pyarrow.fs import FileSystem
 
 _SCHEMES = ("s3", "gs")
 MARK = ".url"
-"""In a folder that follows a URL: that URL."""
+"""Name of the file that holds the URL, in a folder that follows one."""
 
 _CACHE_SUFFIXES = (".pt", ".sha256")
-"""Of prepared data: never changed once written, so what is there by its size need not be pulled again."""
+"""Suffixes of prepared data, which never changes once written: what is there with its size is not pulled again."""
 
 
 def is_url(text: str | Path) -> bool:
@@ -34,13 +34,14 @@ def is_url(text: str | Path) -> bool:
 
 
 class UrlStore:
-    """A `trainer.checkpoint.Store` at a URL. Such stores show an object whole or not at all."""
+    """A `trainer.files.Store` at a URL. Such stores show an object whole or not at all."""
 
     def __init__(self, url: str) -> None:
         self.url = url
 
     @cached_property
-    def place(self) -> tuple[FileSystem, str]:
+    def root(self) -> tuple[FileSystem, str]:
+        """The file system and the path in it."""
         from pyarrow.fs import FileSystem
 
         try:
@@ -49,10 +50,10 @@ class UrlStore:
             raise InputError(f"{self.url}: {str(error).splitlines()[0]}") from None
 
     def files(self) -> dict[str, int]:
-        """Sizes in bytes by name, folders below included."""
+        """Return sizes in bytes by name, those in folders below included."""
         from pyarrow.fs import FileSelector, FileType
 
-        system, path = self.place
+        system, path = self.root
         found = system.get_file_info(FileSelector(path, allow_not_found=True, recursive=True))
         return {each.path[len(path) :].lstrip("/"): each.size for each in found if each.type == FileType.File}
 
@@ -60,12 +61,12 @@ class UrlStore:
         return sorted(name for name in self.files() if "/" not in name)
 
     def read(self, name: str) -> bytes:
-        system, path = self.place
+        system, path = self.root
         with system.open_input_file(f"{path}/{name}") as file:
             return file.readall()
 
     def write(self, name: str, content: bytes) -> None:
-        system, path = self.place
+        system, path = self.root
         try:
             with system.open_output_stream(f"{path}/{name}") as file:
                 file.write(content)
@@ -73,24 +74,24 @@ class UrlStore:
             raise InputError(f"cannot write {self.url}/{name}: {str(error).splitlines()[0][:300]}") from None
 
     def delete(self, name: str) -> None:
-        system, path = self.place
+        system, path = self.root
         with contextlib.suppress(FileNotFoundError):
             system.delete_file(f"{path}/{name}")
 
 
 def folder_of(url: str) -> Path:
-    """This machine's folder that follows a URL; made, and marked, if missing."""
+    """Return this machine's folder that follows a URL; made, and marked, if missing."""
     root = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "otsweep"
     folder = root / hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / MARK).exists():
-        (folder / MARK).write_text(url.rstrip("/"))
+        write_whole(folder / MARK, url.rstrip("/").encode())
     return folder
 
 
 @lru_cache(maxsize=256)
 def url_of(path: Path) -> str | None:
-    """What a path follows, if it lies in a folder that follows a URL."""
+    """Return the URL that a path follows, if it lies in a folder that follows one."""
     for folder in (path, *path.parents):
         if (folder / MARK).is_file():
             rest = path.relative_to(folder).as_posix()
@@ -99,7 +100,7 @@ def url_of(path: Path) -> str | None:
 
 
 def pull_remote(folder: Path, *, only: str = "") -> None:
-    """Make a folder what its URL holds, checkpoints aside; `only` those whose names end so.
+    """Make a folder equal to what its URL holds, checkpoints aside; with `only`, the files whose names end so.
 
     Raises:
         InputError: if the URL can't be read.
@@ -107,23 +108,20 @@ def pull_remote(folder: Path, *, only: str = "") -> None:
     url = url_of(folder)
     if url is None:
         return
-    with _locked(folder), _answering(url):
+    with locked(folder / ".pull.lock"), _answering(url):
         store = UrlStore(url)
         there = {name: size for name, size in store.files().items() if "trials/" not in name and name.endswith(only)}
         for name, size in there.items():
             path = folder / name
             if not (path.exists() and path.suffix in _CACHE_SUFFIXES and path.stat().st_size == size):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                aside = path.with_name(f"{path.name}.{os.getpid()}.pulled")
-                aside.write_bytes(store.read(name))
-                aside.replace(path)
+                write_whole(path, store.read(name))
         for path in (folder / "ledger").glob("*"):
             if not only and f"ledger/{path.name}" not in there and path.name != "lock":
                 path.unlink()
 
 
 def push_remote(path: Path) -> None:
-    """Bring a file, or all files below a folder, to where it follows.
+    """Copy a file, or all files below a folder, to the URL that it follows.
 
     Raises:
         InputError: if the URL can't be written.
@@ -132,27 +130,18 @@ def push_remote(path: Path) -> None:
     if url is None:
         return
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        if file.is_file() and file.name != "lock" and not file.name.endswith((".lock", ".tmp", ".pulled")):
+        if file.is_file() and file.name != "lock" and not file.name.endswith((".lock", UNFINISHED)):
             UrlStore(url).write(
                 f"{path.name}/{file.relative_to(path)}" if path.is_dir() else path.name, file.read_bytes()
             )
 
 
 def drop_remote(folder: Path) -> None:
-    """Delete what a folder follows."""
+    """Delete everything at the URL that a folder follows."""
     if url := url_of(folder):
         store = UrlStore(url)
         for name in store.files():
             store.delete(name)
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One process of a machine at a time."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".pull.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""TODO one line."""
+"""The versions of this code and of the libraries that it runs with."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from pathlib import Path
 
 VERSIONS_OF = ("torch", "ray", "optuna", "mlflow")
 CODE_VERSION = "OTSWEEP_CODE_VERSION"
-"""Says it where the code was sent without its clone."""
+"""Environment variable that holds the version where the code was sent without its clone."""
 
 
 def code_version() -> str:
-    """`git describe` where the code runs from a clone, else as its sender said, else the installed version."""
+    """Return `git describe` where the code runs from a clone, else the sender's version, else the installed one."""
     root = Path(__file__).resolve().parents[2]
     if (root / ".git").exists():
         command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--tags"]
@@ -27,7 +27,7 @@ def code_version() -> str:
 
 
 def installed_version(distribution: str) -> str:
-    """The version of an installed distribution, or that there is none."""
+    """Return the version of an installed distribution, or "not installed"."""
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:

@@ -1,36 +1,20 @@
-"""What a person sees of a sweep: tables, figures, page, files, screen, importance, comparison, replay."""
+"""A sweep as a person sees it: tables, figures, page, files, screen, importance, comparison, replay."""
 
-from sweep.report.comparison import (
-    compare_sweeps,
+from sweep.report.axes import NORMS, budgets, draw_axes, draw_legend, draw_title
+from sweep.report.comparison import compare_sweeps, read_side
+from sweep.report.comparison_report import (
     comparison_markdown,
     comparison_metrics,
     comparison_tables,
     comparison_verdict,
-    read_side,
     write_comparison_files,
 )
-from sweep.report.figures import (
-    DPI,
-    INK,
-    KNEE_COLOUR,
-    MUTED,
-    NORMS,
-    Spot,
-    draw_axes,
-    draw_intervals,
-    draw_labels,
-    draw_legend,
-    draw_staircase,
-    draw_title,
-    draw_trials,
-    front_spots,
-    house_style,
-    save_figure,
-    staircase,
-    wilson_segments,
-)
-from sweep.report.files import LOGGED_TABLES, ledger_metadata, write_front_files
+from sweep.report.files import ledger_metadata, write_front_files
+from sweep.report.formats import front_csv, front_json, front_table
+from sweep.report.front_figure import draw_front, front_picture
+from sweep.report.labels import draw_labels
 from sweep.report.links import ALL, COST, FRONT, view_key, view_link
+from sweep.report.markdown import folded_command, front_markdown, run_again
 from sweep.report.paper import paper_table, published_trials
 from sweep.report.replay import (
     ETAS,
@@ -41,22 +25,13 @@ from sweep.report.replay import (
     replay_table,
     unknown_ends,
 )
+from sweep.report.rows import ACCURACIES, trial_label
 from sweep.report.screen import Screen
-from sweep.report.tables import (
-    ACCURACIES,
-    folded_command,
-    front_csv,
-    front_json,
-    front_markdown,
-    front_picture,
-    front_table,
-    percent,
-    requirements_text,
-    run_again,
-    trial_label,
-    verdict,
-)
-from sweep.report.words import duration
+from sweep.report.spots import Spot, front_spots, in_units, staircase, wilson_segments
+from sweep.report.style import GRID, INK, KNEE_COLOUR, MUTED, house_figure, house_style, save_figure
+from sweep.report.tables import plain_table
+from sweep.report.verdicts import requirements_text, verdict
+from sweep.report.words import duration, percent, size
 
 __all__ = [
     "ACCURACIES",
@@ -64,20 +39,18 @@ __all__ = [
     "agreement_table",
     "agreements_of",
     "ALL",
+    "budgets",
     "compare_sweeps",
     "comparison_markdown",
     "comparison_metrics",
     "comparison_tables",
     "comparison_verdict",
     "COST",
-    "DPI",
     "draw_axes",
-    "draw_intervals",
+    "draw_front",
     "draw_labels",
     "draw_legend",
-    "draw_staircase",
     "draw_title",
-    "draw_trials",
     "duration",
     "ETAS",
     "folded_command",
@@ -88,15 +61,18 @@ __all__ = [
     "front_picture",
     "front_spots",
     "front_table",
+    "GRID",
+    "house_figure",
     "house_style",
+    "in_units",
     "INK",
     "KNEE_COLOUR",
     "ledger_metadata",
-    "LOGGED_TABLES",
     "MUTED",
     "NORMS",
     "paper_table",
     "percent",
+    "plain_table",
     "published_trials",
     "read_side",
     "replay_sweep",
@@ -105,6 +81,7 @@ __all__ = [
     "run_again",
     "save_figure",
     "Screen",
+    "size",
     "Spot",
     "staircase",
     "trial_label",

@@ -9,21 +9,24 @@ from typing import Any
 from search_spaces import dump_yaml
 from sweep.ledger import Ledger
 from sweep.plan import SweepPlan, plan_text
-from sweep.report.figures import save_figure
+from sweep.report.formats import front_csv
+from sweep.report.front_figure import front_picture
 from sweep.report.importance import importance_csv, importance_figure, importances
 from sweep.report.page import front_page
-from sweep.report.tables import ACCURACIES, front_csv, front_picture
+from sweep.report.rows import ACCURACIES
+from sweep.report.style import save_figure
 from sweep.state import SweepState
 
 _PAGE_DPI = 100
-"""MLflow's page shows a picture in its own size, and has room for about 900 pixels across."""
-
-LOGGED_TABLES = json.dumps([{"path": "front/trials.json", "type": "table"}])
-"""Value of the tag that makes MLflow's page show the file as a table."""
+"""Resolution of the pictures: MLflow's page shows them in their own size, with room for about 900 pixels across."""
 
 
 def write_front_files(plan: SweepPlan, results: SweepState, folder: Path, *, over: bool) -> None:
-    """Picture, page, tables, search space and plan into a folder that exists; once a sweep is over, what mattered."""
+    """Write picture, page, tables, search space and plan into a folder that exists.
+
+    Args:
+        over: whether the sweep is over: the importance of its parameters is written too.
+    """
     (folder / "front.csv").write_text(front_csv(plan, results), encoding="utf-8")
     (folder / "trials.json").write_text(json.dumps(_trials_table(plan, results)), encoding="utf-8")
     (folder / "plan.yaml").write_text(plan_text(plan), encoding="utf-8")
@@ -38,13 +41,13 @@ def write_front_files(plan: SweepPlan, results: SweepState, folder: Path, *, ove
 
 
 def ledger_metadata(plan: SweepPlan, results: SweepState) -> dict[str, str]:
-    """What a flat table of a ledger says about itself."""
+    """Return the metadata of a flat table of a ledger."""
     metadata = {"plan_hash": plan.hash, "code_version": plan.code_version, "sweep": plan.name}
     return metadata | {name: str(value) for name, value in results.facts.items()}
 
 
 def _trials_table(plan: SweepPlan, results: SweepState) -> dict[str, Any]:
-    """One row per trial, in the form that MLflow's page shows as a table: finished ones by rank, then the others."""
+    """Return a row per trial in the form that MLflow's page shows as a table: the finished by rank, then the others."""
     ranks, swept = results.ranks(), list(plan.space.swept)
     columns = ["trial", "state", "rank", *ACCURACIES.values(), "epoch", *swept, "reason"]
     first = sorted(results.trials.values(), key=lambda record: (ranks.get(record.number, len(ranks)), record.number))

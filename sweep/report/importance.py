@@ -1,49 +1,49 @@
-"""Which swept parameters matter, for each objective and for what a trial adds to the front.
+"""The importance of the swept parameters, for each objective and for a trial's contribution to the front.
 
-Told by PED-ANOVA (Watanabe et al. 2023) on an Optuna study that is rebuilt from the ledger: how far the better trials'
-values of a parameter lie from all trials'. A parameter that not every trial uses is judged among those that use it.
+It is estimated by PED-ANOVA (Watanabe et al. 2023) on an Optuna study that is rebuilt from the ledger: how far the
+better trials' values of a parameter differ from all trials'. A parameter that not every trial uses is assessed on the
+trials that use it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
+import textwrap
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from sweep.front import contributions
 from sweep.front import ranks as ranks_of
 from sweep.ledger import TrialRecord
 from sweep.plan import SweepPlan
-from sweep.report.tables import ACCURACIES
+from sweep.report.rows import ACCURACIES
+from sweep.report.style import AREA_COLOUR, DPI, GRID, INK, house_style
+from sweep.report.tables import csv_text
 from sweep.state import SweepState
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 CONTRIBUTION = "hypervolume contribution"
 _FEWEST = 8
-"""Finished trials that use a parameter; of fewer nothing is told."""
+"""Minimum number of finished trials that use a parameter for its importance to be estimated."""
 _TOO_FEW = 50
-"""Finished trials below which the picture says that it is only a hint."""
+"""Number of finished trials below which the picture says that it is only a hint."""
 
 
 class _Importance(NamedTuple):
-    """What a parameter matters for, in shares that sum to 1 over the parameters that were judged together."""
+    """The importance of a parameter for a target; the shares of a target sum to 1 over its parameters."""
 
     parameter: str
     target: str
     share: float
     trials: int
-    """That used the parameter."""
+    """Number of trials that used the parameter."""
 
 
 def importances(plan: SweepPlan, results: SweepState) -> list[_Importance]:
-    """By target, the most important parameter first; nothing where there are too few trials."""
+    """Return the importances by target, the most important parameter first; none where there are too few trials."""
     finished = list(results.finished.values())
     if len(finished) < _FEWEST:
         return []
@@ -57,26 +57,26 @@ def importances(plan: SweepPlan, results: SweepState) -> list[_Importance]:
     best[CONTRIBUTION] = True
     found = []
     for target, values in targets.items():
-        found += sorted(_judge(plan, finished, target, values, best[target]), key=lambda each: -each.share)
+        found += sorted(_importances_for(plan, finished, target, values, best[target]), key=lambda each: -each.share)
     return found
 
 
-def _judge(
+def _importances_for(
     plan: SweepPlan, finished: Sequence[TrialRecord], target: str, values: np.ndarray, maximise: bool
 ) -> list[_Importance]:
-    """The importances for one target with a value (n,) per trial."""
+    """Return the importances for one target with a value (n,) per trial."""
     raw: dict[str, tuple[float, int]] = {}
     for name in plan.space.swept:
-        chosen = [place for place, record in enumerate(finished) if name in plan.space.active(record.config)]
-        if len(chosen) >= _FEWEST and len({finished[place].config[name] for place in chosen}) > 1:
-            records = [finished[place] for place in chosen]
+        chosen = [index for index, record in enumerate(finished) if name in plan.space.active(record.config)]
+        if len(chosen) >= _FEWEST and len({finished[index].config[name] for index in chosen}) > 1:
+            records = [finished[index] for index in chosen]
             raw[name] = (_distance(plan, name, records, values[chosen], maximise), len(chosen))
     total = sum(size for size, _ in raw.values()) or 1.0
     return [_Importance(name, target, size / total, trials) for name, (size, trials) in raw.items()]
 
 
 def _distance(plan: SweepPlan, name: str, records: Sequence[TrialRecord], values: np.ndarray, maximise: bool) -> float:
-    """PED-ANOVA's divergence between the better half's values of a parameter and all trials'; not normalised."""
+    """Return PED-ANOVA's divergence of the better quarter's values of a parameter from all trials', unnormalised."""
     import optuna
     from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
@@ -84,7 +84,7 @@ def _distance(plan: SweepPlan, name: str, records: Sequence[TrialRecord], values
     study = optuna.create_study(direction="maximize" if maximise else "minimize")
     swept = plan.space.swept[name].domain.distribution()
     for record, value in zip(records, values.tolist(), strict=True):
-        # A given point may lie outside of what is swept.
+        # A given point may lie outside the swept range.
         with contextlib.suppress(ValueError):
             params = {name: record.config[name]}
             study.add_trial(optuna.trial.create_trial(value=value, params=params, distributions={name: swept}))
@@ -97,42 +97,33 @@ def _distance(plan: SweepPlan, name: str, records: Sequence[TrialRecord], values
 
 
 def note(results: SweepState) -> str:
-    """What the numbers cannot tell."""
+    """Return a caution: what the numbers do not show."""
     count = len(results.finished)
     few = f" {count} trials are few: take it as a hint, not as a ranking." if count < _TOO_FEW else ""
     return (
-        f"From {count} finished trials (PED-ANOVA). It tells where the better trials lie, not why, says nothing of "
-        f"parameters acting together, and leans on where the sampler looked.{few}"
+        f"From {count} finished trials (PED-ANOVA). It shows where the better trials lie, not why; it says nothing of "
+        f"parameters acting together, and depends on where the sampler looked.{few}"
     )
 
 
 def importance_csv(found: Sequence[_Importance]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_Importance._fields)
-    writer.writerows(found)
-    return text.getvalue()
+    """Return the importances as CSV."""
+    return csv_text(_Importance._fields, found)
 
 
 def importance_figure(plan: SweepPlan, results: SweepState, found: Sequence[_Importance]) -> Figure:
-    """Bars, a panel per target."""
-    import textwrap
-
-    from matplotlib.figure import Figure
-
-    from sweep.report import figures
-
+    """Draw the importances as bars, a panel per target."""
     targets = list(dict.fromkeys(each.target for each in found))
     names = [name for name in plan.space.swept if any(each.parameter == name for each in found)]
-    with figures.house_style():
-        figure = Figure(figsize=(9.0, 1.7 + 0.32 * len(names)), dpi=figures.DPI, layout="constrained")
+    with house_style():
+        figure = Figure(figsize=(9.0, 1.7 + 0.32 * len(names)), dpi=DPI, layout="constrained")
         panels = figure.subplots(1, len(targets), sharey=True, squeeze=False)[0]
         for axes, target in zip(panels, targets, strict=True):
             shares = {each.parameter: each.share for each in found if each.target == target}
-            axes.barh(names[::-1], [100 * shares.get(name, 0.0) for name in names[::-1]], color=figures.AREA_COLOUR)
-            axes.set_title(target, fontsize=9, color=figures.INK)
+            axes.barh(names[::-1], [100 * shares.get(name, 0.0) for name in names[::-1]], color=AREA_COLOUR)
+            axes.set_title(target, fontsize=9, color=INK)
             axes.set_xlabel("share (%)")
-            axes.grid(axis="x", color="#E8E8E8", linewidth=0.6)
+            axes.grid(axis="x", **GRID)
             axes.set_axisbelow(True)
         figure.suptitle(
             f"{plan.name}: what mattered\n" + textwrap.fill(note(results), 130), x=0.01, ha="left", fontsize=8

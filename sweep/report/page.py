@@ -6,35 +6,33 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from sweep.front import Objectives, front_mask
+from sweep.front import front_mask
 from sweep.plan import SweepPlan
-from sweep.report.figures import AXES, LOOKS, UNKNOWN_LOOK, front_spots, staircase
-from sweep.report.tables import ACCURACIES, percent, verdict
+from sweep.report.rows import ACCURACIES
+from sweep.report.spots import AXES, front_spots, in_units, staircase
+from sweep.report.style import LOOKS, UNKNOWN_LOOK
+from sweep.report.verdicts import verdict
+from sweep.report.words import percent
 from sweep.state import SweepState
 
 _TEMPLATE = Path(__file__).with_suffix(".html")
 
 
 def front_page(plan: SweepPlan, results: SweepState) -> str:
-    """The page's text; at least one trial has finished."""
+    """Return the page's text; at least one trial has finished."""
     return _TEMPLATE.read_text(encoding="utf-8").replace("{data}", as_script(_page_data(plan, results)))
 
 
 def as_script(data: dict[str, Any]) -> str:
-    """JSON that can stand inside a script element, whatever its texts hold."""
+    """Return JSON that can stand inside a script element, whatever its texts hold."""
     text = json.dumps(data, separators=(",", ":"))
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
 def _page_data(plan: SweepPlan, results: SweepState) -> dict[str, Any]:
-    """What the page draws: the first two objectives of all finished trials, shares in percent."""
-    objectives = plan.objectives
+    """Return what the page draws: the first two objectives of all finished trials, shares in percent."""
     finished = list(results.finished.values())
-    units = np.array([100.0 if name in AXES else 1.0 for name in objectives.names[:2]])
-    reference = tuple(units * objectives.reference[:2])
-    plane = Objectives(objectives.names[:2], objectives.maximise[:2], reference)
+    plane, units = in_units(plan.objectives)
     points = results.points(finished)[:, :2] * units
     on_front, ranks, knee = front_mask(points, plane), results.ranks(), results.knee
     groups = [str(record.config.get("regularizer", "unknown")) for record in finished]
@@ -59,7 +57,7 @@ def _page_data(plan: SweepPlan, results: SweepState) -> dict[str, Any]:
         "verdict": verdict(plan, results),
         "axes": [AXES.get(name, name) for name in plane.names],
         "maximise": list(plane.maximise),
-        # The front's own are drawn last, over the others.
+        # Trials on the front are drawn last, over the others.
         "points": sorted(drawn, key=lambda point: (point["front"], point["knee"])),
         "edge": staircase(front_spots(finished, points, on_front, None), plane).tolist(),
         "colours": {group: LOOKS.get(group, UNKNOWN_LOOK)[0] for group in sorted(set(groups))},

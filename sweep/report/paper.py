@@ -1,7 +1,7 @@
-"""The published configurations beside what they came to here: a table that says what either side measured.
+"""The published configurations beside their results here, in a table that says what either side measured.
 
-Figures of Ovalle, Czyzycki and Hsieh (arXiv 2211.02468): means and standard deviations of 3 runs, in percent, each at
-the epoch of its best invariance accuracy.
+Published figures are those of Ovalle, Czyzycki and Hsieh (arXiv 2211.02468): means and standard deviations of 3 runs,
+in percent, each at the epoch of its best invariance accuracy.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ PREFIX = "paper/"
 
 
 class _PublishedResult(NamedTuple):
-    """Mean and standard deviation over 3 runs, in percent."""
+    """A published row: mean and standard deviation over 3 runs, in percent."""
 
     clean: tuple[float, float]
     sensitivity: tuple[float, float]
-    """Under FGSM of 0.01 in normalised units, clamped to [0,1] after normalisation: about 0.003 of the pixel range."""
+    """Accuracy under FGSM of 0.01 in normalised units, clamped to [0,1] after normalisation: about 0.003 in pixels."""
     invariance: tuple[float, float]
-    """By the label before the attack, which a person would often no longer give."""
+    """Accuracy by the label before the attack, which a person would often no longer give."""
 
 
 PUBLISHED = {
@@ -40,15 +40,23 @@ PUBLISHED = {
     "nll-ml-sensitivity": _PublishedResult((98.98, 0.21), (98.81, 0.35), (87.67, 3.63)),
     "nll-ml-invariance": _PublishedResult((78.4, 18.6), (77.7, 19.2), (31.4, 10.4)),
 }
-"""By name of the configuration; `nll-ml-sens-invar` was described and never logged."""
+"""Published results by name of the configuration; `nll-ml-sens-invar` was described and never logged."""
 
+_MEASURED = (
+    "clean_accuracy",
+    "sensitivity_accuracy",
+    "invariance_original_label",
+    "invariance_accuracy",
+    "invariance_stuck",
+)
+"""Report fields behind the columns."""
 
 RELATED = ("pgd-at", "trades", "tla", "sat", "feature-scattering")
 """Methods that stand beside the published configurations, trained at the budget that all are judged by."""
 
 
 def published_trials(plan: SweepPlan, results: SweepState) -> dict[str, TrialRecord]:
-    """The finished trials of a sweep that ran a published configuration, or beside one a related method, by name."""
+    """Return, by name, the finished trials that ran a published configuration or, beside one, a related method."""
     shared = {**TrialConfig().to_dict(), **plan.space.fixed, "epochs": plan.epochs_per_trial, "seed": plan.seed}
     budget = {"sensitivity_epsilon": plan.space.evaluation.eval_sensitivity_epsilon}
 
@@ -64,7 +72,7 @@ def published_trials(plan: SweepPlan, results: SweepState) -> dict[str, TrialRec
 
 
 def paper_table(plan: SweepPlan, trials: dict[str, TrialRecord]) -> Table:
-    """Theirs and ours, column by column; what either measured stands in the caption."""
+    """Return theirs and ours, column by column; the caption says what either measured."""
     evaluation = plan.space.evaluation
     table = Table(
         title="The published configurations, and related methods, in percent",
@@ -75,7 +83,7 @@ def paper_table(plan: SweepPlan, trials: dict[str, TrialRecord]) -> Table:
             f"here ({plan.epochs_per_trial} epochs, validation split): sensitivity under "
             f"PGD-{evaluation.eval_sensitivity_steps}, {evaluation.eval_sensitivity_norm} "
             f"{evaluation.eval_sensitivity_epsilon:g} of the pixel range; invariance by label: agreement with the "
-            "label before the attack, what theirs measured; by oracle: the new label, on images whose label changed; "
+            "label before the attack, what theirs measured; by judge: the new label, on images whose label changed; "
             "*: its embeddings have collapsed."
         ),
         caption_justify="left",
@@ -85,7 +93,7 @@ def paper_table(plan: SweepPlan, trials: dict[str, TrialRecord]) -> Table:
     )
     table.add_column("\nconfiguration", no_wrap=True)
     table.add_column("", no_wrap=True)
-    for heading in ("\nclean", "sensi-\ntivity", "by\nlabel", "by\noracle", "\nstuck"):
+    for heading in ("\nclean", "sensi-\ntivity", "by\nlabel", "by\njudge", "\nstuck"):
         table.add_column(heading, justify="right", no_wrap=True)
     for name, record in trials.items():
         assert record.result is not None
@@ -96,13 +104,3 @@ def paper_table(plan: SweepPlan, trials: dict[str, TrialRecord]) -> Table:
         mark = " *" if collapse(ours) else ""
         table.add_row("" if theirs else name, f"here{mark}", *numbers, end_section=True)
     return table
-
-
-_MEASURED = (
-    "clean_accuracy",
-    "sensitivity_accuracy",
-    "invariance_original_label",
-    "invariance_accuracy",
-    "invariance_stuck",
-)
-"""Report fields behind the columns."""

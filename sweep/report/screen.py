@@ -1,4 +1,4 @@
-"""What a sweep looks like while it runs: one living screen on a terminal, a plain line per ended trial elsewhere."""
+"""The display of a running sweep: a live screen on a terminal, a plain line per ended trial elsewhere."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from rich.text import Text
 
 from sweep.ledger import TrialRecord
 from sweep.plan import SweepPlan
-from sweep.report.tables import percent, trial_label
-from sweep.report.words import duration
+from sweep.report.rows import trial_label
+from sweep.report.words import duration, percent
 from sweep.state import SweepState
 
 _FRONT_SHOWN = 6
@@ -26,45 +26,44 @@ _BAR_WIDTH = 80
 
 
 class Screen:
-    """Shows `Results` while they change; a context that is open while trials run. Holds nothing but the clock."""
+    """Shows a `SweepState` while it changes; a context that is open while trials run. Its own state is the clock."""
 
     def __init__(self, console: Console, plan: SweepPlan, results: SweepState) -> None:
         self.console, self.plan, self.results = console, plan, results
         self.begun, self.share_before = 0.0, 0.0
-        self.said: set[str] = set()
+        self.stages: set[str] = set()
+        """Stages of the preparation that have had their line."""
         self.spinner = console.status("Starting Ray ...")
-        self.living = contextlib.ExitStack()
+        self.live = contextlib.ExitStack()
 
     def open(self, *, resumed: bool) -> None:
-        """The first lines: what is going to be done."""
+        """Print the first line: what is going to be done."""
         plan = self.plan
-        left = plan.trials - len(self.results.ended)
-        verb = (
-            f"Resuming {plan.name}: {left} of {plan.trials} trials to go"
-            if resumed
-            else f"{plan.name}: {plan.trials} trials"
-        )
+        work = f"{plan.name}: {plan.trials} trials"
+        if resumed:
+            left = plan.trials - len(self.results.ended)
+            work = f"Resuming {plan.name}: {left} of {plan.trials} trials to go"
         if plan.seeds > 1:
-            verb += f" ({plan.configurations} configurations on {plan.seeds} seeds each)"
+            work += f" ({plan.configurations} configurations on {plan.seeds} seeds each)"
         if plan.pack > 1:
-            verb += f", in packs of {plan.pack},"
-        self.say(f"{verb} of {plan.epochs_per_trial} epochs on {plan.space.evaluation.dataset}, seed {plan.seed}")
+            work += f", in packs of {plan.pack},"
+        self.say(f"{work} of {plan.epochs_per_trial} epochs on {plan.space.evaluation.dataset}, seed {plan.seed}")
         if self.console.is_terminal:
             self.spinner.start()
 
     def prepare(self, stage: str, done: int, total: int) -> None:
-        """Before the first trial: a spinner with the stage on a terminal, a line per stage elsewhere."""
+        """Show the preparation before the first trial: a spinner on a terminal, a line per stage elsewhere."""
         if self.console.is_terminal:
             self.spinner.update(f"Preparing what all trials share: {escape(stage)} {done}/{total}")
-        elif stage not in self.said:
-            self.said.add(stage)
+        elif stage not in self.stages:
+            self.stages.add(stage)
             self.say(f"preparing: {stage}")
 
     def __enter__(self) -> Screen:
         self.spinner.stop()
         self.begun, self.share_before = time.monotonic(), self.results.share_done(self.plan.epochs_per_trial)
         if self.console.is_terminal:
-            self.living.enter_context(
+            self.live.enter_context(
                 Live(get_renderable=self.render, console=self.console, refresh_per_second=4, transient=True)
             )
         return self
@@ -73,15 +72,16 @@ class Screen:
         self.close()
 
     def close(self) -> None:
-        """Nothing moves any more."""
+        """End everything that moves."""
         self.spinner.stop()
-        self.living.close()
+        self.live.close()
 
     def say(self, message: str) -> None:
-        """A line that stays, above the living part."""
+        """Print a line that stays, above the live part."""
         self.console.print(escape(message))
 
     def trial_changed(self, number: int) -> None:
+        """Print a line for a trial that failed and, where nothing is live, for every trial that ended."""
         record = self.results.trials[number]
         if record.state == "failed":
             self.say(f"trial {number:03d} failed: {record.reason}")
@@ -90,10 +90,9 @@ class Screen:
             self.say(f"{self.counts()}; trial {number:03d}{how}: {_accuracies(record.reports[-1])}; {self.outlook()}")
 
     def render(self) -> Group:
-        done, total = (
-            self.results.epochs_done(self.plan.epochs_per_trial),
-            self.plan.trials * self.plan.epochs_per_trial,
-        )
+        """Return what is live: counts, a bar, the running trials, the front."""
+        epochs = self.plan.epochs_per_trial
+        done, total = self.results.epochs_done(epochs), self.plan.trials * epochs
         return Group(
             Text(f"{self.counts()}; {self.outlook()}"),
             Columns([ProgressBar(total=total, completed=done, width=_BAR_WIDTH)]),
@@ -102,14 +101,15 @@ class Screen:
         )
 
     def counts(self) -> str:
+        """Return how many trials are done, running, stopped and failed."""
         states = self.results.states()
-        told = [f"{states.total() - states['running']}/{self.results.total} done"]
+        counts = [f"{states.total() - states['running']}/{self.results.total} done"]
         named = {"running": "running", "stopped": "stopped early", "failed": "failed"}
-        told += [f"{states[state]} {name}" for state, name in named.items() if states[state]]
-        return ", ".join(told)
+        counts += [f"{states[state]} {name}" for state, name in named.items() if states[state]]
+        return ", ".join(counts)
 
     def outlook(self) -> str:
-        """The front so far, and the time left at the pace of this run."""
+        """Return the front so far, and the time left at the pace of this run."""
         gone, share = time.monotonic() - self.begun, self.results.share_done(self.plan.epochs_per_trial)
         front = f"front {self.results.front.size}, hypervolume {self.results.hypervolume:.4f}"
         pace = (share - self.share_before) / gone
@@ -117,6 +117,7 @@ class Screen:
         return f"{front}; {duration(gone)} gone{left}"
 
     def trials_table(self, heading: str, records: list[TrialRecord]) -> Table:
+        """Return a row per trial: number, epoch, accuracies, configuration."""
         table = Table.grid(padding=(0, 2))
         for position, record in enumerate(records):
             last = record.reports[-1] if record.reports else None

@@ -2,9 +2,8 @@
 
 from sweep.search.agreement import ALIKE, Agreement, agreements
 from sweep.search.budget import Budget
+from sweep.search.decision import CHANGES
 from sweep.search.points import with_given_points
-from sweep.search.result_keys import FAILURE, FOOTPRINT, STORAGE, WARNINGS, report_of
-from sweep.search.rung import CHANGES
 from sweep.search.rungs import Rungs, rung_levels
 from sweep.search.search import ParetoSearch, remarks
 
@@ -14,14 +13,9 @@ __all__ = [
     "ALIKE",
     "Budget",
     "CHANGES",
-    "FAILURE",
-    "FOOTPRINT",
     "ParetoSearch",
     "remarks",
-    "report_of",
     "rung_levels",
     "Rungs",
-    "STORAGE",
-    "WARNINGS",
     "with_given_points",
 ]

@@ -1,4 +1,4 @@
-"""TODO one line."""
+"""The agreement of neighbouring rungs: whether trials keep their order from one to the next."""
 
 from __future__ import annotations
 
@@ -11,50 +11,53 @@ import numpy as np
 
 from sweep.front import Objectives
 from sweep.ledger import TrialRecord
-from sweep.search.rung import at
+from sweep.search.rung import report_after
 from trainer.report import STRENGTH
 
-ALIKE, _ENOUGH = 1 / 3, 10
-"""Rank correlation between two rungs below which it is an alarm, and trials from which on: at a third one pair of
-trials in three changes its order, half way from every pair's staying to a coin's toss; of fewer than ten trials chance
-alone moves it by a quarter and more."""
+ALIKE = 1 / 3
+"""Rank correlation between two rungs below which it is an alarm: at a third one pair of trials in three changes its
+order, half way from none to a coin's toss."""
+
+_ENOUGH = 10
+"""Least number of trials for an alarm: with fewer, chance alone moves the correlation by a quarter and more."""
 
 
 class Agreement(NamedTuple):
-    """How far a rung orders trials as the next one does."""
+    """Rank correlation of the trials between a rung and the next."""
 
     lower: int
     upper: int
-    """Epochs of both; the upper may be the end, where the final report counts."""
+    """Epochs of both rungs; the upper may be the end, where the final report counts."""
 
     objective: str
 
     correlation: float
-    """Kendall's tau-b over the trials that came to both: 1 for the same order, 0 for chance."""
+    """Kendall's tau-b over the trials that reached both: 1 for the same order, 0 for chance."""
 
     trials: int
 
     strengths: tuple[str, ...]
-    """What most of them were judged with there; empty where all evaluations are equal."""
+    """Attacks that most of them were judged with at the two rungs; empty if all evaluations are equal."""
 
     @property
     def low(self) -> bool:
-        """Whether it is an alarm."""
+        """Whether the correlation is so low that it is an alarm."""
         return self.trials >= _ENOUGH and self.correlation < ALIKE
 
 
 def agreements(
     trials: Iterable[TrialRecord], objectives: Objectives, *, levels: Sequence[int], epochs: int
 ) -> list[Agreement]:
-    """Between each rung and the next, for every objective; none where fewer than two trials differ in it.
+    """Return the agreement of each rung with the next in every objective in which at least two trials differ.
 
-    Whoever was stopped between two rungs counts in neither: of those that stay the order is harder to keep.
+    A trial that was stopped between two rungs counts in neither: those that stay are more alike, so that their order is
+    harder to keep.
     """
     from scipy.stats import kendalltau
 
     records, found = list(trials), []
     for lower, upper in itertools.pairwise([*levels, epochs]):
-        both = [(at(record, lower, epochs), at(record, upper, epochs)) for record in records]
+        both = [(report_after(record, lower, epochs), report_after(record, upper, epochs)) for record in records]
         both = [(early, late) for early, late in both if early and late]
         if len(both) < 2:
             continue
@@ -68,5 +71,5 @@ def agreements(
 
 
 def _usual_strength(reports: Iterable[Mapping[str, Any]]) -> str:
-    """What most of some reports were measured with."""
+    """Return the attack that most of some reports were judged with."""
     return Counter(str(report.get(STRENGTH, "")) for report in reports).most_common(1)[0][0]

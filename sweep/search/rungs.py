@@ -1,26 +1,26 @@
-"""Stopping trials early when several objectives count: asynchronous successive halving by non-dominated rank.
+"""Stop trials early when several objectives count: asynchronous successive halving by non-dominated rank.
 
-MO-ASHA (Schmucker et al., arXiv 2106.12639): a trial that reaches a rung is compared with all that reached it before.
-The best 1/eta go on. Better is who stands on an earlier non-dominated front; inside a front, who is chosen earlier by
-an epsilon-net, farthest first, on objectives measured in the rung's own extent. Unlike there, trials are stopped where
-they stand instead of paused, and nobody on a rung's front is ever stopped.
+MO-ASHA (Schmucker et al., arXiv 2106.12639): a trial that reaches a rung is compared with all that reached it before,
+and the best 1/eta continue. A trial is better if it is on an earlier non-dominated front; within a front, if an
+epsilon-net, farthest first, on objectives scaled to the rung's own extent, chooses it earlier. Unlike there, trials are
+stopped instead of paused, and no trial on a rung's front is ever stopped.
 
-To be behind early is not yet to be behind at the end, and how far the one tells of the other is different in every
-sweep. So whoever is behind is stopped only if nothing speaks for its catching up: what finished trials changed by since
-the same rung is added to what it brought, and if more than `stop_chance` of the sums would stand on the front of the
-finished, it goes on. It is the bootstrap of a forecast's error, of the forecast that nothing changes: it needs no model
-of a learning curve and takes in whatever all of them have in common. While too few have finished nobody is stopped.
+To lag early is not yet to lag at the end, and how far the one predicts the other differs from sweep to sweep. So a
+lagging trial is stopped only if nothing suggests that it will catch up: the changes of finished trials since the same
+rung are added to what it brought, and if more than `stop_chance` of the sums would be on the front of the finished, it
+continues. This is the bootstrap of a forecast's error, of the forecast that nothing changes. It needs no model of a
+learning curve and takes in whatever all curves have in common. While too few trials have finished, none is stopped.
 
-What a trial brings to a rung is its mean over the second half of what it has trained so far: one epoch, judged on a few
-hundred images, is noise for a good part.
+A trial brings to a rung its mean over the second half of the epochs that it has trained so far, because a single epoch,
+judged on a few hundred images, is mostly noise.
 
-Where something is required (`--require`), who fulfils it stands before who does not, and of these the one that breaks
-it least comes first (Deb 2002): while nobody in a rung fulfils it, its front is whoever comes nearest.
+With requirements (`--require`), a trial that fulfils them ranks before any that does not, and of these the one that
+violates them least comes first (Deb 2002). While none in a rung fulfils them, the one that comes nearest is its front.
 
 Trials that differ in the seed alone are a group. It is ranked by its means over the trials that have reached the rung,
 and once one of its trials is stopped all are, each at its next report.
 
-`Rungs` is the whole of it, without Ray: what it decides depends on who stands in the rung, never on their order. Its
+`Rungs` is the whole of it, without Ray. Its decisions depend on the trials in a rung, never on their order, and its
 state is rebuilt from the decisions in the ledger.
 """
 
@@ -35,18 +35,19 @@ import numpy as np
 from search_spaces import Requirement
 from sweep.front import Objectives
 from sweep.ledger import TrialRecord
-from sweep.search.rung import CHANGES, Decision, Observation, Rung, behind, group_key, required_names
+from sweep.search.decision import CHANGES, Decision
+from sweep.search.rung import Observation, Rung, group_key, lags, required_names
 from trainer.report import STRENGTH
 
 
 class Rungs:
-    """All rungs of a sweep, and what was decided in them.
+    """All rungs of a sweep, and the decisions made in them.
 
     Args:
-        levels: epochs at which trials are compared, ascending; see `rung_levels`.
-        eta: of those that reach a rung the best 1/eta go on; below eta nobody is stopped.
-        require: what counts for more than any objective.
-        stop_chance: who is behind goes on if its chance of coming to the front is larger; 1 stops all who are behind.
+        levels: epochs at which trials are compared; see `rung_levels`.
+        eta: the best 1/eta of a rung continue; with fewer than eta in it none is stopped.
+        require: requirements, which count for more than any objective.
+        stop_chance: a lagging trial is stopped if its chance of reaching the front is at most this; 1 stops all.
     """
 
     def __init__(
@@ -61,14 +62,14 @@ class Rungs:
         self.objectives, self.levels, self.eta, self.require = objectives, sorted(levels), eta, require
         self.stop_chance = stop_chance
         self.end = Rung(objectives, require)
-        """Who finished, with what came of it."""
+        """Trials that finished, with their final numbers."""
         self.rungs: dict[tuple[int, str], Rung] = {}
         self.leaders: dict[str, int] = {}
-        """Of every group that was stopped, the trial with which it was."""
+        """The first trial that was stopped, of every group with one."""
         self.decisions: dict[int, list[Decision]] = {}
-        """By trial, in the order in which they were made."""
-        self.heard: dict[int, dict[int, Observation]] = {}
-        """What every trial under way said, by epoch, as far as a rung may still ask for it."""
+        """Decisions about each trial, in the order in which they were made."""
+        self.observations: dict[int, dict[int, Observation]] = {}
+        """Observations of every running trial by epoch, as far as a rung may still need them."""
 
     def decide(
         self,
@@ -80,14 +81,14 @@ class Rungs:
         required: Mapping[str, float] | None = None,
         strength: str = "",
     ) -> Decision | None:
-        """Compare a trial with its rung; None where it has not come to a rung that it was not compared in before.
+        """Compare a trial with its rung; return None if it has reached no rung since the last comparison.
 
         Args:
-            group: equal for trials that differ in the seed alone; they are ranked together, by their mean.
-            epoch: epochs trained so far, by the trial's own count.
-            values: its objectives (d,), in their own units; not finite ranks last.
-            required: its numbers that the requirements name.
-            strength: what the values were measured with; only equal is compared with equal.
+            group: key that is equal for trials that differ in the seed alone; they are ranked by their means.
+            epoch: epochs that the trial has trained.
+            values: its objectives (d,), in their own units; what is not finite ranks last.
+            required: its numbers that requirements name.
+            strength: attack that the values were judged with; only equal attacks are compared.
         """
         brought = tuple((name, float((required or {})[name])) for name in required_names(self.require))
         if group in self.leaders and not self.stopped(trial):
@@ -100,14 +101,14 @@ class Rungs:
         level = max((level for level in self.levels if level <= epoch), default=None)
         if level is None or any(decision.rung == level for decision in self.decisions.get(trial, ())):
             return None
-        rung = self.rung(level, strength)
-        rung.enter(group, trial, [*values, *dict(brought).values()])
-        standing, chance = rung.standing(group), self.chance(rung, group)
+        rung = self._rung(level, strength)
+        rung.add(group, trial, [*values, *dict(brought).values()])
+        position, chance = rung.position(group), self._chance(rung, group)
         decision = Decision(
             rung=level,
             epoch=epoch,
-            **standing._asdict(),
-            stop=behind(standing, eta=self.eta) and chance <= self.stop_chance,
+            **position._asdict(),
+            stop=lags(position, eta=self.eta) and chance <= self.stop_chance,
             chance=chance,
             changes=len(rung.changes),
             strength=strength,
@@ -119,9 +120,11 @@ class Rungs:
             self.leaders[group] = trial
         return decision
 
-    def chance(self, rung: Rung, group: str) -> float:
-        """Share of the finished trials by whose change since a rung a group that stands there would come to the front
-        of the finished; 1 where it stands on it already, and while they are too few."""
+    def _chance(self, rung: Rung, group: str) -> float:
+        """Return the share of finished trials whose change since a rung would carry a group from there to their front.
+
+        It is 1 if the group is on that front already, and while too few trials have finished.
+        """
         if len(rung.changes) < CHANGES or self.end.on_front(group):
             return 1.0
         brought = rung.means(group)
@@ -130,24 +133,26 @@ class Rungs:
         )
 
     def finish(self, trial: int, config: Mapping[str, Any], final: Mapping[str, Any]) -> None:
-        """Take in what came of a trial, as its final report tells it."""
-        group, numbers = group_key(config), self.numbers(final)
-        # Without rungs nobody asks who finished, and ranking them takes time.
+        """Take in a trial's final report."""
+        group, numbers = group_key(config), self._numbers(final)
+        # Without rungs no decision needs them, and ranking them takes time.
         if not self.levels or trial in self.end.trials.get(group, ()):
             return
-        self.end.enter(group, trial, numbers)
+        self.end.add(group, trial, numbers)
         for decision in self.decisions.get(trial, ()):
             if decision.followed >= 0:
                 continue
-            rung = self.rung(decision.rung, decision.strength)
+            rung = self._rung(decision.rung, decision.strength)
             if np.isfinite(change := np.subtract(numbers, rung.trials[group][trial])).all():
                 rung.changes.append(change)
 
-    def hear(self, trial: int, config: Mapping[str, Any], report: Mapping[str, Any]) -> Decision | None:
-        """`decide` on the means of what a trial of a configuration has reported over the second half of its epochs, as
-        far as they were judged with what the last one was."""
-        epoch, said = report["epoch"], self.listen(trial, report)
-        alike = [each.numbers for each in said.values() if each.strength == said[epoch].strength]
+    def observe(self, trial: int, config: Mapping[str, Any], report: Mapping[str, Any]) -> Decision | None:
+        """Take in a trial's report and `decide` on its means over the second half of its epochs so far.
+
+        Only epochs that were judged with the same attack as the last one count.
+        """
+        epoch, known = report["epoch"], self._add_report(trial, report)
+        alike = [each.numbers for each in known.values() if each.strength == known[epoch].strength]
         means = [math.fsum(column) / len(alike) for column in zip(*alike, strict=True)]
         objectives = len(self.objectives.names)
         decision = self.decide(
@@ -156,49 +161,50 @@ class Rungs:
             epoch,
             means[:objectives],
             required=dict(zip(required_names(self.require), means[objectives:], strict=True)),
-            strength=said[epoch].strength,
+            strength=known[epoch].strength,
         )
         if decision is not None and decision.stop:
             self.forget(trial)
         return decision
 
-    def listen(self, trial: int, report: Mapping[str, Any]) -> dict[int, Observation]:
-        """Keep what a trial says, once for every epoch; what it said in the second half of its epochs so far."""
-        epoch, said = report["epoch"], self.heard.get(trial, {})
-        said[epoch] = Observation(self.numbers(report), str(report.get(STRENGTH, "")))
-        self.heard[trial] = {each: said[each] for each in sorted(said) if epoch < 2 * each <= 2 * epoch}
-        return self.heard[trial]
+    def _add_report(self, trial: int, report: Mapping[str, Any]) -> dict[int, Observation]:
+        """Add a report, in place of an earlier one of its epoch; return those of the second half of all epochs."""
+        epoch, known = report["epoch"], self.observations.get(trial, {})
+        known[epoch] = Observation(self._numbers(report), str(report.get(STRENGTH, "")))
+        self.observations[trial] = {each: known[each] for each in sorted(known) if epoch < 2 * each <= 2 * epoch}
+        return self.observations[trial]
 
-    def numbers(self, report: Mapping[str, Any]) -> tuple[float, ...]:
-        """What of a report counts: objectives, then what requirements name."""
+    def _numbers(self, report: Mapping[str, Any]) -> tuple[float, ...]:
+        """Return the objectives in a report, then the numbers that requirements name."""
         return tuple(float(report[name]) for name in (*self.objectives.names, *required_names(self.require)))
 
     def forget(self, trial: int) -> None:
-        """It will say nothing more."""
-        self.heard.pop(trial, None)
+        """Drop the observations of a trial that will report no more."""
+        self.observations.pop(trial, None)
 
-    def rung(self, level: int, strength: str) -> Rung:
-        """The one of a level, for what was measured with one strength."""
+    def _rung(self, level: int, strength: str) -> Rung:
+        """Return the rung of a level for trials that were judged with one attack."""
         return self.rungs.setdefault((level, strength), Rung(self.objectives, self.require))
 
     def stopped(self, trial: int) -> bool:
+        """Return whether it was decided to stop a trial."""
         return any(decision.stop for decision in self.decisions.get(trial, ()))
 
     def restore(self, records: Iterable[TrialRecord]) -> None:
-        """Stand where the decisions in a ledger left off."""
+        """Rebuild the state from what a ledger holds."""
         finished: list[TrialRecord] = []
         for record in records:
             if record.state == "finished" and record.result is not None:
                 finished.append(record)
             for report in record.reports if record.state == "running" else ():
-                self.listen(record.number, report)
+                self._add_report(record.number, report)
             decisions = [Decision.from_dict(plain, self.objectives) for plain in record.decisions]
             self.decisions[record.number] = decisions
             for each in decisions:
                 if each.followed >= 0:
                     continue
-                rung = self.rung(each.rung, each.strength)
-                rung.enter(group_key(record.config), record.number, [*each.values, *dict(each.required).values()])
+                rung = self._rung(each.rung, each.strength)
+                rung.add(group_key(record.config), record.number, [*each.values, *dict(each.required).values()])
                 if each.stop:
                     self.leaders[group_key(record.config)] = record.number
         for record in sorted(finished, key=lambda each: (each.ended_as, each.number)):
@@ -206,7 +212,7 @@ class Rungs:
 
 
 def rung_levels(*, grace_epochs: int, eta: int, epochs: int) -> list[int]:
-    """grace, grace eta, grace eta^2, ... below `epochs`: at the end there is nothing left to save."""
+    """Return grace, grace eta, grace eta^2, ... below `epochs`: at the end nothing is left to save."""
     levels, level = [], grace_epochs
     while level < epochs:
         levels.append(level)

@@ -1,35 +1,32 @@
-"""Which configuration comes next: Optuna's multi-objective samplers as a function of the sweep's history.
+"""The search for the next configuration: Optuna's multi-objective samplers as a function of the sweep's history.
 
-The sampler is seeded anew for every draw from (sweep seed, number), the study holds nothing but what the ledger holds,
-and what a sampler notes for later when it draws (the generation of NSGA-II and III and the parents it chose, the place
-in a quasi-random sequence) is written into the ledger with the trial. So a search rebuilt from the ledger after a crash
-proposes exactly what the killed one would have, in one slot and in several. In several slots the order in which
-results come in decides what is known when a trial is drawn, as it does without a crash.
+The sampler is seeded anew for every draw from (sweep seed, number), and the study holds nothing but what the ledger
+holds. The state that a sampler keeps from draw to draw (the generation of NSGA-II and III and the parents it chose, the
+position in a quasi-random sequence) is written into the ledger with the trial. So a search that is rebuilt from the
+ledger after a crash proposes exactly what the killed one would have, in one slot and in several. In several slots the
+order in which trials end decides what is known when a trial is drawn, as it does without a crash.
 
-With several seeds a configuration is drawn once and run on every seed, in trials that follow one another; the sampler
-is told the means over them, once all have ended.
+With several seeds a configuration is drawn once and run on every seed, in trials that follow one another. The sampler
+gets the means over them once all have ended.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any, NamedTuple
 
 import optuna
-from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
-from ray.tune.search import Searcher
 
 from search_spaces import Requirement, Space
 from sweep.front import Objectives
 from sweep.ledger import TrialRecord
 from sweep.plan import SweepPlan
-from sweep.search.result_keys import FAILURE, report_of
-from sweep.search.samplers import SAMPLERS, Window, make_sampler, mix, population
+from sweep.search.optuna_internals import Window, contains, join_generation
+from sweep.search.samplers import SAMPLERS, make_sampler, mix, population
 
 
 class _Proposal(NamedTuple):
@@ -38,21 +35,24 @@ class _Proposal(NamedTuple):
     number: int
     config: dict[str, Any]
 
-    noted: str
-    """What the sampler wants to know of it later, as JSON; empty for nothing."""
+    sampler_state: str
+    """State of the sampler at the proposal, as JSON; empty for none."""
 
 
-class ParetoSearch(Searcher):
-    """Proposes interrupted trials first, then the given points, then what the sampler draws, until it is `enough`.
+class ParetoSearch:
+    """Proposes interrupted trials first, then the given points, then what the sampler draws.
 
-    A configuration that finished is told with its objectives, one that failed or was stopped early as such: its numbers
-    never enter the sampler as if they were final. Benchmark `early_stopping` compares that with leaving the stopped
-    out.
+    The sampler gets the objectives of a configuration that finished. One that failed or was stopped early is marked as
+    such, and its numbers never enter the sampler as if they were final. Benchmark `early_stopping` compares that with
+    leaving stopped configurations out.
 
     Args:
-        configurations: how many the sweep has in all.
-        seeds: how many trials, and so numbers, every configuration has.
-        require: what a configuration's means must fulfil; the sampler is told by how much they do not.
+        configurations: number of configurations in the sweep.
+        epochs: epochs of every trial; None for those of the configuration.
+        seeds: number of trials, and so of trial numbers, of every configuration.
+        require: requirements on a configuration's means; the sampler gets the amounts by which they are violated.
+        history: trials of earlier runs of the sweep.
+        enough: returns whether no new trial is to begin.
     """
 
     def __init__(
@@ -69,133 +69,103 @@ class ParetoSearch(Searcher):
         history: Iterable[TrialRecord] = (),
         enough: Callable[[], bool] = lambda: False,
     ) -> None:
-        super().__init__()
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.space, self.objectives, self.sampler, self.seed = space, objectives, sampler, seed
         self.configurations, self.seeds, self.require = configurations, seeds, require
         self.enough = enough
         self.fixed = {} if epochs is None else {"epochs": epochs}
         directions = [StudyDirection.MAXIMIZE if high else StudyDirection.MINIMIZE for high in objectives.maximise]
-        self.window = Window(SAMPLERS[sampler], space, objectives)
-        self.study = optuna.create_study(directions=directions, storage=self.window, sampler=self.seeded(0))
-        self.study_id = self.window.get_study_id_from_name(self.study.study_name)
-        self.interrupted: list[_Proposal] = []
-        self.begun: dict[int, _OpenConfiguration] = {}
+        kind = SAMPLERS[sampler]
+        needed = {name for name, swept in space.swept.items() if kind.whole_only and not swept.when}
+        self.window = Window(objectives, newest=kind.newest, needed=needed)
+        self.study = optuna.create_study(directions=directions, storage=self.window, sampler=self._seeded(0))
+        self._interrupted: list[_Proposal] = []
+        self._open: dict[int, _OpenConfiguration] = {}
         """Configurations not all of whose trials have ended, by their number, which is also the study's."""
-        self.running: dict[str, int] = {}
-        self.next_number = 0
+        self._next_number = 0
         records = {record.number: record for record in history}
         for number in range(max(records, default=-1) + 1):
             record = records.get(number)
             if record is None or (record.state == "running" and not record.config):
-                self.interrupted.append(self.propose())
+                self._interrupted.append(self.propose())
             else:
-                self.remember(record)
+                self._restore(record)
 
-    def seeded(self, group: int) -> BaseSampler:
-        """The sampler as it draws one configuration."""
+    def suggest(self) -> _Proposal | None:
+        """Return the next trial; None once no more is to begin."""
+        if not self._interrupted and self.enough():
+            return None
+        return self._interrupted.pop(0) if self._interrupted else self.propose()
+
+    def propose(self) -> _Proposal:
+        """Return a new trial: the next seed of an open configuration, else a given point, else a draw."""
+        number, self._next_number = self._next_number, self._next_number + 1
+        group, replicate = divmod(number, self.seeds)
+        if group not in self._open and group < len(self.space.points):
+            self._add(group, self.space.points[group])
+        elif group not in self._open:
+            self._draw(group)
+        configuration = self._open[group]
+        config = {**configuration.config, **self.fixed, "seed": (self.seed + replicate) % 2**31}
+        return _Proposal(number, config, configuration.sampler_state)
+
+    def end(self, number: int, state: str, report: Mapping[str, Any] | None) -> None:
+        """Take in the end of a trial, with its final report if it finished; the last one ends its configuration."""
+        group = number // self.seeds
+        ends = self._open[group].ends
+        ends[number] = (state, report)
+        if len(ends) == self.seeds:
+            self._tell(group, [state for state, _ in ends.values()], [report for _, report in ends.values() if report])
+            del self._open[group]
+
+    def _restore(self, record: TrialRecord) -> None:
+        """Add a trial of an earlier run to the study, or to those that are to be continued."""
+        self._next_number = record.number + 1
+        group = record.number // self.seeds
+        if group not in self._open:
+            self._add(group, record.config, record.noted)
+        if record.state == "running":
+            self._interrupted.append(_Proposal(record.number, record.config, record.noted))
+        else:
+            self.end(record.number, record.state, record.result)
+
+    def _seeded(self, group: int) -> BaseSampler:
+        """Return the sampler as it draws one configuration."""
         seed = mix(self.seed, group) if SAMPLERS[self.sampler].reseeded else self.seed
         return make_sampler(self.sampler, seed, self.space, self.configurations)
 
-    def remember(self, record: TrialRecord) -> None:
-        """Take a trial of an earlier run of this sweep into the study, or line it up to be gone on with."""
-        self.next_number = record.number + 1
-        group = record.number // self.seeds
-        if group not in self.begun:
-            self.add(group, record.config, record.noted)
-        if record.state == "running":
-            self.interrupted.append(_Proposal(record.number, record.config, record.noted))
-        else:
-            self.take(record.number, record.state, record.result)
-
-    def suggest(self, trial_id: str) -> Any:
-        """What the next trial is given, or Ray Tune's word for the end."""
-        if not self.interrupted and self.enough():
-            return Searcher.FINISHED
-        proposal = self.interrupted.pop(0) if self.interrupted else self.propose()
-        self.running[trial_id] = proposal.number
-        return proposal._asdict()
-
-    def propose(self) -> _Proposal:
-        """The next number with its configuration: on the next seed what was begun, else a given point, else a draw."""
-        number, self.next_number = self.next_number, self.next_number + 1
-        group, replicate = divmod(number, self.seeds)
-        if group not in self.begun and group < len(self.space.points):
-            self.add(group, self.space.points[group])
-        elif group not in self.begun:
-            self.draw(group)
-        begun = self.begun[group]
-        config = {**begun.config, **self.fixed, "seed": (self.seed + replicate) % 2**31}
-        return _Proposal(number, config, begun.noted)
-
-    def draw(self, group: int) -> None:
-        """Ask the sampler, seeded for this configuration alone."""
-        before = self.window.get_study_system_attrs(self.study_id)
-        self.study.sampler = self.seeded(group)
+    def _draw(self, group: int) -> None:
+        """Open a configuration that the sampler draws, seeded for it alone."""
+        before = self.window.attributes()
+        self.study.sampler = self._seeded(group)
         config = self.space.sample(self.study.ask())
-        self.begun[group] = _OpenConfiguration(config, self.noted(group, before), {})
+        self._open[group] = _OpenConfiguration(config, self.window.sampler_state(group, before), {})
 
-    def add(self, group: int, config: Mapping[str, Any], noted: str | None = None) -> None:
-        """Enter a configuration that the sampler did not draw now, as far as the space can express it.
+    def _add(self, group: int, config: Mapping[str, Any], sampler_state: str | None = None) -> None:
+        """Open a configuration that the sampler does not draw now, as far as the space can express it.
 
         Args:
-            noted: what the sampler noted of it; None for a point that it sees for the first time.
+            sampler_state: the state at its draw; None for a point that the sampler has never seen.
         """
         distributions = self.space.distributions(config)
-        expressible = {
-            name: distribution for name, distribution in distributions.items() if _contains(distribution, config[name])
-        }
-        params = {name: config[name] for name in expressible}
-        notes = json.loads(noted or "{}")
-        for key, value in notes.get("study", {}).items():
-            self.window.set_study_system_attr(self.study_id, key, value)
+        expressible = {name: each for name, each in distributions.items() if contains(each, config[name])}
+        attributes = self.window.restore(sampler_state or "")
         self.study.add_trial(
             create_trial(
                 state=TrialState.RUNNING,
-                params=params,
+                params={name: config[name] for name in expressible},
                 distributions=expressible,
-                system_attrs=notes.get("trial", {}),
+                system_attrs=attributes,
             )
         )
-        if noted is None:
-            noted = self.join_generation(group)
-        self.begun[group] = _OpenConfiguration(dict(config), noted, {})
+        if sampler_state is None:
+            before = self.window.attributes()
+            join_generation(self._seeded(group), self.study, self.window.get_trial(group))
+            sampler_state = self.window.sampler_state(group, before)
+        self._open[group] = _OpenConfiguration(dict(config), sampler_state, {})
 
-    def join_generation(self, group: int) -> str:
-        """A given point is of the generation that would be drawn now, so that it can have children; what is noted."""
-        before = self.window.get_study_system_attrs(self.study_id)
-        sampler = self.seeded(group)
-        if isinstance(sampler, optuna.samplers.NSGAIISampler | optuna.samplers.NSGAIIISampler):
-            sampler.get_trial_generation(self.study, self.window.get_trial(group))
-        return self.noted(group, before)
-
-    def noted(self, group: int, before: Mapping[str, Any]) -> str:
-        """What the sampler left with a trial, and with the study since `before`."""
-        study = self.window.get_study_system_attrs(self.study_id)
-        notes = {
-            "trial": self.window.get_trial(group).system_attrs,
-            "study": {key: value for key, value in study.items() if before.get(key) != value},
-        }
-        return json.dumps(notes) if any(notes.values()) else ""
-
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        report = report_of(result or {})
-        final = report if report.get("final") else None
-        state = "failed" if error or FAILURE in (result or {}) else "finished" if final else "stopped"
-        self.take(self.running.pop(trial_id), state, final)
-
-    def take(self, number: int, state: str, report: Mapping[str, Any] | None) -> None:
-        """The end of a trial, with its final report if it finished; with the last one, of its configuration."""
-        group = number // self.seeds
-        ends = self.begun[group].ends
-        ends[number] = (state, report)
-        if len(ends) == self.seeds:
-            self.tell(group, [state for state, _ in ends.values()], [report for _, report in ends.values() if report])
-            del self.begun[group]
-
-    def tell(self, group: int, states: Sequence[str], reports: Sequence[Mapping[str, Any]]) -> None:
-        """The end of a configuration: its means if all its trials finished, else only that one failed or was
-        stopped."""
+    def _tell(self, group: int, states: Sequence[str], reports: Sequence[Mapping[str, Any]]) -> None:
+        """Tell the study a configuration's means if all its trials finished, else that one failed or was stopped."""
         if "failed" in states:
             self.study.tell(group, state=TrialState.FAIL)
         elif len(reports) < self.seeds:
@@ -203,28 +173,22 @@ class ParetoSearch(Searcher):
         else:
             excesses = [each.excess(fmean(report[each.name] for report in reports)) for each in self.require]
             if excesses:
-                self.window.set_trial_system_attr(group, "constraints", excesses)
+                self.window.set_violations(group, excesses)
             self.study.tell(group, [fmean(report[name] for report in reports) for name in self.objectives.names])
-
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing: the ledger is what a search is rebuilt from."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing, for the same reason."""
 
 
 class _OpenConfiguration(NamedTuple):
     """A configuration some of whose trials have not ended."""
 
     config: dict[str, Any]
-    noted: str
+    sampler_state: str
 
     ends: dict[int, tuple[str, Mapping[str, Any] | None]]
-    """State and final report by trial."""
+    """States and final reports of the trials that have ended, by number."""
 
 
 def remarks(plan: SweepPlan) -> Iterator[str]:
-    """What the user should know of the plan's sampler, before it costs anything."""
+    """Yield what the user should know about the plan's sampler before it costs anything."""
     points = len(plan.space.points)
     if points > plan.configurations:
         whole = f"--trials {points * plan.seeds} runs all"
@@ -238,11 +202,3 @@ def remarks(plan: SweepPlan) -> Iterator[str]:
         yield f"{plan.sampler}: generations of {population(plan.configurations)}, the first of them drawn at random"
     if conditional:
         yield f"{plan.sampler}: draws knobs with a condition at random: {', '.join(conditional)}"
-
-
-def _contains(distribution: BaseDistribution, value: Any) -> bool:
-    """Whether a space's distribution has the value; a given point may lie outside of what is swept."""
-    try:
-        return distribution._contains(distribution.to_internal_repr(value))
-    except ValueError:
-        return False

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
+import threading
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,11 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from search_spaces import Requirement, violation
-from sweep.front import Front, Interval, Objectives, constrained_ranks, front_mask, front_probability, mean_intervals
+from sweep.front import Front, Objectives, constrained_ranks, front_mask, front_probability, mean_intervals
 from sweep.front import knee as knee_of
-from sweep.ledger import TrialRecord
+from sweep.ledger import Event, TrialRecord
 from sweep.plan import SweepPlan
 from trainer.errors import InputError
+from trainer.intervals import Interval
 
 DATA_SUMMARY = "prepared.json"
 """In a sweep's folder: what it stands on (the data's fingerprint) and what is known of the oracle that judges."""
@@ -135,28 +138,60 @@ class SweepState:
         self.ended_seconds = 0.0
         self.ended_in: Counter[str] = Counter()
         """How many trials ended in each state."""
+        self._changing = threading.RLock()
+        """Held while an event is applied, and while a snapshot is taken."""
         self.load(trials)
 
     def load(self, trials: Mapping[int, TrialRecord]) -> None:
         """Take in what a ledger holds."""
         self.trials.update(trials)
         self.under_way.update(self.running)
+        self._count_ended()
+
+    def _count_ended(self) -> None:
+        """Count the trials that ended, in the order in which they did."""
         waiting = {number: record for number, record in self.finished.items() if self.seeds > 1}
         for record in sorted(self.ended.values(), key=lambda record: (record.ended_as, record.ended or 0.0)):
             waiting.pop(record.number, None)
             self.count(record, unless=waiting.keys())
 
-    def begin(self, number: int, config: Mapping[str, Any], **begun: Any) -> None:
-        """A trial runs: as `TrialRecord.begin`."""
-        self.trials.setdefault(number, TrialRecord(number)).begin(config, **begun)
-        self.under_way.add(number)
+    def apply(self, event: Event) -> TrialRecord:
+        """Take in one event of the ledger, and return its trial's record.
 
-    def end(self, number: int, state: str, *, reason: str, time: float) -> None:
-        """A trial is over; one that finished joins the points of the front, with all seeds of its configuration."""
-        record = self.trials[number]
-        record.end(state, reason=reason, time=time)
-        self.under_way.discard(number)
-        self.count(record)
+        A trial that finished joins the points of the front, with all seeds of its configuration.
+        """
+        number = event["trial"]
+        before = self.trials.get(number, TrialRecord(number))
+        after = before.apply(event)
+        with self._changing:
+            self.trials[number] = after
+            if after.state == "running":
+                self.under_way.add(number)
+                if before.state != "running":
+                    self._count_anew()
+            elif event["event"] == "ended":
+                self.under_way.discard(number)
+                self.count(after) if before.state == "running" else self._count_anew()
+        return after
+
+    def snapshot(self) -> SweepState:
+        """Return the state as it is now, for another thread: nothing that comes later changes it.
+
+        It costs a copy of some mappings, about 0.5 ms for 10,000 trials; records are shared, since they never change.
+        """
+        with self._changing:
+            seen = copy.copy(self)
+            for name in ("trials", "under_way", "configurations", "contenders", "infeasible", "volumes", "course"):
+                setattr(seen, name, getattr(self, name).copy())
+            seen.ended_in, seen.front = self.ended_in.copy(), self.front.copy()
+        return seen
+
+    def _count_anew(self) -> None:
+        """Count all that ended: a trial that had ended runs again, or ended in another way."""
+        self.configurations, self.contenders, self.infeasible = {}, {}, {}
+        self.resampled, self.found, self.front = (0, {}), _FoundFront(0, (), None), Front(self.objectives)
+        self.volumes, self.course, self.ended_seconds, self.ended_in = [], [], 0.0, Counter()
+        self._count_ended()
 
     def count(self, record: TrialRecord, unless: Container[int] = ()) -> None:
         """Enter a trial that ended into the front, if with it its configuration has finished, and into the course of

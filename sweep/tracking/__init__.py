@@ -1,7 +1,9 @@
 """Write sweeps to MLflow and show its page. The one place that touches MLflow's internals."""
 
+from sweep.tracking.comparison_run import write_comparison
 from sweep.tracking.server import serve
-from sweep.tracking.tracking import Tracker, sync, write_comparison
+from sweep.tracking.tracker import Tracker
+from sweep.tracking.writer import sync
 
 __all__ = [
     "serve",

@@ -1,22 +1,24 @@
-"""TODO one line."""
+"""An audited trial's accuracy over epsilon, as files for its run in MLflow."""
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sweep.plan import SweepPlan
 from sweep.report import save_figure
 from sweep.state import SweepState
 
-if TYPE_CHECKING:
-    pass
 
+def write_curves(plan: SweepPlan, state: SweepState, number: int, folder: Path) -> str:
+    """Write a trial's accuracy over epsilon, as its audits measured it, as picture and table.
 
-def write_curves(plan: SweepPlan, results: SweepState, number: int, folder: Path) -> str:
-    """A trial's accuracy over epsilon as its audit measured it, as picture and table; a digest of what is shown, or
-    nothing for one that was not audited."""
+    Args:
+        folder: is created, unless the trial was never audited.
+
+    Returns:
+        A digest of what is shown; empty for a trial that was never audited.
+    """
     from sweep.audit import AUDIT_FOLDER, Audit, AuditOptions, Finalist, curves_figure, read_audited
 
     found = [read_audited(path) for path in sorted((plan.folder / AUDIT_FOLDER).glob(f"{number:04d}-*.json"))]
@@ -24,10 +26,10 @@ def write_curves(plan: SweepPlan, results: SweepState, number: int, folder: Path
     runs = [audited for audited in known if audited.judged_by == known[0].judged_by]
     if not runs:
         return ""
-    given = {name: value for name, value in runs[0].judged_by.items() if name != "format"}
-    audit = Audit(plan, results, AuditOptions(seeds=len(runs), **given), None)
+    options = {name: value for name, value in runs[0].judged_by.items() if name != "format"}
+    audit = Audit(plan, state, AuditOptions(seeds=len(runs), **options), None)
     folder.mkdir()
-    figure = curves_figure(audit, [Finalist(results.trials[number], tuple(runs))])
+    figure = curves_figure(audit, [Finalist(state.trials[number], tuple(runs))])
     save_figure(figure, folder / "curve.png", dpi=100)
     rows = [
         (run.seed, epsilon, accuracy)

@@ -1,4 +1,4 @@
-"""TODO one line."""
+"""A trial's worst sensitivity and invariance examples, as one picture."""
 
 from __future__ import annotations
 
@@ -20,38 +20,36 @@ GALLERY = "gallery.png"
 EXAMPLES = 5
 """Worst examples of each attack in a gallery."""
 _ATTACKED = 512
-"""Validation images, the first, that are attacked for the gallery."""
-EXAMPLE_BATCH = 4
-"""Images in a model's input example; of one image the exported model would take no more."""
+"""Number of validation images, from the first, that are attacked for the gallery."""
 
 
 class _Example(NamedTuple):
     """A perturbed image that a model is wrong about."""
 
     source: np.ndarray
-    """(C, H, W) in [0, 1], as the next."""
+    """(C, H, W) in [0, 1], as is `perturbed`."""
     perturbed: np.ndarray
     label: int
-    """The source's."""
-    said: int
+    """Class of the source."""
+    answer: int
     """The model's answer to the perturbed image."""
-    sure: float
-    """Its probability."""
-    oracle: int
-    """The oracle's answer; -1 where it abstains."""
+    probability: float
+    """The model's probability for its answer."""
+    judged: int
+    """The judge's answer to the perturbed image; -1 if it abstains."""
 
 
 def draw_gallery(plan: SweepPlan, number: int, model: nn.Module, prepared: Prepared, path: Path) -> None:
-    """Both attacks' worst examples as one picture."""
+    """Draw both attacks' worst examples as one picture."""
     changed = "Sensitivity: too little changed for a person, the model changed its answer"
-    kept = "Invariance: the oracle, a proxy for people, sees another class; the model kept its answer"
+    kept = "Invariance: the judge, a proxy for people, sees another class; the model kept its answer"
     groups = {changed: sensitivity_examples(model, prepared), kept: invariance_examples(model, prepared)}
     draw(f"{plan.name}, trial {number:03d}", groups, path)
 
 
 def sensitivity_examples(model: nn.Module, prepared: Prepared) -> list[_Example]:
-    """Images that were right and that the judging attack broke, those first where the model is surest of the wrong
-    answer."""
+    """Find images that were right until the judging attack changed them; the highest probability of the wrong answer
+    comes first."""
     from trainer.attacks import frozen, worst_case
     from trainer.training import judging_attacks, judging_generator
 
@@ -70,35 +68,36 @@ def sensitivity_examples(model: nn.Module, prepared: Prepared) -> list[_Example]
 
 
 def invariance_examples(model: nn.Module, prepared: Prepared) -> list[_Example]:
-    """Images whose class changed for the oracle, and for which the model still says the old one; the surest first."""
+    """Find images whose class changed for the judge but not for the model; the model's highest probability comes
+    first."""
     from trainer.training import predict_labels
 
     judging = prepared.judging
-    said = predict_labels(model, judging.images, batch_size=_ATTACKED)
-    stuck = judging.changed & (said == judging.source_labels)
+    answers = predict_labels(model, judging.images, batch_size=_ATTACKED)
+    stuck = judging.changed & (answers == judging.source_labels)
     sources = judging.source_images[stuck]
     return _worst(model, prepared, sources, judging.images[stuck], judging.source_labels[stuck])
 
 
 def _worst(model: nn.Module, prepared: Prepared, sources: Tensor, perturbed: Tensor, labels: Tensor) -> list[_Example]:
-    """The examples of which the model is surest; ties in their given order."""
+    """Keep the examples of the model's highest probability; ties in their given order."""
     import torch
 
     if len(perturbed) == 0:
         return []
     with torch.no_grad():
-        sure, said = model(perturbed).logits.softmax(1).max(1)
-    chosen = sure.sort(descending=True, stable=True).indices[:EXAMPLES]
-    oracle = prepared.judge.label(perturbed[chosen])
-    columns = (labels[chosen].tolist(), said[chosen].tolist(), sure[chosen].tolist(), oracle.tolist())
+        probabilities, answers = model(perturbed).logits.softmax(1).max(1)
+    chosen = probabilities.sort(descending=True, stable=True).indices[:EXAMPLES]
+    judged = prepared.judge.label(perturbed[chosen])
+    columns = (labels[chosen], answers[chosen], probabilities[chosen], judged)
     return [
-        _Example(sources[place].numpy(), perturbed[place].numpy(), *row)
-        for place, *row in zip(chosen.tolist(), *columns, strict=True)
+        _Example(sources[index].numpy(), perturbed[index].numpy(), *row)
+        for index, *row in zip(chosen.tolist(), *(column.tolist() for column in columns), strict=True)
     ]
 
 
 def draw(title: str, groups: Mapping[str, Sequence[_Example]], path: Path) -> None:
-    """One column per example: source, perturbed, difference, and who said what."""
+    """Draw a column per example: source, perturbed image and difference, with the answers of model and judge."""
     from matplotlib.figure import Figure
 
     with house_style():
@@ -116,18 +115,19 @@ def draw(title: str, groups: Mapping[str, Sequence[_Example]], path: Path) -> No
 
 
 def _draw_examples(axes: np.ndarray, examples: Sequence[_Example]) -> None:
-    for place in axes.flat:
-        place.set_axis_off()
+    for each in axes.flat:
+        each.set_axis_off()
     for column, example in zip(axes.T, examples, strict=False):
         difference = example.perturbed - example.source
         _show(column[0], example.source, f"shows {example.label}", INK)
-        oracle = f"oracle {example.oracle}" if example.oracle >= 0 else "oracle in doubt"
-        _show(column[1], example.perturbed, f"model {example.said} ({example.sure:.0%})\n{oracle}", KNEE_COLOUR)
+        judged = f"judge {example.judged}" if example.judged >= 0 else "judge in doubt"
+        answer = f"model {example.answer} ({example.probability:.0%})"
+        _show(column[1], example.perturbed, f"{answer}\n{judged}", KNEE_COLOUR)
         _show(column[2], difference, f"largest change {abs(difference).max():.2f}", MUTED, signed=True)
 
 
 def _show(axes: Axes, image: np.ndarray, caption: str, colour: str, *, signed: bool = False) -> None:
-    """An image (C, H, W) in [0, 1], or, `signed`, a difference in [-1, 1] about grey."""
+    """Show an image (C, H, W) in [0, 1] or, if `signed`, a difference in [-1, 1] about grey."""
     pixels = image.transpose(1, 2, 0)
     if signed and pixels.shape[2] == 3:
         pixels = (pixels + 1) / 2

@@ -1,16 +1,15 @@
-"""What a trial of the front shows of itself: its model in a form that needs none of our code, and its worst examples.
+"""Make what trials of the front show beside their numbers: models that need none of this code, and worst examples.
 
-It runs in a process of its own, `python -m sweep.tracking.model_export STORAGE SWEEP NUMBER ...`: the driver is spared
-torch. What it makes lies in the trial's folder, is made once, and is uploaded by `tracking`.
+It runs in a process of its own, `python -m sweep.tracking.model_export STORAGE SWEEP KIND:NUMBER ...`, so that the
+driver need not import torch. What it makes lies in the trial's folder, is made once, and is uploaded by `artifacts`.
 
-    mlflow-model/     an MLflow model in torch's own export format (pt2): no code of ours, nothing is unpickled
-    gallery.png       its worst sensitivity and invariance examples
+    mlflow-model/     an MLflow model in torch's own export format (pt2): none of this code, and nothing is unpickled
+    gallery.png       the worst sensitivity and invariance examples
 """
 
 from __future__ import annotations
 
 import logging
-import shutil
 import subprocess
 import sys
 import warnings
@@ -20,18 +19,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sweep.plan import SweepPlan, read_plan, trial_folder
+from sweep.tracking.gallery import GALLERY, draw_gallery
+from trainer.files import make_whole_folder
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from trainer.invariance import Prepared
-from sweep.tracking.gallery import EXAMPLE_BATCH, GALLERY, draw_gallery
 
 MODEL = "mlflow-model"
+_EXAMPLE_BATCH = 4
+"""Images in a model's input example: from a single image, the exported model would take no more than one."""
 
 
 def export_models(plan: SweepPlan, numbers: Iterable[int], *, models: Iterable[int]) -> str:
-    """Make what is missing, in another process; why that failed, or nothing.
+    """Make what is missing, in another process; return why that failed, or an empty text.
 
     Args:
         numbers: trials that get a gallery.
@@ -64,22 +66,20 @@ def _main(storage: str, name: str, *wanted: str) -> None:
 
 
 def _export(model: nn.Module, prepared: Prepared, folder: Path) -> None:
-    """An MLflow model, images (B, C, H, W) in [0, 1] to logits (B, K); the folder appears whole or not at all."""
+    """Save an MLflow model, images (B, C, H, W) in [0, 1] to logits (B, K); the folder appears whole or not at all."""
     import numpy as np
     from mlflow import pytorch
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
-    images = prepared.data.validation.images[:EXAMPLE_BATCH].numpy()
+    images = prepared.data.validation.images[:_EXAMPLE_BATCH].numpy()
     shape, classes = prepared.data.shape, prepared.data.classes
     signature = ModelSignature(
         inputs=Schema([TensorSpec(np.dtype(np.float32), (-1, *shape))]),
         outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, classes))]),
     )
-    unfinished = folder.with_suffix(".unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
     logging.getLogger("mlflow").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
+    with make_whole_folder(folder, replace=True) as unfinished, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pytorch.save_model(
             _logits_of(model),
@@ -87,15 +87,13 @@ def _export(model: nn.Module, prepared: Prepared, folder: Path) -> None:
             signature=signature,
             input_example=images,
             serialization_format="pt2",
-            # Given: found out by MLflow itself they would take ten seconds a model.
+            # Given here: MLflow would need ten seconds a model to find them.
             pip_requirements=[f"{package}=={metadata.version(package)}" for package in ("torch", "mlflow", "numpy")],
         )
-    shutil.rmtree(folder, ignore_errors=True)
-    unfinished.rename(folder)
 
 
 def _logits_of(model: nn.Module) -> nn.Module:
-    """The model without its embedding, in operations that torch can export."""
+    """Wrap the model without its embedding, in operations that torch can export."""
     from torch import nn
 
     class Logits(nn.Module):

@@ -1,4 +1,4 @@
-"""MLflow's page on this machine: its server on the loopback address, and the link that opens at a front."""
+"""MLflow's server for this machine alone, on the loopback address, and the link that opens its page at a front."""
 
 from __future__ import annotations
 
@@ -12,42 +12,43 @@ import tempfile
 import time
 import urllib.request
 import webbrowser
-from collections.abc import Callable
 from pathlib import Path
 
 from sweep.plan import SweepPlan
 from sweep.report import FRONT, view_key, view_link
-from sweep.tracking.tracking import ENVIRONMENT, connect
+from sweep.tracking.mlflow_internals import SERVER_ENVIRONMENT
+from sweep.tracking.store import Log, connect
 from trainer.errors import InputError
 
 
-def serve(plan: SweepPlan, *, port: int, browser: bool, say: Callable[[str], None]) -> int:
-    """MLflow's page on the plan's store, on 127.0.0.1, until Ctrl-C; the exit status.
+def serve(plan: SweepPlan, *, port: int, browser: bool, log: Log) -> int:
+    """Serve MLflow's page of the plan's store on 127.0.0.1 until Ctrl-C; return the exit status.
 
     Raises:
-        InputError: if the port is taken, or the store is a server already.
+        InputError: if the port is taken.
     """
     if plan.mlflow_uri.startswith("http"):
-        say(f"{plan.name} is tracked by a server already: {page(plan.mlflow_uri, plan)}")
+        log(f"{plan.name} is tracked by a server already: {page(plan.mlflow_uri, plan)}")
         return 0
     address = f"http://127.0.0.1:{free_port(port)}"
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", address.rpartition(":")[2]]
     command += ["--workers", "1", "--backend-store-uri", plan.mlflow_uri]
     command += ["--artifacts-destination", str(Path(plan.storage) / "artifacts")]
-    environment = {**os.environ, **ENVIRONMENT, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    # Ended by SIGTERM as by Ctrl-C: the server must not outlive this process.
+    # SIGTERM ends this process as Ctrl-C does: the server must not outlive it.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with tempfile.TemporaryFile() as log:
-        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    with tempfile.TemporaryFile() as output:
+        server = subprocess.Popen(
+            command, env={**os.environ, **SERVER_ENVIRONMENT}, stdout=output, stderr=output, start_new_session=True
+        )
         try:
-            say("Starting MLflow (10 to 30 seconds) ...")
+            log("Starting MLflow (10 to 30 seconds) ...")
             _wait_until_up(address, server)
             if server.poll() is not None:
-                log.seek(0)
-                say(log.read().decode(errors="replace")[-2000:])
+                output.seek(0)
+                log(output.read().decode(errors="replace")[-2000:])
                 return 1
             link = page(address, plan)
-            say(f"{plan.name}: {link}\nCtrl-C ends it.")
+            log(f"{plan.name}: {link}\nCtrl-C ends it.")
             if browser:
                 webbrowser.open(link)
             server.wait()
@@ -61,10 +62,10 @@ def serve(plan: SweepPlan, *, port: int, browser: bool, say: Callable[[str], Non
 
 
 def free_port(port: int) -> int:
-    """The port, or for 0 any free one, on the loopback address.
+    """Return the port, or any free one for 0, on the loopback address.
 
     Raises:
-        InputError: if it can't be had.
+        InputError: if it can't be used.
     """
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -76,7 +77,7 @@ def free_port(port: int) -> int:
 
 
 def _wait_until_up(address: str, server: subprocess.Popen[bytes]) -> None:
-    """Until the server answers, or has ended."""
+    """Wait until the server answers, or has ended."""
     while server.poll() is None:
         with contextlib.suppress(OSError), urllib.request.urlopen(f"{address}/health", timeout=2):
             return
@@ -84,7 +85,7 @@ def _wait_until_up(address: str, server: subprocess.Popen[bytes]) -> None:
 
 
 def page(address: str, plan: SweepPlan) -> str:
-    """The link that opens the sweep's view of its front on MLflow's page at `address`."""
+    """Return the link to the sweep's front on MLflow's page at `address`."""
     experiment = connect(plan.mlflow_uri).get_experiment_by_name(plan.space.name)
     if experiment is None:
         return address

@@ -1,77 +1,54 @@
-"""Saved views of an experiment on MLflow's page: what a sweep's link opens.
-
-MLflow has no call that makes a view. Its page keeps each in a tag of the experiment, in a format that is documented
-nowhere; the one written here was read off the page of version `CHECKED_VERSION`.
-"""
+"""Saved views of an experiment on MLflow's page, which a sweep's link opens: what each shows."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from sweep.plan import SweepPlan
 from sweep.report import ALL, COST, FRONT, view_key
+from sweep.tracking.mlflow_internals import VIEW_TAG, pack_view, read_view
 
-CHECKED_VERSION = "3.17"
-"""Of MLflow, with which the views were seen to open."""
 NAMES = (FRONT, ALL, COST)
-TAG = "mlflow.sharedViewState."
-LONGEST_VIEW = 20_000
 MOST_SWEEPS = 10
-"""Whose views an experiment keeps, the latest: MLflow takes 40, and some of them are the user's own."""
+"""Maximum number of sweeps whose views an experiment keeps, the latest ones: MLflow takes 40 views, and some of them
+are the user's own."""
 
 FRONT_COLOUR, KNEE_COLOUR, DOMINATED_COLOUR = "#0072B2", "#D55E00", "#B8BDC4"
-"""Of runs on MLflow's page."""
+"""Colours of runs on MLflow's page."""
 
 _MOST_CHARTED = 1000
-"""Runs in a chart. The page loads 100 at a time, those with the lowest rank first."""
+"""Most runs in a chart. The page loads 100 at a time, those with the lowest rank first."""
 _EPOCH_METRICS = ("sensitivity_accuracy", "invariance_accuracy", "clean_accuracy")
 _SELECTED = ("sel_sens", "sel_inv", "sel_clean")
 
 
 def view_tags(plan: SweepPlan, created: int) -> dict[str, str]:
-    """The tags of a sweep's views; `created` in milliseconds."""
+    """Return the tags of a sweep's views; `created` in milliseconds."""
     states = {FRONT: _front_view(plan), ALL: _all_trials_view(plan), COST: _cost_view(plan)}
     return {
-        TAG + view_key(view, plan.name): json.dumps(
-            {
-                "name": f"{view}: {plan.name}",
-                "createdAt": created,
-                "updatedAt": created,
-                "state": json.dumps(state, separators=(",", ":")),
-            }
-        )
+        VIEW_TAG + view_key(view, plan.name): pack_view(f"{view}: {plan.name}", created, state)
         for view, state in states.items()
     }
 
 
 def outdated(tags: Mapping[str, str]) -> list[str]:
-    """Tags of views of the sweeps that came before the latest `MOST_SWEEPS`."""
+    """Return the tags of views of the sweeps that came before the latest `MOST_SWEEPS`."""
     ours: dict[str, list[str]] = {}
     created: dict[str, float] = {}
     for tag, value in tags.items():
-        view = _read_view(value) if tag.startswith(TAG) else {}
+        view = read_view(value) if tag.startswith(VIEW_TAG) else {}
         name, _, sweep = str(view.get("name", "")).partition(": ")
-        if name in NAMES and tag == TAG + view_key(name, sweep):
+        if name in NAMES and tag == VIEW_TAG + view_key(name, sweep):
             ours.setdefault(sweep, []).append(tag)
             created[sweep] = float(view.get("createdAt") or 0)
     latest_first = sorted(ours, key=lambda sweep: created[sweep], reverse=True)
     return [tag for sweep in latest_first[MOST_SWEEPS:] for tag in ours[sweep]]
 
 
-def _read_view(value: str) -> dict[str, Any]:
-    """Empty for what is no view: such a tag can be anybody's."""
-    try:
-        view = json.loads(value)
-    except ValueError:
-        return {}
-    return view if isinstance(view, dict) else {}
-
-
 def _front_view(plan: SweepPlan) -> dict[str, Any]:
-    """The two accuracies of all trials, the swept parameters, and the curves over the epochs."""
+    """Show the two accuracies of all trials, the swept parameters, and the curves over the epochs."""
     scatter = _chart(
         plan,
         "SCATTER",
@@ -102,7 +79,7 @@ def _front_view(plan: SweepPlan) -> dict[str, Any]:
 
 
 def _all_trials_view(plan: SweepPlan) -> dict[str, Any]:
-    """Every trial as a row, with bars of the chosen numbers."""
+    """Show every trial as a row, with bars of the chosen checkpoint's numbers."""
     bars = [
         _chart(plan, "BAR", "selected", name, metricKey=name, displayName=name)
         for name in (*_SELECTED, "sel_epoch", "pareto_rank")
@@ -119,7 +96,7 @@ def _all_trials_view(plan: SweepPlan) -> dict[str, Any]:
 
 
 def _cost_view(plan: SweepPlan) -> dict[str, Any]:
-    """What the front cost: the hypervolume over trials and over hours."""
+    """Show what the front cost: the hypervolume over trials and over hours."""
     hours = "front_gpu_hours" if plan.gpus_per_trial else "front_cpu_hours"
     by_hours = {"xAxisKey": "metric", "selectedXAxisMetricKey": hours, "useGlobalXaxisKey": False}
     charts = [
@@ -139,7 +116,7 @@ def _cost_view(plan: SweepPlan) -> dict[str, Any]:
 def _state(
     *, search: str, order: str, columns: list[str], charts: list[dict[str, Any]], sections: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """A view's whole state; every key that the page expects is there."""
+    """Return a view's whole state, with every key that the page expects."""
     return {
         "searchFilter": search,
         "orderByKey": order,
@@ -157,7 +134,7 @@ def _state(
         "runsVisibilityMap": {},
         "viewMaximized": False,
         "runListHidden": False,
-        # Else sections that the page makes itself come first.
+        # Otherwise the sections that the page makes itself come first.
         "isAccordionReordered": True,
         "useGroupedValuesInCharts": False,
         "hideEmptyCharts": True,
@@ -194,7 +171,6 @@ def _line(plan: SweepPlan, metric: str, section: str, *, name: str = "", **given
         "xAxisKey": "step",
         "selectedXAxisMetricKey": "",
         "lineSmoothness": 0,
-        "useGlobalLineSmoothness": True,
         "useGlobalXaxisKey": True,
         "scaleType": "linear",
         "xAxisScaleType": "linear",
@@ -223,8 +199,3 @@ def _param_column(name: str) -> str:
 
 def _tag_column(name: str) -> str:
     return f"tags.`{name}`"
-
-
-def _check_size(tags: Iterable[str]) -> bool:
-    """Whether MLflow takes every view."""
-    return all(len(json.loads(tag)["state"]) <= LONGEST_VIEW for tag in tags)

@@ -27,19 +27,19 @@ from rich.console import Console
 
 from search_spaces.reading import load_space
 from sweep.engine.ledger_callback import LedgerCallback, SweepStopper
+from sweep.engine.result_keys import FOOTPRINT, REPORT
 from sweep.engine.slots import Slots
 from sweep.engine.stopper import MultiObjectiveASHA
 from sweep.ledger.writing import LedgerWriter
-from sweep.plan.plan import make_plan
+from sweep.plan.from_options import make_plan
 from sweep.plan.plan_file import write_plan
 from sweep.report.screen import Screen
 from sweep.search.budget import Budget
-from sweep.search.result_keys import FOOTPRINT, REPORT
 from sweep.search.rungs import Rungs
-from sweep.search.search import ParetoSearch
 from sweep.state.sweep_state import state_of_trials
-from sweep.tracking.tracking import Tracker
+from sweep.tracking.tracker import Tracker
 from tests.benchmarks.common import print_machine, print_result
+from tests.support.tuned_search import TunedSearch
 
 TRIALS, EPOCHS, SLOTS, PART = 10_000, 10, 16, 1000
 LEVELS = (1, 4)
@@ -153,17 +153,17 @@ def simulate(storage: Path, clock: Clock, trials: int) -> Iterator[Part]:
     results = state_of_trials(plan, {})
     budget, slots = Budget(plan, results, SLOTS), Slots(plan, SLOTS, known=False)
     rungs = Rungs(plan.objectives, levels=LEVELS, eta=NOBODY)
-    search = ParetoSearch(plan.space, plan.objectives, sampler="tpe", seed=SEED, configurations=trials)
+    search = TunedSearch(plan.space, plan.objectives, sampler="tpe", seed=SEED, configurations=trials)
     scheduler = MultiObjectiveASHA(rungs)
     with (storage / "screen.txt").open("w") as lines, LedgerWriter(plan.folder) as ledger:
         screen = Screen(Console(file=lines), plan, results)
-        tracker = Tracker(plan, results, say=screen.say)
+        tracker = Tracker(plan, results, log=screen.say)
 
         def listen(number: int) -> None:
             tracker.changed(number)
             screen.trial_changed(number)
 
-        scribe = LedgerCallback(ledger, results, rungs, budget, slots, listen=listen, say=screen.say)
+        scribe = LedgerCallback(ledger, results, rungs, budget, slots, on_event=listen, log=screen.say)
         clock.watch(search, "search", "suggest", "on_trial_complete")
         clock.watch(scheduler, "scheduler", "on_trial_result", "on_trial_complete")
         clock.watch(ledger, "ledger", "started", "reported", "decided", "ended")

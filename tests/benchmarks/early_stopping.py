@@ -35,13 +35,14 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from search_spaces.reading import load_space
-from search_spaces.space import Range, Space
+from search_spaces.space import Space
+from search_spaces.swept import Range
 from sweep.front.incremental import Front
 from sweep.front.objectives import Objectives
 from sweep.front.pareto import hypervolume
 from sweep.plan.objectives import OBJECTIVES
 from sweep.plan.plan import SweepPlan
-from sweep.search.rung import Decision
+from sweep.search.decision import Decision
 from sweep.search.rungs import Rungs, rung_levels
 from sweep.search.samplers import make_sampler
 from tests.benchmarks.common import print_result, processor
@@ -184,7 +185,7 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
 
 def record() -> None:
     """Run the trials of the table, with the very command of a sweep, and keep what the benchmark reads of them."""
-    from sweep.cli.cli import main as otsweep
+    from sweep.cli.commands import main as otsweep
 
     with tempfile.TemporaryDirectory() as storage:
         words = ["run", str(SPACE), "--sampler", "qmc", "--epochs", str(RECORDED_EPOCHS), "--keep-models", "none"]
@@ -222,7 +223,7 @@ def ours(rungs: Rungs, seed: int) -> Stops:
 
 def decide(rungs: Rungs, trial: int, epoch: int, values: np.ndarray) -> Decision | None:
     """What a sweep's scheduler decides on a report."""
-    return rungs.hear(trial, {"number": trial}, {"epoch": epoch, **said(rungs.objectives, values)})
+    return rungs.observe(trial, {"number": trial}, {"epoch": epoch, **said(rungs.objectives, values)})
 
 
 def said(objectives: Objectives, values: np.ndarray) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """Aligned nearest neighbours: images/s of `find_neighbours` over those of the reference procedure.
 
-The reference is what the attack's authors describe: for every source all 775 alignments by scipy.ndimage on the 8-bit
-image, then scikit-learn's nearest neighbour of the 775 queries in every other class of the 60,000 MNIST training
+The reference is the procedure of the attack's authors: for every source all 775 alignments by scipy.ndimage on the
+8-bit image, then scikit-learn's nearest neighbour of the 775 queries in every other class of the 60,000 MNIST training
 images, in the 64-bit numbers that scikit-learn widens 8-bit images to. The same in 32 bits, which nobody describes but
 which is faster, stands beside it. All sides search the same sources, interleaved, with two threads, against an index
 that was built before the clock starts; the time to build each is shown beside. All must name the same neighbours.
@@ -28,9 +28,11 @@ from sklearn.neighbors import NearestNeighbors
 from threadpoolctl import threadpool_limits
 from torchvision.datasets import MNIST
 
-from trainer.invariance.alignments import AlignmentGrid, alignments_for
+from trainer.invariance.alignment_grid import AlignmentGrid
 from trainer.invariance.attacks import allowed_targets
-from trainer.invariance.neighbours import ClassIndex, find_neighbours
+from trainer.invariance.class_index import ClassIndex
+from trainer.invariance.neighbours import find_neighbours
+from trainer.invariance.published import alignments_for
 
 THREADS, PAIRS, REFERENCE_IMAGES, IMAGES = 2, 5, 1, 64
 GRID = alignments_for("mnist", "linf")
@@ -44,7 +46,7 @@ def timed(run: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def reference_alignments(image: np.ndarray) -> np.ndarray:
-    """The 775 versions of an 8-bit image, (775, 784)."""
+    """Return the 775 versions of an 8-bit image, (775, 784)."""
     return np.stack(
         [
             ndimage.shift(ndimage.rotate(image, r, reshape=False), (down, right)).ravel()
@@ -66,7 +68,7 @@ class Reference:
         }
 
     def find(self, images: np.ndarray, labels: np.ndarray) -> list[tuple[int, int, int]]:
-        """(target, alignment, training image) of every source and other class."""
+        """Find (target, alignment, training image) of every source and other class."""
         rows = []
         for image, label in zip(images, labels, strict=True):
             queries = reference_alignments(image).astype(self.kind)

@@ -20,11 +20,13 @@ from typing import Any
 import numpy as np
 
 from sweep.ledger.reading import read_ledger
-from sweep.ledger.records import TrialRecord
 from sweep.plan.plan import SweepPlan
 from sweep.state.sweep_state import SweepState
-from sweep.tracking.tracking import Child, Tracker
+from sweep.tracking.tracker import Tracker
+from sweep.tracking.trial_runs import TrialRun
+from sweep.tracking.writer import Writer
 from tests.benchmarks.common import print_machine, print_result
+from tests.support import events
 from tests.support.recorded_sweeps import recorded
 
 TRIALS, SECONDS = 10_000, 240
@@ -50,8 +52,7 @@ class Course:
 
     def begin(self, results: SweepState, number: int) -> None:
         config = self.records[number % len(self.records)].config
-        record = results.trials.setdefault(number, TrialRecord(number))
-        record.begin(config, seed=0, attempt=1, host="", time=time.time())
+        results.apply(events.started(number, config, time=time.time()))
 
 
 def ended_before(course: Course, count: int) -> SweepState:
@@ -60,28 +61,31 @@ def ended_before(course: Course, count: int) -> SweepState:
     for number in range(count):
         course.begin(results, number)
         for report in course.reports(number):
-            results.trials[number].say(report)
-        results.end(number, "finished", reason="", time=time.time())
+            results.apply(events.reported(number, report))
+        results.apply(events.ended(number, "finished", time=time.time()))
     return results
 
 
 def take_as_written(tracker: Tracker) -> None:
     """As if the writer had written all that there is; what is to be changed of it goes into one run of the store."""
-    writer = tracker.connected(over=False)
-    writer.look_up()
-    run = writer.create_run(start_time=writer.created(), run_name="written before")
-    for number in tracker.results.trials:
-        child = writer.children[number] = Child(run, set(), described=True, closed=True, status="FINISHED")
-        child.tags = writer.standing_of(child, number)[1]
-    writer.milestones = len(tracker.results.course)
+    state = tracker.take_state()
+    writer = tracker.writer = Writer(tracker.plan, tracker.plan.mlflow_uri, log=print)
+    writer.open(state)
+    trials = writer.trials
+    trials.ranking.refresh(state, over=False)
+    run_id = writer.store.create_run("written before", started=0, tags={})
+    for number in state.trials:
+        _, tags = trials.ranking.changes(number, state, {}, over=False)
+        trials.runs[number] = TrialRun(run_id, set(), tags=tags, described=True, closed=True, status="FINISHED")
+    writer.parent.milestones = len(state.course)
     tracker.loaded = True
     # The front's files, too, which are due again after a hundred times what they took.
     tracker.write_pass()
 
 
-def drive(course: Course, tracker: Tracker, seconds: float) -> list[float]:
+def drive(course: Course, tracker: Tracker, results: SweepState, seconds: float) -> list[float]:
     """The events of a driver at their pace; how late each was, in seconds."""
-    results, late = tracker.results, []
+    late = []
     running: list[tuple[int, Iterator[dict[str, Any]]]] = []
     begun, pace = time.monotonic(), TRIAL_SECONDS / (SLOTS * (EPOCHS + 1))
     for event in range(int(seconds / pace)):
@@ -93,9 +97,9 @@ def drive(course: Course, tracker: Tracker, seconds: float) -> list[float]:
             running.append((number, course.reports(number)))
         number, reports = running.pop(0)
         report = next(reports)
-        results.trials[number].say(report)
+        results.apply(events.reported(number, report))
         if report["final"]:
-            results.end(number, "finished", reason="", time=time.time())
+            results.apply(events.ended(number, "finished", time=time.time()))
         else:
             running.append((number, reports))
         tracker.changed(number)
@@ -107,15 +111,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         plan = dataclasses.replace(recorded("thousand", Path(folder)), trials=TRIALS)
         course = Course(plan)
-        tracker = Tracker(plan, ended_before(course, TRIALS - int(SECONDS * SLOTS / TRIAL_SECONDS)), print)
+        results = ended_before(course, TRIALS - int(SECONDS * SLOTS / TRIAL_SECONDS))
+        tracker = Tracker(plan, results, print)
         take_as_written(tracker)
         tracker.start()
         assert tracker.thread.ident is not None
         clock = time.pthread_getcpuclockid(tracker.thread.ident)
         spent, begun = time.clock_gettime(clock), time.monotonic()
-        late = drive(course, tracker, SECONDS)
+        late = drive(course, tracker, results, SECONDS)
         spent, took = time.clock_gettime(clock) - spent, time.monotonic() - begun
-        behind = len(tracker.waiting)
+        behind = len({*tracker.waiting, *tracker.changes})
         tracker.ending.set()
         tracker.thread.join()
     print(f"{TRIALS} trials, {len(late) / took:.1f} reports/s for {took:.0f} s")

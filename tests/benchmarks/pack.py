@@ -1,9 +1,9 @@
-"""Trials per hour of one device: packs of several sizes, over one trial at a time, over processes that share it.
+"""Trials per hour of one device: packs of several sizes, one trial at a time, and processes that share the device.
 
-PGD-7, the MNIST CNN, ot_triplet over both perturbations; what is timed are training steps. On a GPU: batch 256, packs
-of 8, 32 and 128, each eager and compiled, and 8 and 16 processes that share the device. On a CPU a small size that says
-whether the code works and what it costs there, and nothing about a GPU: batch 16, packs of 1 to 8, 2 processes. A trial
-is 10 epochs of MNIST's 55,000 images; its hours are reckoned from the steps, judging not counted.
+PGD-7, the MNIST CNN, ot_triplet over both perturbations; training steps are timed. On a GPU: batch 256, packs of 8, 32
+and 128, each eager and compiled, and 8 and 16 processes that share the device. On a CPU a small size shows that the
+code works and what it costs there, and nothing about a GPU: batch 16, packs of 1 to 8, 2 processes. A trial is 10
+epochs of MNIST's 55,000 images; its hours are computed from the steps, without evaluation.
 
 The roofline: arithmetic (matrix products and convolutions) and bytes (what every operation reads and writes, each on
 its own) of a single trial's step, against the device's own matrix product and copy, measured here. Where a step takes
@@ -41,12 +41,14 @@ from tests.benchmarks.common import (
 from trainer.config import TrialConfig
 from trainer.data.datasets import Split
 from trainer.invariance.perturbations import TrainingPerturbation
-from trainer.objective import terms as terms_module
-from trainer.objective.terms import Knobs
-from trainer.training import stacked
-from trainer.training import step as training
+from trainer.models import move_to_device
+from trainer.objective.terms import Knobs, total_loss
+from trainer.training import stacked_training
+from trainer.training.batches import Batch, batches, shuffled_rows
 from trainer.training.profiling import stand_in
-from trainer.training.stacking import StackedAdamW, StackedModel
+from trainer.training.stacked_models import StackedAdamW, StackedModel
+from trainer.training.stacked_training import find_largest_class, fold_batch, stack_knobs
+from trainer.training.step import forward, make_optimizer, update
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
@@ -55,12 +57,12 @@ ROUNDS = 3
 
 
 class Size(NamedTuple):
-    """What a device is given to do."""
+    """The work that a device is given."""
 
     batch: int
     packs: tuple[int, ...]
     figure: int
-    """The pack that the result is of."""
+    """Size of the pack that the result is about."""
     processes: tuple[int, ...]
     steps: int
 
@@ -92,39 +94,39 @@ def generators(count: int) -> list[torch.Generator]:
 
 
 def single() -> Callable[[], None]:
-    """A step of a trial alone."""
+    """Return a step of a trial alone."""
     train, perturbed = data()
     config = configuration(0)
-    model = training.placed(fresh_model(config, train.images.cpu()), DEVICE)
-    optimizer, knobs = training.make_optimizer(model, config), Knobs.of(config, DEVICE)
+    model = move_to_device(fresh_model(config, train.images.cpu()), DEVICE)
+    optimizer, knobs = make_optimizer(model, config), Knobs.of(config, DEVICE)
     (generator,) = generators(1)
 
-    def endless() -> Iterator[training.Batch]:
+    def endless() -> Iterator[Batch]:
         while True:
-            yield from training.batches(train, perturbed, batch_size=SIZE.batch, generator=generator)
+            yield from batches(train, perturbed, batch_size=SIZE.batch, generator=generator)
 
     source = endless()
 
     def step() -> None:
-        terms = training.forward(model, next(source), config, knobs, generator).terms
-        training.update(optimizer, terms_module.total(terms, knobs))
+        terms = forward(model, next(source), config, knobs, generator).terms
+        update(optimizer, total_loss(terms, knobs))
 
     return step
 
 
 def packed(count: int, *, compiled: bool = False) -> Callable[[], None]:
-    """A step of so many lanes."""
+    """Return a step of stacked trials."""
     train, perturbed = data()
     configs = [configuration(seed) for seed in range(count)]
-    models = [training.placed(fresh_model(config, train.images.cpu()), DEVICE) for config in configs]
+    models = [move_to_device(fresh_model(config, train.images.cpu()), DEVICE) for config in configs]
     model = StackedModel(models)
-    optimizer = StackedAdamW(model, [training.make_optimizer(m, c) for m, c in zip(models, configs, strict=True)])
+    optimizer = StackedAdamW(model, [make_optimizer(m, c) for m, c in zip(models, configs, strict=True)])
     if compiled:
         model.compile()
-    shared, knobs = stacked.stack_knobs(configs, DEVICE)
+    shared, knobs = stack_knobs(configs, DEVICE)
     noise = generators(count)
-    shuffle = [training.shuffled(len(train.labels), batch_size=SIZE.batch, generator=each) for each in noise]
-    most = stacked.largest_class(train.labels, shuffle, [perturbed] * count)
+    shuffle = [shuffled_rows(len(train.labels), batch_size=SIZE.batch, generator=each) for each in noise]
+    bound = find_largest_class(train.labels, shuffle, [perturbed] * count)
 
     def endless() -> Iterator[tuple[Tensor, ...]]:
         while True:
@@ -133,9 +135,9 @@ def packed(count: int, *, compiled: bool = False) -> Callable[[], None]:
     source = endless()
 
     def step() -> None:
-        batch = stacked.batch_of(train, [perturbed] * count, next(source))
-        terms = stacked.forward(model, batch, shared, knobs, noise, most=most).terms
-        optimizer.step(torch.autograd.grad(terms_module.total(terms, knobs).sum(), optimizer.parameters))
+        batch = fold_batch(train, [perturbed] * count, next(source))
+        terms = stacked_training.forward(model, batch, shared, knobs, noise, largest_class=bound).terms
+        optimizer.step(torch.autograd.grad(total_loss(terms, knobs).sum(), optimizer.parameters))
 
     return step
 
@@ -149,17 +151,17 @@ def repeated(step: Callable[[], None]) -> Callable[[], None]:
 
 
 def worker(start: Barrier, done: Any, threads: int) -> None:
-    """One process of several: so many steps, when all are warm."""
+    """Run the steps in one process of several, once all are warm."""
     torch.set_num_threads(threads)
     steps = repeated(single())
     steps()
     start.wait()
     done.put(seconds(steps))
-    start.wait()  # nobody leaves the device to the others before all are through
+    start.wait()  # none leaves the device to the others before all have finished
 
 
 def side_by_side(count: int) -> float:
-    """Seconds that each of so many processes took for its steps on the same device, the slowest one's."""
+    """Return the seconds that the slowest of some processes took for its steps on the shared device."""
     context = multiprocessing.get_context("spawn")
     start, done = context.Barrier(count), context.Queue()
     threads = max(1, torch.get_num_threads() // count)
@@ -173,7 +175,7 @@ def side_by_side(count: int) -> float:
 
 
 class Counted(TorchDispatchMode):
-    """Arithmetic of products and convolutions, and what every operation reads and writes; views move nothing."""
+    """A count of the arithmetic of products and convolutions, and of the bytes that operations read and write."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -181,7 +183,7 @@ class Counted(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if not func.is_view:
+        if not func.is_view:  # views move nothing
             moved = [each for each in tree_leaves((args, kwargs, result)) if isinstance(each, Tensor)]
             self.bytes += sum(each.numel() * each.element_size() for each in moved)
         if func.overloadpacket in flop_registry:
@@ -190,7 +192,7 @@ class Counted(TorchDispatchMode):
 
 
 def print_roofline(step_seconds: float) -> None:
-    """Where a single trial's step lies under what the device can do."""
+    """Print how far a single trial's step is from the limits of the device."""
     step = single()
     step()
     with Counted() as counted:
@@ -214,20 +216,20 @@ def print_roofline(step_seconds: float) -> None:
 
 
 def per_hour(trials: int, spent: float) -> float:
-    """Of so many trials side by side whose `SIZE.steps` take so many seconds."""
+    """Return the trials per hour of some trials side by side whose `SIZE.steps` take `spent` seconds."""
     steps = EPOCHS * (TRAINING_IMAGES // SIZE.batch)
     return trials * 3600 / (spent / SIZE.steps * steps)
 
 
-def memory_per_lane(count: int) -> str:
-    """Of a device that counts what is allocated on it: the most of a step, by lane."""
+def memory_per_trial(count: int) -> str:
+    """Describe the peak memory of a step per trial; empty for a device that does not count allocations."""
     if not ON_GPU:
         return ""
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     packed(count)()
-    return f", {(torch.cuda.max_memory_allocated() - before) / count / 2**20:.0f} MiB a lane"
+    return f", {(torch.cuda.max_memory_allocated() - before) / count / 2**20:.0f} MiB a trial"
 
 
 def main() -> None:
@@ -243,13 +245,13 @@ def main() -> None:
         times[f"{count} processes"], trials[f"{count} processes"] = [side_by_side(count)], count
     notes = {
         name: f"{per_hour(trials[name], statistics.median(spent)):.2f} trials/h"
-        + (memory_per_lane(trials[name]) if name.startswith("pack") else "")
+        + (memory_per_trial(trials[name]) if name.startswith("pack") else "")
         for name, spent in times.items()
     }
-    print_table(f"{SIZE.steps} steps of all lanes, PGD-7, MNIST CNN, batch {SIZE.batch}", times, notes)
+    print_table(f"{SIZE.steps} steps of all trials, PGD-7, MNIST CNN, batch {SIZE.batch}", times, notes)
     print_roofline(statistics.median(times[alone]) / SIZE.steps)
     if not ON_GPU:
-        print("\nnot run: packs of 32 and 128, compiled packs, 8 and 16 processes, memory per lane (no CUDA device)")
+        print("\nnot run: packs of 32 and 128, compiled packs, 8 and 16 processes, memory per trial (no CUDA device)")
     gain = [SIZE.figure * ratio for ratio in ratios(times[alone], times[f"pack of {SIZE.figure}"])]
     print(f"times the trials per hour, pack of {SIZE.figure}, {ROUNDS} pairs: {min(gain):.2f} to {max(gain):.2f}")
     print_result("pack", statistics.median(gain))

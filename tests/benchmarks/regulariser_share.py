@@ -1,9 +1,9 @@
-"""What share of a training step the regularisers' own arithmetic takes: distances, transport, its gradient.
+"""The share of a training step that the regularisers' arithmetic takes: distances, transport, its gradient.
 
 The step is a whole one of the trainer (PGD-7, sensitivity and invariance regularised, the MNIST CNN, batch 256). The
 arithmetic is both regularisers' values and their gradients with respect to the embeddings, taken at the embeddings
-of such a step; the network's passes over the perturbed images are not part of it. The result is the dearest
-regulariser's share.
+of such a step; the network's passes over the perturbed images are not part of it. The result is the largest
+share of any regulariser.
 
     python -m tests.benchmarks.regulariser_share
 """
@@ -25,12 +25,14 @@ from tests.benchmarks.common import (
     ratios,
 )
 from trainer.config import TrialConfig
+from trainer.models import move_to_device
 from trainer.objective import regularizers
-from trainer.objective import terms as terms_module
 from trainer.objective.regularizers import Embedded
-from trainer.objective.terms import Knobs
-from trainer.training import step as training
+from trainer.objective.terms import Knobs, total_loss
+from trainer.training.batches import Batch, batches
 from trainer.training.profiling import stand_in
+from trainer.training.step import forward, make_optimizer, update
+from trainer.training.views import batch_views
 
 ROUNDS, WARM_STEPS, CPU = 7, 10, torch.device("cpu")
 
@@ -47,22 +49,22 @@ def configuration(regularizer: str) -> TrialConfig:
 
 
 def stepper(config: TrialConfig) -> tuple[Callable[[], object], Callable[[], object]]:
-    """(one whole step, the regularisers' arithmetic alone), on a model that has learnt a little."""
+    """Return one whole step, and the regularisers' arithmetic alone, on a model that has learnt a little."""
     train = digits_of_mnist_shape(config.batch_size * 4)
     perturbed = stand_in(train, epsilon=config.invariance_epsilon)
-    model = training.placed(fresh_model(config, train.images), CPU)
-    optimizer, knobs = training.make_optimizer(model, config), Knobs.of(config, CPU)
+    model = move_to_device(fresh_model(config, train.images), CPU)
+    optimizer, knobs = make_optimizer(model, config), Knobs.of(config, CPU)
     generator = torch.Generator().manual_seed(0)
 
-    def endless() -> Iterator[training.Batch]:
+    def endless() -> Iterator[Batch]:
         while True:
-            yield from training.batches(train, perturbed, batch_size=config.batch_size, generator=generator)
+            yield from batches(train, perturbed, batch_size=config.batch_size, generator=generator)
 
     source = endless()
 
     def step(config: TrialConfig = config) -> None:
-        terms = training.forward(model, next(source), config, knobs, generator).terms
-        training.update(optimizer, terms_module.total(terms, knobs))
+        terms = forward(model, next(source), config, knobs, generator).terms
+        update(optimizer, total_loss(terms, knobs))
 
     for _ in range(WARM_STEPS):
         step(config.replace(sensitivity_steps=1))
@@ -71,14 +73,14 @@ def stepper(config: TrialConfig) -> tuple[Callable[[], object], Callable[[], obj
 
 def arithmetic(
     model: torch.nn.Module,
-    batch: training.Batch,
+    batch: Batch,
     config: TrialConfig,
     knobs: Knobs,
     generator: torch.Generator,
 ) -> Callable[[], object]:
     assert batch.invariance is not None
     with torch.no_grad():
-        seen = {name: model(x).embedding for name, x in training.views(model, batch, config, knobs, generator).items()}
+        seen = {name: model(x).embedding for name, x in batch_views(model, batch, config, knobs, generator).items()}
     points = {name: embedding.requires_grad_() for name, embedding in seen.items()}
     clean = Embedded(points["clean"], batch.labels)
     anchors = (

@@ -127,7 +127,7 @@ def plain_trial(config: dict[str, Any]) -> None:
 
     from trainer.files.checkpoints import FolderStore
     from trainer.invariance.preparation import prepare
-    from trainer.training.trial import run_trial
+    from trainer.training.loop import run_trial
 
     torch.set_num_threads(1)
     evaluation, folder = EvaluationConfig(dataset="digits"), Path(os.environ["SLOT_BUSY_FOLDER"])
@@ -175,7 +175,7 @@ def seconds_per_epoch(folder: Path) -> float:
     import torch
 
     from trainer.invariance.preparation import prepare
-    from trainer.training.trial import run_trial
+    from trainer.training.loop import run_trial
 
     torch.set_num_threads(1)
     evaluation = EvaluationConfig(dataset="digits")

@@ -34,11 +34,12 @@ from tests.benchmarks.common import (
 from trainer.config import TrialConfig
 from trainer.data.datasets import Split
 from trainer.invariance.perturbations import TrainingPerturbation
-from trainer.objective import terms as terms_module
-from trainer.objective.terms import Knobs
+from trainer.models import move_to_device
+from trainer.objective.terms import Knobs, total_loss
 from trainer.presets import preset
-from trainer.training import step as training
+from trainer.training.batches import Batch, batches
 from trainer.training.profiling import stand_in
+from trainer.training.step import forward, make_optimizer, update
 
 ROUNDS, BATCHES, CPU = 7, 3, torch.device("cpu")
 CONFIG = TrialConfig(**preset("paper/nll-ml-sens-invar"))
@@ -70,7 +71,7 @@ def _bytes(images: Tensor) -> np.ndarray:
 
 
 def published_network() -> tuple[nn.Module, nn.Module]:
-    """Encoder and head as described, for images that come normalised."""
+    """Build encoder and head as described, for images that come normalised."""
     encoder = nn.Sequential(
         *(nn.Conv2d(1, 32, 5), nn.PReLU(), nn.MaxPool2d(2)),
         *(nn.Conv2d(32, 64, 5), nn.PReLU(), nn.MaxPool2d(2), nn.Flatten()),
@@ -119,17 +120,17 @@ def published_triplet(clean: Tensor, perturbed: Tensor, labels: Tensor) -> Tenso
 
 
 def our_steps(split: Split, perturbed: TrainingPerturbation) -> Callable[[], object]:
-    model = training.placed(fresh_model(CONFIG, split.images), CPU)
-    optimizer, knobs = training.make_optimizer(model, CONFIG), Knobs.of(CONFIG, CPU)
+    model = move_to_device(fresh_model(CONFIG, split.images), CPU)
+    optimizer, knobs = make_optimizer(model, CONFIG), Knobs.of(CONFIG, CPU)
     generator = torch.Generator().manual_seed(0)
 
-    def shuffled() -> Iterator[training.Batch]:
-        return training.batches(split, perturbed, batch_size=CONFIG.batch_size, generator=generator)
+    def shuffled() -> Iterator[Batch]:
+        return batches(split, perturbed, batch_size=CONFIG.batch_size, generator=generator)
 
     def epoch() -> None:
         for batch in shuffled():
-            terms = training.forward(model, batch, CONFIG, knobs, generator).terms
-            training.update(optimizer, terms_module.total(terms, knobs))
+            terms = forward(model, batch, CONFIG, knobs, generator).terms
+            update(optimizer, total_loss(terms, knobs))
 
     return epoch
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from tests.benchmarks.common import interleaved, print_machine, print_result, print_table, ratios
-from trainer.objective.regularizers import Embedded, by_class
+from trainer.objective.regularizers import Embedded, group_by_class
 from trainer.objective.transport import cosine_cost, entropic_transport
 
 BATCH, CLASSES, DIMENSIONS, ROUNDS = 256, 10, 32, 15
@@ -33,25 +33,25 @@ class Problems(NamedTuple):
     anchors: Tensor
     clean: Tensor
     rows: Tensor
-    """(K, N) anchors of each class, filled up."""
+    """(K, N) anchors of each class, padded."""
     a: Tensor
     b: Tensor
 
 
 def make_problems() -> Problems:
-    """Embeddings of a half-trained network: classes that overlap a little. float32."""
+    """Draw embeddings like those of a half-trained network: classes that overlap a little. float32."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(CLASSES, (BATCH,), generator=generator)
     centres = torch.randn(CLASSES, DIMENSIONS, generator=generator)
     clean = centres[labels] + torch.randn(BATCH, DIMENSIONS, generator=generator)
     anchors = clean + 0.5 * torch.randn(BATCH, DIMENSIONS, generator=generator)
-    rows, there = by_class(Embedded(anchors, labels), CLASSES)
+    rows, present = group_by_class(Embedded(anchors, labels), CLASSES)
     others = labels != torch.arange(CLASSES)[:, None]
-    return Problems(anchors.requires_grad_(), clean.requires_grad_(), rows, there.float(), others.float())
+    return Problems(anchors.requires_grad_(), clean.requires_grad_(), rows, present.float(), others.float())
 
 
 def ours(problems: Problems, entropy: float) -> tuple[Tensor, Tensor]:
-    """Summed value and the largest marginal error."""
+    """Return the summed value and the largest marginal error."""
     cost = cosine_cost(problems.anchors, problems.clean)[problems.rows]
     solved = entropic_transport(cost, problems.a, problems.b, entropy=entropy, tolerance=ERROR)
     return solved.value.sum(), solved.marginal_error.max()
@@ -83,7 +83,7 @@ def pot_batched(problems: Problems, entropy: float, iterations: int) -> tuple[Te
 
 
 def fewest_iterations(solve: Callable[[int], tuple[Tensor, Tensor]]) -> int:
-    """To within a quarter, how many bring the error below `ERROR`."""
+    """Find, to within a quarter, how many bring the error below `ERROR`."""
     iterations = 2
     while solve(iterations)[1] > ERROR and iterations < 5000:
         iterations += max(1, iterations // 4)

@@ -249,7 +249,7 @@ def test_a_node_that_does_not_see_the_storage_is_named(compose: Compose) -> None
 
 def check_mlflow(compose: Compose, trials: dict[int, TrialRecord]) -> None:
     """What MLflow missed while it was away was written later."""
-    from sweep.tracking.tracking import connect
+    from sweep.tracking.store import connect
 
     client = connect(compose.mlflow)
     experiment = client.get_experiment_by_name("tiny")

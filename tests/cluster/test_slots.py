@@ -14,8 +14,9 @@ from sweep.engine import slots
 from sweep.engine.slots import Node, Slots, concurrency
 from sweep.engine.trainable import Footprint
 from sweep.ledger.records import TrialRecord
+from sweep.plan.from_options import make_plan
 from sweep.plan.objectives import OBJECTIVES
-from sweep.plan.plan import SweepPlan, make_plan
+from sweep.plan.plan import SweepPlan
 from sweep.search.budget import Budget
 from sweep.state.sweep_state import SweepState
 from tests.cluster.test_survival import SPACE, Sweep, assert_everything_once
@@ -75,7 +76,7 @@ def test_memory_of_the_largest_trial_so_far_decides(plan_of: Any, monkeypatch: p
     assert (plan.measure_memory, plan.max_concurrent) == (True, 0)
     found = Slots(plan, 32, known=True)
     assert found.limit == 1
-    told = [(found.heard(Footprint(round(size * GIGABYTE), 0, 0)), found.limit) for size in (1, 0.5, 2, 20)]
+    told = [(found.observe(Footprint(round(size * GIGABYTE), 0, 0)), found.limit) for size in (1, 0.5, 2, 20)]
     assert told == [(True, 13), (False, 13), (True, 6), (True, 1)], "at least the one that runs goes on"
     assert Slots(plan_of(), 32, known=False).limit == 32
 
@@ -83,9 +84,9 @@ def test_memory_of_the_largest_trial_so_far_decides(plan_of: Any, monkeypatch: p
 def test_memory_of_a_gpu_is_shared(plan_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     offer(monkeypatch, Node(64, 2, 1000 * GIGABYTE))
     found = Slots(plan_of(max_concurrent="auto", gpus_per_trial=0.1), 20, known=True)
-    assert found.heard(Footprint(GIGABYTE, 3 * GIGABYTE, 80 * GIGABYTE))
+    assert found.observe(Footprint(GIGABYTE, 3 * GIGABYTE, 80 * GIGABYTE))
     assert found.limit == 20
-    assert found.heard(Footprint(GIGABYTE, 20 * GIGABYTE, 80 * GIGABYTE))
+    assert found.observe(Footprint(GIGABYTE, 20 * GIGABYTE, 80 * GIGABYTE))
     assert found.describe() == "a trial takes 1.00 GB and 20.00 GB of a GPU: 6 at once from now on"
 
 

@@ -18,8 +18,11 @@ from typing import NamedTuple
 import pytest
 
 from search_spaces.reading import load_space
-from sweep.cluster.cluster import Job, check_address, exit_status, read_token, strip_preamble
-from sweep.cluster.submit import ClusterInfo, Submission, answer_in, differences, free_id, pack, refuse_twice
+from sweep.cluster.access import check_address, read_token
+from sweep.cluster.cluster import Job, exit_status, strip_preamble
+from sweep.cluster.info import ClusterInfo, differences, find_answer
+from sweep.cluster.submission import Submission, refuse_duplicate
+from sweep.cluster.submit import free_id, pack
 from sweep.ledger.reading import read_ledger
 from tests.support.commands import call
 from tests.support.ray_nodes import LOOPBACK, RAY, answers, end, environment, free_ports, need_jobs, start, wait_for
@@ -293,24 +296,24 @@ def test_job_ids_count_the_jobs_of_a_sweep() -> None:
 
 
 def submission(*, name: str | None = None, **options: object) -> Submission:
-    return Submission.of("digits", name=name, options=options, places={})
+    return Submission.of("digits", name=name, options=options, paths={})
 
 
 def test_a_plan_is_the_same_under_any_name_and_anywhere() -> None:
     first = submission(name="first")
     ran = [job(sweep="first", plan_hash=first.plan.hash)]
-    for again in (submission(), Submission.of("digits", name=None, options={}, places={"storage": "/else"})):
+    for again in (submission(), Submission.of("digits", name=None, options={}, paths={"storage": "/else"})):
         with pytest.raises(InputError, match="this very plan"):
-            refuse_twice(again, ran)
-    refuse_twice(submission(name="second"), ran)
-    refuse_twice(submission(seed="1"), ran)
-    refuse_twice(submission(), [ran[0]._replace(state="FAILED", exit_status=2)])
+            refuse_duplicate(again, ran)
+    refuse_duplicate(submission(name="second"), ran)
+    refuse_duplicate(submission(seed="1"), ran)
+    refuse_duplicate(submission(), [ran[0]._replace(state="FAILED", exit_status=2)])
     with pytest.raises(InputError, match="this very plan"):
-        refuse_twice(submission(), [ran[0]._replace(state="FAILED", exit_status=1)])
+        refuse_duplicate(submission(), [ran[0]._replace(state="FAILED", exit_status=1)])
 
 
 @pytest.mark.parametrize(
-    ("places", "message"),
+    ("paths", "message"),
     [
         ({"storage": "relative/folder"}, r"--storage 'relative/folder': must be an absolute path or a URL"),
         ({"storage": "s3://me:hunter2@bucket"}, r"--storage 's3://\*\*\*@bucket': holds a secret"),
@@ -318,9 +321,9 @@ def test_a_plan_is_the_same_under_any_name_and_anywhere() -> None:
         ({"mlflow_uri": "http://me:hunter2@host"}, r"\*\*\*@host"),
     ],
 )
-def test_a_wrong_place_is_refused_before_the_cluster_is_asked(places: dict[str, str], message: str) -> None:
+def test_a_wrong_path_is_refused_before_the_cluster_is_asked(paths: dict[str, str], message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
-        Submission.of("digits", name=None, options={}, places=places)
+        Submission.of("digits", name=None, options={}, paths=paths)
     assert "hunter2" not in str(caught.value)
 
 
@@ -328,11 +331,11 @@ def test_what_is_added_to_a_space_is_sent_with_it(tmp_path: Path) -> None:
     points = tmp_path / "points.yaml"
     points.write_text("- {margin: 0.125}\n")
     one = Submission.of(
-        "digits", name="a", options={}, places={}, require=["clean_accuracy >= 0.9"], points=points, front_of=None
+        "digits", name="a", options={}, paths={}, require=["clean_accuracy >= 0.9"], points=points, front_of=None
     )
     assert one.space_file is not None
     name, text = one.space_file
-    assert one.words[:2] == ("run", name)
+    assert one.command[:2] == ("run", name)
     (tmp_path / name).write_text(text)
     there = load_space(str(tmp_path / name))
     assert there == one.plan.space
@@ -341,8 +344,8 @@ def test_what_is_added_to_a_space_is_sent_with_it(tmp_path: Path) -> None:
 
 
 def test_options_reach_the_command_as_they_were_typed() -> None:
-    words = Submission.of("digits", name="a", options={"trials": "9", "seed": None}, places={"storage": "/s"}).words
-    assert words == ("run", "digits", "--name", "a", "--storage", "/s", "--trials", "9")
+    one = Submission.of("digits", name="a", options={"trials": "9", "seed": None}, paths={"storage": "/s"})
+    assert one.command == ("run", "digits", "--name", "a", "--storage", "/s", "--trials", "9")
 
 
 def test_the_package_is_small_and_runs_alone(tmp_path: Path) -> None:
@@ -398,5 +401,5 @@ def test_a_log_is_shown_without_what_ray_writes_before_it() -> None:
 def test_the_answer_of_a_cluster_is_found_among_what_ray_says() -> None:
     answer = '{"python": "3.11.7", "missing": []}'
     for said in (answer, f"a warning\n{answer}", f"{answer}\n2026-11-25 INFO worker.py -- Connecting\n"):
-        assert answer_in(said) == {"python": "3.11.7", "missing": []}
-    assert answer_in("") == answer_in("[1]\nTraceback") == {}
+        assert find_answer(said) == {"python": "3.11.7", "missing": []}
+    assert find_answer("") == find_answer("[1]\nTraceback") == {}

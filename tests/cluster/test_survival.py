@@ -178,7 +178,7 @@ def test_a_worker_is_killed_in_mid_trial_and_a_second_driver_is_refused(sweep: S
     assert driver.returncode == 0, said
     assert_undisturbed(sweep, "worker")
     [lost] = [number for number, record in sweep.trials("worker").items() if record.attempts == 2]
-    assert f"trial {lost:03d}: its worker was lost; goes on from its last epoch" in said
+    assert f"trial {lost:03d}: its worker was lost; it continues from its last epoch" in said
     assert second.returncode == 2
     who = f"pid {driver.pid} on host {socket.gethostname()}"
     assert second.stderr == f"otsweep: sweep 'worker' is already being run by {who}\n"
@@ -366,5 +366,5 @@ def test_a_node_is_killed_in_mid_trial(sweep: Sweep) -> None:
     first = {number: whole for number, whole in sweep.numbers(UNDISTURBED).items() if number < 8}
     assert sweep.numbers("nodes") == first
     assert_everything_once(sweep, "nodes")
-    assert "its worker was lost; goes on from its last epoch" in said
+    assert "its worker was lost; it continues from its last epoch" in said
     assert max(record.attempts for record in sweep.trials("nodes").values()) == 2

@@ -36,16 +36,26 @@ from sweep.audit.finalists import (
     share_interval,
     verdicts,
 )
-from sweep.audit.judging import AuditOptions, AuditResult, draw, sealed
-from sweep.audit.tables import ROWS, command, doubles, front_line, judge_finalists, report, show_people
-from sweep.cli.cli import main
+from sweep.audit.results import AuditOptions, AuditResult, sealed
+from sweep.audit.tables import (
+    ROWS,
+    command,
+    doubles,
+    finalist_lines,
+    finalist_verdicts,
+    front_line,
+    show_people,
+)
+from sweep.audit.worker import draw
+from sweep.cli.commands import main
 from sweep.front.objectives import Objectives
 from sweep.front.pareto import front_mask
 from sweep.ledger.reading import read_ledger
 from sweep.ledger.records import TrialRecord
 from sweep.ledger.writing import LedgerWriter
+from sweep.plan.from_options import make_plan
 from sweep.plan.objectives import OBJECTIVES
-from sweep.plan.plan import SweepPlan, make_plan
+from sweep.plan.plan import SweepPlan
 from sweep.plan.plan_file import read_plan, write_plan
 from sweep.state.sweep_state import SweepState, read_data_summary
 from tests.integration.test_sweep import SPACE, run_words
@@ -66,7 +76,7 @@ from trainer.human_agreement import (
     Share,
 )
 from trainer.invariance.preparation import Prepared
-from trainer.training.trial import run_trial
+from trainer.training.loop import run_trial
 
 CHANGED = 100
 IMAGES = 300
@@ -122,7 +132,7 @@ def audited(number: int, seed: int, numbers: Mapping[str, float]) -> AuditResult
 
 
 def people(digest: str, *, hits: int = 10) -> HumanAgreement:
-    """One set of 100 images, of which people see 40 changed; the oracle answers 60, the model all."""
+    """Return one set of 100 images, of which people see 40 changed; the judge answers 60, the model all."""
     whole, none = Share(100, 100), Share(0, 0)
     return HumanAgreement(
         "there",
@@ -244,10 +254,10 @@ class TestVerdicts:
         record = trial(3, 0.6, 0.4)
         runs = tuple(audited(3, seed, shares(value, 0.4)) for seed, value in ((1, 0.5), (2, 0.7)))
         finalists = [Finalist(record, runs)]
-        assert judge_finalists(audit_of(plan, [record]), finalists) == ["held"]
-        assert judge_finalists(audit_of(plan, [record]), [Finalist(record, runs[:1])]) == ["held"]
+        assert finalist_verdicts(audit_of(plan, [record]), finalists) == ["held"]
+        assert finalist_verdicts(audit_of(plan, [record]), [Finalist(record, runs[:1])]) == ["held"]
         fallen = [Finalist(record, (audited(3, 1, shares(0.4, 0.4)), audited(3, 2, shares(0.5, 0.4))))]
-        assert judge_finalists(audit_of(plan, [record]), fallen) == ["lower sensitivity"]
+        assert finalist_verdicts(audit_of(plan, [record]), fallen) == ["lower sensitivity"]
 
 
 class TestPlanning:
@@ -262,20 +272,22 @@ class TestPlanning:
         records = [trial(number, 0.5, 0.5, learning_rate=0.1 + number) for number in range(3)]
         audit = audit_of(plan, records, seeds=2, finalists=2)
         _, first, second = audit.fresh_seeds()
-        assert [(job.number, job.config["seed"]) for job in audit.jobs()] == [
+        assert [(task.number, task.config["seed"]) for task in audit.tasks()] == [
             (0, first),
             (1, first),
             (0, second),
             (1, second),
         ]
-        assert all(job.config == {**records[job.number].config, "seed": job.config["seed"]} for job in audit.jobs())
+        assert all(
+            task.config == {**records[task.number].config, "seed": task.config["seed"]} for task in audit.tasks()
+        )
 
     def test_trials_that_differ_only_in_unused_knobs_are_one_finalist(self, plan: SweepPlan) -> None:
         settings = [{"margin": 0.1}, {"margin": 0.2}, {"learning_rate": 0.5}, {"invariance_epsilon": 0.4}]
         records = [trial(number, 0.5, 0.5, **each) for number, each in enumerate(settings)]
         audit = audit_of(plan, records, seeds=1, finalists=2)
         assert [[record.number for record in group] for group in audit.candidates()] == [[0, 1, 3], [2]]
-        assert [job.number for job in audit.jobs()] == [0, 2]
+        assert [task.number for task in audit.tasks()] == [0, 2]
         assert doubles(audit) == [
             f"trial {number} is trial 000 again: they differ in knobs that neither uses" for number in ("001", "003")
         ]
@@ -283,9 +295,9 @@ class TestPlanning:
     def test_a_finalist_that_was_not_compared_with_these_people_is_not_done(self, plan: SweepPlan) -> None:
         write_plan(plan)
         audit = audit_of(plan, [trial(0, 0.5, 0.5)], seeds=1)
-        [job] = audit.jobs()
+        [task] = audit.tasks()
         audit.folder.mkdir()
-        bare = dataclasses.replace(audited(0, 1, shares(0.4, 0.4)), config=job.config)
+        bare = dataclasses.replace(audited(0, 1, shares(0.4, 0.4)), config=task.config)
         asked = dataclasses.replace(bare, people=dataclasses.asdict(people("first")))
         for stored, digest, done in [
             (bare, None, True),
@@ -294,33 +306,33 @@ class TestPlanning:
             (asked, "second", False),
             (asked, None, True),
         ]:
-            (audit.folder / f"{job.name}.json").write_bytes(sealed(stored))
+            (audit.folder / f"{task.name}.json").write_bytes(sealed(stored))
             examples = ExamplesFolder("there", digest) if digest else None
             assert (dataclasses.replace(audit, examples=examples).missing() == []) is done, (stored.people, digest)
 
-    def test_a_twin_is_undefended_and_shared(self, plan: SweepPlan) -> None:
+    def test_an_undefended_baseline_is_shared(self, plan: SweepPlan) -> None:
         first = trial(0, 0.5, 0.5, architecture="mlp", regularizer="triplet", sensitivity_weight=1.0)
         second = trial(1, 0.5, 0.5, architecture="mlp", cross_entropy_on="sensitivity", trades_weight=2.0)
         third = trial(2, 0.5, 0.5, architecture="cnn")
         audit = audit_of(plan, [first, second, third], seeds=2)
-        twins = {job.number: audit.twin(job) for job in audit.jobs()}
-        assert twins[0] == twins[1] != twins[2]
-        config = TrialConfig.from_mapping(twins[0].config)
+        baselines = {task.number: audit.undefended(task) for task in audit.tasks()}
+        assert baselines[0] == baselines[1] != baselines[2]
+        config = TrialConfig.from_mapping(baselines[0].config)
         assert config.architecture == "mlp"
         assert not config.uses_sensitivity
         assert not config.uses_invariance
         assert config.norm_weight == 0
-        assert config.seed not in {job.config["seed"] for job in audit.jobs()}
+        assert config.seed not in {task.config["seed"] for task in audit.tasks()}
 
     def test_a_result_of_other_options_another_configuration_or_half_a_file_counts_for_nothing(
         self, plan: SweepPlan
     ) -> None:
         write_plan(plan)
         audit = audit_of(plan, [trial(0, 0.5, 0.5)], seeds=1)
-        [job] = audit.jobs()
+        [task] = audit.tasks()
         audit.folder.mkdir()
-        path = audit.folder / f"{job.name}.json"
-        right = dataclasses.replace(audited(0, 1, shares(0.4, 0.4)), config=job.config)
+        path = audit.folder / f"{task.name}.json"
+        right = dataclasses.replace(audited(0, 1, shares(0.4, 0.4)), config=task.config)
         whole = sealed(right)
         for content, counts in [
             (whole, True),
@@ -330,13 +342,13 @@ class TestPlanning:
             (b"[]", False),
             (b"{}", False),
             (b"null", False),
-            (sealed(dataclasses.replace(right, config={**job.config, "margin": 9.0})), False),
+            (sealed(dataclasses.replace(right, config={**task.config, "margin": 9.0})), False),
             (sealed(dataclasses.replace(right, judged_by={**right.judged_by, "steps": 3})), False),
         ]:
             path.write_bytes(content)
             assert (audit.missing() == []) is counts, content
         path.unlink()
-        assert audit.missing() == [job]
+        assert audit.missing() == [task]
 
     def test_test_images_are_drawn_by_seed(self) -> None:
         split = Split(torch.arange(50.0).view(50, 1, 1, 1) / 50, torch.arange(50) % 10)
@@ -363,7 +375,7 @@ class TestReport:
         ]
 
     def test_every_number_has_a_line_that_fits_a_terminal(self, plan: SweepPlan, finalists: list[Finalist]) -> None:
-        lines = report(audit_of(plan, [one.record for one in finalists], seeds=2), finalists)
+        lines = finalist_lines(audit_of(plan, [one.record for one in finalists], seeds=2), finalists)
         assert len(lines) == 1 + len(finalists) * (1 + len(ROWS))
         assert all(len(line) <= 80 for line in lines if ":" not in line)
         [first, *_] = [line for line in lines if " sensitivity " in line]
@@ -373,7 +385,7 @@ class TestReport:
         assert len(with_intervals) == len(finalists) * len({*MEASURED, *COUNTS})
 
     def test_a_finalist_that_lacks_a_seed_says_so(self, plan: SweepPlan, finalists: list[Finalist]) -> None:
-        text = "\n".join(report(audit_of(plan, [one.record for one in finalists], seeds=3), finalists))
+        text = "\n".join(finalist_lines(audit_of(plan, [one.record for one in finalists], seeds=3), finalists))
         assert text.count("(2 of 3 seeds)") == 2
 
     def test_the_spread_is_over_the_seeds(self) -> None:
@@ -421,7 +433,7 @@ class TestReport:
         assert max(map(len, said.splitlines())) <= 80
         assert "linf/some: people see 40 of 100 images changed" in said
         assert re.search(r"the original +0\.0% of 40 +\d+ to \d+% +100\.0% +100\.0% of 60 +- +100\.0%", said)
-        assert re.search(r"the oracle +75\.0% of 20 .* 60\.0%\n", said)
+        assert re.search(r"the judge +75\.0% of 20 .* 60\.0%\n", said)
         # 12 and 14 of 40 on the two seeds.
         assert len(re.findall(r"trial 00[01] +32\.5% of 40 ", said)) == 2
         other = dataclasses.replace(audit, examples=ExamplesFolder("elsewhere", "second"))
@@ -431,7 +443,7 @@ class TestReport:
         self, plan: SweepPlan, finalists: list[Finalist]
     ) -> None:
         said = shown_people(audit_of(plan, [one.record for one in finalists], seeds=2), finalists)
-        assert "How far the oracle agrees with people on perturbed images of digits is not known." in " ".join(
+        assert "How far the judge agrees with people on perturbed images of digits is not known." in " ".join(
             said.split()
         )
 
@@ -443,7 +455,7 @@ class TestReport:
 
 
 class TestEffective:
-    """Of a configuration only that is left out which changes nothing."""
+    """Settings that are left out of a configuration change nothing."""
 
     BASE: ClassVar[dict[str, Any]] = {"architecture": "mlp", "batch_size": 50, "epochs": 1, "sensitivity_steps": 2}
     CASES: ClassVar[dict[str, dict[str, Any]]] = {
@@ -553,7 +565,7 @@ OPTIONS = ("--finalists", "2", "--test-size", "40", "--steps", "2", "--queries",
 
 @pytest.fixture(scope="module")
 def storage(new_storage: Callable[[str], Path]) -> Path:
-    """A storage folder with a small sweep in it."""
+    """Make a storage folder with a small sweep in it."""
     folder = new_storage("audits")
     (folder / "tiny.yaml").write_text(TINY)
     done = otsweep(folder, *run_words(folder, "swept"), "--trials", "3")
@@ -570,7 +582,7 @@ def first(storage: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def results(storage: Path, first: subprocess.CompletedProcess[str]) -> Iterator[dict[Path, bytes]]:
-    """The files of the audit's results, which stand as they are afterwards."""
+    """Yield the files of the audit's results, and restore them afterwards."""
     kept = {path: path.read_bytes() for path in sorted((storage / "swept" / "audit").glob("*.json"))}
     yield kept
     for path, content in kept.items():

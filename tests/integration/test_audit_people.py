@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sweep.audit.judging import SEAL
 from sweep.plan.plan_file import read_plan
 from tests.integration.test_audit import OPTIONS, TINY
 from tests.integration.test_sweep import run_words
 from tests.support.commands import otsweep
+from trainer.files.sealed import SEAL
 from trainer.human_agreement import MODEL, ORACLE, ORIGINAL, HumanAgreement
 
 MNIST = TINY.replace("dataset: digits, train_size: 300", "dataset: mnist, train_size: 1000").replace(
@@ -27,7 +27,7 @@ MNIST = TINY.replace("dataset: digits, train_size: 300", "dataset: mnist, train_
 
 @pytest.fixture(scope="module")
 def mnist_storage(new_storage: Callable[[str], Path], data_dir: Path) -> Path:
-    """A storage folder with a small sweep of MNIST, audited while no examples were at hand."""
+    """Make a storage folder with a small sweep of MNIST, audited while no examples were at hand."""
     folder = new_storage("people")
     (folder / "data").mkdir()
     (folder / "data" / "MNIST").symlink_to(data_dir / "MNIST")
@@ -44,7 +44,7 @@ def audit_of_mnist(storage: Path, *words: str) -> subprocess.CompletedProcess[st
 
 
 def results_in(storage: Path) -> dict[str, dict[str, Any]]:
-    """By file, without the checksum."""
+    """Return the results by file, without the checksum."""
     files = (storage / "swept" / "audit").glob("*.json")
     return {file.name: {k: v for k, v in json.loads(file.read_text()).items() if k != SEAL} for file in files}
 
@@ -73,7 +73,7 @@ def test_an_audit_is_compared_with_people_once_and_says_so_ever_after(mnist_stor
             assert (original.changed.hits, original.unchanged.value, original.stuck.value) == (0, 1, 1)
             assert oracle.covered.hits == oracle.changed.size + oracle.unchanged.size
             assert model.covered == (100, 100)
-            shown = [line.split() for line in first.stdout.splitlines() if line.startswith("the oracle ")]
+            shown = [line.split() for line in first.stdout.splitlines() if line.startswith("the judge ")]
             assert [f"{oracle.changed.value:.1%}", "of", str(oracle.changed.size)] in [line[2:5] for line in shown]
 
 
@@ -112,6 +112,5 @@ def test_a_trial_is_compared_with_people_too(mnist_storage: Path, data_dir: Path
     for each in compared.sets:
         assert each.title in done.stdout
         for agreement in each.agreements:
-            assert re.search(
-                rf"{agreement.answerer} +{agreement.changed.value:.1%} of {agreement.changed.size} ", done.stdout
-            )
+            name = {ORACLE: "the judge"}.get(agreement.answerer, agreement.answerer)
+            assert re.search(rf"{name} +{agreement.changed.value:.1%} of {agreement.changed.size} ", done.stdout)

@@ -14,14 +14,17 @@ import pytest
 from hypothesis import strategies as st
 
 from search_spaces.reading import load_space
-from sweep.cli.cli import main
+from sweep.cli.commands import main
 from sweep.front import pareto as pareto_module
 from sweep.ledger.records import TrialRecord
 from sweep.ledger.writing import LedgerWriter
+from sweep.plan.from_options import make_plan
 from sweep.plan.objectives import OBJECTIVES
-from sweep.plan.plan import SweepPlan, make_plan
+from sweep.plan.plan import SweepPlan
 from sweep.report import comparison as comparing
 from sweep.report.comparison import Side, Sweep, compare_sweeps, heights
+from sweep.report.comparison_figure import comparison_figure
+from sweep.report.comparison_report import comparison_verdict
 from sweep.state.sweep_state import SweepState
 from tests.support.recorded_sweeps import RECORDED, recorded
 from trainer.config import TrialConfig
@@ -44,7 +47,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> SweepPlan:
 
 
 def side(plan: SweepPlan, name: str, *clouds: list[tuple[float, float]]) -> Side:
-    """A side of one sweep per cloud of (sensitivity, invariance)."""
+    """Return a side of one sweep per cloud of (sensitivity, invariance)."""
     sweeps = []
     for place, cloud in enumerate(clouds):
         trials = {}
@@ -76,8 +79,9 @@ def test_against_moocore_and_its_own_mirror(
     assert there.epsilon[0] == pytest.approx(moocore.epsilon_additive(x, ref=y, maximise=True), abs=1e-12)
     volumes = [moocore.hypervolume(-points, ref=np.zeros(2)) for points in (x, y, np.vstack([x, y]))]
     assert there.difference == pytest.approx(volumes[0] - volumes[1], abs=1e-12)
-    assert there.only == pytest.approx((volumes[2] - volumes[1], volumes[2] - volumes[0]), abs=1e-12)
-    assert (back.difference, back.epsilon, back.only) == (-there.difference, there.epsilon[::-1], there.only[::-1])
+    assert there.covered_alone == pytest.approx((volumes[2] - volumes[1], volumes[2] - volumes[0]), abs=1e-12)
+    assert (back.difference, back.epsilon) == (-there.difference, there.epsilon[::-1])
+    assert back.covered_alone == there.covered_alone[::-1]
     assert {(r.leader, r.low, r.high) for r in there.regions} == {(r.leader, r.low, r.high) for r in back.regions}
 
 
@@ -86,7 +90,7 @@ def test_against_moocore_and_its_own_mirror(
 def test_regions_hold_exactly_what_one_covers_alone(
     plan: SweepPlan, mine: list[tuple[float, float]], theirs: list[tuple[float, float]]
 ) -> None:
-    """A side leads somewhere if and only if it covers something alone; and outside of the regions both are equal."""
+    """Require that a side leads somewhere if and only if it covers something alone; elsewhere both are equal."""
     a, b = side(plan, "a", mine), side(plan, "b", theirs)
     regions = comparing.regions(a, b)
     whole = pareto_module.hypervolume(mine + theirs, OBJECTIVES)
@@ -102,7 +106,7 @@ def test_regions_hold_exactly_what_one_covers_alone(
 
 
 def test_attainment_is_that_of_moocore(plan: SweepPlan) -> None:
-    """What all, and what any of three seeds attain."""
+    """Compare what all, and what any of three seeds attain."""
     generator = np.random.default_rng(0)
     clouds = [generator.random((6, 2)) for _ in range(3)]
     one = side(plan, "a", *([tuple(point) for point in each.tolist()] for each in clouds))
@@ -125,14 +129,14 @@ def test_the_interval_covers_no_difference_of_a_front_with_itself(plan: SweepPla
     better = [(x + 0.4, y + 0.3) for x, y in points]
     comparison = compare_sweeps(side(plan, "a", better), side(plan, "b", points))
     assert comparison.interval.low > 0
-    assert comparing.comparison_verdict(comparison).startswith("a is ahead")
+    assert comparison_verdict(comparison).startswith("a is ahead")
     assert comparison.interval == compare_sweeps(side(plan, "a", better), side(plan, "b", points)).interval
 
 
 def test_more_seeds_are_a_mean_and_a_band(plan: SweepPlan) -> None:
     a = side(plan, "a", [(0.2, 0.2)], [(0.4, 0.4)])
     assert a.hypervolume == pytest.approx((0.04 + 0.16) / 2)
-    drawn = comparing.figure(compare_sweeps(a, side(plan, "b", [(0.3, 0.3)])))
+    drawn = comparison_figure(compare_sweeps(a, side(plan, "b", [(0.3, 0.3)])))
     labels = drawn.axes[0].get_legend_handles_labels()[1]
     assert labels == ["A: front", "A: all to any seed", "B: front"]
 
@@ -153,7 +157,7 @@ def test_fronts_that_were_judged_differently_are_refused(plan: SweepPlan, change
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A sweep beside its own first trials: tables of 80 columns, files, and one run in MLflow however often."""
+    """Compare a sweep with its own first trials: tables of 80 columns, files, one run in MLflow however often."""
     monkeypatch.setenv("COLUMNS", "80")
     recorded("digits24", tmp_path)
     write_half(tmp_path)
@@ -164,7 +168,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     assert stored["covered_alone"][1] == 0
     assert stored["additive_epsilon"][0] <= 0
     assert (tmp_path / "digits24" / "compare" / "half" / "compare.png").stat().st_size > 10_000
-    from sweep.tracking.tracking import connect
+    from sweep.tracking.store import connect
 
     client = connect(f"sqlite:///{tmp_path / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("digits")

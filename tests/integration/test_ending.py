@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import time
@@ -13,10 +14,11 @@ import pytest
 from search_spaces.reading import load_space
 from sweep.ledger.reading import read_ledger
 from sweep.ledger.records import TrialRecord
+from sweep.plan.from_options import make_plan
 from sweep.plan.objectives import OBJECTIVES
-from sweep.plan.plan import make_plan
 from sweep.search.budget import Budget
 from sweep.state.sweep_state import SweepState
+from tests.support import events
 from tests.support.commands import call, command, otsweep, start, wait_for
 
 SPACE = """
@@ -69,7 +71,7 @@ def test_results_that_came_one_by_one_grow_as_those_that_were_loaded() -> None:
     live = results_of()
     for record in records:
         live.trials[record.number] = TrialRecord(record.number, started=0.0, reports=record.reports)
-        live.end(record.number, "finished", reason="", time=float(record.number))
+        live.apply(events.ended(record.number, "finished", time=float(record.number)))
     assert live.volumes == results_of(*records).volumes
 
 
@@ -84,7 +86,7 @@ def test_enough_is_a_flat_front_or_a_spent_time(tmp_path: Path, monkeypatch: pyt
     assert budget(stop_when_flat=5).enough()
     assert not budget(stop_when_flat=6).enough()
 
-    flat.trials[0].hold(1800.0)
+    flat.trials[0] = dataclasses.replace(flat.trials[0], held=1800.0)
     timed = budget(2, max_hours=0.5)
     assert not timed.enough(), "half an hour in two slots is a quarter"
     now = time.monotonic()

@@ -1,4 +1,4 @@
-"""What a trial shows of itself beside its numbers: accuracy over epsilon once audited, and its worst examples."""
+"""What a trial's run carries beside numbers: accuracy over epsilon once audited, and worst examples."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from sweep.audit.judging import AuditResult, sealed
+from sweep.audit.results import AuditResult, sealed
 from sweep.tracking.curves import write_curves
 from sweep.tracking.gallery import EXAMPLES, draw, invariance_examples, sensitivity_examples
 from tests.support.recorded_sweeps import recorded, results_of
@@ -74,13 +74,13 @@ def test_worst_examples_are_what_they_are_said_to_be(prepared: Prepared, tmp_pat
     }
     for examples, epsilon in zip(groups.values(), (0.2, 0.3), strict=True):
         assert 0 < len(examples) <= EXAMPLES
-        assert [each.sure for each in examples] == sorted((each.sure for each in examples), reverse=True)
+        assert [each.probability for each in examples] == sorted((each.probability for each in examples), reverse=True)
         for each in examples:
             with torch.no_grad():
                 answer = model(torch.from_numpy(each.perturbed)[None]).logits.argmax().item()
-            assert answer == each.said
+            assert answer == each.answer
             assert np.abs(each.perturbed - each.source).max() <= epsilon + 1e-6
-    assert all(each.said != each.label for each in groups["sensitivity"])
-    assert all(each.said == each.label != each.oracle for each in groups["invariance"])
+    assert all(each.answer != each.label for each in groups["sensitivity"])
+    assert all(each.answer == each.label != each.judged for each in groups["invariance"])
     draw("trained a little", groups, tmp_path / "gallery.png")
     assert matplotlib.image.imread(tmp_path / "gallery.png").shape[0] > 500

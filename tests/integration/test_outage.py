@@ -23,8 +23,10 @@ import pytest
 
 from sweep.plan.plan import SweepPlan
 from sweep.state.sweep_state import SweepState
-from sweep.tracking import tracking
-from sweep.tracking.tracking import Tracker, sync
+from sweep.tracking import tracker as tracker_module
+from sweep.tracking.store import connect
+from sweep.tracking.tracker import Tracker
+from sweep.tracking.writer import sync
 from tests.support.mlflow_stores import Proxy, Server, Trouble, contents
 from tests.support.postgres import Postgres, need_postgres
 from tests.support.ray_nodes import end, free_ports
@@ -42,8 +44,8 @@ def no_word(message: str) -> None:
 
 @pytest.fixture(autouse=True)
 def _quick_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking, "PASS_SECONDS", 0.3)
-    monkeypatch.setattr(tracking, "SHARE", 1.0)
+    monkeypatch.setattr(tracker_module, "PASS_SECONDS", 0.3)
+    monkeypatch.setattr(tracker_module, "TIME_SHARE", 1.0)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
 
 
@@ -53,9 +55,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any
     folder = tmp_path_factory.mktemp("undisturbed")
     plan = recorded("digits24", folder, trials=TRIALS)
     empty = folder / "empty.db"
-    tracking.connect(f"sqlite:///{empty}")
+    connect(f"sqlite:///{empty}")
     shutil.copy(empty, folder / "mlflow.db")
-    sync(plan, plan.mlflow_uri, say=no_word)
+    sync(plan, plan.mlflow_uri, log=no_word)
     return contents(folder / "mlflow.db", plan.name), empty
 
 
@@ -129,7 +131,7 @@ def test_stopped_before_during_and_after(
     assert said[1].startswith("MLflow does not take results at the moment (")
     assert said[2:] == [f"MLflow lacks some of the results: `otsweep sync {plan.name}` writes them once it answers"]
     server.start()
-    sync(plan, plan.mlflow_uri, say=no_word)
+    sync(plan, plan.mlflow_uri, log=no_word)
     assert named_as_recorded(contents(server.database, plan.name), plan.name) == undisturbed[0]
     assert took < 300
 
@@ -160,7 +162,7 @@ def test_troubled(kind: str, server: Server, undisturbed: tuple[dict[str, Any], 
         assert said, "nothing went wrong"
     # What came late may have come after the last look; whatever it was, it is put right from the ledger.
     time.sleep(2)
-    sync(plan, server.uri, say=no_word)
+    sync(plan, server.uri, log=no_word)
     assert named_as_recorded(contents(server.database, plan.name), plan.name) == undisturbed[0]
 
 
@@ -170,9 +172,9 @@ def test_a_writer_killed_between_two_batches(undisturbed: tuple[dict[str, Any], 
     plan = recorded("digits24", tmp_path, trials=TRIALS)
     script = (
         "import sys, dataclasses; from pathlib import Path; from sweep.plan.plan_file import read_plan; "
-        "from sweep.tracking.tracking import sync; plan = read_plan('digits24', storage=sys.argv[1]); "
+        "from sweep.tracking.writer import sync; plan = read_plan('digits24', storage=sys.argv[1]); "
         f"plan = dataclasses.replace(plan, trials={TRIALS}); "
-        "sync(plan, sys.argv[2], say=print)"
+        "sync(plan, sys.argv[2], log=print)"
     )
     for rows in (3, 200, 450, 700):
         process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path), plan.mlflow_uri])
@@ -182,7 +184,7 @@ def test_a_writer_killed_between_two_batches(undisturbed: tuple[dict[str, Any], 
         process.kill()
         process.wait()
     assert named_as_recorded(contents(tmp_path / "mlflow.db", plan.name), plan.name) != undisturbed[0]
-    sync(plan, plan.mlflow_uri, say=no_word)
+    sync(plan, plan.mlflow_uri, log=no_word)
     assert contents(tmp_path / "mlflow.db", plan.name) == undisturbed[0]
 
 
@@ -213,7 +215,7 @@ def test_passwords_come_from_the_environment_and_go_nowhere_else(
         assert not tracker.attempt(tracker.write_pass), "it was let in without a password"
         monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "somebody")
         monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", secret)
-        sync(plan, plan.mlflow_uri, say=said.append)
+        sync(plan, plan.mlflow_uri, log=said.append)
     assert any(word.startswith("Basic ") for word in seen)
     assert named_as_recorded(contents(server.database, plan.name), plan.name) == undisturbed[0]
     places = [*tmp_path.rglob("*"), *server.folder.rglob("*")]
@@ -287,16 +289,16 @@ def test_a_guarded_server_and_its_database_hold_what_every_store_does(
             monkeypatch.setenv(variable, wrong)
             begun = time.monotonic()
             with pytest.raises(InputError, match=f"no MLflow store answers at {re.escape(uri)}: ") as refused:
-                sync(plan, uri, say=no_word)
+                sync(plan, uri, log=no_word)
             assert time.monotonic() - begun < 30
             assert "\n" not in str(refused.value)
             said.append(str(refused.value))
         monkeypatch.setenv(variable, guarded.passwords[variable])
         if kind == "direct":
             with pytest.raises(InputError, match="made through an MLflow server.*; give that server's address"):
-                sync(plan, uri, say=no_word)
+                sync(plan, uri, log=no_word)
             plan = dataclasses.replace(plan, space=dataclasses.replace(plan.space, name="direct"))
-        sync(plan, uri, say=no_word)
+        sync(plan, uri, log=no_word)
         monkeypatch.setenv("PGPASSWORD", guarded.passwords["PGPASSWORD"])
         found = contents(guarded.database, kind)
         monkeypatch.delenv("PGPASSWORD")

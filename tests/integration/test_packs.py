@@ -24,14 +24,16 @@ from search_spaces.yaml_file import locate
 from sweep.engine.driver import make_rungs
 from sweep.engine.ledger_callback import LedgerCallback
 from sweep.engine.pack_worker import PackFailed, PackLost, PackWorker
-from sweep.engine.packs import LIGHT, PackedTrial, Packs, why_failed
-from sweep.engine.preparation import make_task
+from sweep.engine.packs import LIGHT, PackedTrainable, Packs
+from sweep.engine.ray_internals import last_message
 from sweep.engine.ray_start import ray_session
 from sweep.engine.slots import Node, Slots, concurrency
+from sweep.engine.task import make_task
 from sweep.ledger.records import TrialRecord
 from sweep.ledger.writing import LedgerWriter
+from sweep.plan.from_options import make_plan, with_resume_overrides
 from sweep.plan.objectives import OBJECTIVES
-from sweep.plan.plan import SweepPlan, make_plan, with_resume_overrides
+from sweep.plan.plan import SweepPlan
 from sweep.search.budget import Budget
 from sweep.state.sweep_state import SweepState
 from tests.cluster.test_slots import offer
@@ -237,7 +239,7 @@ def test_a_pack_and_then_a_trials_own_worker_are_killed(sweep: Sweep) -> None:
     again = {number: record.attempts - 1 for number, record in sweep.trials("killed").items()}
     assert sum(again.values()) >= 2
     for number, times in again.items():
-        assert said.count(f"trial {number:03d}: its worker was lost; goes on from its last epoch") == times
+        assert said.count(f"trial {number:03d}: its worker was lost; it continues from its last epoch") == times
 
 
 @pytest.mark.slow
@@ -279,7 +281,7 @@ def test_the_node_of_a_pack_is_killed(sweep: Sweep) -> None:
     finally:
         cluster.shutdown()
     assert driver.returncode == 0, said
-    assert "its worker was lost; goes on from its last epoch" in said
+    assert "its worker was lost; it continues from its last epoch" in said
     assert_as_alone(sweep, "nodes")
 
 
@@ -294,9 +296,9 @@ def test_a_place_is_one_trials_at_a_time(plan: SweepPlan) -> None:
     good, diverging = ({**point, "seed": 0} for point in plan.space.points)
     other = {**good, "regularizer": "none"}
     with ray_session(), Packs(plan, make_task(plan), 2) as packs:
-        while not packs.places(wait=1.0):
+        while not packs.open_slots(wait=1.0):
             pass
-        assert packs.places() == 2
+        assert packs.open_slots() == 2
         [pack] = packs.serving
 
         def ask(method: str, *given: Any) -> Any:
@@ -307,7 +309,7 @@ def test_a_place_is_one_trials_at_a_time(plan: SweepPlan) -> None:
         assert [ask("join", number, config) for number, config in enumerate((good, diverging))] == [node, node]
         assert (ask("offer", good), ask("offer", other)) == ((2, 0), (0, 0))
         assert ask("join", 2, other) == ""
-        with pytest.raises(PackLost, match="trial 2 has no place in this pack"):
+        with pytest.raises(PackLost, match="trial 2 has no slot in this pack"):
             ask("report", 2)
 
         told, failed = ray.get([pack.report.remote(number) for number in (0, 1)], timeout=120)
@@ -316,7 +318,7 @@ def test_a_place_is_one_trials_at_a_time(plan: SweepPlan) -> None:
 
         unheard = pack.report.remote(0)
         assert ask("join", 0, good) == node, "its worker was lost, and here is the next"
-        with pytest.raises(PackLost, match="trial 0 was told to leave its pack"):
+        with pytest.raises(PackLost, match="trial 0 has left its pack"):
             ray.get(unheard, timeout=120)
         again = [ask("report", 0)["report"] for _ in range(2)]
         assert again[0]["epoch"] in (1, 2)
@@ -346,7 +348,7 @@ def test_a_pack_that_cant_go_on_ends_the_sweep_and_fails_no_trial(plan: SweepPla
     with ray_session():
         pack = ray.remote(Broken).options(num_cpus=1, max_restarts=-1, max_task_retries=0).remote(make_task(plan), 2)
         tune.Tuner(
-            tune.with_resources(tune.with_parameters(PackedTrial, packs=[pack]), LIGHT),
+            tune.with_resources(tune.with_parameters(PackedTrainable, packs=[pack]), LIGHT),
             param_space={"number": 0, "config": {**plan.space.points[0], "seed": 0}},
             run_config=tune.RunConfig(
                 storage_path=str(tmp_path),
@@ -359,21 +361,21 @@ def test_a_pack_that_cant_go_on_ends_the_sweep_and_fails_no_trial(plan: SweepPla
         trial: Any = Keeper.kept  # pyright: ignore[reportAttributeAccessIssue]
         reason = "--pack 2: so many trials don't fit into the memory of the GPU; give a smaller number"
         assert Path(trial.error_file).read_text().count(reason) >= 2, "after the first time it was tried again"
-        assert why_failed(trial.error_file) == reason
+        assert last_message(trial.error_file, PackFailed) == reason
         results = SweepState(OBJECTIVES, {}, total=6)
         with LedgerWriter(tmp_path) as ledger:
             budget = Budget(plan, results, 2)
-            scribe = LedgerCallback(
+            ledger_callback = LedgerCallback(
                 ledger,
                 results,
                 make_rungs(plan, results),
                 budget,
                 Slots(plan, 2, known=True),
-                listen=lambda number: None,
-                say=print,
+                on_event=lambda number: None,
+                log=print,
             )
-            trial.config["noted"] = ""
-            scribe.on_trial_start(0, [], trial)
-            scribe.on_trial_error(0, [], trial)
-        assert isinstance(scribe.trouble, PackFailed)
+            trial.config["sampler_state"] = ""
+            ledger_callback.on_trial_start(0, [], trial)
+            ledger_callback.on_trial_error(0, [], trial)
+        assert isinstance(ledger_callback.trouble, PackFailed)
         assert results.trials[0].state == "running", "a resume goes on with it"

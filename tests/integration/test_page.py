@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import matplotlib.image
 import numpy as np
@@ -21,17 +21,17 @@ import pytest
 from sweep.plan.plan_file import read_plan
 from sweep.report.page import as_script, front_page
 from sweep.state.sweep_state import SweepState
-from sweep.tracking.tracking import connect
+from sweep.tracking.store import connect
 from sweep.tracking.views import DOMINATED_COLOUR, FRONT_COLOUR, KNEE_COLOUR
-from tests.support.chromium import BROWSER, Page
+from tests.support.chromium import browser_page, need_chromium, open_anew
 from tests.support.commands import otsweep
 from tests.support.mlflow_stores import Server
 from tests.support.recorded_sweeps import recorded, results_of
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine (Debian: apt install chromium)"),
-]
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+pytestmark = pytest.mark.slow
 
 LIST_SECONDS = 20
 """The aim is a few; on a busy machine of two cores the browser itself takes some."""
@@ -51,6 +51,7 @@ class Shown(NamedTuple):
 @pytest.fixture(scope="module")
 def shown() -> Iterator[dict[str, Shown]]:
     """Both recorded sweeps in one store, in memory where that is possible, and a server on it."""
+    need_chromium()
     with tempfile.TemporaryDirectory(prefix="otsweep-page-", dir=MEMORY if MEMORY.is_dir() else None) as folder:
         yield from shown_in(Path(folder))
 
@@ -72,14 +73,14 @@ def shown_in(storage: Path) -> Iterator[dict[str, Shown]]:
 
 @pytest.fixture(scope="module")
 def page(shown: dict[str, Shown]) -> Iterator[Page]:
-    with Page(height=1500) as page:
+    with browser_page(height=1500) as page:
         yield page
 
 
 def look(page: Page, name: str) -> None:
     if SCREENSHOTS:
         time.sleep(1)
-        page.screenshot(Path(SCREENSHOTS) / f"{name}.png")
+        page.screenshot(path=Path(SCREENSHOTS) / f"{name}.png")
 
 
 def hexadecimal(colour: str) -> str:
@@ -89,16 +90,16 @@ def hexadecimal(colour: str) -> str:
 @pytest.mark.parametrize("name", ["digits24", "thousand"])
 def test_the_printed_link_opens_at_the_front(name: str, shown: dict[str, Shown], page: Page) -> None:
     results, link = shown[name]
-    page.open(link)
+    open_anew(page, link)
     # The page loads the first hundred by rank.
     points = min(len(results.finished), 100)
     drawn = "document.querySelector('.js-plotly-plot')?.querySelectorAll('.scatterlayer path.point')"
-    page.wait(f"({drawn} ?? []).length === {points}")
-    colours = Counter(map(hexadecimal, page.run(f"[...{drawn}].map(point => point.style.fill)")))
+    page.wait_for_function(f"({drawn} ?? []).length === {points}")
+    colours = Counter(map(hexadecimal, page.evaluate(f"[...{drawn}].map(point => point.style.fill)")))
     on_front = len(results.front_records)
     assert results.knee is not None
     assert colours == {FRONT_COLOUR: on_front - 1, KNEE_COLOUR: 1, DOMINATED_COLOUR: points - on_front}
-    text = page.run("document.body.innerText")
+    text = page.evaluate("document.body.innerText")
     for words in (f"Pareto front: {name}", "sel_sens vs. sel_inv", "Parallel Coordinates", "sensitivity_accuracy"):
         assert words in text
     look(page, f"front-{name}")
@@ -107,20 +108,20 @@ def test_the_printed_link_opens_at_the_front(name: str, shown: dict[str, Shown],
 @pytest.mark.parametrize("name", ["digits24", "thousand"])
 def test_the_run_of_a_sweep_tells_its_front(name: str, shown: dict[str, Shown], page: Page) -> None:
     results = shown[name].results
-    page.open(parent_link(shown, name))
-    page.wait("document.body?.innerText.includes('finished trials')")
-    text = page.run("document.body.innerText")
+    open_anew(page, parent_link(shown, name))
+    page.wait_for_function("document.body?.innerText.includes('finished trials')")
+    text = page.evaluate("document.body.innerText")
     verdict = f"Front of {len(results.front_records)} among {len(results.finished)} finished trials, hypervolume"
     assert verdict in text
     assert f"at its knee, trial {results.knee:03d}" in text
     # The picture is loaded, and a part of it shows without a click.
     picture = "document.querySelector('img[src*=\"front.png\"]')"
-    assert page.wait(f"{picture}?.naturalWidth") > 500
-    assert page.run(f"{picture}.getBoundingClientRect().top") < 400
-    links = page.run("[...document.querySelectorAll('a')].map(a => a.textContent)")
+    page.wait_for_function(f"{picture}?.naturalWidth > 500")
+    assert page.evaluate(f"{picture}.getBoundingClientRect().top") < 400
+    links = page.evaluate("[...document.querySelectorAll('a')].map(a => a.textContent)")
     for record in results.front_records:
         assert f"{record.number:03d}" in links
-    page.run("[...document.querySelectorAll('span')].find(s => s.textContent === 'Show more')?.click()")
+    page.evaluate("[...document.querySelectorAll('span')].find(s => s.textContent === 'Show more')?.click()")
     look(page, f"run-{name}")
 
 
@@ -129,12 +130,12 @@ def test_the_interactive_picture_is_drawn_on_the_page(
     name: str, shown: dict[str, Shown], page: Page, tmp_path: Path
 ) -> None:
     """In a frame of its own, into which only a picture of the screen can look: the knee's ring is there."""
-    page.open(f"{parent_link(shown, name)}/artifacts/front/front.html")
-    page.wait("document.querySelector('iframe')?.src")
+    open_anew(page, f"{parent_link(shown, name)}/artifacts/front/front.html")
+    page.wait_for_function("document.querySelector('iframe')?.src")
     screen, deadline = tmp_path / "screen.png", time.monotonic() + 120
     ring = [int(KNEE_COLOUR[place : place + 2], 16) for place in (1, 3, 5)]
     while True:
-        page.screenshot(screen)
+        page.screenshot(path=screen)
         pixels = np.round(matplotlib.image.imread(screen)[..., :3] * 255)
         if (abs(pixels - ring).max(axis=-1) < 12).sum() > 40:
             break
@@ -149,22 +150,24 @@ def test_the_page_by_itself(name: str, shown: dict[str, Shown], page: Page, tmp_
     plan = read_plan(name, storage=str(Path(__file__).parents[1] / "recorded"))
     file = tmp_path / "front.html"
     file.write_text(front_page(plan, results))
-    page.open(file.as_uri())
-    page.wait("document.querySelectorAll('.point').length")
-    counts = page.run("['.point', '.point.front', '.ring', '.stairs'].map(s => document.querySelectorAll(s).length)")
+    open_anew(page, file.as_uri())
+    page.wait_for_function("document.querySelectorAll('.point').length")
+    counts = page.evaluate(
+        "['.point', '.point.front', '.ring', '.stairs'].map(s => document.querySelectorAll(s).length)"
+    )
     assert counts == [len(results.finished), len(results.front_records), 1, 1]
     for record in (results.front_records[0], results.front_records[-1]):
         point = f"document.querySelector('[aria-label^=\"trial {record.number}\"]')"
-        page.run(f"{point}.dispatchEvent(new PointerEvent('pointerenter'))")
-        text = page.run("document.getElementById('details').innerText")
+        page.evaluate(f"{point}.dispatchEvent(new PointerEvent('pointerenter'))")
+        text = page.evaluate("document.getElementById('details').innerText")
         assert f"Trial {record.number:03d}" in text
         for knob, value in plan.space.active(record.config).items():
             shortened = f"{value:.4g}" if isinstance(value, float) else str(value)
             assert re.search(rf"{knob}\s+{re.escape(shortened[:4])}", text), text
-    page.run("document.querySelector('.keys label:last-child input').click()")
+    page.evaluate("document.querySelector('.keys label:last-child input').click()")
     visible = "[...document.querySelectorAll('.point')].filter(p => p.style.display !== 'none').length"
-    assert page.run(visible) == len(results.front_records)
-    page.run("document.querySelector('.keys label:last-child input').click()")
+    assert page.evaluate(visible) == len(results.front_records)
+    page.evaluate("document.querySelector('.keys label:last-child input').click()")
     look(page, f"alone-{name}")
 
 
@@ -176,12 +179,12 @@ def test_no_name_is_read_as_markup() -> None:
 
 def test_the_list_of_a_thousand_nested_runs_opens_in_seconds(shown: dict[str, Shown], page: Page) -> None:
     address, _, _ = shown["thousand"].link.partition("?")
-    page.open("about:blank")
+    page.goto("about:blank")
     begun = time.monotonic()
-    page.open(f"{address}?compareRunsMode=TABLE&workflowType=machine_learning")
+    page.goto(f"{address}?compareRunsMode=TABLE&workflowType=machine_learning")
     # The sweep's own row, its trials folded below it. While it is still loading the page says "0 matching runs".
     row = "[...document.querySelectorAll('a[href*=\"/runs/\"]')].some(a => a.textContent === 'thousand')"
-    page.wait(f"{row} && /[1-9]\\d* matching run/.test(document.body.innerText)")
+    page.wait_for_function(f"{row} && /[1-9]\\d* matching run/.test(document.body.innerText)")
     took = time.monotonic() - begun
     print(f"the list page of 1,000 nested runs opened in {took:.1f} s")
     assert took < LIST_SECONDS

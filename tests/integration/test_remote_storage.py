@@ -56,7 +56,7 @@ def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bucket]:
         with pytest.MonkeyPatch.context() as patch:
             for name, value in {**settings, "XDG_CACHE_HOME": str(folder / "here")}.items():
                 patch.setenv(name, value)
-            UrlStore("s3://sweeps?allow_bucket_creation=true").place[0].create_dir("sweeps")
+            UrlStore("s3://sweeps?allow_bucket_creation=true").root[0].create_dir("sweeps")
             yield Bucket("s3://sweeps/all", settings)
     finally:
         end(server)

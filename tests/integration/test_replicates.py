@@ -25,14 +25,18 @@ from sweep.front.pareto import constrained_ranks, front_mask, ranks
 from sweep.front.resampling import front_probability, mean_intervals
 from sweep.ledger.reading import read_ledger
 from sweep.ledger.records import TrialRecord
+from sweep.plan.from_options import make_plan
 from sweep.plan.objectives import OBJECTIVES
-from sweep.plan.plan import SAMPLERS, SweepPlan, make_plan
+from sweep.plan.plan import SAMPLERS, SweepPlan
 from sweep.plan.plan_file import read_plan
-from sweep.report.tables import cells, front_picture, front_rows, front_table
+from sweep.report.formats import front_table
+from sweep.report.front_figure import front_picture
+from sweep.report.rows import cells, front_rows
 from sweep.search.rungs import Rungs
-from sweep.search.search import ParetoSearch
 from sweep.state.sweep_state import SweepState, state_of_trials
+from tests.support import events
 from tests.support.commands import command, otsweep, start, wait_for
+from tests.support.tuned_search import TunedSearch
 from trainer.errors import InputError
 
 numbers = st.integers(0, 6).map(float)
@@ -158,7 +162,7 @@ def test_results_that_came_one_by_one_are_those_that_were_loaded(results: SweepS
     live = state_of_trials(plan, {})
     for record in sorted(results.trials.values(), key=lambda record: record.ended_as):
         live.trials[record.number] = TrialRecord(record.number, record.config, record.seed, reports=record.reports)
-        live.end(record.number, record.state, reason="", time=record.ended or 0.0)
+        live.apply(events.ended(record.number, record.state, time=record.ended or 0.0))
     assert live.volumes == results.volumes
     assert sorted(live.configurations) == sorted(results.configurations)
     assert live.hypervolume == results.hypervolume
@@ -203,11 +207,11 @@ def test_a_space_that_draws_nothing_runs_its_points_on_every_seed(tmp_path: Path
 # Search and stopping
 
 
-def search(space: Space, sampler: str, history: list[TrialRecord] | None = None) -> ParetoSearch:
-    return ParetoSearch(space, OBJECTIVES, sampler=sampler, seed=5, epochs=3, seeds=3, history=history or [])
+def search(space: Space, sampler: str, history: list[TrialRecord] | None = None) -> TunedSearch:
+    return TunedSearch(space, OBJECTIVES, sampler=sampler, seed=5, epochs=3, seeds=3, history=history or [])
 
 
-def run(found: ParetoSearch, count: int) -> list[TrialRecord]:
+def run(found: TunedSearch, count: int) -> list[TrialRecord]:
     """One slot; the second seed of every fifth configuration fails, and every seventh is stopped on its third."""
     records = []
     for _ in range(count):
@@ -220,7 +224,7 @@ def run(found: ParetoSearch, count: int) -> list[TrialRecord]:
         state = "stopped" if group % 7 == 6 and replicate == 2 else state
         told = {"finished": {"report": report}, "failed": {"failure": "so"}, "stopped": {"report": {"final": False}}}
         found.on_trial_complete("slot", flatten_dict(told[state]))
-        record = TrialRecord(number, config, config["seed"], state, noted=proposal["noted"])
+        record = TrialRecord(number, config, config["seed"], state, noted=proposal["sampler_state"])
         record.reports = [report] if state == "finished" else []
         records.append(record)
     return records
@@ -364,7 +368,7 @@ def test_a_sweep_shows_configurations(storage: Path, undisturbed: subprocess.Com
 
 @pytest.mark.slow
 def test_mlflow_has_what_the_seeds_tell_together(storage: Path, undisturbed: subprocess.CompletedProcess[str]) -> None:
-    from sweep.tracking.tracking import connect
+    from sweep.tracking.store import connect
 
     client = connect(f"sqlite:///{storage / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("quick")

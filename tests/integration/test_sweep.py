@@ -19,7 +19,7 @@ from mlflow.entities import Run
 
 from sweep.ledger.reading import read_ledger
 from sweep.ledger.records import TrialRecord
-from sweep.tracking.tracking import connect
+from sweep.tracking.store import connect
 from tests.support.commands import PATIENCE, command, front, otsweep, start, wait_for
 from tests.support.mlflow_stores import contents
 
@@ -96,7 +96,7 @@ def test_what_the_sweep_stands_on_is_kept(storage: Path, undisturbed: subprocess
     metadata = pq.read_schema(storage / "undisturbed" / "ledger.parquet").metadata
     assert metadata[b"data_fingerprint"].decode() == facts["data_fingerprint"]
     assert {b"plan_hash", b"code_version", b"oracle_accuracy"} <= metadata.keys()
-    assert "a proxy: judged by the oracle" in undisturbed.stdout
+    assert "a proxy: labelled by the judge" in undisturbed.stdout
 
 
 def test_the_ledger_holds_every_report_of_every_trial(
@@ -161,7 +161,7 @@ def test_the_fronts_models_load_without_this_code(
 ) -> None:
     import torch
 
-    from trainer.training.trial import load_model
+    from trainer.training.model_file import load_model
 
     uri = f"sqlite:///{storage / 'mlflow.db'}"
     run = front_runs(storage)[0]

@@ -19,10 +19,15 @@ from sweep.ledger.records import TrialRecord
 from sweep.plan.plan import SweepPlan
 from sweep.report.links import FRONT, view_key, view_link
 from sweep.state.sweep_state import SweepState
-from sweep.tracking import tracking
+from sweep.tracking import tracker as tracker_module
+from sweep.tracking.mlflow_internals import LONGEST_VIEW, PAGE_VERSION, VIEW_TAG
+from sweep.tracking.parent_run import ParentRun
 from sweep.tracking.server import free_port, page
-from sweep.tracking.tracking import SHARE, Tracker, Writer, connect, is_over, sync
-from sweep.tracking.views import CHECKED_VERSION, LONGEST_VIEW, MOST_SWEEPS, NAMES, TAG, outdated, view_tags
+from sweep.tracking.store import connect
+from sweep.tracking.tracker import TIME_SHARE, Tracker
+from sweep.tracking.views import MOST_SWEEPS, NAMES, outdated, view_tags
+from sweep.tracking.writer import Writer, is_over, sync
+from tests.support import events
 from tests.support.mlflow_stores import contents
 from tests.support.recorded_sweeps import recorded, replay, results_of
 from trainer.errors import InputError
@@ -50,11 +55,10 @@ def plan(tmp_path: Path, empty_store: Path) -> SweepPlan:
 
 
 @contextlib.contextmanager
-def writing(plan: SweepPlan, results: SweepState, *, over: bool) -> Iterator[Writer]:
+def writing(plan: SweepPlan, state: SweepState) -> Iterator[Writer]:
     """A writer that has asked the store what it holds."""
-    writer = Writer(plan, results, connect(plan.mlflow_uri), plan.mlflow_uri, over=over, say=no_word)
-    with contextlib.closing(writer):
-        writer.open()
+    with contextlib.closing(Writer(plan, plan.mlflow_uri, log=no_word)) as writer:
+        writer.open(state)
         yield writer
 
 
@@ -67,13 +71,13 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> 
     folder = tmp_path_factory.mktemp("undisturbed")
     shutil.copy(empty_store, folder / "mlflow.db")
     plan = recorded("digits24", folder, trials=TRIALS)
-    sync(plan, plan.mlflow_uri, say=no_word)
+    sync(plan, plan.mlflow_uri, log=no_word)
     return store_of(plan)
 
 
 def test_a_second_writer_changes_nothing(plan: SweepPlan, undisturbed: dict[str, Any]) -> None:
     for _ in range(2):
-        sync(plan, plan.mlflow_uri, say=no_word)
+        sync(plan, plan.mlflow_uri, log=no_word)
         assert store_of(plan) == undisturbed
     assert len(undisturbed) == 1 + TRIALS
 
@@ -137,7 +141,7 @@ def test_the_parent_tells_the_front_and_what_it_cost(plan: SweepPlan, undisturbe
 
 
 def test_the_front_as_files(plan: SweepPlan) -> None:
-    sync(plan, plan.mlflow_uri, say=no_word)
+    sync(plan, plan.mlflow_uri, log=no_word)
     client = connect(plan.mlflow_uri)
     experiment = client.get_experiment_by_name("digits")
     assert experiment is not None
@@ -158,7 +162,7 @@ def test_a_command_runs_the_same_point_again(plan: SweepPlan) -> None:
     import argparse
     import shlex
 
-    from sweep.report.tables import run_again
+    from sweep.report.markdown import run_again
     from trainer.__main__ import add_arguments, configs
 
     for record in results_of(plan).trials.values():
@@ -198,13 +202,14 @@ def test_an_epoch_said_again_by_a_retry_is_there_once(plan: SweepPlan) -> None:
     running = dataclasses.replace(record, state="running", ended=None, reports=record.reports[:3])
     again = {**record.reports[2], "train_seconds": 9.0}
     for seconds in (5, 10):
-        with writing(plan, results, over=False) as writer:
-            writer.write_trial(running)
-            running.say({**again, "time": record.reports[2]["time"] + seconds})
+        with writing(plan, results) as writer:
+            writer.trials.write(running, results)
+            report = {**again, "time": record.reports[2]["time"] + seconds}
+            running = running.apply(events.reported(0, report))
             if seconds == 5:
-                writer.write_trial(running)
-    with writing(plan, results, over=False) as writer:
-        writer.write_trial(running)
+                writer.trials.write(running, results)
+    with writing(plan, results) as writer:
+        writer.trials.write(running, results)
     _, _, _, _, metrics, _ = store_of(plan)["trial 0"]
     told = [row[1:4] for row in metrics if row[0] == "train_seconds"]
     assert len(told) == 3
@@ -213,10 +218,12 @@ def test_an_epoch_said_again_by_a_retry_is_there_once(plan: SweepPlan) -> None:
 
 def test_failed_and_stopped_trials_say_why(plan: SweepPlan) -> None:
     trials = results_of(plan).trials
-    trials[0].end("failed", reason="on purpose", time=trials[0].ended or 0)
-    trials[1].end("stopped", reason="behind", time=trials[1].ended or 0)
-    with writing(plan, SweepState(plan.objectives, trials, total=plan.trials), over=True) as writer:
-        writer.finish()
+    for number, ending, reason in ((0, "failed", "on purpose"), (1, "stopped", "behind")):
+        over = events.ended(number, ending, reason=reason, time=trials[number].ended or 0)
+        trials[number] = trials[number].apply(over)
+    state = SweepState(plan.objectives, trials, total=plan.trials)
+    with writing(plan, state) as writer:
+        writer.finish(state, over=True)
     for number, status, reason in ((0, "FAILED", "on purpose"), (1, "KILLED", "behind")):
         _, (found, _, _), _, tags, metrics, _ = store_of(plan)[f"trial {number}"]
         assert (found, tags["otsweep.reason"]) == (status, reason)
@@ -225,10 +232,10 @@ def test_failed_and_stopped_trials_say_why(plan: SweepPlan) -> None:
 
 def test_two_processes_never_write_the_same_sweep(plan: SweepPlan) -> None:
     with (
-        writing(plan, results_of(plan), over=True),
+        writing(plan, results_of(plan)),
         pytest.raises(InputError, match="sweep 'digits24' is already being written to this store by pid"),
     ):
-        sync(plan, plan.mlflow_uri, say=no_word)
+        sync(plan, plan.mlflow_uri, log=no_word)
 
 
 def test_a_sweep_that_never_began_leaves_no_run(plan: SweepPlan) -> None:
@@ -257,7 +264,7 @@ def test_the_writer_keeps_to_its_share(tmp_path: Path, empty_store: Path, monkey
     """Of a thousand trials that wait at once, a pass writes as many as fit, and the next waits accordingly."""
     shutil.copy(empty_store, tmp_path / "mlflow.db")
     plan = recorded("thousand", tmp_path)
-    monkeypatch.setattr(tracking, "PASS_SECONDS", 0.5)
+    monkeypatch.setattr(tracker_module, "PASS_SECONDS", 0.5)
     tracker = Tracker(plan, results_of(plan), no_word)
     tracker.write_pass()
     spent, begun = 0.0, time.monotonic()
@@ -273,7 +280,7 @@ def test_the_writer_keeps_to_its_share(tmp_path: Path, empty_store: Path, monkey
 
     monkeypatch.setattr(tracker, "attempt", timed)
     tracker.work()
-    assert 0 < spent + sum(passes) <= SHARE * 1.01 * sum(pauses[1:])
+    assert 0 < spent + sum(passes) <= TIME_SHARE * 1.01 * sum(pauses[1:])
     assert time.monotonic() - begun < 60
     assert 0 < len(store_of(plan)) < 200
     assert tracker.writer is not None
@@ -286,9 +293,11 @@ def test_a_pass_costs_the_same_however_many_trials_there_are(tmp_path: Path, emp
     plan = recorded("thousand", tmp_path)
     tracker = Tracker(plan, results_of(plan), no_word)
     tracker.loaded = True
-    writer = tracker.connected(over=False)
+    state = tracker.take_state()
+    writer = tracker.writer = Writer(plan, plan.mlflow_uri, log=no_word)
+    writer.open(state)
     written: list[int] = []
-    writer.write_trial = lambda record: written.append(record.number)  # type: ignore[method-assign]
+    writer.trials.write = lambda record, state: written.append(record.number)  # type: ignore[method-assign]
     with contextlib.closing(writer):
         tracker.changed(7)
         tracker.write_pass()
@@ -297,30 +306,25 @@ def test_a_pass_costs_the_same_however_many_trials_there_are(tmp_path: Path, emp
 
 
 def test_views_fit_and_name_what_the_page_needs(plan: SweepPlan) -> None:
-    sync(plan, plan.mlflow_uri, say=no_word)
+    sync(plan, plan.mlflow_uri, log=no_word)
     experiment = connect(plan.mlflow_uri).get_experiment_by_name("digits")
     assert experiment is not None
     for view in NAMES:
-        stored = json.loads(experiment.tags[TAG + view_key(view, plan.name)])
+        stored = json.loads(experiment.tags[VIEW_TAG + view_key(view, plan.name)])
         assert stored["name"] == f"{view}: {plan.name}"
-        assert len(stored["state"]) <= LONGEST_VIEW
-    state = json.loads(json.loads(experiment.tags[TAG + view_key(FRONT, plan.name)])["state"])
+        assert len(experiment.tags[VIEW_TAG + view_key(view, plan.name)]) <= LONGEST_VIEW
+    state = json.loads(json.loads(experiment.tags[VIEW_TAG + view_key(FRONT, plan.name)])["state"])
     assert [chart["type"] for chart in state["compareRunCharts"]] == ["SCATTER", "PARALLEL", "LINE", "LINE", "LINE"]
     assert state["compareRunCharts"][1]["selectedParams"] == list(plan.space.swept)
     assert page("http://host", plan) == "http://host" + view_link(experiment.experiment_id, view_key(FRONT, plan.name))
 
 
 def test_views_of_long_past_sweeps_make_room(plan: SweepPlan) -> None:
-    tags: dict[str, str] = {TAG + "mine": json.dumps({"name": "Pareto front: mine"}), TAG + "broken": "{"}
+    tags: dict[str, str] = {VIEW_TAG + "mine": json.dumps({"name": "Pareto front: mine"}), VIEW_TAG + "broken": "{"}
     for day in range(MOST_SWEEPS + 2):
         tags |= view_tags(dataclasses.replace(plan, name=f"s{day}"), day)
     dropped = outdated(tags)
-    assert sorted(dropped) == sorted(TAG + view_key(view, f"s{day}") for view in NAMES for day in (0, 1))
-
-
-def test_the_version_with_which_the_views_were_checked() -> None:
-    """When this fails: look at the page (test_page.py), mend sweep/tracking/views.py, then raise `CHECKED_VERSION`."""
-    assert mlflow.__version__.startswith(f"{CHECKED_VERSION}.")
+    assert sorted(dropped) == sorted(VIEW_TAG + view_key(view, f"s{day}") for view in NAMES for day in (0, 1))
 
 
 def test_another_version_is_said_and_all_is_written(
@@ -328,10 +332,8 @@ def test_another_version_is_said_and_all_is_written(
 ) -> None:
     monkeypatch.setattr(mlflow, "__version__", "9.0.0")
     said: list[str] = []
-    sync(plan, plan.mlflow_uri, say=said.append)
-    assert said == [
-        f"MLflow 9.0.0: its saved views were checked with {CHECKED_VERSION} and may not open; all else does"
-    ]
+    sync(plan, plan.mlflow_uri, log=said.append)
+    assert said == [f"MLflow 9.0.0: its saved views were checked with {PAGE_VERSION} and may not open; all else does"]
     assert store_of(plan) == undisturbed
 
 
@@ -341,7 +343,7 @@ def test_another_version_is_said_and_all_is_written(
 def test_when_a_sweep_is_over(plan: SweepPlan, running: bool, flat: int, over: bool) -> None:
     results = results_of(plan)
     if running:
-        results.trials[0].state = "running"
+        results.trials[0] = dataclasses.replace(results.trials[0], state="running")
     more = dataclasses.replace(plan, stop_when_flat=flat, trials=plan.trials + bool(flat))
     assert is_over(more, results) == over
 
@@ -376,7 +378,7 @@ def test_the_writer_has_a_thread_of_its_own(plan: SweepPlan) -> None:
 
 def test_standings_are_current_while_a_sweep_runs(plan: SweepPlan, monkeypatch: pytest.MonkeyPatch) -> None:
     """After each pass that had the time: front and knee are those of the trials that finished, and each has a rank."""
-    monkeypatch.setattr(tracking, "PASS_SECONDS", 1000.0)
+    monkeypatch.setattr(tracker_module, "PASS_SECONDS", 1000.0)
     results = SweepState(plan.objectives, {}, total=plan.trials)
     results.facts = results_of(plan).facts
     tracker, finished = Tracker(plan, results, no_word), 0
@@ -411,12 +413,12 @@ def test_files_of_the_front_follow_even_when_nothing_ends_meanwhile(
     writer, written = tracker.writer, []
     assert writer is not None
     with contextlib.closing(writer):
-        assert not writer.files_stale
-        writer.files_stale = True
-        monkeypatch.setattr(Writer, "write_files", lambda self: written.append(time.monotonic()))
+        assert not writer.parent.files_stale
+        writer.parent.files_stale = True
+        monkeypatch.setattr(ParentRun, "write_files", lambda self, state, over: written.append(time.monotonic()))
         tracker.write_pass()
         assert written == []
-        writer.files_due = time.monotonic()
+        writer.parent.files_due = time.monotonic()
         tracker.write_pass()
         assert len(written) == 1
 
@@ -425,6 +427,6 @@ def test_damage_that_lost_a_start_is_no_end(plan: SweepPlan) -> None:
     """A trial without its configuration is written all the same."""
     results = results_of(plan)
     lost = results.trials[9] = TrialRecord(9, state="failed", reason="lost", ended=1_700_000_000.0)
-    with writing(plan, results, over=True) as writer:
-        writer.write_trial(lost)
+    with writing(plan, results) as writer:
+        writer.trials.write(lost, results, over=True)
     assert store_of(plan)["trial 9"][1][0] == "FAILED"

@@ -15,6 +15,7 @@ from sweep.plan.mlflow_address import default_mlflow_uri
 from sweep.plan.plan import SweepPlan
 from sweep.plan.plan_file import read_plan
 from sweep.state.sweep_state import SweepState, read_data_summary
+from tests.support import events
 
 RECORDED = Path(__file__).parents[1] / "recorded"
 
@@ -71,9 +72,9 @@ def replay(plan: SweepPlan, results: SweepState) -> Iterator[int]:
     records = read_ledger(plan.folder).trials.values()
     for moment, kind, number, record, report in sorted(events_of(records), key=lambda event: event[:3]):
         if kind == 0:
-            results.begin(number, record.config, seed=record.seed or 0, attempt=1, host="", time=moment)
+            results.apply(events.started(number, record.config, seed=record.seed or 0, time=moment))
         elif report is not None:
-            results.trials[number].say(report)
+            results.apply(events.reported(number, report, time=moment))
         else:
-            results.end(number, record.state, reason=record.reason, time=moment)
+            results.apply(events.ended(number, record.state, reason=record.reason, time=moment))
         yield number

@@ -9,22 +9,16 @@ from scipy import ndimage
 from torch import Tensor
 
 from trainer.errors import InputError
-from trainer.invariance.alignments import (
-    COARSE_STEP,
-    AffineAligner,
-    AffineDraws,
-    AlignmentGrid,
-    GridAligner,
-    affine_maps,
-    alignments_for,
-)
+from trainer.invariance.affine_draws import AffineAligner, AffineDraws, affine_maps
+from trainer.invariance.alignment_grid import COARSE_STEP, AlignmentGrid, GridAligner
+from trainer.invariance.published import alignments_for
 
 CPU = torch.device("cpu")
 SMALL = AlignmentGrid(shift_limit=1.5, shift_count=3, rotation_limit=20, rotation_count=3)
 
 
 def scipy_align(levels: np.ndarray, degrees: float, down: float, right: float) -> np.ndarray:
-    """The published procedure on one 8-bit image."""
+    """Apply the published procedure to one 8-bit image."""
     return ndimage.shift(ndimage.rotate(levels, degrees, reshape=False), (down, right))
 
 
@@ -101,14 +95,14 @@ def test_every_rotation_lies_between_two_knots_of_the_same_shifts(grid: Alignmen
 
 
 def draws(**changes: float) -> AffineDraws:
-    """The published draws, or others."""
+    """Return the published draws, or others."""
     published = alignments_for("mnist", "l0")
     assert isinstance(published, AffineDraws)
     return dataclasses.replace(published, **changes)
 
 
 def blob() -> Tensor:
-    """(1, 1, 28, 28) uint8: a bright rectangle off the centre, of which one corner is dark."""
+    """Draw a bright rectangle off the centre, of which one corner is dark: (1, 1, 28, 28) uint8."""
     image = torch.zeros(1, 1, 28, 28, dtype=torch.uint8)
     image[0, 0, 8:20, 10:17] = 255
     image[0, 0, 8:11, 10:13] = 0
@@ -128,7 +122,7 @@ def test_draws_lie_within_their_limits() -> None:
 
 
 def test_affine_maps_equal_scipy() -> None:
-    """Bilinear sampling at mapped places; SciPy's matrix is over (row, column), and about the corner."""
+    """Compare with bilinear sampling by SciPy, whose matrix is over (row, column) and about the corner."""
     few = draws(size=20, shift_limit=4.0)
     moved = AffineAligner(few, 28, 28, CPU).all(blob())[0, :, 0].numpy()
     maps = affine_maps(few, 28, 28).double().numpy()

@@ -12,19 +12,20 @@ from torch import Tensor
 
 from tests.unit.test_sensitivity import CLASSES, Linear, answers, run, seeded, some_images, with_embedding
 from trainer.attacks import apgd
-from trainer.attacks.apgd import dlr, embedding_attack, targeted_apgd_attack, targeted_dlr
-from trainer.attacks.attack import Attack, worst_case
+from trainer.attacks.apgd import embedding_attack, targeted_apgd_attack, targeted_dlr
+from trainer.attacks.attack import Attack
 from trainer.attacks.gradient import pgd_attack
+from trainer.attacks.worst_cases import worst_case
 from trainer.errors import InputError
 
 
 @given(seed=st.integers(0, 1000), shift=st.floats(-5, 5), scale=st.floats(0.1, 10))
-def test_dlr_is_blind_to_shift_and_scale_and_positive_where_wrong(seed: int, shift: float, scale: float):
+def test_dlr_is_blind_to_shift_and_scale_and_positive_where_the_target_is_ahead(seed: int, shift: float, scale: float):
     logits = torch.randn((20, CLASSES), generator=seeded(seed), dtype=torch.float64)
     labels = torch.randint(CLASSES, (20,), generator=seeded(seed))
     targets = (labels + 1 + torch.randint(CLASSES - 1, (20,), generator=seeded(seed + 1))) % CLASSES
-    assert ((dlr(logits, labels) > 0) == (logits.argmax(1) != labels)).all()
-    torch.testing.assert_close(dlr(scale * logits + shift, labels), dlr(logits, labels))
+    ahead = logits.gather(1, targets[:, None]) > logits.gather(1, labels[:, None])
+    assert ((targeted_dlr(logits, labels, targets) > 0) == ahead.squeeze(1)).all()
     torch.testing.assert_close(
         targeted_dlr(scale * logits + shift, labels, targets), targeted_dlr(logits, labels, targets)
     )
@@ -32,8 +33,6 @@ def test_dlr_is_blind_to_shift_and_scale_and_positive_where_wrong(seed: int, shi
 
 def test_dlr_of_known_logits():
     logits = torch.tensor([[1.0, 5.0, 3.0, 2.0]])
-    torch.testing.assert_close(dlr(logits, torch.tensor([1])), torch.tensor([-(5 - 3) / (5 - 2)]))
-    torch.testing.assert_close(dlr(logits, torch.tensor([0])), torch.tensor([-(1 - 5) / (5 - 2)]))
     targeted = targeted_dlr(logits, torch.tensor([1]), torch.tensor([3]))
     torch.testing.assert_close(targeted, torch.tensor([-(5 - 2) / (5 - (2 + 1) / 2)]))
 
@@ -88,6 +87,7 @@ def test_the_embedding_attacks_go_where_they_say():
     assert ((model(away.images) - clean).norm(dim=1) > (model(other.images) - clean).norm(dim=1) - 1e-4)[unbroken].all()
 
 
-def test_dlr_needs_three_classes():
-    with pytest.raises(InputError, match="DLR loss needs at least 3 classes: the model has 2"):
-        dlr(torch.zeros(1, 2), torch.zeros(1, dtype=torch.long))
+def test_dlr_needs_four_classes():
+    label, target = torch.tensor([0]), torch.tensor([1])
+    with pytest.raises(InputError, match="DLR loss needs at least 4 classes: the model has 3"):
+        targeted_dlr(torch.zeros(1, 3), label, target)

@@ -21,13 +21,12 @@ PACKAGES = ("search_spaces", "trainer", "sweep")
 
 ROOMS = [
     ["trainer.errors"],
-    ["trainer.words", "trainer.intervals", "trainer.parallel"],
+    ["trainer.words", "trainer.intervals", "trainer.parallel", "trainer.progress"],
     ["trainer.fields", "trainer.presets", "trainer.report", "trainer.cost", "trainer.arguments", "trainer.files"],
     ["trainer.config", "trainer.human_agreement"],
     ["trainer.data", "trainer.models", "trainer.attacks"],
     ["trainer.invariance", "trainer.objective"],
     ["trainer.summary", "trainer.training"],
-    ["trainer.progress"],
     ["trainer.__main__"],
     ["search_spaces"],
     ["sweep.front"],
@@ -48,14 +47,20 @@ KEPT_OPEN = {"sweep.cli": {"main"}}
 
 TENSORS_ONLY = [
     "trainer.attacks",
+    "trainer.invariance.affine_draws",
+    "trainer.invariance.alignment_grid",
     "trainer.invariance.alignments",
-    "trainer.invariance.neighbours",
     "trainer.invariance.attacks",
+    "trainer.invariance.class_index",
+    "trainer.invariance.clusters",
+    "trainer.invariance.lower_bounds",
+    "trainer.invariance.neighbours",
     "trainer.objective.transport",
 ]
 """Take tensors and numbers, never a configuration."""
 
-TRAINER_NEEDS = {"torch", "torchvision", "numpy", "scipy", "sklearn"}
+TRAINER_NEEDS = {"torch", "torchvision", "numpy", "scipy", "sklearn", "filelock"}
+"""filelock is wherever torch is: torch itself needs it."""
 BROUGHT_ALONG = {"sqlalchemy": "mlflow"}
 """Imported under the dependency that brings it: errors of MLflow's own store are SQLAlchemy's."""
 HEAVY = ("torch", "torchvision", "ray", "mlflow", "optuna", "matplotlib", "sklearn", "scipy")
@@ -293,7 +298,8 @@ LIGHT = [
     "trainer.presets",
     "sweep.plan.plan",
     "sweep.plan.paths",
-    "sweep.cli.cli",
+    "sweep.cli.commands",
+    "sweep.cluster",
 ]
 
 

@@ -7,7 +7,8 @@ import os
 import pytest
 import torch
 
-from trainer.files.checkpoints import KEPT, FolderStore, load_checkpoint, save_checkpoint, seal, unseal
+from trainer.files.checkpoints import KEPT, FolderStore, load_checkpoint, save_checkpoint
+from trainer.files.sealed import seal, unseal
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from sweep.cli.cli import BAD_INPUT, COMMANDS, main
+from sweep.cli.commands import COMMANDS, main
+from sweep.cli.console import BAD_INPUT
 from tests.support.commands import otsweep
 from trainer.__main__ import REPORT_FILE, earlier_reports
 from trainer.files.checkpoints import FolderStore

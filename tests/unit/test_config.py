@@ -1,4 +1,4 @@
-"""The two records: what they accept, and what they say of what they refuse."""
+"""The two configurations: the values they accept, and the messages for those they refuse."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ every_knob = pytest.mark.parametrize(("record", "name", "spec"), KNOBS, ids=[nam
 
 
 def values_of(spec: dataclasses.Field) -> st.SearchStrategy:
-    """Everything that a knob accepts; budgets only up to 1, which every norm allows."""
+    """Draw any value that a knob accepts; budgets only up to 1, which every norm allows."""
     low, high, above = (spec.metadata[key] for key in ("low", "high", "above"))
     if spec.metadata["choices"]:
         return st.sampled_from(spec.metadata["choices"])
@@ -280,7 +280,7 @@ def test_short_names_are_of_knobs_and_distinct() -> None:
 
 
 def test_no_knob_is_in_both_records() -> None:
-    """`--set` and a trial's row name knobs of both without saying of which."""
+    """Check that no name is in both: `--set` and a trial's row use names without saying of which configuration."""
     assert not TrialConfig.fields().keys() & EvaluationConfig.fields().keys()
 
 
@@ -296,7 +296,7 @@ def test_no_knob_is_in_both_records() -> None:
         ("mining=easy", "mining = 'easy': known: hard, semihard"),
     ],
 )
-def test_a_wrong_setting_is_told(pair: str, message: str) -> None:
+def test_a_wrong_setting_is_reported(pair: str, message: str) -> None:
     with pytest.raises(InputError) as raised:
         parse_settings([pair], TrialConfig, EvaluationConfig)
     assert str(raised.value) == message

@@ -27,8 +27,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trainer import progress
 from trainer.config import EvaluationConfig
-from trainer.data import catalogue, downloads, formats, store
+from trainer.data import catalogue, downloads, formats, splits, store
 from trainer.data.catalogue import Sizes
 from trainer.data.datasets import Data, Split, load_data
 from trainer.errors import InputError
@@ -153,7 +154,7 @@ def test_split_seed_decides_the_split(cache_dir: Path, digits: Data) -> None:
 @given(labels=st.lists(st.integers(0, 9), min_size=1, max_size=200), seed=st.integers(0, 2**31 - 1))
 def test_every_prefix_of_the_order_holds_each_class_in_proportion(labels: list[int], seed: int) -> None:
     array = np.array(labels)
-    order = store.stratified_order(array, np.random.default_rng(seed))
+    order = splits.stratified_order(array, np.random.default_rng(seed))
     assert sorted(order) == list(range(len(array)))
     sizes = np.bincount(array, minlength=10)
     seen = np.cumsum(array[order][:, None] == np.arange(10), axis=0)[:, sizes > 0]
@@ -165,7 +166,7 @@ def test_every_prefix_of_the_order_holds_each_class_in_proportion(labels: list[i
 
 def test_order_is_random_within_a_class() -> None:
     labels = np.zeros(50, dtype=np.int64)
-    orders = {tuple(store.stratified_order(labels, np.random.default_rng(seed))) for seed in range(10)}
+    orders = {tuple(splits.stratified_order(labels, np.random.default_rng(seed))) for seed in range(10)}
     assert len(orders) == 10
     assert tuple(range(50)) not in orders
 
@@ -309,9 +310,9 @@ def test_a_damaged_cache_is_built_again(damage: str, tmp_path: Path) -> None:
 def test_what_a_killed_process_left_is_replaced(tmp_path: Path) -> None:
     before = load_data(EvaluationConfig(), cache_dir=tmp_path)
     (folder,) = (path for path in (tmp_path / "tensors").iterdir() if path.is_dir())
-    folder.rename(folder.with_name(folder.name + ".partial"))
+    left = folder.rename(folder.with_name(f".{folder.name}.0123abcd.unfinished"))
     assert same(load_data(EvaluationConfig(), cache_dir=tmp_path), before)
-    assert not folder.with_name(folder.name + ".partial").exists()
+    assert not left.exists()
 
 
 def test_many_at_once_decode_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -436,25 +437,25 @@ TRAIN_LABELS, TEST_LABELS = "train-labels-idx1-ubyte", "t10k-labels-idx1-ubyte"
         pytest.param(
             TEST_LABELS,
             lambda c: b"",
-            "it begins with nothing, an IDX file of its kind with 00000801",
+            "it begins with nothing, not with 00000801 as an IDX file of its kind",
             id="empty",
         ),
         pytest.param(
             TRAIN_LABELS,
             lambda c: b"<html>" + c[6:],
-            "it begins with 3c68746d, an IDX file of its kind with 00000801",
+            "it begins with 3c68746d, not with 00000801 as an IDX file of its kind",
             id="a web page",
         ),
         pytest.param(
             TRAIN_IMAGES,
             lambda c: idx_contents()[TRAIN_LABELS],
-            "it begins with 00000801, an IDX file of its kind with 00000803",
+            "it begins with 00000801, not with 00000803 as an IDX file of its kind",
             id="labels for images",
         ),
         pytest.param(
             TRAIN_IMAGES,
             lambda c: idx_contents()[TEST_IMAGES],
-            "it says that it holds 20x28x28 values, the official file 40x28x28",
+            "its header promises 20x28x28 values, the official file has 40x28x28",
             id="test for training",
         ),
         pytest.param(
@@ -693,7 +694,7 @@ def test_a_failed_download_leaves_nothing(
 def test_a_download_says_how_far_it_is(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(downloads, "PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "PLAIN_SECONDS", 0.0)
     load_data(FASHION, cache_dir=tmp_path)
     said = capsys.readouterr()
     assert said.out == ""

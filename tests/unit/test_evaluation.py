@@ -1,4 +1,4 @@
-"""The three accuracies on models and judging sets whose answer is known in closed form."""
+"""The three accuracies on models and judging sets whose answers are known in closed form."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CLASSES = 5
 
 
 class Steps(nn.Module):
-    """Reads its answer off the first pixel: class k where that is nearest to k / (CLASSES - 1)."""
+    """A model whose answer is in the first pixel: class k if that is nearest to k / (CLASSES - 1)."""
 
     def forward(self, images: Tensor) -> Prediction:
         value = images[:, 0, 0, :1] * (CLASSES - 1)
@@ -34,7 +34,7 @@ class Steps(nn.Module):
 
 
 class Threshold(nn.Module):
-    """Two classes, told apart by whether the one pixel is above a half."""
+    """A model of two classes: whether the one pixel is above a half."""
 
     def forward(self, images: Tensor) -> Prediction:
         above = images[:, 0, 0, :1] - 0.5
@@ -42,14 +42,14 @@ class Threshold(nn.Module):
 
 
 def showing(classes: list[int]) -> Tensor:
-    """Images (N, 1, 2, 2) to which `Steps` gives these answers."""
+    """Return images (N, 1, 2, 2) to which `Steps` gives these answers."""
     images = torch.full((len(classes), 1, 2, 2), 0.3)
     images[:, 0, 0, 0] = torch.tensor(classes) / (CLASSES - 1)
     return images
 
 
 def judged(rows: list[tuple[int, int, int, int]]) -> JudgingSet:
-    """Of each image the model's answer when perturbed and when clean, the source's label and the oracle's."""
+    """Return a judging set; a row holds the model's answers when perturbed and clean, source's and judge's label."""
     perturbed, clean, source, oracle = (list(column) for column in zip(*rows, strict=True))
     return JudgingSet(
         showing(perturbed), showing(clean), torch.tensor(source), torch.arange(len(rows)), torch.tensor(oracle)
@@ -87,8 +87,8 @@ def test_invariance_numbers_are_those_of_the_definition(rows: list[tuple[int, in
     assert found.invariance_original_label == share([answer == source for answer, _, source, _ in rows])
 
 
-def test_invariance_goes_by_the_oracle_and_never_by_the_source() -> None:
-    """A model that never changes its answer: agreement with the source's label would call it perfect."""
+def test_invariance_goes_by_the_judge_and_never_by_the_source() -> None:
+    """Measure a model that never changes its answer, which agreement with the source's label would call perfect."""
     found = run(Steps(), ONE_IMAGE, judged([(1, 1, 1, 2), (3, 3, 3, 4), (2, 2, 2, 2), (0, 0, 0, ABSTAINS)]), [])
     assert found[2:] == (0.0, 1.0, 1.0, 2, 1.0)
 
@@ -105,7 +105,7 @@ pixels = st.lists(st.tuples(st.integers(0, 100).map(lambda k: k / 100), st.integ
 def test_sensitivity_of_a_threshold_is_a_matter_of_distance(
     rows: list[tuple[float, int]], epsilon: float, restarts: int
 ) -> None:
-    """Right when clean, and further from the threshold than the budget reaches (never just as far, with these)."""
+    """Check that robust means right when clean and further from the threshold than the budget; never equal here."""
     rows = [(value, label) for value, label in rows if value != 0.5] or [(0.0, 0)]
     split = Split(torch.tensor([value for value, _ in rows]).view(-1, 1, 1, 1), torch.tensor([k for _, k in rows]))
     attacks = [pgd_attack(norm="linf", epsilon=epsilon, steps=3, restarts=restarts)]
@@ -160,7 +160,7 @@ def small_network() -> nn.Module:
 
 
 def in_mid_training(model: nn.Module) -> nn.Module:
-    """Modes, gradients and frozen parameters as unlike one another as can be."""
+    """Give the model mixed modes, gradients and frozen parameters."""
     model.train()
     model.get_submodule("layers.1").eval()
     model.get_parameter("layers.0.weight").requires_grad_(False)
@@ -201,8 +201,8 @@ def test_an_evaluation_leaves_the_model_as_it_was(fails: bool) -> None:
     assert_same(before, after)
 
 
-def test_models_are_judged_in_evaluation_mode() -> None:
-    """With dropout at work two evaluations would differ, and so would a batch from its parts."""
+def test_models_are_evaluated_in_evaluation_mode() -> None:
+    """Check by dropout: if it were active, two evaluations would differ."""
     model, generator = in_mid_training(small_network()), torch.Generator().manual_seed(3)
     split = Split(torch.rand(40, 1, 2, 2, generator=generator), torch.randint(CLASSES, (40,), generator=generator))
     attacks = [pgd_attack(norm="linf", epsilon=0.1, steps=3)]
@@ -211,8 +211,8 @@ def test_models_are_judged_in_evaluation_mode() -> None:
     assert first == run(model.eval(), split, NOTHING_JUDGED, attacks)
 
 
-def test_the_judge_starts_where_its_generator_says() -> None:
-    """Near the threshold one step of PGD is sure to cross; without a gradient all depends on the random start."""
+def test_the_attack_starts_where_its_generator_decides() -> None:
+    """Check on a model without gradient near its threshold, where only the random start decides."""
 
     class Blind(Threshold):
         def forward(self, images: Tensor) -> Prediction:

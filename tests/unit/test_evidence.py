@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
-from trainer.attacks.attack import Logits, frozen, worst_case
 from trainer.attacks.evidence import (
     Curve,
     Evidence,
@@ -27,7 +26,9 @@ from trainer.attacks.evidence import (
     wilson_interval,
 )
 from trainer.attacks.gradient import cross_entropy_loss, pgd, pgd_attack
+from trainer.attacks.logits import Logits, frozen
 from trainer.attacks.norms import NORMS
+from trainer.attacks.worst_cases import worst_case
 from trainer.data.datasets import Data
 from trainer.errors import InputError
 
@@ -42,7 +43,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def train(data: Data, norm: str | None) -> nn.Sequential:
-    """A small network on the digits, against PGD in `norm` if given."""
+    """Train a small network on the digits, against PGD in `norm` if given."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = nn.Sequential(nn.Flatten(), nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
@@ -86,7 +87,7 @@ Gather = Callable[..., Evidence]
 
 @pytest.fixture
 def gather(images: Tensor, labels: Tensor) -> Gather:
-    """The evidence on a model with short attacks."""
+    """Gather the evidence on a model by short attacks."""
 
     def run(logits: Logits, norm: str = "linf", **options: object) -> Evidence:
         options = {"epsilon": EPSILONS[norm], "steps": 20, "queries": 200, "generator": seeded(), **options}
@@ -108,7 +109,7 @@ def test_wilson_is_that_of_scipy(n: int, share: float, confidence: float):
 
 
 def test_wilson_solves_the_score_equation():
-    """At both ends the share is 1.96 standard errors away, each measured with the end's own variance."""
+    """Check that both ends are 1.96 standard errors away, each measured with its own variance."""
     for bound in wilson_interval(30, 200):
         error = math.sqrt(bound * (1 - bound) / 200)
         assert abs(30 / 200 - bound) / error == pytest.approx(1.959964, abs=1e-5)
@@ -158,7 +159,7 @@ def test_the_curve_begins_at_clean_accuracy_falls_and_is_the_worst_case_over_sma
 def test_a_wider_attack_that_fails_shows_in_alone_but_not_in_the_worst_case(
     undefended: nn.Sequential, images: Tensor, labels: Tensor
 ):
-    """Past 0.1 this attack gives up."""
+    """Build an attack that gives up beyond a budget of 0.1."""
 
     def timid(epsilon: float, steps: int) -> list:
         return [pgd_attack(norm="linf", epsilon=epsilon, steps=steps)] if epsilon <= 0.1 else []
@@ -218,7 +219,7 @@ def test_healthy_models_give_no_warning(
     norm: str, undefended: nn.Sequential, defended: dict[str, nn.Sequential], images: Tensor, gather: Gather
 ):
     for model in (undefended, defended[norm]):
-        evidence = gather(model, norm, twin=undefended)
+        evidence = gather(model, norm, undefended=undefended)
         assert evidence.warnings == []
         assert evidence.size == len(images)
         assert evidence.white_box_accuracy == evidence.curve.alone[evidence.curve.epsilons.index(EPSILONS[norm])]
@@ -236,17 +237,17 @@ def test_evidence_repeats_itself_and_does_without_a_twin(undefended: nn.Sequenti
 
 
 def quantised(model: nn.Module) -> Logits:
-    """The input rounded: no gradient comes back through it."""
+    """Round the input, which lets no gradient through."""
     return lambda images: model((images * 3).round() / 3)
 
 
 def huge(model: nn.Module) -> Logits:
-    """Logits so large that float32 rounds their softmax to 0 and 1."""
+    """Return logits so large that float32 rounds their softmax to 0 and 1."""
     return lambda images: model(images) * 1e4
 
 
 def randomised(model: nn.Module) -> Logits:
-    """Other noise on the input at every call."""
+    """Add other noise to the input at every call."""
     generator = seeded()
     return lambda images: model(images + 0.3 * torch.randn(images.shape, generator=generator))
 
@@ -260,7 +261,7 @@ def randomised(model: nn.Module) -> Logits:
                 r"gradient masking suspected: 100\.0% of the images have no gradient",
                 r"gradient masking suspected: accuracy 0\.\d+ is left at an unbounded budget",
                 r"gradient masking suspected: Square leaves 0\.\d+, the white-box attack 0\.\d+ \(interval",
-                r"gradient masking suspected: transfer from an undefended twin leaves",
+                r"gradient masking suspected: transfer from an undefended baseline leaves",
             ],
         ),
         (huge, [r"gradient masking suspected: \d+\.\d% of the images have no gradient"]),
@@ -271,7 +272,7 @@ def randomised(model: nn.Module) -> Logits:
 def test_a_model_broken_on_purpose_trips_the_matching_check(
     broken: Callable[[nn.Module], Logits], messages: list[str], undefended: nn.Sequential, gather: Gather
 ):
-    warnings = gather(broken(undefended), twin=undefended).warnings
+    warnings = gather(broken(undefended), undefended=undefended).warnings
     for message in messages:
         assert any(matches(message, warning) for warning in warnings), f"{message!r} not in {warnings}"
 
@@ -288,7 +289,7 @@ def test_probabilities_are_refused(undefended: nn.Sequential, gather: Gather):
 
 
 def test_an_attack_that_is_not_converged_is_told(defended: dict[str, nn.Sequential], gather: Gather):
-    """Steps far too small for their number: twice as many break more."""
+    """Take steps far too small for their number: twice as many break more."""
 
     def slow(epsilon: float, steps: int) -> list:
         return [pgd_attack(norm="linf", epsilon=epsilon, steps=steps, step_size=0.015)]
@@ -318,7 +319,7 @@ HEALTHY = Evidence(
         ({"doubled_accuracy": 0.56}, r"attack not converged: .* 0\.560, below the interval 0\.569 to 0\.630 of 0\.600"),
         ({"square_accuracy": 0.56}, "gradient masking suspected: Square leaves 0.560"),
         ({"noise_accuracy": 0.56}, "gradient masking suspected: random noise leaves 0.560"),
-        ({"transfer_accuracy": 0.56}, "gradient masking suspected: transfer from an undefended twin leaves 0.560"),
+        ({"transfer_accuracy": 0.56}, "gradient masking suspected: transfer from an undefended baseline leaves 0.560"),
         ({"zero_gradient_share": 0.06}, r"gradient masking suspected: 6\.0% of the images have no gradient"),
         ({"large_epsilon_accuracy": 0.001}, "gradient masking suspected: accuracy 0.001 is left at an unbounded"),
         ({"unstable_share": 0.001}, r"randomised output: 0\.1%"),

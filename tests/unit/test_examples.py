@@ -34,7 +34,7 @@ def test_split() -> Split:
 
 @pytest.fixture
 def folder(tmp_path: Path, test_split: Split) -> Path:
-    """Two sets: one by the folder's own indices, one of a family that has indices of its own."""
+    """Write two sets: one by the folder's own indices, one of a family that has indices of its own."""
     levels = (test_split.images[:, 0] * 255).numpy()
     (tmp_path / "linf").mkdir()
     np.save(tmp_path / "indexs.npy", np.array([5, 2, 7]))
@@ -139,7 +139,7 @@ def archive() -> bytes:
 
 
 def claiming(shape: str) -> bytes:
-    """The start of a file that says it holds numbers of this shape."""
+    """Return the start of a file that says it holds numbers of this shape."""
     header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
     return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
 
@@ -200,7 +200,7 @@ def test_a_folder_without_sets_is_refused(tmp_path: Path, test_split: Split) -> 
 
 
 def labelled() -> LabelledSet:
-    """People see: 0 and 1 unchanged, 2 to 5 changed, 6 undecided."""
+    """Build a set of which people see 0 and 1 unchanged, 2 to 5 changed, and are undecided on 6."""
     sources = Split(torch.zeros(7, 1, 2, 2), torch.tensor([0, 1, 2, 3, 4, 5, 6]))
     return LabelledSet("set", torch.ones(7, 1, 2, 2), torch.tensor([0, 1, 8, 8, 8, 8, -1]), sources)
 

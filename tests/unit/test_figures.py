@@ -19,7 +19,9 @@ from scipy.stats import norm
 from sweep.front.objectives import Objectives
 from sweep.front.pareto import front_mask, hypervolume
 from sweep.ledger.records import TrialRecord
-from sweep.report.figures import front_figure, save_figure
+from sweep.report.front_figure import front_figure
+from sweep.report.style import save_figure
+from tests.support import events
 from trainer.config import REGULARIZERS, EvaluationConfig
 from trainer.errors import InputError
 
@@ -30,20 +32,21 @@ BENT = [(0.1, 0.6), (0.5, 0.55), (0.6, 0.1), (0.3, 0.3), (0.05, 0.2)]
 def trial(
     number: int, sensitivity: float, invariance: float, *, regularizer: str = "none", size: int = 92
 ) -> TrialRecord:
-    record = TrialRecord(number)
-    record.begin({"regularizer": regularizer}, seed=0, attempt=1, host="", time=0.0)
-    record.say(
-        {
-            "epoch": 3,
-            "final": True,
-            "clean_accuracy": 0.9,
-            "sensitivity_accuracy": sensitivity,
-            "invariance_accuracy": invariance,
-            "invariance_changed_size": size,
-        }
+    record = TrialRecord(number).apply(events.started(number, {"regularizer": regularizer}))
+    record = record.apply(
+        events.reported(
+            number,
+            {
+                "epoch": 3,
+                "final": True,
+                "clean_accuracy": 0.9,
+                "sensitivity_accuracy": sensitivity,
+                "invariance_accuracy": invariance,
+                "invariance_changed_size": size,
+            },
+        )
     )
-    record.end("finished", reason="", time=1.0)
-    return record
+    return record.apply(events.ended(number, "finished", time=1.0))
 
 
 def sweep(places: list[tuple[float, float]]) -> list[TrialRecord]:
@@ -68,7 +71,7 @@ def artists(figure: Figure, gid: str) -> list:
 
 
 def offsets(figure: Figure, gid: str) -> np.ndarray:
-    """All points (n, 2) of the scatters of this name, in the order of the picture's axes."""
+    """Return all points (n, 2) of the scatters of this name, in the order of the picture's axes."""
     collections: list[PathCollection] = artists(figure, gid)
     points = np.vstack([np.empty((0, 2)), *[np.asarray(c.get_offsets()) for c in collections]])
     return points[np.lexsort(points.T[::-1])]
@@ -92,8 +95,8 @@ class TestContent:
             np.testing.assert_allclose(offsets(figure, gid), points[np.lexsort(points.T[::-1])])
 
     def test_trials_without_a_final_report_are_left_out(self):
-        unfinished = TrialRecord(9)
-        unfinished.say({"epoch": 1, "final": False, "sensitivity_accuracy": 0.99, "invariance_accuracy": 0.99})
+        report = {"epoch": 1, "final": False, "sensitivity_accuracy": 0.99, "invariance_accuracy": 0.99}
+        unfinished = TrialRecord(9).apply(events.reported(9, report))
         assert "3 finished trials" in all_text(draw([*sweep(BENT[:3]), unfinished]))
 
     def test_the_staircase_has_the_corners_of_the_dominated_area(self):
@@ -129,7 +132,7 @@ class TestContent:
             assert part in words
         axes = figure.axes[0]
         assert axes.get_xlabel() == "Sensitivity accuracy (%)"
-        assert axes.get_ylabel() == "Invariance accuracy (%), a proxy: judged by an oracle"
+        assert axes.get_ylabel() == "Invariance accuracy (%), a proxy: labelled by the judge"
 
     def test_the_knee_is_ringed_and_named(self):
         figure = draw(sweep(BENT))
@@ -245,7 +248,7 @@ class TestSaving:
 
     def test_neither_pyplot_nor_torch_is_imported(self):
         code = (
-            "import sys, sweep.report.figures; "
+            "import sys, sweep.report.front_figure; "
             "print([m for m in ('matplotlib.pyplot', 'torch', 'ray') if m in sys.modules])"
         )
         root = Path(__file__).parents[2]

@@ -23,7 +23,7 @@ def thousand(tmp_path_factory: pytest.TempPathFactory) -> tuple[SweepPlan, Sweep
 
 
 def decided_by(results: SweepState, knob: str) -> SweepState:
-    """The same trials, had this knob alone decided the sensitivity accuracy and chance the rest."""
+    """Return the same trials, had this knob alone decided the sensitivity accuracy and chance the rest."""
     generator = np.random.default_rng(0)
     trials = {}
     for number, record in results.trials.items():

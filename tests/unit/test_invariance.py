@@ -12,20 +12,11 @@ from sklearn.cluster import DBSCAN
 from torch import Tensor
 from torchvision.datasets import MNIST
 
-from trainer.invariance.alignments import alignments_for
-from trainer.invariance.attacks import (
-    INVARIANCE_ATTACKS,
-    MOST_CLUSTERS,
-    PAPER_TARGETS,
-    TIE,
-    allowed_targets,
-    cheapest,
-    clusters,
-    ink_removed,
-    largest_subset,
-    number_by_size,
-)
-from trainer.invariance.neighbours import ClassIndex, Neighbours, bring_back, find_neighbours
+from trainer.invariance.attacks import INVARIANCE_ATTACKS, TIE, allowed_targets, cheapest, ink_removed
+from trainer.invariance.class_index import ClassIndex, Neighbours
+from trainer.invariance.clusters import MOST_CLUSTERS, clusters, largest_subset, number_by_size
+from trainer.invariance.neighbours import bring_back, find_neighbours
+from trainer.invariance.published import PAPER_TARGETS, alignments_for
 
 LINF, L0 = INVARIANCE_ATTACKS["linf"], INVARIANCE_ATTACKS["l0"]
 
@@ -48,7 +39,7 @@ def test_linf_stays_in_budget_and_moves_towards_the_neighbour(
 
 @given(images_1x1x6x6, images_1x1x6x6, st.integers(0, 255))
 def test_linf_equals_the_published_rule(source: np.ndarray, neighbour: np.ndarray, budget: int) -> None:
-    """In whole levels, pixel by pixel, as the paper's authors describe it."""
+    """Compute in whole levels, pixel by pixel, as the paper's authors describe it."""
     expected = source.astype(int)
     for at in np.ndindex(source.shape):
         x, nn = int(source[at]), int(neighbour[at])
@@ -84,7 +75,7 @@ def test_clusters_equal_scikit_learn(marked: np.ndarray) -> None:
 
 
 def test_clusters_scale_with_the_image() -> None:
-    """At 8x8 touching pixels make a cluster, whatever their number; at 28x28 five are needed."""
+    """Show that at 8x8 any touching pixels make a cluster, and at 28x28 five are needed."""
     corner = torch.zeros(1, 8, 8, dtype=torch.bool)
     corner[0, 1, 1] = corner[0, 2, 2] = corner[0, 6, 6] = True
     assert len(clusters(corner).unique()) == 3
@@ -115,7 +106,7 @@ def test_largest_subset_is_no_worse_than_any_other(sizes: list[int], allowed: in
 
 
 def blobs(seed: int) -> tuple[Tensor, Tensor]:
-    """Smooth images (4, 1, 28, 28) in [0, 1] and neighbours in levels, whose differences form clusters."""
+    """Draw smooth images (4, 1, 28, 28) in [0, 1] and neighbours in levels, whose differences form clusters."""
     noise = torch.rand(8, 1, 7, 7, generator=torch.Generator().manual_seed(seed))
     smooth = torch.nn.functional.interpolate(noise, size=28, mode="nearest").round()
     return smooth[:4], (smooth[4:] * 255).to(torch.uint8)
@@ -187,7 +178,7 @@ def test_allowed_targets_never_hold_the_source() -> None:
 
 @pytest.mark.slow
 def test_the_published_images_are_reproduced(data_dir: Path) -> None:
-    """All 60,000 training images, and the 100 test images and results that the authors published for Linf 0.3."""
+    """Use all 60,000 training images, and the 100 test images and results that the authors published for Linf 0.3."""
     train, test = MNIST(data_dir, train=True), MNIST(data_dir, train=False)
     folder = data_dir / "invariance_examples"
     chosen = torch.from_numpy(np.load(folder / "indexs.npy", allow_pickle=False))

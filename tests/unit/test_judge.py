@@ -9,21 +9,10 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from trainer.errors import InputError
-from trainer.invariance import judge as oracle_module
-from trainer.invariance.judge import (
-    ABSTAINS,
-    RECIPES,
-    ROLES,
-    Contrast,
-    Judge,
-    UnevenInk,
-    augment,
-    build_judge,
-    draw_unevenly,
-    regions,
-    train_judge,
-    training_half,
-)
+from trainer.invariance.augmentation import augment, draw_unevenly, regions
+from trainer.invariance.judge import ABSTAINS, ROLES, Contrast, Judge, build_judge
+from trainer.invariance.judge_training import train_judge, training_half
+from trainer.invariance.recipes import RECIPES, UnevenInk, recipe_for
 
 EVEN = UnevenInk(faded=0, missing=0, pale=0, specks=0)
 
@@ -36,7 +25,7 @@ def digits() -> tuple[Tensor, Tensor]:
 
 @pytest.fixture(scope="module", params=ROLES)
 def trained(digits: tuple[Tensor, Tensor], request: pytest.FixtureRequest) -> Judge:
-    """An oracle of each role; it has not seen the digits from 1200 on."""
+    """Train an ensemble of each role, which has not seen the digits from 1200 on."""
     images, labels = digits
     return train_judge("digits", request.param, images[:1200], labels[:1200], classes=10, seed=0)
 
@@ -77,8 +66,8 @@ def test_members_that_all_agree_are_not_believed_if_all_doubt() -> None:
 
 
 def test_quality_counts_accuracy_where_it_answers() -> None:
-    oracle = Judge([Says(1, 2, 3, 4), Says(1, 2, 3, 5)], confidence=0.6)
-    quality = oracle.quality(torch.zeros(4, 1, 8, 8), torch.tensor([1, 2, 0, 4]))
+    judge = Judge([Says(1, 2, 3, 4), Says(1, 2, 3, 5)], confidence=0.6)
+    quality = judge.quality(torch.zeros(4, 1, 8, 8), torch.tensor([1, 2, 0, 4]))
     assert (quality.accuracy, quality.coverage, quality.size) == (pytest.approx(2 / 3), 0.75, 4)
 
 
@@ -98,7 +87,7 @@ def test_reads_a_digit_whose_half_is_faded(trained: Judge, digits: tuple[Tensor,
 
 
 def test_sees_past_pale_clutter(trained: Judge, digits: tuple[Tensor, Tensor]) -> None:
-    """Clutter that a threshold makes as black as ink: strips of another digit."""
+    """Add clutter that a threshold makes as black as ink: strips of another digit."""
     images, labels = digits[0][1200:], digits[1][1200:]
     strips = torch.zeros_like(images)
     strips[..., 6:] = 0.3 * (images.roll(1, 0)[..., 6:] > 0.3)
@@ -215,8 +204,8 @@ def test_only_members_that_see_strength_learn_from_uneven_ink(
     weights = []
     for uneven in (None, UnevenInk()):
         monkeypatch.setitem(RECIPES, "digits", dataclasses.replace(recipe, uneven=uneven))
-        oracle = train_judge("digits", "judge", digits[0][:200], digits[1][:200], classes=10, seed=0)
-        weights.append([next(member.parameters()) for member in oracle.members])
+        judge = train_judge("digits", "judge", digits[0][:200], digits[1][:200], classes=10, seed=0)
+        weights.append([next(member.parameters()) for member in judge.members])
     assert torch.equal(weights[0][0], weights[1][0])
     assert not torch.equal(weights[0][1], weights[1][1])
 
@@ -226,4 +215,4 @@ def test_unknown_names_are_refused() -> None:
         build_judge("digits", "juge", (1, 8, 8), 10)
     with pytest.raises(InputError, match="'digit': did you mean 'digits'"):
         build_judge("digit", "judge", (1, 8, 8), 10)
-    assert oracle_module.recipe_for("mnist") is RECIPES["mnist"]
+    assert recipe_for("mnist") is RECIPES["mnist"]

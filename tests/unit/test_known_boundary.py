@@ -30,8 +30,8 @@ from trainer.data.datasets import Data, Split
 from trainer.errors import InputError
 from trainer.files.cache import Cache
 from trainer.invariance.attacks import INVARIANCE_ATTACKS, LinfInvariance
+from trainer.invariance.class_index import Neighbours
 from trainer.invariance.judge import Judge
-from trainer.invariance.neighbours import Neighbours
 from trainer.invariance.perturbations import JudgingSet, Pairs
 from trainer.invariance.preparation import PreparationPipeline, Prepared
 from trainer.models import Prediction
@@ -41,13 +41,13 @@ SIZE, CLASSES = 16, 4
 WHITE = 255
 GAP = 128
 CONSTANT = 2
-"""The only answer of the constant classifier."""
+"""Class that the constant classifier always answers."""
 BOTH_AXES = EvaluationConfig(dataset="fashion_mnist", eval_invariance_epsilon=0.4)
-"""Names a data set for which any class may be turned into any other."""
+"""Evaluation on both axes; its data set lets any class be turned into any other."""
 
 
 def direction_masks() -> Tensor:
-    """(K, H, W) bool: the pixels of each stroke, a bar through the centre without its middle, where all would meet."""
+    """Return the pixels of each stroke, a bar through the centre without its middle, where all meet: (K, H, W) bool."""
     down, right = torch.meshgrid(*[torch.arange(SIZE) - (SIZE - 1) / 2] * 2, indexing="ij")
     radius = (down.square() + right.square()).sqrt()
     angles = torch.arange(CLASSES) * torch.pi / CLASSES
@@ -56,7 +56,7 @@ def direction_masks() -> Tensor:
 
 
 def mark_masks() -> Tensor:
-    """(K, H, W) bool: a corner of 2x2 pixels for each class."""
+    """Return a corner of 2x2 pixels for each class: (K, H, W) bool."""
     masks = torch.zeros(CLASSES, SIZE, SIZE, dtype=torch.bool)
     for mask, (down, right) in zip(masks, [(0, 0), (0, -2), (-2, 0), (-2, -2)], strict=True):
         mask[down : down + 2 or None, right : right + 2 or None] = True
@@ -67,18 +67,18 @@ STROKES, MARKS = direction_masks(), mark_masks()
 
 
 def ink(images: Tensor, masks: Tensor) -> Tensor:
-    """(N, K): mean of `images` (N, 1, H, W) over each of `masks` (K, H, W)."""
+    """Return the mean (N, K) of `images` (N, 1, H, W) over each of `masks` (K, H, W)."""
     weights = masks.flatten(1).to(images.dtype)
     return images.flatten(1) @ (weights / weights.sum(1, keepdim=True)).T
 
 
 def truth(images: Tensor) -> Tensor:
-    """(N,): the class of any images (N, 1, H, W), by definition."""
+    """Return the class (N,) of any images (N, 1, H, W), by definition."""
     return ink(images.double(), STROKES).argmax(1)
 
 
 def draw(labels: Tensor, *, gaps: Sequence[int] = (GAP,), seed: int = 0) -> Split:
-    """An image of each label (N,), whole levels over 255; the gaps take turns, each for one image of every class.
+    """Draw an image of each label (N,), whole levels over 255; the gaps take turns, each for one image of every class.
 
     Pixels of a stroke differ by up to 16 levels, in pairs that leave its mean as it is.
     """
@@ -96,12 +96,12 @@ def draw(labels: Tensor, *, gaps: Sequence[int] = (GAP,), seed: int = 0) -> Spli
 
 
 def balanced(count: int) -> Tensor:
-    """`count` labels, every class as often as any other."""
+    """Return `count` labels, every class as often as any other."""
     return torch.arange(count) % CLASSES
 
 
 class Ideal(nn.Module):
-    """Sees what the truth is made of, and nothing else."""
+    """A classifier that sees what the truth is made of, and nothing else."""
 
     def forward(self, images: Tensor) -> Prediction:
         strokes = ink(images, STROKES)
@@ -109,7 +109,7 @@ class Ideal(nn.Module):
 
 
 class Constant(nn.Module):
-    """Answers the same to everything."""
+    """A classifier that answers the same to everything."""
 
     def forward(self, images: Tensor) -> Prediction:
         nothing = images.flatten(1).sum(1, keepdim=True) * 0
@@ -119,7 +119,7 @@ class Constant(nn.Module):
 
 
 class OverRobust(nn.Module):
-    """Sees the marks alone, which no budget below a half can bring into another order."""
+    """A classifier that sees the marks alone, whose order no budget below a half can change."""
 
     def forward(self, images: Tensor) -> Prediction:
         marks = ink(images, MARKS)
@@ -127,7 +127,7 @@ class OverRobust(nn.Module):
 
 
 class Truth(Judge):
-    """An oracle that always knows."""
+    """A judge that always knows."""
 
     def __init__(self) -> None:
         nn.Module.__init__(self)  # it has no members
@@ -136,15 +136,14 @@ class Truth(Judge):
         return truth(images)
 
 
-class KnownWorkshop(PreparationPipeline):
-    """Makes what trials share as ever, but the truth labels it, and neighbours lie as they are: turned, a stroke would
-    be of another class."""
+class KnownPipeline(PreparationPipeline):
+    """A preparation labelled by the truth; neighbours are not aligned, as a turned stroke is of another class."""
 
-    def oracle(self, role: str) -> Judge:
+    def ensemble(self, role: str) -> Judge:
         return Truth()
 
     def _pairs(self, split: str, norm: str, *, nearest: int) -> Pairs:
-        """Every source with the first few training images of every other class."""
+        """Pair every source with the first few training images of every other class."""
         sources, train = getattr(self._data, split), self._data.train
         rows = [
             (source, target, neighbour)
@@ -163,24 +162,24 @@ def prepared_in(folder: Path, *, epsilon: float, norm: str = "linf", gap: int = 
     evaluation = BOTH_AXES.replace(eval_invariance_epsilon=epsilon, eval_invariance_norm=norm)
     train, validation, test = (draw(balanced(count), gaps=[gap], seed=seed) for seed, count in enumerate((80, 24, 24)))
     data = Data("fashion_mnist", train, validation, test, classes=CLASSES, fingerprint="strokes")
-    return Prepared(data, evaluation, KnownWorkshop(data, evaluation, Cache(folder), lambda *stage: None))
+    return Prepared(data, evaluation, KnownPipeline(data, evaluation, Cache(folder), lambda *stage: None))
 
 
 @pytest.fixture
 def known(tmp_path: Path) -> Prepared:
-    """At an invariance budget that lies beyond half the gap."""
+    """Prepare for an invariance budget that lies beyond half the gap."""
     return prepared_in(tmp_path, epsilon=0.4)
 
 
 def judge(model: nn.Module, prepared: Prepared, *, epsilon: float, norm: str = "linf") -> Evaluation:
-    """By the full set of attacks."""
+    """Evaluate a model by the full set of attacks."""
     attacks = ensemble(norm=norm, epsilon=epsilon, steps=20, queries=60, model=model)
     generator = torch.Generator().manual_seed(0)
     return evaluate(model, prepared.data.test, prepared.judging_set("test"), attacks, generator=generator)
 
 
 def survival(model: nn.Module, split: Split, *, epsilon: float, norm: str = "linf") -> float:
-    """Sensitivity accuracy under the full set of attacks, and PGD."""
+    """Measure the sensitivity accuracy under the full set of attacks, and PGD."""
     attacks = [
         *ensemble(norm=norm, epsilon=epsilon, steps=20, queries=60, model=model),
         pgd_attack(norm=norm, epsilon=epsilon, steps=20),
@@ -291,12 +290,12 @@ def test_the_invariance_attack_changes_the_class_from_half_the_gap_on(levels: in
 
 
 def test_below_half_the_gap_there_is_nothing_to_judge_by(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="the oracle sees none as changed"):
+    with pytest.raises(InputError, match="the judge sees none as changed"):
         prepared_in(tmp_path, epsilon=(GAP / 2 - 1) / WHITE).judging_set("test")
 
 
 def test_the_l0_attack_changes_the_class_where_it_may_move_both_strokes(tmp_path: Path) -> None:
-    """A stroke gives its ink to another: both are clusters of the difference; the marks' corners are two more."""
+    """Let a stroke give its ink to another: both are clusters of the difference; the marks' corners are two more."""
     prepared = prepared_in(tmp_path, epsilon=1.0, norm="l0", gap=200)
     found = judge(Ideal(), prepared, epsilon=0.2)
     assert found.invariance_changed_size == 24

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from search_spaces.reading import load_space
+from search_spaces.yaml_file import locate
 from sweep.ledger.reading import read_ledger
 from sweep.ledger.records import TrialRecord
+from sweep.plan.from_options import make_plan
 from sweep.plan.objectives import OBJECTIVES
-from sweep.plan.plan import make_plan
-from sweep.plan.plan_file import read_plan
+from sweep.plan.plan_file import plan_from_tree, read_plan
 from sweep.report.replay import agreement_alarms, agreements_of
 from sweep.search.agreement import agreements
 from sweep.state.sweep_state import state_of_trials
@@ -27,7 +28,7 @@ from trainer.files.checkpoints import FolderStore
 from trainer.invariance.preparation import Prepared
 from trainer.report import STRENGTH
 from trainer.training.evaluation import on_ladder
-from trainer.training.trial import run_trial
+from trainer.training.loop import run_trial
 
 WALL = ("train_seconds", "evaluation_seconds")
 
@@ -143,7 +144,7 @@ def test_what_rungs_were_judged_with_is_told() -> None:
 def test_a_plan_without_a_ladder_keeps_its_digest(tmp_path: Path) -> None:
     plan = make_plan(load_space("digits"), name="a", storage=str(tmp_path))
     before = {key: value for key, value in plan.to_dict().items() if key != "ladder"}
-    assert type(plan).from_dict(before).hash == plan.hash
+    assert plan_from_tree(locate(before, "plan")).hash == plan.hash
     assert dataclasses.replace(plan, ladder=5).hash != plan.hash
     with pytest.raises(InputError, match="--ladder 21: must be at most 20"):
         dataclasses.replace(plan, ladder=21)
@@ -185,7 +186,7 @@ def test_no_trial_of_a_sweep_is_on_the_front_by_a_cheap_number(new_storage: Call
     assert "Order kept from rung to rung" in done.stdout
     shown = otsweep(storage, "replay", "laddered").stdout
     assert f"{found[0].correlation:.2f}" in shown
-    from sweep.tracking.tracking import connect
+    from sweep.tracking.store import connect
 
     client = connect(plan.mlflow_uri)
     experiment = client.get_experiment_by_name("tiny")

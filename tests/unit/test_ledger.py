@@ -357,12 +357,12 @@ class TestInterruption:
                 acknowledged.append(number)
 
         with monkeypatch.context() as patch:
-            for name in ("pwrite", "fsync", "replace", "ftruncate"):
+            for name in ("pwrite", "fsync", "replace", "ftruncate", "unlink"):
                 patch.setattr(os, name, dying(getattr(os, name)))
             with pytest.raises(Killed):
                 write_six()
         writer._log.close()
-        writer._lock.close()
+        writer._lock.release()
 
         found = list(read_ledger(tmp_path).trials)
         # The one on its way may have arrived; in front of it there is all and behind it nothing.

@@ -1,4 +1,4 @@
-"""Shapes, seeds, counts and habits of the classifiers."""
+"""Shapes, seeds, parameter counts and behaviour of the classifiers."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ MLP_DIGITS = (64 * 256 + 256) + (256 * 256 + 256) + (256 * 4 + 4) + 50
 
 
 def residual_stage(width_in: int, width: int) -> int:
-    """Two blocks of two 3x3 convolutions, a scale and a shift behind each, a 1x1 shortcut where the width changes."""
+    """Count two blocks of two 3x3 convolutions, each with scale and shift; a 1x1 shortcut where the width changes."""
     shortcut = width_in * width + 2 * width if width_in != width else 0
     return 9 * width_in * width + 3 * 9 * width * width + 4 * 2 * width + shortcut
 
@@ -135,7 +135,7 @@ def test_gradient_reaches_every_parameter_and_the_image(architecture: str) -> No
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_normalisation_is_inside(architecture: str) -> None:
-    """A model with mean m and deviation s sees of x what the plain model sees of (x - m) / s."""
+    """Check that a model with mean m and deviation s maps x as the plain model maps (x - m) / s."""
     mean, std = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.5, 0.6, 0.7])
     settings: dict[str, Any] = dict(shape=CIFAR, classes=10, embedding_size=4, seed=0)
     normalising = build_model(architecture, mean=mean, std=std, **settings).eval()
@@ -188,7 +188,7 @@ def test_resnet18_batch_norm_follows_the_mode() -> None:
 
 @pytest.mark.parametrize("architecture", SMALL)
 def test_models_stack_under_vmap(architecture: str) -> None:
-    """Several trials' models in one vectorised call give what each gives alone, gradients too."""
+    """Check that several models in one vectorised call give what each gives alone, gradients too."""
     models = [model_of(architecture, seed=seed) for seed in range(3)]
     images = images_of(DIGITS)
     parameters, buffers = torch.func.stack_module_state(models)  # type: ignore[arg-type]
@@ -198,10 +198,10 @@ def test_models_stack_under_vmap(architecture: str) -> None:
         return logits.square().mean() + embedding.norm(dim=1).mean()
 
     gradients = torch.func.vmap(torch.func.grad(loss))(parameters, buffers)
-    for lane, model in enumerate(models):
+    for index, model in enumerate(models):
         alone = torch.func.grad(loss)(dict(model.named_parameters()), dict(model.named_buffers()))
         for name, gradient in alone.items():
-            torch.testing.assert_close(gradients[name][lane], gradient, rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(gradients[name][index], gradient, rtol=1e-4, atol=1e-6)
 
 
 # ---------------------------------------------------------------------------------- the operations that suit a CPU
@@ -240,7 +240,7 @@ def test_lean_and_plain_are_one_function(shape: tuple[int, int, int], slope: flo
 @pytest.mark.parametrize("frozen", [False, True], ids=["", "frozen"])
 @pytest.mark.parametrize("slope", [0.25, 2.0, 0.0, -0.5])
 def test_pooling_first_gives_the_same_bits(slope: float, frozen: bool) -> None:
-    """Whole numbers, so that sums are exact in any order; few, so that most windows hold equal maxima."""
+    """Draw whole numbers, so that sums are exact in any order, and few, so that most windows hold equal maxima."""
     generator = torch.Generator().manual_seed(0)
     prelu = nn.PReLU(init=slope).requires_grad_(not frozen)
     values, gradient = (

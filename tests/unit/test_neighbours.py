@@ -11,26 +11,20 @@ from tests.unit.test_alignments import SMALL, grid_alignments, scipy_align
 from trainer.config import EvaluationConfig
 from trainer.data.datasets import Data, load_data
 from trainer.errors import InputError
-from trainer.invariance.alignments import AffineAligner, AffineDraws, AlignmentGrid, alignments_for
-from trainer.invariance.attacks import PAPER_TARGETS, allowed_targets
-from trainer.invariance.neighbours import (
-    COVARIANCE_IMAGES,
-    SINGLE,
-    ClassIndex,
-    Neighbours,
-    bring_back,
-    find_neighbours,
-    principal_bases,
-    probe_of,
-    widened,
-)
+from trainer.invariance.affine_draws import AffineAligner, AffineDraws
+from trainer.invariance.alignment_grid import AlignmentGrid
+from trainer.invariance.attacks import allowed_targets
+from trainer.invariance.class_index import ClassIndex, Neighbours
+from trainer.invariance.lower_bounds import COVARIANCE_IMAGES, FLOAT32_ERROR, principal_bases, probe_of, widened
+from trainer.invariance.neighbours import bring_back, find_neighbours
+from trainer.invariance.published import PAPER_TARGETS, alignments_for
 from trainer.parallel import threads
 
 
 def brute_force(
     images: Tensor, labels: Tensor, training: Tensor, training_labels: Tensor, grid: AlignmentGrid, allowed: Tensor
 ) -> dict[tuple[int, int], list[tuple[float, int, int]]]:
-    """(distance, alignment, index) of all training images, nearest first, by (source, target).
+    """Return (distance, alignment, index) of all training images, nearest first, by (source, target).
 
     scipy's transforms and distances in whole numbers; of equals the first alignment, then the first training image.
     """
@@ -60,7 +54,7 @@ def assert_same(found: Neighbours, expected: dict[tuple[int, int], list[tuple[fl
 
 
 def test_neighbours_over_affine_draws_equal_brute_force(digits: Data) -> None:
-    """Black and white, and only by draws that keep the ink, which one of the sources rules out in part."""
+    """Search in black and white, and only by draws that keep the ink, which rules out some for one of the sources."""
     images = torch.nn.functional.interpolate(digits.train.images[:200], size=24, mode="bilinear").clamp(0, 1)
     images[0] = images[0].roll(-9, 2)
     sources, training = (images[:6], digits.train.labels[:6]), (images[6:], digits.train.labels[6:200])
@@ -83,7 +77,7 @@ def test_neighbours_over_affine_draws_equal_brute_force(digits: Data) -> None:
 
 
 def test_bright_images_are_told_apart_by_one_level() -> None:
-    """Their squared lengths are no whole numbers in float32."""
+    """Use images whose squared lengths are no whole numbers in float32."""
     generator = torch.Generator().manual_seed(0)
     image = torch.randint(200, 256, (1, 1, 28, 28), generator=generator) / 255
     training = image.repeat(9, 1, 1, 1)
@@ -103,7 +97,7 @@ def test_bright_images_are_told_apart_by_one_level() -> None:
 def test_neighbours_equal_brute_force(
     digits: Data, table: dict[int, tuple[int, ...]] | None, nearest: int, precision: torch.dtype
 ) -> None:
-    """Enlarged, so that there are enough pixels for a subspace to rule images out."""
+    """Use enlarged images, which have enough pixels for a subspace to rule images out."""
     images = torch.nn.functional.interpolate(digits.train.images[:260], size=24, mode="bilinear").clamp(0, 1)
     sources, training = (images[:8], digits.train.labels[:8]), (images[60:], digits.train.labels[60:260])
     allowed = allowed_targets(10, table)
@@ -115,7 +109,7 @@ def test_neighbours_equal_brute_force(
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16], ids=["single", "half"])
 def test_bounds_are_never_above_the_distances(precision: torch.dtype) -> None:
-    """Two heaps of images, each far from the mean: the errors of rounding are large, the distances within small."""
+    """Use two heaps of images, each far from the mean: rounding errors are large, distances within a heap small."""
     generator = torch.Generator().manual_seed(0)
     heaps = torch.rand(2, 1, 28, 28, generator=generator)[torch.arange(601) % 2]
     images = (heaps + 0.02 * torch.rand(601, 1, 28, 28, generator=generator)).clamp_max(1)
@@ -123,18 +117,18 @@ def test_bounds_are_never_above_the_distances(precision: torch.dtype) -> None:
     points = images[:1].mul(255).add(0.5).floor().flatten(2)[:, :, None]
     squared = (index._pixels[0, :600].float() - points.flatten()).square().sum(1)
 
-    knots = probe_of(index._coarse.place(points).transpose(0, 1), precision)
+    knots = probe_of(index._coarse.project(points).transpose(0, 1), precision)
     bounds = index._bounds_of_knots(knots, 0, index._pixels.shape[1])
-    reach = widened(squared, index._coarse.moved + knots.moved) * (1 + bounds.rounding)
+    reach = widened(squared, index._coarse.rounded_by + knots.rounded_by) * (1 + bounds.rounding)
     assert (bounds.least[0, :600] <= reach).all()
 
-    fine, lengths = probe_of(index._fine.place(points), torch.float32), index._fine.lengths[0, :600]
+    fine, lengths = probe_of(index._fine.project(points), torch.float32), index._fine.lengths[0, :600]
     found = index._fine.rows[0, :600].float() @ fine.weights.flatten() + lengths
-    assert (found <= widened(squared, index._fine.moved) + SINGLE * (lengths + fine.longest)).all()
+    assert (found <= widened(squared, index._fine.rounded_by) + FLOAT32_ERROR * (lengths + fine.longest)).all()
 
 
 def test_axes_are_those_of_all_images() -> None:
-    """Not of the first ones, which may all be of one class."""
+    """Show that axes are not those of the first images, which may all be of one class."""
     levels = torch.zeros(2 * COVARIANCE_IMAGES + 1, 12)
     generator = torch.Generator().manual_seed(0)
     levels[:-COVARIANCE_IMAGES, :2] = torch.randn(COVARIANCE_IMAGES + 1, 2, generator=generator)
@@ -163,7 +157,7 @@ def test_number_of_threads_changes_nothing(digits: Data) -> None:
 
 
 def test_of_equally_near_ones_the_first_is_taken() -> None:
-    """All images alike: every alignment of every training image lies at distance 0."""
+    """Use equal images: every alignment of every training image lies at distance 0."""
     training = torch.zeros(12, 1, 8, 8)
     labels = torch.arange(12) % 3
     index = ClassIndex(training, labels, classes=3)
@@ -195,7 +189,7 @@ def test_no_sources_give_no_pairs(digits: Data) -> None:
 
 
 def test_a_moved_training_image_is_found_and_brought_back(digits: Data) -> None:
-    """Shifts by whole pixels lose nothing, so the neighbour at distance 0 returns as the source itself."""
+    """Shift by whole pixels, which loses nothing: the neighbour at distance 0 returns as the source itself."""
     whole = AlignmentGrid(shift_limit=1, shift_count=3, rotation_limit=0, rotation_count=1)
     images, labels = torch.nn.functional.pad(digits.train.images[:200], (2, 2, 2, 2)), digits.train.labels[:200]
     original = int((labels == 3).nonzero()[0])
@@ -232,7 +226,7 @@ def test_wrong_training_images_are_refused() -> None:
 
 @pytest.mark.slow
 def test_mnist_neighbours_equal_brute_force(data_dir: Path, cache_dir: Path) -> None:
-    """The whole grid; fewer training images, so that brute force ends."""
+    """Use the whole grid, but fewer training images, so that brute force ends."""
     data = load_data(EvaluationConfig(dataset="mnist", train_size=3000), data_dir=data_dir, cache_dir=cache_dir)
     grid = alignments_for("mnist", "linf")
     sources = [t[:3] for t in data.validation]

@@ -34,7 +34,7 @@ seeds = st.integers(0, 2**32 - 1)
 
 
 def batch(seed: int, images: int = 14, dimensions: int = 5) -> tuple[Embedded, Embedded]:
-    """Anchors, a third of them with another label than their source and some left out, and the clean side. float64."""
+    """Return anchors, a third of them relabelled and some left out, and the clean side. float64."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(CLASSES, (images,), generator=generator)
     clean = torch.randn(CLASSES, dimensions, generator=generator, dtype=torch.float64)[labels]
@@ -47,7 +47,7 @@ def batch(seed: int, images: int = 14, dimensions: int = 5) -> tuple[Embedded, E
 
 
 def penalty(name: str, anchors: Embedded, clean: Embedded, *, entropy: float | None = 0.05, **options: Any) -> Penalty:
-    """With transport of this entropy, exact for None."""
+    """Compute a penalty with transport of this entropy, exact for None."""
     solve = solver("exact" if entropy is None else "entropic", entropy or 0.0)
     return regularizer(name, anchors, clean, classes=CLASSES, solve=solve, **options)
 
@@ -57,7 +57,7 @@ def moving(side: Embedded) -> Embedded:
 
 
 def gradients(name: str, anchors: Embedded, clean: Embedded, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Value, and its gradients by the anchors and by the clean embeddings."""
+    """Return the value and its gradients by the anchors and by the clean embeddings."""
     anchors, clean = moving(anchors), moving(clean)
     value = penalty(name, anchors, clean, **options).value
     by_anchor, by_clean = torch.autograd.grad(value, (anchors.points, clean.points))
@@ -76,7 +76,7 @@ def gradients(name: str, anchors: Embedded, clean: Embedded, **options: Any) -> 
 )
 @pytest.mark.parametrize("seed", range(4))
 def test_triplet_agrees_with_pytorch_metric_learning(seed: int, metric: str, reference: Any) -> None:
-    """Where the perturbation changes no label; told that both sides have one labelling, theirs leaves out i = j too."""
+    """Compare where no label changes; given one labelling for both sides, theirs leaves out i = j too."""
     anchors, clean = (moving(side) for side in batch(seed, images=30))
     anchors = anchors._replace(labels=clean.labels, keep=None)
     mined = BatchHardMiner(distance=reference)(anchors.points, clean.labels, clean.points, clean.labels)
@@ -94,7 +94,7 @@ def test_triplet_agrees_with_pytorch_metric_learning(seed: int, metric: str, ref
 
 
 def triplet_by_hand(distance: Tensor, anchors: Embedded, clean: Embedded, margin: float, mining: str) -> float:
-    """The definition, one anchor at a time."""
+    """Compute the definition, one anchor at a time."""
     assert anchors.keep is not None
     terms = []
     for i, y in enumerate(anchors.labels.tolist()):
@@ -129,7 +129,7 @@ def test_own_clean_image_is_no_positive_but_can_be_the_negative() -> None:
 
 
 def test_semihard_mining_does_not_pull_mixed_embeddings_into_a_point() -> None:
-    """Batch-hard's gradient step shrinks a mixed cloud; the semi-hard one shrinks it less."""
+    """Check that semi-hard gradient steps shrink a mixed cloud less than batch-hard ones."""
 
     def spread_after(mining: str) -> float:
         points = torch.randn(40, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
@@ -179,7 +179,7 @@ def test_sinkhorn_is_the_divergence_of_the_images_kept(seed: int, metric: str, e
 
 
 def ot_triplet_by_hand(anchors: Embedded, clean: Embedded, metric: str, margin: float, entropy: float) -> float:
-    """Class by class with POT, an image kept from its own perturbation by a cost that nothing is worth."""
+    """Compute class by class with POT; a prohibitive cost keeps an image from its own perturbation."""
     assert anchors.keep is not None
     cost = regularizers.COSTS[metric](anchors.points, clean.points)
     itself = torch.eye(len(cost))
@@ -219,13 +219,13 @@ def test_classes_further_apart_than_the_margin_cost_nothing(name: str) -> None:
 
 
 @given(seed=seeds, images=st.integers(1, 20), classes=st.integers(1, 6))
-def test_by_class_lists_each_image_kept_once_under_its_class(seed: int, images: int, classes: int) -> None:
+def test_grouping_lists_each_image_kept_once_under_its_class(seed: int, images: int, classes: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(classes, (images,), generator=generator)
     keep = torch.rand(images, generator=generator) < 0.7
-    index, there = regularizers.by_class(Embedded(torch.zeros(images, 1), labels, keep), classes)
+    index, present = regularizers.group_by_class(Embedded(torch.zeros(images, 1), labels, keep), classes)
     for c in range(classes):
-        assert index[c][there[c]].tolist() == ((labels == c) & keep).nonzero()[:, 0].tolist()
+        assert index[c][present[c]].tolist() == ((labels == c) & keep).nonzero()[:, 0].tolist()
 
 
 # ------------------------------------------------------------------------------------------------ all regularisers
@@ -286,8 +286,8 @@ def test_entropic_penalties_tend_to_the_exact(seed: int, metric: str, name: str)
     assert exact > 0
 
 
-def test_the_configuration_says_how_transport_is_solved() -> None:
-    """Exact transport is what the entropic tends to, and takes no notice of the entropy."""
+def test_the_configuration_decides_how_transport_is_solved() -> None:
+    """Check that the entropic value tends to the exact one, which does not depend on the entropy."""
     config = TrialConfig(regularizer="sinkhorn", sensitivity_weight=1.0, entropy=1.0)
     anchors, clean = batch(0)
     predictions = {
@@ -328,7 +328,7 @@ def degenerate() -> dict[str, tuple[Embedded, Embedded]]:
     def same(points: Tensor, labels: Tensor) -> tuple[Embedded, Embedded]:
         return Embedded(points, labels), Embedded(points, labels)
 
-    nobody = torch.zeros(8, dtype=torch.bool)
+    none_kept = torch.zeros(8, dtype=torch.bool)
     return {
         "one image": same(points[:1], labels[:1]),
         "two images of one class": same(points[:2], labels[:2]),
@@ -338,7 +338,7 @@ def degenerate() -> dict[str, tuple[Embedded, Embedded]]:
         "all the same point": same(torch.ones(8, 3), labels),
         "all of norm zero": same(torch.zeros(8, 3), labels),
         "norms that underflow": same(1e-30 * points, labels),
-        "nobody knows what they show": (Embedded(points, labels, nobody), Embedded(points, labels)),
+        "all labels in doubt": (Embedded(points, labels, none_kept), Embedded(points, labels)),
         "labels that no clean image has": (Embedded(points, torch.full_like(labels, 3)), Embedded(points, labels)),
         "two anchors, one clean image of the class": (
             Embedded(points[:3], torch.tensor([0, 0, 1])),
@@ -360,7 +360,7 @@ def test_degenerate_batches_give_finite_values_and_gradients(
 
 @pytest.mark.parametrize("name", REGULARIZERS)
 def test_nothing_to_compare_is_zero_with_zero_gradient(name: str) -> None:
-    for part in gradients(name, *degenerate()["nobody knows what they show"]):
+    for part in gradients(name, *degenerate()["all labels in doubt"]):
         assert part.abs().sum() == 0
 
 
@@ -408,7 +408,7 @@ def terms_of(config: TrialConfig, seen: dict[str, Prediction] | None = None) -> 
 
 
 def total_of(config: TrialConfig) -> Tensor:
-    return terms_module.total(terms_of(config), Knobs.of(config, torch.device("cpu")))
+    return terms_module.total_loss(terms_of(config), Knobs.of(config, torch.device("cpu")))
 
 
 @pytest.mark.parametrize("name", ["none", *REGULARIZERS])
@@ -418,7 +418,7 @@ def test_every_weight_at_zero_is_the_cross_entropy_to_the_bit(name: str, monkeyp
     config = TrialConfig(regularizer=name)
     terms = terms_of(config, {"clean": predictions()["clean"]})
     assert terms._replace(cross_entropy=None) == LossTerms(None)  # type: ignore[arg-type]
-    total = terms_module.total(terms, Knobs.of(config, torch.device("cpu")))
+    total = terms_module.total_loss(terms, Knobs.of(config, torch.device("cpu")))
     assert torch.equal(total, F.cross_entropy(predictions()["clean"].logits, LABELS))
 
 
@@ -478,7 +478,7 @@ def test_perturbations_are_regularised_apart_each_with_its_own_labels() -> None:
         )
 
 
-def test_regulariser_acts_on_the_logits_where_asked() -> None:
+def test_the_regulariser_acts_on_the_logits_if_configured() -> None:
     config = TrialConfig(regularizer="sinkhorn", sensitivity_weight=1.0, regularizer_on="logits", norm_weight=1.0)
     seen, terms = predictions(), terms_of(config)
     sides = (Embedded(seen[name].logits, LABELS) for name in ("sensitivity", "clean"))
@@ -570,5 +570,5 @@ def test_gradient_share_is_the_weighted_norm_over_the_cross_entropys() -> None:
     knobs = Knobs.of(TrialConfig(norm_weight=2.0, trades_weight=1.0), torch.device("cpu"))
     shares = diagnosis.gradient_shares(terms, knobs, model.parameters())
     assert {name: share.item() for name, share in shares.items()} == pytest.approx({"norm": 6.0, "trades": 0.0})
-    terms_module.total(terms, knobs).backward()  # the graph is still there
+    terms_module.total_loss(terms, knobs).backward()  # the graph is still there
     assert all(parameter.grad is not None and math.isfinite(parameter.grad.sum()) for parameter in model.parameters())

@@ -10,11 +10,12 @@ from rich.console import Console
 
 from search_spaces.reading import load_space
 from sweep.ledger.records import TrialRecord
-from sweep.plan.plan import SweepPlan, make_plan
+from sweep.plan.from_options import make_plan
+from sweep.plan.plan import SweepPlan
 from sweep.report.paper import PREFIX, PUBLISHED, RELATED, paper_table, published_trials
-from sweep.report.tables import verdict
-from sweep.search.search import ParetoSearch
+from sweep.report.verdicts import verdict
 from sweep.state.sweep_state import SweepState
+from tests.support.tuned_search import TunedSearch
 from trainer.presets import PRESETS
 
 REPORT = {
@@ -34,8 +35,8 @@ def plan(tmp_path: Path) -> SweepPlan:
 
 
 def finished(plan: SweepPlan, count: int) -> SweepState:
-    """As a sweep over the space would leave it after so many trials."""
-    search = ParetoSearch(plan.space, plan.objectives, sampler="random", seed=plan.seed, epochs=plan.epochs)
+    """Return the state that a sweep over the space would leave after so many trials."""
+    search = TunedSearch(plan.space, plan.objectives, sampler="random", seed=plan.seed, epochs=plan.epochs)
     records = {}
     for number in range(count):
         config = search.suggest(str(number))["config"]
@@ -79,7 +80,7 @@ def test_the_table_says_units_and_labels(plan: SweepPlan) -> None:
 
 
 def test_what_collapsed_is_marked_and_told(plan: SweepPlan) -> None:
-    """As the published nll-ml-invariance did unseen."""
+    """Report what the published nll-ml-invariance did unseen."""
     text, results = io.StringIO(), finished(plan, len(plan.space.points))
     trials = published_trials(plan, results)
     number = trials["nll-ml-invariance"].number
@@ -92,7 +93,7 @@ def test_what_collapsed_is_marked_and_told(plan: SweepPlan) -> None:
 
 
 def test_the_figures_are_those_of_the_reference_table() -> None:
-    """Means and deviations as published: clean, sensitivity, invariance by the original label."""
+    """Compare means and deviations with the publication: clean, sensitivity, invariance by the original label."""
     assert PUBLISHED["nll-invariance"].invariance == (95.83, 0.27)
     assert PUBLISHED["nll-ml-invariance"].clean == (78.4, 18.6)
     assert PUBLISHED["clean-nll"].sensitivity == (97.97, 0.89)

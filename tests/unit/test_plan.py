@@ -18,12 +18,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from search_spaces.reading import load_space, space_from_dict
-from search_spaces.yaml_file import dump_yaml, parse_yaml
+from search_spaces.yaml_file import dump_yaml, locate, parse_yaml
 from sweep.front.objectives import Objectives
+from sweep.plan.from_options import make_plan, with_resume_overrides
 from sweep.plan.mlflow_address import absolute_uri, check_mlflow_uri, masked
 from sweep.plan.paths import PLAN, check_name, default_name, list_sweeps, open_storage, storage_folder
-from sweep.plan.plan import OPTIONS, SAMPLERS, SweepPlan, check_option, make_plan, plan_digest, with_resume_overrides
-from sweep.plan.plan_file import parse_plan, plan_text, read_plan, write_plan
+from sweep.plan.plan import OPTIONS, SAMPLERS, SweepPlan, check_option, plan_digest
+from sweep.plan.plan_file import parse_plan, plan_from_tree, plan_text, read_plan, write_plan
 from trainer.errors import InputError
 
 SPACE = load_space("digits")
@@ -57,7 +58,7 @@ def test_a_plan_comes_back_exactly(plan: SweepPlan, storage: str) -> None:
     write_plan(plan)
     assert read_plan("first", storage=storage) == plan
     assert read_plan("first", storage=storage).hash == plan.hash
-    assert SweepPlan.from_dict(plan.to_dict()) == plan
+    assert plan_from_tree(locate(plan.to_dict(), "plan")) == plan
 
 
 def test_any_yaml_reader_reads_a_plan(plan: SweepPlan) -> None:
@@ -418,7 +419,7 @@ def test_a_bad_name_is_refused_before_anything_is_made(name: str, storage: str) 
 
 def test_a_name_that_exists_is_refused(plan: SweepPlan) -> None:
     write_plan(plan)
-    with pytest.raises(InputError, match="--name 'first': exists in .*; choose another, or go on with it by `otsweep"):
+    with pytest.raises(InputError, match="--name 'first': exists in .*; choose another, or resume that sweep by `ots"):
         make_plan(SPACE, name="first", storage=plan.storage)
 
 

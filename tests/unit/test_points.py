@@ -11,9 +11,10 @@ import pytest
 
 from search_spaces.reading import load_space
 from search_spaces.space import NOT_SWEPT, Space
-from sweep.cli.cli import main
+from sweep.cli.commands import main
 from sweep.ledger.writing import LedgerWriter
-from sweep.plan.plan import SweepPlan, make_plan
+from sweep.plan.from_options import make_plan
+from sweep.plan.plan import SweepPlan
 from sweep.plan.plan_file import parse_plan, plan_text, write_plan
 from sweep.search.points import with_given_points
 from trainer.errors import InputError

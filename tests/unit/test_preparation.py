@@ -13,8 +13,9 @@ from trainer.config import EvaluationConfig
 from trainer.data.datasets import Split
 from trainer.errors import InputError
 from trainer.invariance.attacks import INVARIANCE_ATTACKS
-from trainer.invariance.judge import ABSTAINS, RECIPES, train_judge
-from trainer.invariance.neighbours import Neighbours
+from trainer.invariance.class_index import Neighbours
+from trainer.invariance.judge import ABSTAINS
+from trainer.invariance.judge_training import RECIPES, train_judge
 from trainer.invariance.perturbations import InvarianceAdversary, Pairs, PerturbationCache
 from trainer.invariance.preparation import Prepared, prepare
 
@@ -32,7 +33,7 @@ def test_judging_set_keeps_its_budget_and_knows_its_sources(prepared: Prepared) 
 
 def test_changed_unchanged_and_abstained_part_the_judging_set(prepared: Prepared) -> None:
     judging = prepared.judging
-    abstained = judging.oracle_labels == ABSTAINS
+    abstained = judging.judge_labels == ABSTAINS
     assert (judging.changed.int() + judging.unchanged.int() + abstained.int() == 1).all()
     assert judging.changed.any()
     assert judging.unchanged.any()
@@ -44,27 +45,29 @@ def test_moving_a_judging_set_keeps_its_fields(prepared: Prepared) -> None:
 
 def test_digest_tells_judging_sets_apart(prepared: Prepared) -> None:
     judging = prepared.judging
-    other = judging._replace(oracle_labels=judging.oracle_labels.roll(1))
+    other = judging._replace(judge_labels=judging.judge_labels.roll(1))
     assert judging.digest == judging._replace(images=judging.images.clone()).digest
     assert judging.digest != other.digest
 
 
 def test_second_preparation_computes_nothing(prepared: Prepared, cache_dir: Path) -> None:
-    heard: list[str] = []
-    again = prepare(prepared.evaluation, cache_dir=cache_dir, progress=lambda stage, done, total: heard.append(stage))
-    assert heard == []
+    reported: list[str] = []
+    again = prepare(
+        prepared.evaluation, cache_dir=cache_dir, progress=lambda stage, done, total: reported.append(stage)
+    )
+    assert reported == []
     assert all(torch.equal(a, b) for a, b in zip(prepared.judging, again.judging, strict=True))
-    assert torch.equal(prepared.bank("linf").answers, again.bank("linf").answers)
+    assert torch.equal(prepared.perturbations("linf").answers, again.perturbations("linf").answers)
 
 
 def test_progress_of_every_stage_ends_at_its_total(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(RECIPES, "digits", dataclasses.replace(RECIPES["digits"], epochs=20))
     monkeypatch.setattr(sys.modules[train_judge.__module__], "_LEAST_STEPS", 80)
-    heard: dict[str, list[tuple[int, int]]] = {}
+    reported: dict[str, list[tuple[int, int]]] = {}
     small = EvaluationConfig(train_size=60, validation_size=40)
-    prepare(small, cache_dir=tmp_path, progress=lambda stage, *rest: heard.setdefault(stage, []).append(rest))
-    assert {"judge oracle", "teacher oracle", "validation neighbours (linf)", "train neighbours (linf)"} <= set(heard)
-    assert all(steps[-1][0] == steps[-1][1] for steps in heard.values())
+    prepare(small, cache_dir=tmp_path, progress=lambda stage, *rest: reported.setdefault(stage, []).append(rest))
+    assert {"judge", "teacher", "validation neighbours (linf)", "train neighbours (linf)"} <= set(reported)
+    assert all(steps[-1][0] == steps[-1][1] for steps in reported.values())
 
 
 def test_audit_set_is_made_from_test_images(prepared: Prepared) -> None:
@@ -76,7 +79,7 @@ def test_audit_set_is_made_from_test_images(prepared: Prepared) -> None:
 
 @pytest.mark.parametrize("norm", list(INVARIANCE_ATTACKS))
 def test_no_budget_leaves_the_training_images_as_they_are(prepared: Prepared, norm: str) -> None:
-    perturbation, train = prepared.bank(norm).at(0.0), prepared.data.train
+    perturbation, train = prepared.perturbations(norm).at(0.0), prepared.data.train
     assert torch.equal(perturbation.images, train.images)
     assert torch.equal(perturbation.labels, train.labels)
     assert perturbation.keep.all()
@@ -84,28 +87,28 @@ def test_no_budget_leaves_the_training_images_as_they_are(prepared: Prepared, no
 
 @pytest.mark.parametrize(("norm", "epsilon"), [("linf", 0.1), ("linf", 0.37), ("linf", 1.0), ("l0", 0.2)])
 def test_training_perturbations_take_the_cheapest_target(prepared: Prepared, norm: str, epsilon: float) -> None:
-    bank, train = prepared.bank(norm), prepared.data.train
-    perturbation = bank.at(epsilon)
-    own = train.images[bank.pairs.neighbours.source]
-    candidates = INVARIANCE_ATTACKS[norm].perturb(own, bank.pairs.plan, epsilon=epsilon)
-    cost = INVARIANCE_ATTACKS[norm].cost(own, candidates, bank.pairs.plan)
+    cache, train = prepared.perturbations(norm), prepared.data.train
+    perturbation = cache.at(epsilon)
+    own = train.images[cache.pairs.neighbours.source]
+    candidates = INVARIANCE_ATTACKS[norm].perturb(own, cache.pairs.plan, epsilon=epsilon)
+    cost = INVARIANCE_ATTACKS[norm].cost(own, candidates, cache.pairs.plan)
     for n in range(0, len(train.labels), 7):
-        pairs = bank.pairs.neighbours.source == n
+        pairs = cache.pairs.neighbours.source == n
         best = candidates[pairs][cost[pairs].argmin()] if pairs.any() else train.images[n]
         torch.testing.assert_close(perturbation.images[n], best)
-        legal = {int(train.labels[n]), *bank.pairs.neighbours.target[pairs].tolist()}
+        legal = {int(train.labels[n]), *cache.pairs.neighbours.target[pairs].tolist()}
         assert int(perturbation.labels[n]) in legal
 
 
 def test_a_larger_budget_changes_more_labels(prepared: Prepared) -> None:
-    bank = prepared.bank("linf")
-    changed = [int((bank.at(e).labels != prepared.data.train.labels).sum()) for e in (0.0, 0.1, 0.3)]
+    cache = prepared.perturbations("linf")
+    changed = [int((cache.at(e).labels != prepared.data.train.labels).sum()) for e in (0.0, 0.1, 0.3)]
     assert changed == sorted(changed)
     assert changed[-1] > 10
 
 
 def pairs_of(count: int) -> Pairs:
-    """As many grey images of class 4, each paired with a brighter one of class 7."""
+    """Build `count` grey images of class 4, each paired with a brighter one of class 7."""
     sources = Split(torch.full((count, 1, 2, 2), 0.5), torch.full((count,), 4))
     zeros = torch.zeros(count, dtype=torch.int64)
     neighbours = Neighbours(torch.arange(count), zeros + 7, zeros, zeros, torch.zeros(count))
@@ -117,8 +120,8 @@ def test_teacher_labels_a_budget_between_two_only_where_both_agree() -> None:
     answers = torch.full((len(budgets), 3), 4, dtype=torch.int8)
     answers[budgets.index(0.3) :, 1] = 7
     answers[budgets.index(0.3) :, 2] = 9
-    bank = PerturbationCache("linf", pairs_of(3), answers)
-    below, between, above = bank.at(0.25), bank.at(0.28), bank.at(0.3)
+    cache = PerturbationCache("linf", pairs_of(3), answers)
+    below, between, above = cache.at(0.25), cache.at(0.28), cache.at(0.3)
     assert below.labels.tolist() == [4, 4, 4]
     assert below.keep.tolist() == [True, True, True]
     assert between.keep.tolist() == [True, False, False]
@@ -128,16 +131,16 @@ def test_teacher_labels_a_budget_between_two_only_where_both_agree() -> None:
 
 @pytest.mark.parametrize("epsilon", [-0.1, 1.1, float("nan")])
 def test_training_budget_outside_the_range_is_refused(epsilon: float) -> None:
-    bank = PerturbationCache(
+    cache = PerturbationCache(
         "linf", pairs_of(1), torch.zeros(len(INVARIANCE_ATTACKS["linf"].budgets), 1, dtype=torch.int8)
     )
     with pytest.raises(InputError, match=f"invariance_epsilon = {epsilon}: must be at least 0 and at most 1"):
-        bank.at(epsilon)
+        cache.at(epsilon)
 
 
 def test_unknown_norm_is_refused(prepared: Prepared) -> None:
     with pytest.raises(InputError, match="'l8'"):
-        prepared.bank("l8")
+        prepared.perturbations("l8")
 
 
 def test_a_budget_that_changes_nothing_is_refused(prepared: Prepared, cache_dir: Path) -> None:
@@ -152,7 +155,7 @@ def test_the_judge_s_quality_tells_of_clean_images(prepared: Prepared) -> None:
 
 
 def brightness_model(threshold: float) -> Callable[[Tensor], Tensor]:
-    """Says 7 to images brighter than the threshold, 4 to others."""
+    """Build a model that answers 7 to images brighter than the threshold, 4 to others."""
     return lambda images: torch.nn.functional.one_hot(
         torch.where(images.mean((1, 2, 3)) > threshold, 7, 4), num_classes=10
     ).float()
@@ -162,7 +165,7 @@ def brightness_model(threshold: float) -> Callable[[Tensor], Tensor]:
     ("threshold", "stuck", "accurate"), [(0.55, False, True), (0.75, True, False), (2.0, True, False)]
 )
 def test_per_model_attack_finds_where_the_answer_does_not_change(threshold: float, stuck: bool, accurate: bool) -> None:
-    """The judge sees the change at brightness 0.6 and 0.8; so a model that reacts later, or never, is stuck."""
+    """Let the judge see a change at brightness 0.6 and 0.8, so that a model that reacts later, or never, is stuck."""
     adversary = InvarianceAdversary(
         "linf", pairs_of(2), torch.tensor([0, 0]), torch.tensor([0.1, 0.3]), torch.tensor([7, 7])
     )
@@ -177,7 +180,7 @@ def test_per_model_attack_finds_where_the_answer_does_not_change(threshold: floa
 
 
 def test_per_model_attack_is_no_weaker_than_the_transfer_attack(prepared: Prepared) -> None:
-    """Its candidates hold the fixed set's changed images, so a model stuck on one of those is stuck here too."""
+    """Check that a model stuck on a changed image of the fixed set is stuck here, where it is among the candidates."""
     adversary, judging = prepared.adversary("validation"), prepared.judging
     answers = torch.zeros(10)
     answers[3] = 1

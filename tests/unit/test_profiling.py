@@ -1,4 +1,4 @@
-"""What a trial costs, measured on a little of it: in the right order, in the right bytes, and nothing left behind."""
+"""The cost of a trial, measured on a little of it: in the right order and bytes, and with nothing left behind."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from trainer.errors import InputError
 from trainer.files.cache import NotPrepared, ReadOnlyCache
 from trainer.files.checkpoints import FolderStore
 from trainer.invariance.preparation import PreparationPipeline, Prepared, prepare
+from trainer.training.loop import run_trial
+from trainer.training.model_file import MODEL_FILE
 from trainer.training.profiling import Timer
-from trainer.training.trial import MODEL_FILE, run_trial
 
 FEW = EvaluationConfig(train_size=200, validation_size=60, eval_sensitivity_steps=5)
 
 
 @pytest.fixture(scope="module")
 def timer(prepared: Prepared, cache_dir: Path) -> Timer:
-    """On few digits, whose preparation is in the cache."""
+    """Return a timer for few digits, whose preparation is in the cache."""
     return Timer(prepared.evaluation, data_dir=None, cache_dir=cache_dir)
 
 
@@ -37,7 +38,7 @@ def config(**changes: object) -> TrialConfig:
 
 
 def test_a_step_costs_what_is_in_it(timer: Timer, store: FolderStore) -> None:
-    """By the core's own clock, so that other work on the machine does not decide; medians of three."""
+    """Compare medians of three by the core's own clock, which other work on the machine does not affect."""
 
     def step(**changes: object) -> float:
         return sorted(timer.cost(config(**changes), store).step for _ in range(3))[1]
@@ -54,8 +55,8 @@ def test_judging_costs_most_where_the_model_withstands(timer: Timer, store: Fold
     assert cost.epoch(0.0) < cost.epoch(0.25) < cost.epoch(1.0)
 
 
-def test_an_epoch_is_told_from_a_few_steps(prepared: Prepared, cache_dir: Path, store: FolderStore) -> None:
-    """Beside the real trial's own numbers; on a busy machine the two are timed at different moments."""
+def test_an_epoch_is_estimated_from_a_few_steps(prepared: Prepared, cache_dir: Path, store: FolderStore) -> None:
+    """Compare with a real trial, loosely: on a busy machine the two are timed at different moments."""
     config_ = config(cross_entropy_on="sensitivity", sensitivity_steps=10, epochs=3)
     cost = Timer(prepared.evaluation, data_dir=None, cache_dir=cache_dir).cost(config_, store)
     begun = time.process_time()
@@ -98,13 +99,13 @@ def test_a_batch_too_large_is_refused(timer: Timer, store: FolderStore) -> None:
 def test_what_is_prepared_is_used(timer: Timer, prepared: Prepared, store: FolderStore) -> None:
     timer.cost(config(cross_entropy_on="invariance", invariance_epsilon=0.3), store)
     used, _ = timer.perturbations["linf"]
-    assert torch.equal(used.images, prepared.bank("linf").at(0.3).images)
+    assert torch.equal(used.images, prepared.perturbations("linf").at(0.3).images)
     assert torch.equal(timer.judging.images, prepared.judging.images)
     assert timer.stages.seconds(("linf",)) == {}
 
 
 def test_stand_ins_until_it_is(tmp_path: Path, store: FolderStore) -> None:
-    """They cost the same, and neither timing nor the estimate prepares anything."""
+    """Check that stand-ins are used, and that neither timing nor the estimate prepares anything."""
     timer = Timer(FEW, data_dir=None, cache_dir=tmp_path)
     cost = timer.cost(config(cross_entropy_on="invariance", regularizer="triplet", invariance_weight=1.0), store)
     assert isinstance(cost, Cost)
@@ -112,9 +113,9 @@ def test_stand_ins_until_it_is(tmp_path: Path, store: FolderStore) -> None:
     assert images.shape == timer.train.images.shape
     assert 0 <= images.min() <= images.max() <= 1
     assert len(timer.judging.images) == 60
-    told = timer.stages.seconds(("linf",))
+    stages = timer.stages.seconds(("linf",))
     assert not (tmp_path / "prepared").exists()
-    assert list(told) == [
+    assert list(stages) == [
         "validation neighbours (linf)",
         "judge oracle",
         "validation judging set",
@@ -122,31 +123,33 @@ def test_stand_ins_until_it_is(tmp_path: Path, store: FolderStore) -> None:
         "teacher oracle",
         "linf training labels",
     ]
-    assert all(seconds > 0 for seconds in told.values())
+    assert all(seconds > 0 for seconds in stages.values())
 
 
 @pytest.mark.slow
-def test_the_preparation_is_told_from_a_little_of_it(tmp_path: Path) -> None:
-    """Against the whole, on the same core's clock; once the judging is there, the training perturbations alone."""
-    for norms, stages in ((), 3), (("linf",), 3):
-        told = Timer(FEW, data_dir=None, cache_dir=tmp_path).stages.seconds(norms)
+def test_the_preparation_is_estimated_from_a_little_of_it(tmp_path: Path) -> None:
+    """Compare with the whole, on the same core's clock; second, with the judging set there, the rest alone."""
+    for norms, count in ((), 3), (("linf",), 3):
+        stages = Timer(FEW, data_dir=None, cache_dir=tmp_path).stages.seconds(norms)
         begun = time.process_time()
         prepare(FEW, invariance_norms=norms, cache_dir=tmp_path)
         spent = time.process_time() - begun
-        assert len(told) == stages, told
-        assert spent / 2.5 < sum(told.values()) < spent * 2.5
+        assert len(stages) == count, stages
+        assert spent / 2.5 < sum(stages.values()) < spent * 2.5
 
 
 def test_a_cache_that_is_only_read_makes_nothing(tmp_path: Path, prepared: Prepared) -> None:
-    shop = PreparationPipeline(prepared.data, FEW, ReadOnlyCache(tmp_path / "none"), lambda stage, done, total: None)
+    pipeline = PreparationPipeline(
+        prepared.data, FEW, ReadOnlyCache(tmp_path / "none"), lambda stage, done, total: None
+    )
     with pytest.raises(NotPrepared, match="judge oracle"):
-        shop.oracle("judge")
+        pipeline.ensemble("judge")
     assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize("regularizer", ["none", "ot_triplet"])
 def test_a_pack_is_timed_beside_its_trials(timer: Timer, regularizer: str) -> None:
-    """How much is gained is the machine's; here it is that both can be run, and leave the timer as it was."""
+    """Check that both can be run and leave the timer as it was; the gain itself depends on the machine."""
     weights = {"regularizer": regularizer, "sensitivity_weight": 1.0, "invariance_weight": 1.0}
     assert 0 < timer.pack_gain(config(**weights), 2) < math.inf
     assert timer.pack_gain(config(**weights), 3) > 0

@@ -12,6 +12,7 @@ from sweep.ledger.records import TrialRecord
 from sweep.plan.objectives import OBJECTIVES
 from sweep.state.rank_tracker import GROWTH, RankTracker
 from sweep.state.sweep_state import SweepState
+from tests.support import events
 
 COUNT = 60
 SWEEPS = [
@@ -35,7 +36,7 @@ def sweep_of(seeds: int, require: tuple[Requirement, ...]) -> tuple[SweepState, 
 
 def end(results: SweepState, place: int, number: int) -> None:
     """One after another, by a clock that is set back now and then."""
-    results.end(number, "finished", reason="", time=1000.0 + place - 50 * (place % 7 == 6))
+    results.apply(events.ended(number, "finished", time=1000.0 + place - 50 * (place % 7 == 6)))
 
 
 def ranked_at() -> set[int]:

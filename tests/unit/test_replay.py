@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from search_spaces.reading import load_space
-from sweep.cli.cli import main
+from sweep.cli.commands import main
 from sweep.ledger.records import TrialRecord
 from sweep.ledger.writing import LedgerWriter
-from sweep.plan.plan import SweepPlan, make_plan
+from sweep.plan.from_options import make_plan
+from sweep.plan.plan import SweepPlan
 from sweep.plan.plan_file import write_plan
 from sweep.report.replay import replay_sweep, unknown_ends
 from sweep.state.sweep_state import SweepState
@@ -35,7 +36,7 @@ def report(epoch: int, value: float, *, time: float, final: bool = False) -> dic
 
 
 def finished(number: int, curve: list[float]) -> TrialRecord:
-    """One trial after the other, an epoch a second."""
+    """Return a trial that ran after the one before, an epoch a second."""
     reports = [report(epoch, value, time=100 * number + epoch) for epoch, value in enumerate(curve, start=1)]
     reports.append(report(EPOCHS, curve[-1], time=100 * number + 10, final=True))
     return TrialRecord(number, {"knob": number, "seed": 0}, 0, "finished", reports=reports)
@@ -60,7 +61,7 @@ def test_it_tells_what_is_saved_and_what_is_lost(plan: SweepPlan, results: Sweep
 
 
 def test_reports_are_heard_in_the_order_of_their_times(plan: SweepPlan, results: SweepState) -> None:
-    """Had the worst come first, nobody could have told yet that it is."""
+    """Reverse the order: had the worst come first, it could not have been known yet to be the worst."""
     for record in results.trials.values():
         for said in record.reports:
             said["time"] = -said["time"]

@@ -17,18 +17,21 @@ from search_spaces.reading import load_space, space_from_yaml
 from search_spaces.requirement import Requirement, violation
 from search_spaces.yaml_file import dump_yaml, parse_yaml
 from sweep.audit.finalists import choose_finalists
-from sweep.cli.cli import main
+from sweep.cli.commands import main
 from sweep.ledger.records import TrialRecord
 from sweep.ledger.writing import LedgerWriter
+from sweep.plan.from_options import make_plan
 from sweep.plan.objectives import OBJECTIVES
-from sweep.plan.plan import SweepPlan, make_plan
+from sweep.plan.plan import SweepPlan
 from sweep.plan.plan_file import parse_plan, plan_text, write_plan
+from sweep.report.formats import front_json
+from sweep.report.front_figure import front_picture
 from sweep.report.replay import replay_sweep
-from sweep.report.tables import front_json, front_picture, verdict
-from sweep.search.rung import Decision
+from sweep.report.verdicts import verdict
+from sweep.search.decision import Decision
 from sweep.search.rungs import Rungs
-from sweep.search.search import ParetoSearch
 from sweep.state.sweep_state import SweepState, state_of_trials
+from tests.support.tuned_search import TunedSearch
 from trainer.errors import InputError
 
 CLEAN = Requirement("clean_accuracy", True, 0.9)
@@ -70,8 +73,8 @@ def results(plan: SweepPlan) -> SweepState:
     ],
 )
 def test_a_requirement_is_read_and_written(text: str, meant: Requirement) -> None:
-    assert Requirement.parse(text, said="require") == meant
-    assert Requirement.parse(str(meant), said="require") == meant
+    assert Requirement.parse(text, source="require") == meant
+    assert Requirement.parse(str(meant), source="require") == meant
 
 
 @pytest.mark.parametrize(
@@ -87,7 +90,7 @@ def test_a_requirement_is_read_and_written(text: str, meant: Requirement) -> Non
 )
 def test_what_is_wrong_is_named(text: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(InputError) as caught:
-        Requirement.parse(text, said="require")
+        Requirement.parse(text, source="require")
     assert f"require {text!r}: {message}" in str(caught.value)
     assert main(["run", "--require", text, "--storage", str(tmp_path / "none")]) == 2
     assert f"otsweep: --require {text!r}: {message}" in capsys.readouterr().err
@@ -177,7 +180,7 @@ def test_the_sampler_is_told_and_a_rebuilt_one_too(sampler: str) -> None:
     space = load_space("digits")
     options = {"sampler": sampler, "seed": 3, "require": (CLEAN,)}
 
-    def run(found: ParetoSearch, count: int) -> list[TrialRecord]:
+    def run(found: TunedSearch, count: int) -> list[TrialRecord]:
         records = []
         for _ in range(count):
             proposal = found.suggest("slot")
@@ -185,21 +188,21 @@ def test_the_sampler_is_told_and_a_rebuilt_one_too(sampler: str) -> None:
             numbers = {"sensitivity_accuracy": epsilon, "invariance_accuracy": epsilon, "clean_accuracy": 1 - epsilon}
             report = {"epoch": 1, "final": True, **numbers}
             found.on_trial_complete("slot", flatten_dict({"report": report}))
-            config, noted = proposal["config"], proposal["noted"]
+            config, noted = proposal["config"], proposal["sampler_state"]
             records.append(TrialRecord(proposal["number"], config, 3, "finished", noted=noted, reports=[report]))
         return records
 
-    undisturbed = ParetoSearch(space, OBJECTIVES, **options)
+    undisturbed = TunedSearch(space, OBJECTIVES, **options)
     records = run(undisturbed, 60)
     for each in records:
         told = undisturbed.window.get_trial(each.number)
         assert told.state == TrialState.COMPLETE
         [excess] = told.constraints.values()
         assert excess == CLEAN.excess(1 - each.config["sensitivity_epsilon"])
-    rebuilt = ParetoSearch(space, OBJECTIVES, **options, history=records[:45])
+    rebuilt = TunedSearch(space, OBJECTIVES, **options, history=records[:45])
     assert run(rebuilt, 15) == records[45:]
     late = [each.config["sensitivity_epsilon"] for each in records[30:]]
-    blind = run(ParetoSearch(space, OBJECTIVES, **{**options, "require": ()}), 60)[30:]
+    blind = run(TunedSearch(space, OBJECTIVES, **{**options, "require": ()}), 60)[30:]
     kept, kept_blind = (
         sum(each <= 0.1 for each in part) for part in (late, [b.config["sensitivity_epsilon"] for b in blind])
     )
@@ -211,13 +214,13 @@ def decided(require: tuple[Requirement, ...], *told: tuple[float, float, float])
     decisions = []
     for number, each in enumerate(told):
         report = {"epoch": 1, **dict(zip((*OBJECTIVES.names, "clean_accuracy"), each, strict=True))}
-        decisions.append(rungs.hear(number, {"knob": number}, report))
+        decisions.append(rungs.observe(number, {"knob": number}, report))
     return [each for each in decisions if each is not None]
 
 
 def test_in_a_rung_feasible_stand_before_infeasible() -> None:
     *_, last = decided((CLEAN,), *FOUND[:2])
-    assert (last.layer, last.place, last.dominated_by, last.stop) == (1, 1, (0,), True)
+    assert (last.layer, last.rank, last.dominated_by, last.stop) == (1, 1, (0,), True)
     assert last.reason == (
         "stopped after epoch 1: place 2 of 2 at epoch 1, not clean_accuracy >= 0.9, dominated by 000"
     )
@@ -233,10 +236,12 @@ def test_who_may_come_to_fulfil_what_is_required_goes_on() -> None:
         return {"epoch": 1, **dict.fromkeys(OBJECTIVES.names, value), "clean_accuracy": clean}
 
     for number in range(5):
-        rungs.hear(number, {"knob": number}, told(0.65))
+        rungs.observe(number, {"knob": number}, told(0.65))
     for number in range(4):
         rungs.finish(number, {"knob": number}, told(0.95))
-    ends = [rungs.hear(5 + number, {"knob": 5 + number}, told(clean, 0.6)) for number, clean in enumerate((0.62, 0.5))]
+    ends = [
+        rungs.observe(5 + number, {"knob": 5 + number}, told(clean, 0.6)) for number, clean in enumerate((0.62, 0.5))
+    ]
     assert [(each.chance, each.stop) for each in ends if each] == [(1.0, False), (0.0, True)]
 
 
@@ -247,20 +252,20 @@ def test_while_nobody_finished_fulfils_it_whoever_may_come_as_near_goes_on() -> 
         return {"epoch": 1, **dict.fromkeys(OBJECTIVES.names, 0.5), "clean_accuracy": clean}
 
     for number in range(5):
-        rungs.hear(number, {"knob": number}, told(0.5 + number / 100))
+        rungs.observe(number, {"knob": number}, told(0.5 + number / 100))
     for number in range(4):
         rungs.finish(number, {"knob": number}, told(0.6 + 2 * number / 100))
-    ends = [rungs.hear(5 + number, {"knob": 5 + number}, told(clean)) for number, clean in enumerate((0.53, 0.505))]
+    ends = [rungs.observe(5 + number, {"knob": 5 + number}, told(clean)) for number, clean in enumerate((0.53, 0.505))]
     assert [(each.chance, each.stop) for each in ends if each] == [(0.25, False), (0.0, True)]
 
 
 def test_while_none_is_feasible_the_nearest_is_the_front() -> None:
     far, near = decided((CLEAN,), FOUND[1], FOUND[3])
-    assert (near.layer, near.stop, near.broken) == (0, False, "clean_accuracy >= 0.9")
+    assert (near.layer, near.stop, near.violated) == (0, False, "clean_accuracy >= 0.9")
     *_, behind = decided((CLEAN,), FOUND[3], FOUND[1])
     assert (behind.layer, behind.stop) == (1, True)
     *_, equal = decided((CLEAN,), FOUND[3], (0.1, 0.1, FOUND[3][2]))
-    assert (equal.layer, equal.place, equal.stop) == (0, 0, False), "equally far ties, whatever else it has"
+    assert (equal.layer, equal.rank, equal.stop) == (0, 0, False), "equally far ties, whatever else it has"
 
 
 @given(st.lists(st.tuples(*[st.integers(0, 10).map(lambda number: number / 10)] * 3), min_size=1, max_size=12))
@@ -271,5 +276,5 @@ def test_nobody_feasible_is_stopped_by_an_infeasible_one(told: list[tuple[float,
         if told[until - 1][2] >= 0.9:
             *_, alone = decided((), *(each for each in told[:until] if each[2] >= 0.9))
             assert last.layer == alone.layer
-            assert last.place == alone.place or last.layer > 0
+            assert last.rank == alone.rank or last.layer > 0
             assert not last.stop or alone.layer > 0

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sweep.engine.stopper import MultiObjectiveASHA
+from sweep.engine.scheduler import MultiObjectiveASHA
 from sweep.front.objectives import Objectives
 from sweep.ledger.reading import read_ledger
 from sweep.ledger.records import TrialRecord
@@ -25,12 +25,13 @@ from sweep.plan.objectives import OBJECTIVES
 from sweep.plan.plan import SweepPlan
 from sweep.plan.plan_file import read_plan
 from sweep.report.replay import replay_sweep
-from sweep.search.rung import CHANGES, Decision, Rung, RungPosition, behind, farthest_first, group_key
+from sweep.search.decision import CHANGES, Decision, RungPosition
+from sweep.search.rung import Rung, farthest_first, group_key, lags
 from sweep.search.rungs import Rungs, rung_levels
-from sweep.search.search import ParetoSearch
 from sweep.state.sweep_state import SweepState
 from tests.integration.test_sweep import run_words
 from tests.support.commands import command, otsweep, start, wait_for
+from tests.support.tuned_search import TunedSearch
 from trainer.report import STRENGTH
 
 MINIMISE = Objectives(("a", "b"), (False, False), (9.0, 9.0))
@@ -51,25 +52,25 @@ def rungs(draw: st.DrawFn, *, least: int = 1) -> tuple[np.ndarray, Objectives]:
     return draw(rung_of(len(objectives.names), least=least)), objectives
 
 
-def standings(points: np.ndarray, objectives: Objectives) -> list[RungPosition]:
+def positions(points: np.ndarray, objectives: Objectives) -> list[RungPosition]:
     """Of all, once all have come."""
     rung = Rung(objectives, ())
     for number, point in enumerate(points):
-        rung.enter(str(number), number, point)
-    return [rung.standing(str(number)) for number in range(len(points))]
+        rung.add(str(number), number, point)
+    return [rung.position(str(number)) for number in range(len(points))]
 
 
 def layers_of(points: np.ndarray, objectives: Objectives) -> list[int]:
-    return [standing.layer for standing in standings(points, objectives)]
+    return [position.layer for position in positions(points, objectives)]
 
 
-def places(points: np.ndarray, objectives: Objectives) -> np.ndarray:
-    return np.array([standing.place for standing in standings(points, objectives)])
+def ranks_in(points: np.ndarray, objectives: Objectives) -> np.ndarray:
+    return np.array([position.rank for position in positions(points, objectives)])
 
 
 def stops(points: np.ndarray, objectives: Objectives, eta: int) -> list[bool]:
     """Who would be stopped if all of a rung were seen at once."""
-    return [behind(standing, eta=eta) for standing in standings(points, objectives)]
+    return [lags(position, eta=eta) for position in positions(points, objectives)]
 
 
 def dominates(a: np.ndarray, b: np.ndarray, objectives: Objectives) -> bool:
@@ -84,7 +85,7 @@ def dominates(a: np.ndarray, b: np.ndarray, objectives: Objectives) -> bool:
 
 def test_ranks_are_ranks_and_no_order_in_which_to_sort() -> None:
     """The case in which another library's scheduler reads a sorting order as ranks: [1, 2, 0]."""
-    assert places(np.array([[3.0, 3.0], [1.0, 1.0], [2.0, 2.0]]), MINIMISE).tolist() == [2, 0, 1]
+    assert ranks_in(np.array([[3.0, 3.0], [1.0, 1.0], [2.0, 2.0]]), MINIMISE).tolist() == [2, 0, 1]
 
 
 @given(rungs())
@@ -97,7 +98,7 @@ def test_layers_are_those_of_the_reference(case: tuple[np.ndarray, Objectives]) 
 @given(rungs())
 def test_who_dominates_stands_before(case: tuple[np.ndarray, Objectives]) -> None:
     points, objectives = case
-    found = places(points, objectives)
+    found = ranks_in(points, objectives)
     for i, a in enumerate(points):
         for j, b in enumerate(points):
             if dominates(a, b, objectives):
@@ -107,7 +108,7 @@ def test_who_dominates_stands_before(case: tuple[np.ndarray, Objectives]) -> Non
 @given(rungs())
 def test_duplicates_tie_and_others_do_not(case: tuple[np.ndarray, Objectives]) -> None:
     points, objectives = case
-    found = places(points, objectives)
+    found = ranks_in(points, objectives)
     for i in range(len(points)):
         for j in range(len(points)):
             assert (found[i] == found[j]) == (points[i] == points[j]).all()
@@ -115,8 +116,8 @@ def test_duplicates_tie_and_others_do_not(case: tuple[np.ndarray, Objectives]) -
 
 @given(rungs())
 def test_a_place_counts_who_stands_before(case: tuple[np.ndarray, Objectives]) -> None:
-    found = places(*case)
-    assert found.tolist() == [(found < place).sum() for place in found]
+    found = ranks_in(*case)
+    assert found.tolist() == [(found < rank).sum() for rank in found]
 
 
 @given(rungs(), st.randoms(use_true_random=False), st.integers(2, 5))
@@ -124,7 +125,7 @@ def test_whoever_came_first_the_same_are_stopped(case: tuple[np.ndarray, Objecti
     points, objectives = case
     order = list(range(len(points)))
     random.shuffle(order)
-    assert places(points[order], objectives).tolist() == places(points, objectives)[order].tolist()
+    assert ranks_in(points[order], objectives).tolist() == ranks_in(points, objectives)[order].tolist()
     before = stops(points, objectives, eta)
     assert stops(points[order], objectives, eta) == [before[i] for i in order]
 
@@ -133,7 +134,7 @@ def test_whoever_came_first_the_same_are_stopped(case: tuple[np.ndarray, Objecti
 def test_units_do_not_matter(case: tuple[np.ndarray, Objectives], units: list[tuple[int, int]]) -> None:
     points, objectives = case
     scale, offset = np.array(units[: points.shape[1]], dtype=float).T
-    assert places(points * scale + offset, objectives).tolist() == places(points, objectives).tolist()
+    assert ranks_in(points * scale + offset, objectives).tolist() == ranks_in(points, objectives).tolist()
 
 
 @given(rungs(), st.lists(st.booleans(), min_size=3, max_size=3))
@@ -141,7 +142,7 @@ def test_directions_do_not_matter(case: tuple[np.ndarray, Objectives], flips: li
     points, objectives = case
     flip = np.array(flips[: points.shape[1]])
     turned = Objectives(objectives.names, tuple((np.array(objectives.maximise) ^ flip).tolist()), objectives.reference)
-    assert places(np.where(flip, -points, points), turned).tolist() == places(points, objectives).tolist()
+    assert ranks_in(np.where(flip, -points, points), turned).tolist() == ranks_in(points, objectives).tolist()
 
 
 @given(rungs(), st.integers(2, 5))
@@ -171,8 +172,8 @@ def test_what_is_no_number_stands_last(
 ) -> None:
     points, objectives = case
     broken = np.array([[bad, *[0.0] * (points.shape[1] - 1)]] * count).reshape(-1, points.shape[1])
-    found = places(np.vstack([points, broken]), objectives)
-    assert found[: len(points)].tolist() == places(points, objectives).tolist()
+    found = ranks_in(np.vstack([points, broken]), objectives)
+    assert found[: len(points)].tolist() == ranks_in(points, objectives).tolist()
     assert found[len(points) :].tolist() == [len(points)] * count
 
 
@@ -222,7 +223,7 @@ def test_what_is_said_again_changes_nothing() -> None:
     assert found.decide(0, "a", 1, (0.9, 0.9)) is None
     decision = found.decide(1, "b", 1, (0.6, 0.6))
     assert decision is not None
-    assert (decision.layer, decision.place) == (0, 0)
+    assert (decision.layer, decision.rank) == (0, 0)
 
 
 def test_a_late_report_stands_in_the_highest_rung_that_it_has_reached() -> None:
@@ -279,7 +280,7 @@ def finishes(draw: st.DrawFn, *, least: int = 0) -> tuple[list[list[list[float]]
 def chance_of(found: Rungs, brought: Sequence[float]) -> float:
     decision = found.decide(99, group_key(knob(99)), 1, brought)
     assert decision is not None
-    assert decision.stop == (decision.layer > 0 and behind(decision, eta=2) and decision.chance <= found.stop_chance)
+    assert decision.stop == (decision.layer > 0 and lags(decision, eta=2) and decision.chance <= found.stop_chance)
     return decision.chance
 
 
@@ -368,7 +369,7 @@ def test_only_equal_evaluations_are_compared() -> None:
 
 def heard(found: Rungs, trial: int, epoch: int, value: float, **more: Any) -> Decision | None:
     report = {"epoch": epoch, "sensitivity_accuracy": value, "invariance_accuracy": value, **more}
-    return found.hear(trial, {"knob": trial, "seed": 0}, report)
+    return found.observe(trial, {"knob": trial, "seed": 0}, report)
 
 
 def test_a_trial_brings_its_mean_over_the_second_half_of_its_epochs() -> None:
@@ -378,9 +379,9 @@ def test_a_trial_brings_its_mean_over_the_second_half_of_its_epochs() -> None:
     assert early == [None] * 3
     assert decision is not None
     assert decision.values == pytest.approx((0.3, 0.3))
-    assert set(found.heard[0]) == {3, 4}
+    assert set(found.observations[0]) == {3, 4}
     found.forget(0)
-    assert not found.heard
+    assert not found.observations
 
 
 def test_an_epoch_said_twice_counts_once_as_said_last() -> None:
@@ -406,13 +407,13 @@ def test_what_was_heard_is_rebuilt_from_the_ledger(values: list[float], cut: int
         {"epoch": epoch, "final": False, "sensitivity_accuracy": value, "invariance_accuracy": 1 - value}
         for epoch, value in enumerate(values, start=1)
     ]
-    made = [undisturbed.hear(0, config, report) for report in reports]
+    made = [undisturbed.observe(0, config, report) for report in reports]
     record = TrialRecord(0, config, reports=reports[:cut])
     record.decisions = [each.to_dict(OBJECTIVES) for each in made[:cut] if each]
     rebuilt.restore([record])
     # A resumed trial says its last epoch once more.
     for report in reports[max(0, cut - 1) :]:
-        rebuilt.hear(0, config, report)
+        rebuilt.observe(0, config, report)
     assert rebuilt.decisions[0] == undisturbed.decisions[0]
 
 
@@ -445,7 +446,7 @@ def test_rebuilt_from_the_ledger_it_decides_as_if_never_gone(
         came = before.end.trials.get(group_key(record.config), {}).get(record.number)
         if came is not None:
             record.reports = [{"epoch": 10, "final": True, **told(OBJECTIVES, came)}]
-            record.end("finished", reason="", time=0.0)
+            record.state, record.ended = "finished", 0.0
         decisions = [each.to_dict(OBJECTIVES) for each in before.decisions.get(record.number, [])]
         record.decisions = json.loads(json.dumps(decisions))
     rebuilt.restore(records)
@@ -582,7 +583,7 @@ def test_the_front_holds_no_trial_that_was_stopped(
 def test_mlflow_tells_the_stopped_from_the_finished(
     storage: Path, undisturbed: subprocess.CompletedProcess[str]
 ) -> None:
-    from sweep.tracking.tracking import connect
+    from sweep.tracking.store import connect
 
     client = connect(f"sqlite:///{storage / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("tiny")
@@ -603,7 +604,7 @@ def test_what_a_sweep_proposed_is_what_a_search_rebuilt_from_its_ledger_proposes
     """So results reached the sampler as they stand in the ledger: the stopped as such, the finished with numbers."""
     plan, trials = recorded(storage, "undisturbed")
     for number in range(1, 14):
-        rebuilt = ParetoSearch(
+        rebuilt = TunedSearch(
             plan.space,
             plan.objectives,
             sampler=plan.sampler,
@@ -614,7 +615,7 @@ def test_what_a_sweep_proposed_is_what_a_search_rebuilt_from_its_ledger_proposes
         assert rebuilt.suggest("slot") == {
             "number": number,
             "config": trials[number].config,
-            "noted": trials[number].noted,
+            "sampler_state": trials[number].noted,
         }
 
 

@@ -12,8 +12,8 @@ from optuna.trial import TrialState
 from sweep.ledger.reading import read_ledger
 from sweep.plan.plan import SAMPLERS
 from sweep.plan.plan_file import read_plan
-from sweep.search.search import ParetoSearch
 from tests.support.commands import otsweep
+from tests.support.tuned_search import TunedSearch
 
 SPACE = """
 trials: 14
@@ -54,7 +54,7 @@ def test_a_sweep_runs_to_its_front_and_could_be_rebuilt_at_any_trial(storage: Pa
     plan, trials = read_plan(sampler, storage=str(storage)), read_ledger(storage / sampler).trials
     # A draw by gp takes a second.
     for number in range(2, 14) if sampler != "gp" else (11, 13):
-        rebuilt = ParetoSearch(
+        rebuilt = TunedSearch(
             plan.space,
             plan.objectives,
             sampler=plan.sampler,
@@ -63,5 +63,5 @@ def test_a_sweep_runs_to_its_front_and_could_be_rebuilt_at_any_trial(storage: Pa
             history=[trials[earlier] for earlier in range(number)],
         )
         assert rebuilt.window.get_trial(0).state == TrialState.FAIL
-        proposed = {"number": number, "config": trials[number].config, "noted": trials[number].noted}
+        proposed = {"number": number, "config": trials[number].config, "sampler_state": trials[number].noted}
         assert rebuilt.suggest("slot") == proposed

@@ -14,13 +14,14 @@ from ray.tune.search import Searcher
 from ray.tune.utils import flatten_dict
 
 from search_spaces.reading import load_space
-from search_spaces.space import Choices, Space, Swept
+from search_spaces.space import Space
+from search_spaces.swept import Choices, Swept
+from sweep.engine.result_keys import FAILURE
 from sweep.ledger.records import TrialRecord
 from sweep.plan.objectives import OBJECTIVES
 from sweep.plan.plan import SAMPLERS
-from sweep.search.result_keys import FAILURE
 from sweep.search.samplers import mix
-from sweep.search.search import ParetoSearch
+from tests.support.tuned_search import TunedSearch
 from trainer.config import TrialConfig
 
 
@@ -29,11 +30,11 @@ def space() -> Space:
     return load_space("digits")
 
 
-def search(space: Space, sampler: str = "tpe", history: tuple[TrialRecord, ...] = (), seed: int = 7) -> ParetoSearch:
-    return ParetoSearch(space, OBJECTIVES, sampler=sampler, seed=seed, epochs=3, history=history)
+def search(space: Space, sampler: str = "tpe", history: tuple[TrialRecord, ...] = (), seed: int = 7) -> TunedSearch:
+    return TunedSearch(space, OBJECTIVES, sampler=sampler, seed=seed, epochs=3, history=history)
 
 
-def search_after(space: Space, sampler: str, count: int) -> ParetoSearch:
+def search_after(space: Space, sampler: str, count: int) -> TunedSearch:
     found = search(space, sampler)
     run(found, count)
     return found
@@ -45,7 +46,7 @@ def outcome(config: dict[str, Any], number: int) -> dict[str, Any]:
     return {"report": {"final": True, "epoch": 3, "sensitivity_accuracy": robust, "invariance_accuracy": 1 - robust}}
 
 
-def run(found: ParetoSearch, count: int) -> list[TrialRecord]:
+def run(found: TunedSearch, count: int) -> list[TrialRecord]:
     """What a sweep with one slot would leave in its ledger; every fifth trial fails. Results come as Ray Tune gives
     them: flat."""
     records = []
@@ -56,14 +57,14 @@ def run(found: ParetoSearch, count: int) -> list[TrialRecord]:
         result: dict[str, Any] = {FAILURE: "on purpose"} if failed else outcome(config, number)
         found.on_trial_complete("slot", flatten_dict(result))
         record = TrialRecord(number, config, config["seed"], "failed" if failed else "finished")
-        record.noted = proposal["noted"]
+        record.noted = proposal["sampler_state"]
         if not failed:
             record.reports = [result["report"]]
         records.append(record)
     return records
 
 
-def run_all(found: ParetoSearch, count: int) -> list[TrialRecord]:
+def run_all(found: TunedSearch, count: int) -> list[TrialRecord]:
     """As `run`, and nothing fails."""
     records = []
     for _ in range(count):
@@ -121,7 +122,7 @@ def test_in_several_slots_too_a_killed_search_is_rebuilt_as_it_was(space: Space,
         while len(under_way) < 3:
             proposal = found.suggest(f"slot {len(records)}")
             config = proposal["config"]
-            record = TrialRecord(proposal["number"], config, config["seed"], noted=proposal["noted"])
+            record = TrialRecord(proposal["number"], config, config["seed"], noted=proposal["sampler_state"])
             records[record.number] = record
             under_way.append(record)
         if step % 9 == 8:
@@ -186,14 +187,14 @@ def test_interrupted_trials_are_proposed_again_before_anything_new(space: Space)
     history = run(search(space), 8)
     history[5].state, history[5].reports = "running", []
     rebuilt = search(space, history=tuple(history))
-    assert rebuilt.suggest("a") == {"number": 5, "config": history[5].config, "noted": ""}
+    assert rebuilt.suggest("a") == {"number": 5, "config": history[5].config, "sampler_state": ""}
     assert rebuilt.suggest("b")["number"] == 8
 
 
 def test_a_trial_that_never_reached_the_ledger_is_proposed_again_under_its_number(space: Space) -> None:
     history = run(search(space), 8)
     rebuilt = search(space, history=(*history[:2], *history[3:]))
-    assert rebuilt.suggest("a") == {"number": 2, "config": history[2].config, "noted": ""}
+    assert rebuilt.suggest("a") == {"number": 2, "config": history[2].config, "sampler_state": ""}
 
 
 def test_the_sampler_knows_what_failed_and_what_was_stopped(space: Space) -> None:
@@ -220,8 +221,8 @@ def test_the_sampler_is_told_the_objectives_of_what_finished(space: Space) -> No
 def test_once_it_is_enough_only_what_was_begun_goes_on(space: Space) -> None:
     history = run(search(space), 6)
     history[4].state, history[4].reports = "running", []
-    found = ParetoSearch(space, OBJECTIVES, sampler="tpe", seed=7, epochs=3, history=history, enough=lambda: True)
-    assert found.suggest("a") == {"number": 4, "config": history[4].config, "noted": ""}
+    found = TunedSearch(space, OBJECTIVES, sampler="tpe", seed=7, epochs=3, history=history, enough=lambda: True)
+    assert found.suggest("a") == {"number": 4, "config": history[4].config, "sampler_state": ""}
     assert found.suggest("b") == Searcher.FINISHED
 
 

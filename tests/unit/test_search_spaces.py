@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from search_spaces.reading import FOLDER, load_space, names, space_from_dict, space_from_yaml
-from search_spaces.space import Range, Space
+from search_spaces.space import Space
+from search_spaces.swept import Range
 from search_spaces.yaml_file import LARGEST_FILE, LONGEST_TEXT, dump_yaml, parse_yaml
 from trainer.config import TrialConfig
 from trainer.errors import InputError

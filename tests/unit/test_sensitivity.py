@@ -17,10 +17,12 @@ from torch import Tensor, nn
 from trainer.attacks import norms as norms_module
 from trainer.attacks import pgd as pgd_module
 from trainer.attacks.apgd import apgd_attack, embedding_attack, targeted_apgd_attack
-from trainer.attacks.attack import Attack, WorstCase, frozen, worst_case
+from trainer.attacks.attack import Attack
 from trainer.attacks.gradient import cross_entropy_loss, fgsm, fgsm_attack, kl_loss, pgd, pgd_attack
+from trainer.attacks.logits import frozen
 from trainer.attacks.norms import NORMS
 from trainer.attacks.square import square_attack
+from trainer.attacks.worst_cases import WorstCase, worst_case
 from trainer.config import EvaluationConfig
 from trainer.data.datasets import Split, load_data
 from trainer.errors import InputError, TrialFailed
@@ -67,7 +69,7 @@ class Messy(nn.Module):
 
 
 def attack_builders(norm: str, epsilon: float) -> dict[str, Attack]:
-    """Every attack, short."""
+    """Build every attack, short."""
     return {
         "fgsm": fgsm_attack(norm=norm, epsilon=epsilon),
         "pgd": pgd_attack(norm=norm, epsilon=epsilon, steps=5, restarts=2),
@@ -82,7 +84,7 @@ def attack_builders(norm: str, epsilon: float) -> dict[str, Attack]:
 
 
 def with_embedding(model: Callable[[Tensor], Tensor]) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """The logits once more as their own embedding."""
+    """Return the logits once more as their own embedding."""
 
     def pair(images: Tensor) -> tuple[Tensor, Tensor]:
         logits = model(images)
@@ -235,7 +237,7 @@ def test_pgd_works_where_gradients_are_off_and_leaves_none():
 
 
 def snapshot(model: nn.Module) -> dict[str, object]:
-    """Everything that could change, with copies of the tensors."""
+    """Return everything that could change, with copies of the tensors."""
     tensors = {f"state {name}": value.clone() for name, value in model.state_dict().items()}
     grads = {
         f"grad {name}": None if parameter.grad is None else parameter.grad.clone()
@@ -382,7 +384,7 @@ def test_the_worst_case_is_over_all_attacks_and_restarts():
 
 
 def exact_robustness(images: Tensor, labels: Tensor, norm: str, epsilon: float) -> Tensor:
-    """(N,) the largest margin that a linear model's wrong class can reach inside the ball and [0, 1]; broken above 0.
+    """Return the largest margin (N,) that a linear model's wrong class can reach inside ball and [0, 1]: wrong above 0.
 
     For L2 only where [0, 1] doesn't cut the ball.
     """
@@ -505,7 +507,7 @@ class Target(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """How a model is made, and the budgets that leave it some of its accuracy."""
+    """A model's training, and the budgets that leave it some of its accuracy."""
 
     dataset: str
     defended: bool
@@ -542,7 +544,7 @@ def small_network(width: int, pixels: int) -> nn.Sequential:
 
 
 def train(trained: Trained, split: Split) -> nn.Sequential:
-    """Adam on the clean images, or on PGD images of a budget that grows over the first half of the epochs."""
+    """Train by Adam on the clean images, or on PGD images of a budget that grows over the first half of the epochs."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = small_network(trained.width, split.images.shape[-1])
@@ -564,7 +566,7 @@ def train(trained: Trained, split: Split) -> nn.Sequential:
 
 @pytest.fixture(scope="module")
 def target(request: pytest.FixtureRequest, cache_dir: Path) -> Target:
-    """The model of that name in `TRAINED`, trained here."""
+    """Train the model of that name in `TRAINED`."""
     trained = TRAINED[request.param]
     data_dir = request.getfixturevalue("data_dir") if trained.dataset == "mnist" else None
     data = load_data(EvaluationConfig(dataset=trained.dataset), data_dir=data_dir, cache_dir=cache_dir)
@@ -589,7 +591,7 @@ Reference = Callable[[Target, str, int], Tensor]
 
 
 def torchattacks(name: str, **options: object) -> Reference:
-    """One attack of torchattacks; its own autoattack uses other steps than the official one."""
+    """Run one attack of torchattacks, whose own autoattack uses other steps than the official one."""
 
     def perturb(target: Target, norm: str, seed: int) -> Tensor:
         import torchattacks
@@ -608,7 +610,7 @@ def torchattacks(name: str, **options: object) -> Reference:
 
 
 def foolbox(name: str, **options: object) -> Reference:
-    """One attack of foolbox."""
+    """Run one attack of foolbox."""
 
     def perturb(target: Target, norm: str, seed: int) -> Tensor:
         import foolbox
@@ -621,7 +623,7 @@ def foolbox(name: str, **options: object) -> Reference:
 
 
 def reference_survivors(reference: Reference, target: Target, norm: str, *, seed: int = 0) -> Tensor:
-    """(N,) bool: right when clean and on the reference's images, which keep to the same ball and [0, 1]."""
+    """Return where (N,) a model is right when clean and on the reference's images, in the same ball and [0, 1]."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         perturbed = reference(target, norm, seed)
@@ -661,7 +663,7 @@ COMPARED = {
 @pytest.mark.parametrize("name", COMPARED)
 @pytest.mark.filterwarnings("ignore")
 def test_no_attack_is_weaker_than_another_library_s(target: Target, norm: str, name: str):
-    """By at most 1 point of robust accuracy."""
+    """Compare robust accuracies, which differ by at most 1 point."""
     build, options, reference, restarts = COMPARED[name]
     if restarts > 1:
         options = {**options, "restarts": restarts}
@@ -693,7 +695,7 @@ def test_apgd_from_the_same_start_ends_as_torchattacks_does(target: Target, norm
 @norms
 @pytest.mark.filterwarnings("ignore")
 def test_the_full_set_is_not_weaker_than_the_reference_s_at_the_official_iterations(target: Target, norm: str):
-    """At most one image apart: either side loses or wins that much by its seed."""
+    """Allow a difference of one image, which either side loses or wins by its seed."""
     ours = survivors(ensemble(norm=norm, epsilon=target.epsilons[norm], queries=500), target)
     references = [
         torchattacks("APGD", steps=100),

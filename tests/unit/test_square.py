@@ -10,9 +10,10 @@ from torch import Tensor
 
 from tests.unit.test_sensitivity import Linear, norms, seeded, sizes, some_images
 from trainer.attacks import square
-from trainer.attacks.attack import Attack, worst_case
+from trainer.attacks.attack import Attack
 from trainer.attacks.gradient import fgsm_attack
 from trainer.attacks.square import SQUARES, square_attack
+from trainer.attacks.worst_cases import worst_case
 
 
 @norms

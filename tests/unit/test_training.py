@@ -18,27 +18,11 @@ from trainer.config import TrialConfig
 from trainer.data.datasets import Split
 from trainer.errors import InputError
 from trainer.invariance.perturbations import TrainingPerturbation
-from trainer.models import Prediction, build_model, transposed_convolution
-from trainer.objective.terms import Knobs, LossTerms, loss_terms, total
-from trainer.training.step import (
-    LARGEST_SHARE,
-    PURPOSES,
-    Batch,
-    CleanPass,
-    batches,
-    check_batch_size,
-    clean_pass,
-    diagnose,
-    forward,
-    make_optimizer,
-    placed,
-    predict_views,
-    random_stream,
-    sensitivity_images,
-    update,
-    uses_clean,
-    views,
-)
+from trainer.models import Prediction, build_model, move_to_device, transposed_convolution
+from trainer.objective.terms import Knobs, LossTerms, loss_terms, total_loss
+from trainer.training.batches import PURPOSES, Batch, batches, check_batch_size, random_stream
+from trainer.training.step import LARGEST_SHARE, diagnose, forward, make_optimizer, update
+from trainer.training.views import CleanPass, batch_views, clean_pass, predict_views, sensitivity_images
 
 CPU = torch.device("cpu")
 CLASSES = 4
@@ -56,7 +40,7 @@ def split_of(count: int, *, side: int = 8) -> Split:
 
 
 def perturbation_of(split: Split) -> TrainingPerturbation:
-    """A stand-in that can be told apart from the source: inverted images, the next label, every fifth left out."""
+    """Return a perturbation that can be recognised: inverted images, the next label, every fifth left out."""
     keep = torch.arange(len(split.labels)) % 5 != 0
     return TrainingPerturbation(1 - split.images, (split.labels + 1) % CLASSES, keep)
 
@@ -79,7 +63,7 @@ def a_model(architecture: str = "mlp") -> nn.Module:
 
 
 def passes(model: nn.Module) -> list[int]:
-    """How many images each further call of the model will be given."""
+    """Return a list that will hold the number of images of each further call of the model."""
     passed: list[int] = []
     model.register_forward_pre_hook(lambda module, images: passed.append(len(images[0])))
     return passed
@@ -151,9 +135,9 @@ def test_a_batch_must_fit_the_data() -> None:
         next(batches(split_of(30), None, batch_size=31, generator=seeded()))
 
 
-# -------------------------------------------------------------------------------------- what the objective looks at
+# --------------------------------------------------------------------------------------- views of the objective
 
-LOOKED_AT: dict[str, tuple[dict[str, Any], set[str]]] = {
+USED: dict[str, tuple[dict[str, Any], set[str]]] = {
     "nothing but cross-entropy": ({}, {"clean"}),
     "a regularizer without weights": ({"regularizer": "triplet"}, {"clean"}),
     "PGD training": ({"cross_entropy_on": "sensitivity"}, {"sensitivity"}),
@@ -176,23 +160,23 @@ LOOKED_AT: dict[str, tuple[dict[str, Any], set[str]]] = {
 }
 
 
-@pytest.mark.parametrize("case", LOOKED_AT)
-def test_only_what_the_objective_looks_at_passes_through_the_model(case: str) -> None:
-    settings, names = LOOKED_AT[case]
+@pytest.mark.parametrize("case", USED)
+def test_only_views_that_the_objective_uses_pass_through_the_model(case: str) -> None:
+    settings, names = USED[case]
     config, batch, model = TrialConfig(**settings, sensitivity_steps=2), a_batch(), a_model()
-    seen = views(model, batch, config, Knobs.of(config, CPU), seeded())
+    seen = batch_views(model, batch, config, Knobs.of(config, CPU), seeded())
     assert set(seen) == names
-    assert uses_clean(config) == ("clean" in names)
+    assert config.uses_clean == ("clean" in names)
     passed = passes(model)
     step, knobs = step_of(model, config, batch)
     assert sum(passed) == (len(names) + 2 * config.uses_sensitivity) * len(batch.labels)  # two steps of the attack
-    assert torch.isfinite(total(step.terms, knobs))
+    assert torch.isfinite(total_loss(step.terms, knobs))
 
 
-@pytest.mark.parametrize("case", LOOKED_AT)
+@pytest.mark.parametrize("case", USED)
 def test_the_step_predicts_what_the_model_does(case: str) -> None:
-    config, batch, model = TrialConfig(**LOOKED_AT[case][0], sensitivity_steps=2), a_batch(), a_model("cnn")
-    seen = views(model, batch, config, Knobs.of(config, CPU), seeded())
+    config, batch, model = TrialConfig(**USED[case][0], sensitivity_steps=2), a_batch(), a_model("cnn")
+    seen = batch_views(model, batch, config, Knobs.of(config, CPU), seeded())
     step, _ = step_of(model, config, batch)
     alone: dict[str, Prediction] = {name: model(images) for name, images in seen.items()}
     trained_on = alone[config.cross_entropy_on]
@@ -228,7 +212,7 @@ class Normalised(nn.Module):
 def test_batch_normalisation_sees_clean_and_perturbed_images_together() -> None:
     config = TrialConfig(trades_weight=1.0, sensitivity_steps=2, sensitivity_epsilon=0.3)
     model, batch = Normalised().train(), a_batch()
-    seen = torch.cat(list(views(model, batch, config, Knobs.of(config, CPU), seeded()).values()))
+    seen = torch.cat(list(batch_views(model, batch, config, Knobs.of(config, CPU), seeded()).values()))
     torch.testing.assert_close(model.norm.running_mean, torch.zeros(1))  # the attack does not count
     step_of(model, config, batch)
     torch.testing.assert_close(model.norm.running_mean, seen.mean().reshape(1))
@@ -254,7 +238,7 @@ SHARING: dict[str, dict[str, Any]] = {
 
 
 def plain_step(model: nn.Module, config: TrialConfig, batch: Batch) -> tuple[Tensor, LossTerms]:
-    """X_s and the loss term by term: an attack on its own, then every image in one pass."""
+    """Return X_s and the loss terms: an attack on its own, then every image in one pass."""
     knobs = Knobs.of(config, CPU)
     perturbed = sensitivity_images(model, batch, config, knobs, seeded())
     seen = {"clean": batch.images, "sensitivity": perturbed}
@@ -285,19 +269,19 @@ def with_slopes(model: nn.Module, slope: float) -> nn.Module:
 @pytest.mark.parametrize("slope", [0.25, -0.3])
 @pytest.mark.parametrize("case", SHARING)
 def test_sharing_the_clean_pass_changes_no_number(case: str, slope: float) -> None:
-    """Images, terms and gradients, of the model as it is placed against the model as it is written."""
+    """Compare images, terms and gradients of the model in its fastest form with those of the model as written."""
     config, batch = TrialConfig(**SHARING[case]), a_batch()
-    model, plain = placed(with_slopes(a_model("cnn"), slope), CPU), with_slopes(a_model("cnn"), slope)
+    model, plain = move_to_device(with_slopes(a_model("cnn"), slope), CPU), with_slopes(a_model("cnn"), slope)
     perturbed, terms = plain_step(plain, config, batch)
     knobs = Knobs.of(config, CPU)
-    seen = views(model, batch, config, knobs, seeded(), clean_pass(model, batch, config))
+    seen = batch_views(model, batch, config, knobs, seeded(), clean_pass(model, batch, config))
     torch.testing.assert_close(seen["sensitivity"], perturbed, rtol=0, atol=1e-5)
     step = forward(model, batch, config, knobs, seeded())
     for name, expected in terms._asdict().items():
         if expected is not None:
             torch.testing.assert_close(getattr(step.terms, name), expected, rtol=1e-4, atol=1e-5, msg=name)
-    update(torch.optim.SGD(model.parameters()), total(step.terms, knobs))
-    gradients = torch.autograd.grad(total(terms, knobs), list(plain.parameters()))
+    update(torch.optim.SGD(model.parameters()), total_loss(step.terms, knobs))
+    gradients = torch.autograd.grad(total_loss(terms, knobs), list(plain.parameters()))
     for parameter, gradient in zip(model.parameters(), gradients, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-5)
 
@@ -312,8 +296,8 @@ def test_the_clean_images_pass_once(case: str) -> None:
 
 
 def test_an_attack_alone_differentiates_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An update has no use for their gradient, although the clean pass that it goes back through could give it."""
-    config, model, batch = TrialConfig(**SHARING["fgsm"]), placed(a_model("cnn"), CPU), a_batch()
+    """Check that an update skips their gradient, although the clean pass that it goes back through could give it."""
+    config, model, batch = TrialConfig(**SHARING["fgsm"]), move_to_device(a_model("cnn"), CPU), a_batch()
     asked: list[int] = []
 
     def counting(*arguments: Any, **options: Any) -> Tensor:
@@ -324,7 +308,7 @@ def test_an_attack_alone_differentiates_the_images(monkeypatch: pytest.MonkeyPat
     step, knobs = step_of(model, config, batch)
     assert len(asked) == 1
     assert all(parameter.grad is None for parameter in model.parameters())
-    update(make_optimizer(model, config), total(step.terms, knobs))
+    update(make_optimizer(model, config), total_loss(step.terms, knobs))
     assert len(asked) == 1
 
 
@@ -418,7 +402,7 @@ def test_all_other_attacks_start_at_random(name: str) -> None:
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_an_attack_leaves_no_trace_in_the_model(name: str) -> None:
-    """Above all no gradient: one that leaks from the attack into the step trains on something else."""
+    """Check above all the gradients: one that leaks from the attack into the step would change the training."""
     model, batch = Normalised().train(), a_batch()
     model.head.requires_grad_(False)
     state = copy.deepcopy(model.state_dict())
@@ -442,12 +426,12 @@ def after_update(prepare: Callable[[nn.Module, Any, Knobs], object]) -> Tensor:
     optimizer = make_optimizer(model, config)
     step, knobs = step_of(model, config, a_batch())
     prepare(model, step, knobs)
-    update(optimizer, total(step.terms, knobs))
+    update(optimizer, total_loss(step.terms, knobs))
     return weights(model)
 
 
 def nothing(model: nn.Module, step: Any, knobs: Knobs) -> None:
-    """The undisturbed run."""
+    """Leave the run undisturbed."""
 
 
 def stale_gradients(model: nn.Module, step: Any, knobs: Knobs) -> None:
@@ -470,13 +454,13 @@ def test_updates_go_downhill() -> None:
     optimizer, seen = make_optimizer(model, config), []
     for _ in range(20):
         step, knobs = step_of(model, config, batch)
-        update(optimizer, total(step.terms, knobs))
+        update(optimizer, total_loss(step.terms, knobs))
         seen.append(step.terms.cross_entropy.item())
     assert seen == sorted(seen, reverse=True)
 
 
 def test_weight_decay_is_decoupled() -> None:
-    """Where the loss has no gradient AdamW still shrinks by lr times decay, whatever the size of other gradients."""
+    """Check that a parameter without gradient shrinks by lr times decay, whatever the size of other gradients."""
     model = a_model()
     before = weights(model)
     optimizer = make_optimizer(model, TrialConfig(learning_rate=0.1, weight_decay=0.5))
@@ -484,8 +468,8 @@ def test_weight_decay_is_decoupled() -> None:
     torch.testing.assert_close(weights(model), 0.95 * before)
 
 
-def test_an_update_reaches_what_the_loss_does_not() -> None:
-    """A parameter without a gradient, frozen or out of the loss's reach, is no error."""
+def test_an_update_accepts_parameters_without_a_gradient() -> None:
+    """Accept parameters without a gradient, whether frozen or not part of the loss."""
     model, config, batch = a_model(), TrialConfig(), a_batch()
     optimizer = make_optimizer(model, config)
     model.get_parameter("encoder.1.weight").requires_grad_(False)
@@ -498,10 +482,10 @@ def test_an_update_reaches_what_the_loss_does_not() -> None:
 
 
 @pytest.mark.parametrize("architecture", ["cnn", "mlp"])
-def test_placing_a_model_does_not_change_it(architecture: str) -> None:
+def test_moving_a_model_does_not_change_it(architecture: str) -> None:
     images, model = torch.rand(5, 1, 8, 8, generator=seeded()), a_model(architecture)
     before = model(images)
-    after = placed(a_model(architecture), CPU)(images)
+    after = move_to_device(a_model(architecture), CPU)(images)
     torch.testing.assert_close(after.logits, before.logits)
     torch.testing.assert_close(after.embedding, before.embedding)
 
@@ -522,7 +506,7 @@ def test_a_diagnosis_is_finite_where_the_cross_entropy_has_no_gradient_left() ->
 
 @pytest.mark.parametrize("scale", [1e3, 1e18, 1e30])
 def test_the_shape_of_embeddings_is_seen_at_any_scale(scale: float) -> None:
-    """As a model diverges its embeddings grow first; the loss is to tell of it, not the diagnosis."""
+    """Check that the diagnosis stays finite as embeddings grow: divergence must show in the loss."""
     config, model, batch = TrialConfig(), a_model(), a_batch()
     expected = diagnose(step_of(model, config, batch)[0], model, Knobs.of(config, CPU))
     step, knobs = step_of(model, config, batch)

@@ -23,7 +23,7 @@ metrics = st.sampled_from(sorted(COSTS))
 
 
 def cloud(seed: int, points: int, dimensions: int = 8) -> Tensor:
-    """Points (n, D) around four centres, about one apart: mixed near and far, as classes are. float64."""
+    """Return points (n, D) around four centres, about one forbidden: mixed near and far, as classes are. float64."""
     generator = torch.Generator().manual_seed(seed)
     centres = torch.randn(4, dimensions, generator=generator, dtype=torch.float64) / dimensions**0.5
     noise = torch.randn(points, dimensions, generator=generator, dtype=torch.float64) / dimensions**0.5
@@ -31,24 +31,24 @@ def cloud(seed: int, points: int, dimensions: int = 8) -> Tensor:
 
 
 def uneven(seed: int, points: int) -> Tensor:
-    """Weights (n,) that sum to one, the heaviest about fifty times the lightest. float64."""
+    """Return weights (n,) that sum to one, the heaviest about fifty times the lightest. float64."""
     weights = torch.rand(points, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + 0.02
     return weights / weights.sum()
 
 
 def problem(seed: int, n: int, m: int, metric: str = "cosine") -> tuple[Tensor, Tensor, Tensor]:
-    """Cost (1, n, m) and uneven weights (1, n), (1, m). float64."""
+    """Return cost (1, n, m) and uneven weights (1, n), (1, m). float64."""
     cost = COSTS[metric](cloud(seed, n), cloud(seed + 1, m))
     return cost[None], uneven(seed + 2, n)[None], uneven(seed + 3, m)[None]
 
 
 def pot_plan(cost: Tensor, a: Tensor, b: Tensor, entropy: float) -> Tensor:
-    """POT's plan (n, m) in float64; a warning that it did not converge fails the test."""
+    """Return POT's plan (n, m) in float64; a warning that it did not converge fails the test."""
     return torch.as_tensor(ot.bregman.sinkhorn_log(a, b, cost, entropy, numItermax=20_000, stopThr=1e-9))
 
 
 def value_of(plan: Tensor, cost: Tensor, a: Tensor, b: Tensor, entropy: float) -> Tensor:
-    """<T, C> + e KL(T | a b')."""
+    """Return <T, C> + e KL(T | a b')."""
     return (plan * cost).sum() + entropy * torch.special.xlogy(plan, plan / (a[:, None] * b)).sum()
 
 
@@ -80,7 +80,7 @@ def test_float32_agrees_with_pot_in_float64(n: int, m: int, entropy: float, metr
 
 
 def gaussian(mean: float, deviation: float) -> tuple[Tensor, Tensor]:
-    """A normal density on a grid so fine and wide that sums over it are integrals: points (n, 1), weights (n,)."""
+    """Return a normal density on a grid so fine and wide that sums are integrals: points (n, 1), weights (n,)."""
     points = torch.arange(mean - 7 * deviation, mean + 7 * deviation, 0.02, dtype=torch.float64)
     return points[:, None], torch.exp(-(((points - mean) / deviation) ** 2) / 2)
 
@@ -89,7 +89,7 @@ def gaussian(mean: float, deviation: float) -> tuple[Tensor, Tensor]:
 def test_gaussians_have_their_closed_form(entropy: float) -> None:
     (x, a), (y, b) = gaussian(-0.3, 0.5), gaussian(0.4, 0.2)
     cost = transport.squared_euclidean_cost(x, y)
-    # A line of points, each next to the last, is the hardest there is: every potential moves with all the others.
+    # A line of points, each beside the last, is the hardest case: every potential moves with all the others.
     solved = entropic_transport(cost[None], a[None], b[None], entropy=entropy, iterations=120)
 
     # Janati et al. 2020, theorem 1, with variances A and B in one dimension and entropy = 2 s^2.
@@ -114,7 +114,7 @@ def test_exact_transport_of_even_clouds_is_the_best_assignment(seed: int, n: int
 @given(seed=seeds, n=sizes, m=sizes, metric=metrics)
 @settings(max_examples=40)
 def test_exact_transport_is_pots_value_problem_by_problem(seed: int, n: int, m: int, metric: str) -> None:
-    """`ot.emd2`, with its own gradient; a batch is solved as each alone, and an empty side gives 0."""
+    """Compare with `ot.emd2`; a batch is solved as each problem alone, and an empty side gives 0."""
     cost, a, b = problem(seed, n, m, metric)
     cost = torch.cat([cost, 2 * cost, cost]).requires_grad_()
     a, b = a.repeat(3, 1), torch.cat([b, b.flip(1), torch.zeros_like(b)])
@@ -127,13 +127,13 @@ def test_exact_transport_is_pots_value_problem_by_problem(seed: int, n: int, m: 
 
 @given(seed=seeds, n=st.integers(2, 12))
 @settings(max_examples=40)
-def test_exact_transport_keeps_pairs_apart(seed: int, n: int) -> None:
+def test_exact_transport_avoids_forbidden_pairs(seed: int, n: int) -> None:
     cost = cosine_cost_of(seed, n)
-    even, apart = torch.ones(1, n, dtype=torch.float64), torch.eye(n, dtype=torch.bool)[None]
-    solved = transport.exact_transport(cost[None], even, even, apart=apart)
-    rows, columns = linear_sum_assignment(cost.masked_fill(apart[0], 1e6).numpy())
+    even, forbidden = torch.ones(1, n, dtype=torch.float64), torch.eye(n, dtype=torch.bool)[None]
+    solved = transport.exact_transport(cost[None], even, even, forbidden=forbidden)
+    rows, columns = linear_sum_assignment(cost.masked_fill(forbidden[0], 1e6).numpy())
     assert solved.value.item() == pytest.approx(cost[rows, columns].mean().item(), rel=1e-9)
-    assert (solved.plan[apart] == 0).all()
+    assert (solved.plan[forbidden] == 0).all()
 
 
 def cosine_cost_of(seed: int, n: int) -> Tensor:
@@ -201,7 +201,7 @@ def test_plan_has_the_marginals_and_only_positive_mass(seed: int, n: int, m: int
 
 @given(seed=seeds, n=sizes, m=sizes, extra=st.integers(1, 5))
 @settings(max_examples=40)
-def test_points_without_weight_are_not_there(seed: int, n: int, m: int, extra: int) -> None:
+def test_points_without_weight_take_no_part(seed: int, n: int, m: int, extra: int) -> None:
     cost, a, b = problem(seed, n + extra, m + extra)
     a[:, n:], b[:, m:] = 0, 0
     padded = entropic_transport(cost, a, b, entropy=0.05, tolerance=1e-9)
@@ -214,7 +214,7 @@ def test_points_without_weight_are_not_there(seed: int, n: int, m: int, extra: i
 
 def test_problems_of_a_batch_do_not_touch_each_other() -> None:
     costs, a, b = (torch.cat(parts) for parts in zip(*(problem(seed, 6, 9) for seed in range(5)), strict=True))
-    costs[3] *= 40  # the slowest decides how long all are iterated, and must decide nothing else
+    costs[3] *= 40  # the slowest problem sets the number of iterations, and must affect nothing else
     a[1] = 0
     together = entropic_transport(costs, a, b, entropy=0.05)
     for k in range(5):
@@ -290,17 +290,17 @@ def test_iterations_keep_no_graph() -> None:
     m=st.integers(1, 40),
     entropy=st.floats(0.01, 1),
     metric=metrics,
-    apart=st.booleans(),
+    forbidden=st.booleans(),
 )
-@example(seed=144, n=20, m=16, entropy=0.016, metric="squared_euclidean", apart=True)
-@example(seed=921, n=16, m=9, entropy=0.017, metric="squared_euclidean", apart=True)
+@example(seed=144, n=20, m=16, entropy=0.016, metric="squared_euclidean", forbidden=True)
+@example(seed=921, n=16, m=9, entropy=0.017, metric="squared_euclidean", forbidden=True)
 def test_float32_converges_however_the_mass_lies(
-    seed: int, n: int, m: int, entropy: float, metric: str, apart: bool
+    seed: int, n: int, m: int, entropy: float, metric: str, forbidden: bool
 ) -> None:
-    """Clusters whose masses don't match are where Sinkhorn's iteration crawls and too bold a Newton step circles."""
+    """Include clusters of unequal mass, for which Sinkhorn's iteration crawls and too long a Newton step circles."""
     x, y = cloud(seed, n).float(), cloud(seed + 1, m).float()
     cost = COSTS[metric](x, y)
-    if apart:
+    if forbidden:
         labels = torch.randint(3, (n + m,), generator=torch.Generator().manual_seed(seed))
         cost = cost + (labels[:n, None] != labels[n:])
     a, b = uneven(seed, n).float() ** 2, uneven(seed + 1, m).float()
@@ -384,7 +384,7 @@ def test_degenerate_clouds_give_finite_values_and_gradients(x: Tensor, y: Tensor
 
 
 @pytest.mark.parametrize("absent", ["rows", "columns", "both"])
-def test_empty_side_is_worth_nothing_and_pulls_nothing(absent: str) -> None:
+def test_an_empty_side_has_value_and_gradient_zero(absent: str) -> None:
     cost, a, b = problem(0, 3, 4)
     a, b = (a if absent == "columns" else 0 * a), (b if absent == "rows" else 0 * b)
     solved = entropic_transport(cost.requires_grad_(), a, b, entropy=0.05)
@@ -396,12 +396,12 @@ def test_empty_side_is_worth_nothing_and_pulls_nothing(absent: str) -> None:
 
 @given(seed=seeds, n=st.integers(3, 12), entropy=entropies)
 @settings(max_examples=40)
-def test_pairs_kept_apart_get_nothing(seed: int, n: int, entropy: float) -> None:
+def test_forbidden_pairs_get_nothing(seed: int, n: int, entropy: float) -> None:
     cost = COSTS["cosine"](cloud(seed, n), cloud(seed + 1, n))[None]
-    apart = torch.eye(n, dtype=torch.bool)[None]
+    forbidden = torch.eye(n, dtype=torch.bool)[None]
     even = torch.ones(1, n, dtype=torch.float64)
-    solved = entropic_transport(cost, even, even, entropy=entropy, apart=apart)
-    dear = entropic_transport(cost + 50.0 * apart, even, even, entropy=entropy, iterations=100)
+    solved = entropic_transport(cost, even, even, entropy=entropy, forbidden=forbidden)
+    dear = entropic_transport(cost + 50.0 * forbidden, even, even, entropy=entropy, iterations=100)
     assert solved.plan.diagonal(dim1=1, dim2=2).abs().max() == 0
     torch.testing.assert_close(solved.value, dear.value, rtol=1e-6, atol=1e-8)
 
@@ -410,22 +410,23 @@ def test_pairs_kept_apart_get_nothing(seed: int, n: int, entropy: float) -> None
 def test_solvable_says_whether_there_is_a_plan(seed: int, n: int, m: int, pairs: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     weights = [torch.randint(4, (1, count), generator=generator).double() for count in (n, m)]
-    apart = torch.zeros(1, n, m, dtype=torch.bool)
+    forbidden = torch.zeros(1, n, m, dtype=torch.bool)
     shared = min(n, m, pairs)
-    apart[0, torch.randperm(n, generator=generator)[:shared], torch.randperm(m, generator=generator)[:shared]] = True
-    solved = entropic_transport(torch.zeros(1, n, m, dtype=torch.float64), *weights, entropy=1.0, apart=apart)
-    assert solved.solvable.item() == has_plan(weights[0][0], weights[1][0], apart[0])
+    rows, columns = (torch.randperm(count, generator=generator)[:shared] for count in (n, m))
+    forbidden[0, rows, columns] = True
+    solved = entropic_transport(torch.zeros(1, n, m, dtype=torch.float64), *weights, entropy=1.0, forbidden=forbidden)
+    assert solved.solvable.item() == has_plan(weights[0][0], weights[1][0], forbidden[0])
     assert solved.marginal_error.item() < 1e-3
 
 
-def has_plan(a: Tensor, b: Tensor, apart: Tensor) -> bool:
-    """By linear programming."""
+def has_plan(a: Tensor, b: Tensor, forbidden: Tensor) -> bool:
+    """Decide by linear programming."""
     if not a.sum() or not b.sum():
         return False
-    n, m = apart.shape
+    n, m = forbidden.shape
     sums = np.concatenate([np.repeat(np.eye(n), m, axis=1), np.tile(np.eye(m), n)])
     masses = torch.cat([a / a.sum(), b / b.sum()]).numpy()
-    bounds = [(0, 0) if closed else (0, 1) for closed in apart.flatten().tolist()]
+    bounds = [(0, 0) if closed else (0, 1) for closed in forbidden.flatten().tolist()]
     return linprog(np.zeros(n * m), A_eq=sums, b_eq=masses, bounds=bounds).status == 0
 
 
@@ -453,7 +454,7 @@ def divergence_of(x: Tensor, y: Tensor, a: Tensor, b: Tensor, entropy: float) ->
 def test_divergence_of_a_cloud_from_itself_is_zero(seed: int, n: int, entropy: float) -> None:
     x, a = cloud(seed, n).float().requires_grad_(), uneven(seed, n).float()
     divergence = divergence_of(x, x, a, a, entropy)
-    # The three sums are of equal terms, which some processors add in another order: a rounding apart.
+    # The three sums are of equal terms, which some processors add in another order: a rounding forbidden.
     rounding = torch.finfo(x.dtype).eps * transport.squared_euclidean_cost(x, x).max().item()
     assert abs(divergence.value.item()) <= rounding
     (gradient,) = torch.autograd.grad(divergence.value.sum(), x)

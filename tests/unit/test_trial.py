@@ -1,4 +1,4 @@
-"""A trial as a generator: resumed bit for bit, repeatable, finite or failed, and the chosen model as reported."""
+"""A trial as a generator: resumed bit for bit, repeatable, finite or failed, with the chosen model as reported."""
 
 from __future__ import annotations
 
@@ -21,9 +21,13 @@ from trainer.files.checkpoints import FolderStore, from_bytes
 from trainer.invariance.preparation import Prepared
 from trainer.objective.terms import LossTerms
 from trainer.report import EpochReport
-from trainer.training import trial
+from trainer.training import loop
+from trainer.training import trial as trial_module
 from trainer.training.evaluation import Evaluation, predict_labels
-from trainer.training.trial import MODEL_FILE, TrialState, advance, load_model, run_trial, summarise
+from trainer.training.loop import run_trial
+from trainer.training.model_file import MODEL_FILE, load_model
+from trainer.training.step import summarise
+from trainer.training.trial import TrialState, advance
 
 EPOCHS = 3
 SHORT: dict[str, Any] = {"architecture": "mlp", "epochs": EPOCHS, "batch_size": 50, "sensitivity_steps": 2}
@@ -47,7 +51,7 @@ def start(config: TrialConfig, prepared: Prepared, **kwargs: Any) -> Iterator[Ep
 
 
 def numbers(reports: list[EpochReport]) -> list[dict[str, Any]]:
-    """All but the clock's, which must be equal bit for bit."""
+    """Return all numbers but times; these must be equal bit for bit."""
     return [{k: v for k, v in report.to_dict().items() if not k.endswith("_seconds")} for report in reports]
 
 
@@ -66,7 +70,7 @@ def assert_same_models(left: FolderStore, right: FolderStore) -> None:
 
 
 def stop_after(epoch: int, config: TrialConfig, prepared: Prepared, store: FolderStore) -> None:
-    """As a crash right after a report."""
+    """Stop as a crash right after a report would."""
     reports = start(config, prepared, store=store)
     assert [report.epoch for report in itertools.islice(reports, epoch)] == list(range(1, epoch + 1))
     reports.close()  # type: ignore[attr-defined]
@@ -91,17 +95,17 @@ def test_stopped_after_any_epoch_it_goes_on_as_if_never_stopped(name: str, prepa
 
 def test_stopped_after_every_epoch_it_ends_the_same(prepared: Prepared, tmp_path: Path) -> None:
     config, store = config_of("triplet"), FolderStore(tmp_path)
-    heard: list[EpochReport] = []
-    while not heard or not heard[-1].final:
+    received: list[EpochReport] = []
+    while not received or not received[-1].final:
         reports = start(config, prepared, store=store)
-        heard += itertools.islice(reports, 2)  # the one it goes on from, and one more
+        received += itertools.islice(reports, 2)  # the one it resumes from, and one more
         reports.close()  # type: ignore[attr-defined]
-    once = {(report["final"], report["epoch"]): report for report in numbers(heard)}
+    once = {(report["final"], report["epoch"]): report for report in numbers(received)}
     assert list(once.values()) == run(config, prepared)
 
 
-def test_a_report_is_told_at_least_once(prepared: Prepared, tmp_path: Path) -> None:
-    """The checkpoint of an epoch is written before its report is told, so a resumed trial tells it again."""
+def test_a_report_is_delivered_at_least_once(prepared: Prepared, tmp_path: Path) -> None:
+    """Check that a resumed trial repeats its report: a checkpoint is written before its report is delivered."""
     config, store = config_of("sinkhorn"), FolderStore(tmp_path)
     stop_after(2, config, prepared, store)
     for _ in range(2):
@@ -175,7 +179,7 @@ def test_a_store_of_another_configuration_is_refused(case: str, prepared: Prepar
 @pytest.mark.parametrize("name", ["pgd", "ot_triplet"])
 def test_the_same_configuration_gives_the_same_numbers(name: str, prepared: Prepared, tmp_path: Path) -> None:
     first = run(config_of(name), prepared, store=FolderStore(tmp_path / "first"))
-    torch.rand(5)  # the global state is nobody's business
+    torch.rand(5)  # the global state must not matter
     before = torch.get_rng_state()
     assert run(config_of(name), prepared, store=FolderStore(tmp_path / "second")) == first
     assert torch.equal(torch.get_rng_state(), before)
@@ -191,7 +195,7 @@ def test_another_seed_gives_other_numbers(prepared: Prepared) -> None:
 
 
 def test_trials_share_nothing(prepared: Prepared) -> None:
-    """Two that take turns give what each gives alone: nothing in the prepared data is written to."""
+    """Check that two trials that take turns give what each gives alone: neither writes to the prepared data."""
     pair = [config_of("ot_triplet"), config_of("pgd", seed=3)]
     turns = [list(each) for each in zip(*(start(config, prepared) for config in pair), strict=True)]
     for config, reports in zip(pair, zip(*turns, strict=True), strict=True):
@@ -220,9 +224,9 @@ def test_with_every_weight_at_zero_it_is_the_baseline(case: str, prepared: Prepa
 def spied(
     monkeypatch: pytest.MonkeyPatch, config: TrialConfig, prepared: Prepared
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """The batches that a trial trains on, and the attack's random state when each came."""
+    """Return the batches that a trial trains on, and the attack's random state at each."""
     orders, states = [], []
-    forward = trial.forward
+    forward = loop.forward
 
     def spy(model: nn.Module, batch: Any, config: TrialConfig, knobs: Any, generator: torch.Generator) -> Any:
         orders.append(batch.images)
@@ -230,7 +234,7 @@ def spied(
         return forward(model, batch, config, knobs, generator)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trial, "forward", spy)
+        patch.setattr(loop, "forward", spy)
         run(config, prepared)
     return orders, states
 
@@ -247,17 +251,17 @@ def test_an_attack_left_unused_changes_no_other_stream(monkeypatch: pytest.Monke
     assert len({tuple(order.flatten().tolist()) for order in orders}) == len(orders), "every epoch has its own order"
 
 
-def test_the_judge_starts_alike_in_every_epoch_of_every_trial(
+def test_the_attack_starts_alike_in_every_epoch_of_every_trial(
     monkeypatch: pytest.MonkeyPatch, prepared: Prepared
 ) -> None:
-    """What it draws cancels in comparisons, where nobody else has drawn from the same stream."""
-    states, evaluate = [], trial.evaluate
+    """Check that random starts are the same in every evaluation, so that they cancel in comparisons."""
+    states, evaluate = [], loop.evaluate
 
     def spy(*args: Any, generator: torch.Generator) -> Evaluation:
         states.append(tuple(generator.get_state().tolist()))
         return evaluate(*args, generator=generator)
 
-    monkeypatch.setattr(trial, "evaluate", spy)
+    monkeypatch.setattr(loop, "evaluate", spy)
     for seed in (0, 1):
         run(config_of("trades", seed=seed), prepared)
     assert len(states) == 2 * EPOCHS
@@ -277,7 +281,7 @@ def test_a_trial_that_diverges_fails_with_its_reason(prepared: Prepared, tmp_pat
 
 
 def test_a_nan_in_the_model_fails_the_trial(monkeypatch: pytest.MonkeyPatch, prepared: Prepared) -> None:
-    initial_state = trial.initial_state
+    initial_state = trial_module.initial_state
 
     def poisoned(*args: Any) -> TrialState:
         state = initial_state(*args)
@@ -285,19 +289,19 @@ def test_a_nan_in_the_model_fails_the_trial(monkeypatch: pytest.MonkeyPatch, pre
             state.model.get_parameter("head.weight")[0, 0] = torch.nan
         return state
 
-    monkeypatch.setattr(trial, "initial_state", poisoned)
+    monkeypatch.setattr(trial_module, "initial_state", poisoned)
     with pytest.raises(TrialFailed, match="not finite in epoch 1: loss/cross_entropy = nan"):
         next(start(config_of("baseline"), prepared))
 
 
 def test_a_nan_of_the_last_step_fails_the_trial(monkeypatch: pytest.MonkeyPatch, prepared: Prepared) -> None:
-    """No loss shows it any more; the judge does."""
+    """Check that the evaluation finds it, as no loss shows it any more."""
 
     def poison(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
         with torch.no_grad():
             optimizer.param_groups[0]["params"][0].fill_(torch.nan)
 
-    monkeypatch.setattr(trial, "update", poison)
+    monkeypatch.setattr(loop, "update", poison)
     with pytest.raises(TrialFailed, match="not finite"):
         next(start(config_of("baseline", batch_size=200), prepared))
 
@@ -402,9 +406,9 @@ def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
 
 
 def test_progress_counts_every_step(prepared: Prepared) -> None:
-    heard = []
-    run(config_of("baseline", batch_size=60), prepared, progress=lambda *told: heard.append(told))
-    assert heard == [(epoch, done, 3) for epoch in range(1, EPOCHS + 1) for done in (1, 2, 3)]
+    received = []
+    run(config_of("baseline", batch_size=60), prepared, progress=lambda *step: received.append(step))
+    assert received == [(epoch, done, 3) for epoch in range(1, EPOCHS + 1) for done in (1, 2, 3)]
 
 
 def test_what_can_not_work_is_refused_at_once(prepared: Prepared, tmp_path: Path) -> None:

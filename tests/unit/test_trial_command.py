@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import fcntl
-import io
 import json
 import os
-import pty
 import re
 import signal
-import struct
 import subprocess
 import sys
-import termios
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,9 +16,8 @@ from typing import Any
 import pytest
 import torch
 
-from sweep.cli import cli
-from trainer import __main__, progress
-from trainer import summary as summary_module
+from sweep.cli import commands
+from trainer import __main__
 from trainer.attacks.evidence import wilson_interval
 from trainer.config import DATASETS, EvaluationConfig, TrialConfig
 from trainer.files.checkpoints import from_bytes
@@ -31,13 +25,14 @@ from trainer.invariance.preparation import Prepared
 from trainer.objective.diagnosis import LEAST_RANK, LEAST_SPREAD
 from trainer.presets import PRESETS
 from trainer.report import EpochReport
-from trainer.training.trial import load_model, run_trial
+from trainer.training.loop import run_trial
+from trainer.training.model_file import load_model
 
 SHORT: dict[str, Any] = {"architecture": "mlp", "batch_size": 50, "epochs": 2}
 
 Command = Callable[[list[str]], int]
 BOTH = pytest.mark.parametrize(
-    "main", [__main__.main, lambda words: cli.main(["trial", *words])], ids=["python -m trainer", "otsweep trial"]
+    "main", [__main__.main, lambda words: commands.main(["trial", *words])], ids=["python -m trainer", "otsweep trial"]
 )
 
 
@@ -133,50 +128,12 @@ def test_a_trial_that_collapsed_says_so(prepared: Prepared, tmp_path: Path, caps
         __main__.main(words_of(prepared, tmp_path / "drowned", **drowned, architecture="cnn", sensitivity_steps=1)) == 0
     )
     alarm = re.search(
-        r"its embeddings have collapsed \(effective rank ([\d.]+), spread ([\d.]+)%\)", capsys.readouterr().out
+        r"the embeddings have collapsed \(effective rank ([\d.]+), spread ([\d.]+)%\)", capsys.readouterr().out
     )
     assert alarm is not None
     assert float(alarm[1]) < LEAST_RANK or float(alarm[2]) < 100 * LEAST_SPREAD
     assert __main__.main(words_of(prepared, tmp_path / "usual")) == 0
     assert "have collapsed" not in capsys.readouterr().out
-
-
-def terminal(columns: int) -> tuple[io.TextIOWrapper, int]:
-    """A stream onto a terminal of that width, and the end that a person would read."""
-    reader, writer = pty.openpty()
-    fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    return os.fdopen(writer, "w", encoding="utf-8"), reader
-
-
-def test_on_a_terminal_one_line_is_written_over_again() -> None:
-    stream, reader = terminal(columns=50)
-    with progress.StatusLine(stream, shown=True) as line:
-        line.prepare("judge oracle", 1, 4)
-        line.draw(f"epoch 1/2 {'x' * 100}", now=True)
-        line.say("warning: something")
-        line.draw("epoch 2/2", now=True)
-    stream.close()
-    text = os.read(reader, 10_000).decode()
-    os.close(reader)
-    drawn = [part for part in text.split("\r\x1b[K") if part]
-    assert drawn == ["preparing: judge oracle", f"epoch 1/2 {'x' * 39}", "warning: something\r\n", "epoch 2/2"]
-    assert text.endswith("\r\x1b[K"), "it leaves nothing behind"
-
-
-def test_time_left_is_what_the_rest_would_take(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([100.0, 110.0, 130.0])
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
-    left = progress.TimeLeft()
-    assert [left.after(share) for share in (0.5, 0.6, 0.75)] == ["", "0:40 left", "0:30 left"]
-
-
-@pytest.mark.parametrize(
-    ("share", "filled"), [(0.0, 0), (0.5, summary_module.BAR_WIDTH // 2), (1.0, summary_module.BAR_WIDTH)]
-)
-def test_a_bar_is_as_full_as_its_share(share: float, filled: int) -> None:
-    assert summary_module.bar(share).count("━") == filled
-    assert summary_module.bar(share).count("╌") == summary_module.BAR_WIDTH - filled
-    assert summary_module.bar(share).endswith(f" {share:.0%}")
 
 
 def test_a_trial_gets_a_folder_of_its_own(
@@ -358,7 +315,7 @@ def test_ctrl_c_before_the_first_epoch_leaves_nothing(
     def interrupted(*args: Any, **kwargs: Any) -> EpochReport:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("trainer.invariance.preparation.prepare", interrupted)
+    monkeypatch.setattr("trainer.invariance.prepare", interrupted)
     assert __main__.main(words_of(prepared, tmp_path / "out")) == 130
     assert capsys.readouterr().err == "trainer: stopped\n"
     assert not (tmp_path / "out").exists()

@@ -1,7 +1,8 @@
 """Sensitivity attacks: norms, FGSM, PGD, APGD, Square, their worst case, and whether an attack means something."""
 
 from trainer.attacks.apgd import apgd_attack, embedding_attack, targeted_apgd_attack
-from trainer.attacks.attack import Attack, Victim, check_logits, frozen, predict, worst_case
+from trainer.attacks.attack import Attack, Victim
+from trainer.attacks.checks import check_logits
 from trainer.attacks.evidence import Evidence, gather_evidence
 from trainer.attacks.gradient import (
     Loss,
@@ -13,8 +14,10 @@ from trainer.attacks.gradient import (
     pgd_attack,
     score_with_gradient,
 )
+from trainer.attacks.logits import frozen, predict
 from trainer.attacks.norms import NORMS, Draws
 from trainer.attacks.square import square_attack
+from trainer.attacks.worst_cases import worst_case
 
 __all__ = [
     "apgd_attack",

@@ -13,49 +13,45 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from trainer.attacks.attack import Attack, Objective, Scores, Victim, is_wrong, logit_at, margin
+from trainer.attacks.attack import Attack, Objective, Scores, Victim
 from trainer.attacks.gradient import cross_entropy_scores, score_with_gradient
+from trainer.attacks.logits import is_wrong, logit_at
 from trainer.attacks.norms import Norm, checked_ball, choose, positive
 from trainer.errors import InputError
 
 
-def dlr(logits: Tensor, labels: Tensor) -> Tensor:
-    """Difference of logits ratio (Croce & Hein 2020, eq. 6): blind to a shift or a scale of the logits.
-
-    Args:
-        logits: (B, K) with at least 3 classes.
-        labels: (B,).
-
-    Returns:
-        (B,) above 0 where the answer is wrong.
-    """
-    _need_classes("the DLR loss", logits, 3)
-    ordered = logits.sort(dim=1, descending=True).values
-    return -margin(logits, labels) / (ordered[:, 0] - ordered[:, 2]).clamp_min(1e-12)
-
-
 def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
-    """DLR towards a target class (Croce & Hein 2020, eq. 7).
+    """Return the targeted difference of logits ratio (Croce & Hein 2020, eq. 7), blind to shift and scale of logits.
 
     Args:
         logits: (B, K) with at least 4 classes.
         labels: (B,).
         targets: (B,) other than the labels.
+
+    Returns:
+        (B,) above 0 where the target's logit exceeds the label's.
+
+    Raises:
+        InputError: for fewer classes.
     """
-    _need_classes("the targeted DLR loss", logits, 4)
+    if logits.shape[1] < 4:
+        raise InputError(f"the targeted DLR loss needs at least 4 classes: the model has {logits.shape[1]}")
     ordered = logits.sort(dim=1, descending=True).values
     rise = logit_at(logits, targets) - logit_at(logits, labels)
     return rise / (ordered[:, 0] - (ordered[:, 2] + ordered[:, 3]) / 2).clamp_min(1e-12)
 
 
 def apgd_attack(*, norm: str, epsilon: float, steps: int = 100, restarts: int = 1) -> Attack:
-    """APGD-CE: Auto-PGD on the cross-entropy.
+    """Build APGD-CE: Auto-PGD on the cross-entropy (Croce & Hein 2020).
 
     Args:
         norm: a name in `NORMS`.
         epsilon: budget in pixel units.
         steps: gradient steps of a round.
         restarts: rounds, each from its own random start.
+
+    Raises:
+        InputError: for an unknown norm, a budget that it can't have, or steps or restarts below 1.
     """
     ball = checked_ball(norm, epsilon)
     positive("steps", steps)
@@ -67,13 +63,17 @@ def apgd_attack(*, norm: str, epsilon: float, steps: int = 100, restarts: int = 
 
 
 def targeted_apgd_attack(*, norm: str, epsilon: float, steps: int = 100, targets: int = 9) -> Attack:
-    """APGD-T: Auto-PGD on the targeted DLR loss, a round for each target class from the likeliest wrong one down.
+    """Build APGD-T: Auto-PGD on the targeted DLR loss, a round for each target class, the likeliest wrong one first.
 
     Args:
         norm: a name in `NORMS`.
         epsilon: budget in pixel units.
         steps: gradient steps of a round.
-        targets: rounds; where there are fewer wrong classes the first ones have another round.
+        targets: rounds; where there are fewer wrong classes, the first ones are targets once more.
+
+    Raises:
+        InputError: for an unknown norm, a budget that it can't have, or steps or targets below 1; when run, for a
+            model of fewer than 4 classes.
     """
     ball = checked_ball(norm, epsilon)
     positive("steps", steps)
@@ -93,7 +93,7 @@ def targeted_apgd_attack(*, norm: str, epsilon: float, steps: int = 100, targets
 
 @torch.no_grad()
 def _likely_target(victim: Victim, rows: Tensor, number: int) -> Tensor:
-    """The wrong class (B,) that has the number-th largest logit on the clean image."""
+    """Return the wrong class (B,) of the `number`-th largest logit, counted from 0, on the clean image."""
     answer, labels = victim.logits(victim.images[rows]), victim.labels[rows]
     ranking = answer.scatter(1, labels[:, None], -math.inf).argsort(dim=1, descending=True, stable=True)
     return ranking[:, number % (answer.shape[1] - 1)]
@@ -108,16 +108,19 @@ def embedding_attack(
     restarts: int = 1,
     towards_other: bool = False,
 ) -> Attack:
-    """Auto-PGD on the squared Euclidean distance of embeddings: what a defence of embeddings should withstand.
+    """Build Auto-PGD on the squared Euclidean distance of embeddings, which a defence of embeddings should withstand.
 
     Args:
-        model: images (B, C, H, W) to (logits (B, K), embedding (B, D)).
+        model: function from images (B, C, H, W) to (logits (B, K), embedding (B, D)).
         norm: a name in `NORMS`.
         epsilon: budget in pixel units.
         steps: gradient steps of a round.
         restarts: rounds, each from its own random start.
-        towards_other: instead of away from its clean embedding, towards the nearest clean embedding of the set that
-            the model gives another class.
+        towards_other: move an image towards the nearest clean embedding of the set that the model gives another
+            class, instead of away from its own clean embedding.
+
+    Raises:
+        InputError: for an unknown norm, a budget that it can't have, or steps or restarts below 1.
     """
     ball = checked_ball(norm, epsilon)
     positive("steps", steps)
@@ -140,7 +143,7 @@ def embedding_attack(
 def _anchors(
     model: Callable[[Tensor], tuple[Tensor, Tensor]], victim: Victim, rows: Tensor, towards_other: bool
 ) -> Tensor:
-    """By row of the set (N, D): the embedding that an image leaves, or the one that it makes for."""
+    """Return, by row of the set (N, D), the embedding that an image moves away from, or towards."""
     parts = [model(batch) for batch in victim.images.split(len(rows))]
     embeddings = torch.cat([embedding for _, embedding in parts])
     if not towards_other:
@@ -154,9 +157,9 @@ def _anchors(
 
 
 class _Climb(NamedTuple):
-    """Where Auto-PGD stands on each of the B images that the model still has right."""
+    """The state of Auto-PGD on each of the B images that the model still has right, in the letters of algorithm 1."""
 
-    place: Tensor
+    position: Tensor
     """(B,) position in the result."""
     rows: Tensor
     """(B,) position in the set."""
@@ -191,9 +194,9 @@ def _apgd(
     steps: int,
     generator: torch.Generator,
 ) -> Tensor:
-    """Auto-PGD (Croce & Hein 2020, algorithm 1); an image leaves at its first wrong answer, else gives its best."""
+    """Run Auto-PGD (algorithm 1): return the first wrong point of every image (B, C, H, W), else its best point."""
     images, delta = victim.images[rows], ball.random_start(victim.images, epsilon, generator)[rows]
-    # From the surface of the ball: with these long first steps restarts then end further apart than from within.
+    # Start on the surface of the ball: the first steps are long, and restarts end further apart than from within.
     start = (images + delta * epsilon / ball.size(delta).clamp_min(torch.finfo(delta.dtype).tiny)).clamp(0, 1)
     found = start.clone()
     climb = _leave_if_wrong(found, *_first_point(objective, images, start, rows, epsilon))
@@ -204,7 +207,7 @@ def _apgd(
             climb, wrong = _step(objective, climb, ball, epsilon, momentum=0.25 if k else 0.0)
             climb = _leave_if_wrong(found, climb, wrong)
         climb = _check_progress(climb, window=end - begin)
-    found[climb.place] = climb.best
+    found[climb.position] = climb.best
     return found
 
 
@@ -212,15 +215,15 @@ def _first_point(
     objective: Objective, images: Tensor, start: Tensor, rows: Tensor, epsilon: float
 ) -> tuple[_Climb, Tensor]:
     (loss, wrong), gradient = score_with_gradient(objective, start, rows)
-    place = torch.arange(len(rows), device=rows.device)
+    position = torch.arange(len(rows), device=rows.device)
     step_size = torch.full_like(loss, 2 * epsilon).view(-1, 1, 1, 1)
     rises, halved = torch.zeros_like(rows), torch.zeros_like(wrong)
     best = (start, loss, gradient)
-    return _Climb(place, rows, images, start, start, loss, gradient, *best, step_size, rises, loss, halved), wrong
+    return _Climb(position, rows, images, start, start, loss, gradient, *best, step_size, rises, loss, halved), wrong
 
 
 def _step(objective: Objective, climb: _Climb, ball: Norm, epsilon: float, *, momentum: float) -> tuple[_Climb, Tensor]:
-    """Lines 6 to 10: the projected step, mixed with the one before it, and the best point so far."""
+    """Make the projected step, mix it with the one before, and keep the best point (lines 6 to 10)."""
 
     def project(points: Tensor) -> Tensor:
         return (climb.images + ball.project(points - climb.images, epsilon)).clamp(0, 1)
@@ -244,13 +247,13 @@ def _step(objective: Objective, climb: _Climb, ball: Norm, epsilon: float, *, mo
 
 
 def _leave_if_wrong(found: Tensor, climb: _Climb, wrong: Tensor) -> _Climb:
-    """Write broken images into the result and go on with the others."""
-    found[climb.place[wrong]] = climb.perturbed[wrong]
+    """Write images with a wrong answer into the result and go on with the others."""
+    found[climb.position[wrong]] = climb.perturbed[wrong]
     return _Climb(*(values[~wrong] for values in climb))
 
 
 def _check_progress(climb: _Climb, *, window: int) -> _Climb:
-    """Lines 11 to 16: halve the step and go back to the best point where the loss has not risen as it should."""
+    """Halve the step and go back to the best point where the loss has risen too rarely (lines 11 to 16)."""
     rarely_rose = climb.rises < 0.75 * window  # condition 1
     stalled = ~climb.halved & (climb.checked_loss == climb.best_loss)  # condition 2
     halve = rarely_rose | stalled
@@ -266,14 +269,9 @@ def _check_progress(climb: _Climb, *, window: int) -> _Climb:
 
 
 def step_checkpoints(steps: int) -> list[int]:
-    """0, then w_j = ceil(p_j steps) with p_1 = 0.22, p_j+1 = p_j + max(p_j - p_j-1 - 0.03, 0.06), then `steps`."""
+    """Return 0, w_j = ceil(p_j steps) with p_1 = 0.22 and p_j+1 = p_j + max(p_j - p_j-1 - 0.03, 0.06), and `steps`."""
     shares = [0.0, 0.22]
     while shares[-1] < 1:
         shares.append(shares[-1] + max(shares[-1] - shares[-2] - 0.03, 0.06))
-    # Rounded first: sums of such floats exceed a whole number of steps by a hair.
+    # Round before taking the ceiling: sums of such floats exceed a whole number of steps by a hair.
     return sorted({min(math.ceil(round(share * steps, 6)), steps) for share in shares})
-
-
-def _need_classes(what: str, logits: Tensor, least: int) -> None:
-    if logits.shape[1] < least:
-        raise InputError(f"{what} needs at least {least} classes: the model has {logits.shape[1]}")

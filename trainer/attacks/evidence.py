@@ -1,8 +1,10 @@
-"""Evidence against a meaningless attack: is a model robust, or does the attack only fail to see (gradient masking)?
+"""Evidence for or against an attack: is a model robust, or does its gradient hide the way (gradient masking)?
 
 The checks are those of Athalye et al. 2018 (section 3.1) and Carlini et al. 2019 (section 4): an attack that means
-something finds nothing at budget 0 and everything at a large one, gains nothing from more iterations, and is beaten by
-none that knows less than it does.
+something breaks nothing at budget 0 and everything at a large one, gains nothing from more iterations, and breaks at
+least as much as any attack that knows less.
+
+Shape letters: N images of a set, B of a batch, C channels, H rows, W columns, K classes.
 """
 
 from __future__ import annotations
@@ -16,44 +18,47 @@ import torch
 from torch import Tensor
 
 from trainer.attacks.apgd import apgd_attack, targeted_apgd_attack
-from trainer.attacks.attack import Attack, Logits, Victim, check_images, predict, worst_case
+from trainer.attacks.attack import Attack, Victim
+from trainer.attacks.checks import check_images
 from trainer.attacks.gradient import cross_entropy_loss, input_gradient, pgd
+from trainer.attacks.logits import Logits, predict
 from trainer.attacks.norms import norm_named
 from trainer.attacks.square import square_attack
+from trainer.attacks.worst_cases import worst_case
 from trainer.errors import InputError
 from trainer.intervals import Interval, wilson_interval
 
 _MASKING = "gradient masking suspected"
 
 _ZERO_GRADIENT_ALARM = 0.05
-"""Share of images without any gradient from which masking is suspected; trained models have next to none."""
+"""Share of images without any gradient above which masking is suspected; trained models have next to none."""
 
 _CURVE = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 """Budgets of the curve, in units of the judging budget."""
 
 
 class Curve(NamedTuple):
-    """Accuracy over the budget."""
+    """Accuracy as a function of the budget."""
 
     epsilons: tuple[float, ...]
-    """From 0, rising, in pixel units."""
+    """Budgets in pixel units, from 0 upwards."""
     accuracies: tuple[float, ...]
-    """Right at this budget and at every smaller one, whose images lie in this ball too: never rises."""
+    """Share right at this budget and at every smaller one, whose images lie in this ball too: never rises."""
     alone: tuple[float, ...]
-    """Right under this budget's attack, whatever the others found: rises where an attack fails."""
+    """Share right under this budget's attack alone: rises where an attack fails."""
 
     @property
     def area(self) -> float:
-        """Mean of `accuracies` over the budgets (trapezoids over the range): 1 where nothing is ever broken."""
+        """Mean of `accuracies` over the range of budgets, by trapezoids: 1 where nothing is ever broken."""
         return float(torch.trapezoid(torch.tensor(self.accuracies), torch.tensor(self.epsilons))) / self.epsilons[-1]
 
 
 _AttacksAt = Callable[[float, int], Sequence[Attack]]
-"""(epsilon, steps) to the attacks that are examined."""
+"""Function from (epsilon, steps) to the attacks under examination."""
 
 
 def white_box(norm: str) -> _AttacksAt:
-    """APGD-CE, and APGD-T towards the three likeliest classes."""
+    """Build APGD-CE, and APGD-T towards the three likeliest wrong classes, for any budget and number of steps."""
 
     def attacks(epsilon: float, steps: int) -> list[Attack]:
         return [
@@ -75,17 +80,20 @@ def accuracy_curve(
     generator: torch.Generator,
     batch_size: int = 512,
 ) -> Curve:
-    """Worst-case accuracy at 0 and at each of the budgets.
+    """Measure the worst-case accuracy at 0 and at each of the budgets.
 
     Args:
         logits: images (B, C, H, W) to logits (B, K), in evaluation mode.
         images: (N, C, H, W) in [0, 1].
-        labels: (N,).
+        labels: (N,) classes from 0 to K - 1.
         epsilons: above 0, rising, in pixel units.
-        attacks_at: the attacks.
-        steps: their iterations.
-        generator: seeds them.
+        attacks_at: the attacks, by budget and steps.
+        steps: iterations of each attack.
+        generator: seeds the attacks.
         batch_size: images per call of the model.
+
+    Raises:
+        InputError: for budgets that do not rise from above 0, and for what `worst_case` refuses.
     """
     budgets = (0.0, *epsilons)
     if len(budgets) < 2 or sorted(set(budgets)) != list(budgets):
@@ -103,37 +111,37 @@ def accuracy_curve(
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the checks of one model found. Shares lie in [0, 1]; an accuracy counts images right when clean too."""
+    """The findings of the checks of one model. Shares lie in [0, 1]; an accuracy counts images right when clean too."""
 
     size: int
-    """N, the images that every share is of."""
+    """N, the number of images that every share refers to."""
     clean_accuracy: float
     curve: Curve
-    """Under the examined attacks, at 0, up to twice the judging budget, and at it."""
+    """Accuracy under the examined attacks at budgets from 0 to twice the judging budget, that budget among them."""
     white_box_accuracy: float
-    """Under the examined attacks at the judging budget."""
+    """Accuracy under the examined attacks at the judging budget."""
     doubled_accuracy: float
-    """Under the same with twice the iterations."""
+    """Accuracy under the same attacks with twice the iterations."""
     large_epsilon_accuracy: float
-    """Under the same at a budget that reaches every image: 0 if the attacks mean anything."""
+    """Accuracy under the same attacks at a budget that reaches every image: 0 if the attacks mean anything."""
     square_accuracy: float
-    """Under Square, which reads no gradient."""
+    """Accuracy under Square, which reads no gradient."""
     noise_accuracy: float
-    """Under ten draws of random noise from the ball."""
+    """Accuracy under ten draws of random noise from the ball."""
     transfer_accuracy: float | None
-    """On images made against the undefended twin; None without one."""
+    """Accuracy on images made against the undefended baseline; None without one."""
     zero_gradient_share: float
-    """Images at which the cross-entropy has no gradient at all."""
+    """Share of images at which the cross-entropy has no gradient at all."""
     unstable_share: float
-    """Images to which the model gives other logits when asked again."""
+    """Share of images to which the model gives other logits when asked again."""
 
     @property
     def warnings(self) -> list[str]:
-        """One message per failed check, opening with what it suggests; none for a healthy model."""
+        """One message per failed check, each opening with what it suggests; none for a healthy model."""
         return [*self._meaningless(), *self._masked(), *self._beaten()]
 
     def _meaningless(self) -> Iterator[str]:
-        """Checks that any attack on any fixed model passes."""
+        """Yield failures of what any attack on any fixed model fulfils."""
         if self.unstable_share > 0:
             yield f"randomised output: {self.unstable_share:.1%} of the images get other logits when asked again"
         if self.curve.alone[0] != self.clean_accuracy:
@@ -149,7 +157,7 @@ class Evidence:
             )
 
     def _masked(self) -> Iterator[str]:
-        """Signs that gradients don't show the way."""
+        """Yield signs that gradients do not show the way."""
         if self.zero_gradient_share > _ZERO_GRADIENT_ALARM:
             yield f"{_MASKING}: {self.zero_gradient_share:.1%} of the images have no gradient"
         if self.large_epsilon_accuracy > 0:
@@ -159,12 +167,12 @@ class Evidence:
                 yield f"{_MASKING}: accuracy rises from {left:.3f} at {smaller:g} to {risen:.3f} at {larger:g}"
 
     def _beaten(self) -> Iterator[str]:
-        """Attacks that know less than the examined ones and still find more."""
+        """Yield attacks that know less than the examined ones and still break more."""
         interval = self._interval(self.white_box_accuracy)
         rivals = {
             "Square": self.square_accuracy,
             "random noise": self.noise_accuracy,
-            "transfer from an undefended twin": self.transfer_accuracy,
+            "transfer from an undefended baseline": self.transfer_accuracy,
         }
         for name, accuracy in rivals.items():
             if accuracy is not None and accuracy < interval.low:
@@ -185,24 +193,24 @@ def gather_evidence(
     norm: str,
     epsilon: float,
     generator: torch.Generator,
-    twin: Logits | None = None,
+    undefended: Logits | None = None,
     attacks_at: _AttacksAt | None = None,
     steps: int = 50,
     queries: int = 1000,
     batch_size: int = 512,
 ) -> Evidence:
-    """Every check on one model.
+    """Run every check on one model.
 
     Args:
         logits: images (B, C, H, W) to logits (B, K), in evaluation mode (`frozen`).
         images: (N, C, H, W) in [0, 1].
-        labels: (N,).
+        labels: (N,) classes from 0 to K - 1.
         norm: a name in `NORMS`.
         epsilon: the judging budget in pixel units, above 0.
         generator: seeds the attacks.
-        twin: a model trained without a defence, in evaluation mode.
-        attacks_at: the attacks that are examined; `white_box(norm)` if not given.
-        steps: their iterations.
+        undefended: logits of a baseline trained without a defence, in evaluation mode; None skips that check.
+        attacks_at: the attacks under examination; `white_box(norm)` if not given.
+        steps: iterations of each of them.
         queries: calls of the model by Square.
         batch_size: images per call of the model.
 
@@ -217,6 +225,7 @@ def gather_evidence(
         result = worst_case(logits, images, labels, attacks, generator=generator, batch_size=batch_size)
         return _share(result.survived)
 
+    transfer = transfer_attack(undefended, norm=norm, epsilon=epsilon, steps=steps) if undefended else None
     curve = accuracy_curve(
         logits,
         images,
@@ -236,20 +245,20 @@ def gather_evidence(
         large_epsilon_accuracy=accuracy(*attacks_at(large, steps)),
         square_accuracy=accuracy(square_attack(norm=norm, epsilon=epsilon, queries=queries)),
         noise_accuracy=accuracy(noise_attack(norm=norm, epsilon=epsilon, draws=10)),
-        transfer_accuracy=accuracy(transfer_attack(twin, norm=norm, epsilon=epsilon, steps=steps)) if twin else None,
+        transfer_accuracy=accuracy(transfer) if transfer else None,
         zero_gradient_share=_share(_has_no_gradient(logits, images, labels, batch_size)),
         unstable_share=_share(_is_unstable(logits, images, batch_size)),
     )
 
 
 def largest_epsilon(norm: str, images: Tensor) -> float:
-    """A budget that reaches every image in [0, 1] from every other (N, C, H, W)."""
+    """Return a budget, in pixel units, within which any image in [0, 1] reaches any other, (N, C, H, W)."""
     corner = torch.ones_like(images[:1])
     return float(norm_named(norm).size(corner))
 
 
 def noise_attack(*, norm: str, epsilon: float, draws: int) -> Attack:
-    """Random points of the ball: what an attack must beat to mean anything."""
+    """Build an attack that draws random points of the ball, which an attack must beat to mean anything."""
     ball = norm_named(norm)
 
     def run(victim: Victim, rows: Tensor, number: int, generator: torch.Generator) -> Tensor:
@@ -258,24 +267,26 @@ def noise_attack(*, norm: str, epsilon: float, draws: int) -> Attack:
     return Attack("noise", draws, run)
 
 
-def transfer_attack(twin: Logits, *, norm: str, epsilon: float, steps: int) -> Attack:
-    """PGD against another model, to the end of its steps: an image just past one boundary is not past another's."""
+def transfer_attack(other: Logits, *, norm: str, epsilon: float, steps: int) -> Attack:
+    """Build PGD against another model, to its last step: an image just past one boundary is not past another's."""
     ball = norm_named(norm)
 
     def run(victim: Victim, rows: Tensor, number: int, generator: torch.Generator) -> Tensor:
-        loss = cross_entropy_loss(twin, victim.labels[rows])
+        loss = cross_entropy_loss(other, victim.labels[rows])
         return pgd(loss, victim.images[rows], norm=ball, epsilon=epsilon, steps=steps)
 
     return Attack("transfer", 1, run)
 
 
 def _has_no_gradient(logits: Logits, images: Tensor, labels: Tensor, batch_size: int) -> Tensor:
+    """Return where (N,) the cross-entropy has no gradient at all."""
     parts = zip(images.split(batch_size), labels.split(batch_size), strict=True)
     gradients = torch.cat([input_gradient(cross_entropy_loss(logits, label), image) for image, label in parts])
     return (gradients == 0).flatten(1).all(1)
 
 
 def _is_unstable(logits: Logits, images: Tensor, batch_size: int) -> Tensor:
+    """Return where (N,) two calls of the model give different logits."""
     first, second = (predict(logits, images, batch_size=batch_size) for _ in range(2))
     return ~torch.isclose(first, second, rtol=1e-3, atol=1e-4).all(1)
 

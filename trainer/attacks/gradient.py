@@ -1,4 +1,7 @@
-"""TODO one line."""
+"""Attacks by gradient: FGSM and PGD, as lean functions to train with and as an `Attack` to judge by.
+
+Shape letters: B images of a batch, C channels, H rows, W columns, K classes.
+"""
 
 from __future__ import annotations
 
@@ -8,39 +11,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainer.attacks.attack import Attack, Logits, Objective, Scores, Victim, is_wrong
+from trainer.attacks.attack import Attack, Objective, Scores, Victim
+from trainer.attacks.logits import Logits, is_wrong
 from trainer.attacks.norms import Budget, Draws, Norm, checked_ball, choose, per_image, positive
 
 Loss = Callable[[Tensor], Tensor]
-"""Images (B, C, H, W) to a loss per image (B,), which an attack maximises."""
-
-
-# --------------------------------------------------------------------------------------------------------- losses
+"""Function from images (B, C, H, W) to a loss per image (B,), which an attack maximises."""
 
 
 def cross_entropy_loss(logits: Logits, labels: Tensor) -> Loss:
-    """Cross-entropy of the labels (B,)."""
+    """Build the cross-entropy of the labels (B,)."""
     return lambda images: F.cross_entropy(logits(images), labels, reduction="none")
 
 
 def kl_loss(logits: Logits, clean_logits: Tensor) -> Loss:
-    """KL(clean || perturbed) of the predictions, as TRADES attacks (Zhang et al. 2019, eq. 5).
+    """Build KL(clean || perturbed) of the predictions, the loss that TRADES attacks (Zhang et al. 2019, eq. 5).
 
-    Its gradient is 0 at the clean images themselves: start at random.
+    Its gradient is 0 at the clean images themselves, so an attack on it has to start at random.
 
     Args:
         logits: the model.
-        clean_logits: its answers (B, K) to the clean images.
+        clean_logits: its logits (B, K) for the clean images.
     """
     clean = F.log_softmax(clean_logits.detach(), dim=1)
     return lambda images: F.kl_div(F.log_softmax(logits(images), 1), clean, reduction="none", log_target=True).sum(1)
 
 
-# --------------------------------------------------------------------------------------- attacks to train with
-
-
 def fgsm(loss: Loss, images: Tensor, *, norm: Norm, epsilon: Budget) -> Tensor:
-    """Fast gradient (sign) method (Goodfellow et al. 2015): one step of the whole budget from the image itself.
+    """Take one step of the whole budget from the image: the fast gradient (sign) method (Goodfellow et al. 2015).
 
     Args:
         loss: what to maximise.
@@ -65,7 +63,9 @@ def pgd(
     step_size: Budget | None = None,
     generator: Draws | None = None,
 ) -> Tensor:
-    """Projected gradient ascent (Madry et al. 2018). The same operations whatever the data: it can be captured.
+    """Maximise the loss by projected gradient ascent (Madry et al. 2018).
+
+    The operations are the same whatever the data, so a CUDA graph can capture them.
 
     Args:
         loss: what to maximise.
@@ -73,12 +73,15 @@ def pgd(
         norm: one of `NORMS`.
         epsilon: budget in pixel units.
         steps: gradient steps, at least 1.
-        taken: (B,) how many of them each image takes before it stands still; None takes all.
-        step_size: length of a step in pixel units; 2.5 epsilon / steps if not given, which can cross the norm.
+        taken: (B,) number of steps after which an image no longer moves; None moves all images at every step.
+        step_size: length of a step in pixel units; 2.5 epsilon / steps if not given, enough to cross the ball.
         generator: draws the start from the ball; without one the start is the image itself.
 
     Returns:
-        Perturbed images (B, C, H, W) in [0, 1], inside the norm.
+        Perturbed images (B, C, H, W) in [0, 1], inside the ball.
+
+    Raises:
+        InputError: for steps below 1.
     """
     count = positive("steps", steps) if taken is None else taken
     length = per_image(2.5 * epsilon / count if step_size is None else step_size)
@@ -94,7 +97,7 @@ def pgd(
 
 
 def input_gradient(loss: Loss, images: Tensor) -> Tensor:
-    """Gradient (B, C, H, W) of each image's loss in that image; no parameter's `.grad` is touched."""
+    """Return the gradient (B, C, H, W) of each image's loss in that image; leave every parameter's `.grad` alone."""
     images = images.detach().requires_grad_()
     with torch.enable_grad():
         total = loss(images).sum()
@@ -102,7 +105,7 @@ def input_gradient(loss: Loss, images: Tensor) -> Tensor:
 
 
 def fgsm_attack(*, norm: str, epsilon: float) -> Attack:
-    """FGSM on the cross-entropy."""
+    """Build FGSM on the cross-entropy; `norm` is a name in `NORMS`, `epsilon` in pixel units."""
     ball = checked_ball(norm, epsilon)
 
     def run(victim: Victim, rows: Tensor, number: int, generator: torch.Generator) -> Tensor:
@@ -113,9 +116,9 @@ def fgsm_attack(*, norm: str, epsilon: float) -> Attack:
 
 
 def pgd_attack(*, norm: str, epsilon: float, steps: int, restarts: int = 1, step_size: float | None = None) -> Attack:
-    """PGD on the cross-entropy, every round from its own random start.
+    """Build PGD on the cross-entropy, every round from its own random start.
 
-    Unlike `pgd` it looks at every point on the way, and an image leaves at its first wrong answer.
+    Unlike `pgd` it looks at every point on the way: an image is done at its first wrong answer.
 
     Args:
         norm: a name in `NORMS`.
@@ -123,6 +126,9 @@ def pgd_attack(*, norm: str, epsilon: float, steps: int, restarts: int = 1, step
         steps: gradient steps of a round.
         restarts: rounds.
         step_size: length of a step in pixel units; 2.5 epsilon / steps if not given.
+
+    Raises:
+        InputError: for an unknown norm, a budget that it can't have, or steps or restarts below 1.
     """
     ball = checked_ball(norm, epsilon)
     length = 2.5 * epsilon / positive("steps", steps) if step_size is None else step_size
@@ -136,6 +142,8 @@ def pgd_attack(*, norm: str, epsilon: float, steps: int, restarts: int = 1, step
 
 
 def cross_entropy_scores(victim: Victim) -> Objective:
+    """Build the objective of the cross-entropy of the victim's labels."""
+
     def objective(perturbed: Tensor, rows: Tensor) -> Scores:
         answer, labels = victim.logits(perturbed), victim.labels[rows]
         return Scores(F.cross_entropy(answer, labels, reduction="none"), is_wrong(answer, labels))
@@ -154,22 +162,22 @@ def _ascend(
     steps: int,
     step_size: float,
 ) -> Tensor:
-    """The loop of `pgd` in which an image stops where the model is first wrong."""
-    found, standing, perturbed = start.clone(), torch.arange(len(rows), device=rows.device), start
+    """Run the loop of `pgd`, in which an image stops where the model is first wrong."""
+    found, position, perturbed = start.clone(), torch.arange(len(rows), device=rows.device), start
     for _ in range(steps):
         scores, gradient = score_with_gradient(objective, perturbed, rows)
         right = ~scores.wrong
-        standing, rows, images, perturbed = standing[right], rows[right], images[right], perturbed[right]
+        position, rows, images, perturbed = position[right], rows[right], images[right], perturbed[right]
         if not len(rows):
             break
         step = step_size * ball.steepest_step(gradient[right])
         perturbed = (images + ball.project(perturbed + step - images, epsilon)).clamp(0, 1)
-        found[standing] = perturbed
+        found[position] = perturbed
     return found
 
 
 def score_with_gradient(objective: Objective, perturbed: Tensor, rows: Tensor) -> tuple[Scores, Tensor]:
-    """Scores and the gradient (B, C, H, W) of the loss, in one pass."""
+    """Return scores and the gradient (B, C, H, W) of the loss, by one pass."""
     perturbed = perturbed.detach().requires_grad_()
     with torch.enable_grad():
         scores = objective(perturbed, rows)

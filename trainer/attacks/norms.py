@@ -1,4 +1,8 @@
-"""TODO one line."""
+"""Norms of perturbations: each one small object that draws a start, steps, and projects.
+
+Shape letters: B images of a batch, C channels, H rows, W columns. Lengths and budgets are in pixel units of [0, 1]
+images.
+"""
 
 from __future__ import annotations
 
@@ -14,38 +18,35 @@ from trainer.fields import check_budget
 from trainer.words import did_you_mean
 
 Budget = float | Tensor
-"""A radius for all images (a number or a 0-d tensor) or one per image (B,)."""
+"""Radius of the ball: one for all images (a number or a 0-d tensor) or one per image (B,), at least 0."""
 
 Draws = torch.Generator | Sequence[torch.Generator]
-"""Where random numbers come from: one generator, or several that each draw for an equal part of the images, in order,
-what they would draw for it alone."""
-
-
-# ---------------------------------------------------------------------------------------------------------- norms
+"""Source of random numbers: one generator, or several of which each draws for an equal part of the images, in order,
+exactly what it would draw for that part alone."""
 
 
 class Norm(Protocol):
     """The geometry of one ball of perturbations."""
 
     def size(self, delta: Tensor) -> Tensor:
-        """Norm of each perturbation (B, C, H, W), kept broadcastable (B, 1, 1, 1)."""
+        """Return the norm (B, 1, 1, 1) of each perturbation (B, C, H, W)."""
         ...
 
     def random_start(self, images: Tensor, epsilon: Budget, generator: Draws) -> Tensor:
-        """Perturbations (B, C, H, W) drawn from the ball; of the images only shape, type and device count."""
+        """Draw perturbations (B, C, H, W) from the ball; only shape, type and device of the images count."""
         ...
 
     def steepest_step(self, gradient: Tensor) -> Tensor:
-        """The direction of norm 1 along which a loss of this gradient (B, C, H, W) grows fastest; 0 where it is 0."""
+        """Return the direction of norm 1 in which a loss of this gradient (B, C, H, W) grows fastest; 0 if it is 0."""
         ...
 
     def project(self, delta: Tensor, epsilon: Budget) -> Tensor:
-        """The nearest perturbations (B, C, H, W) inside the ball."""
+        """Return the nearest perturbations (B, C, H, W) inside the ball."""
         ...
 
 
 class _Linf:
-    """Largest absolute change of any pixel."""
+    """The largest absolute change of any pixel."""
 
     def size(self, delta: Tensor) -> Tensor:
         return delta.abs().amax(dim=(1, 2, 3), keepdim=True)
@@ -62,14 +63,14 @@ class _Linf:
 
 
 class _L2:
-    """Euclidean length of the change."""
+    """The Euclidean length of the change."""
 
     def size(self, delta: Tensor) -> Tensor:
         return torch.linalg.vector_norm(delta, dim=(1, 2, 3), keepdim=True)
 
     def random_start(self, images: Tensor, epsilon: Budget, generator: Draws) -> Tensor:
-        # Lengths between two customs, uniform in length (a single start breaks more from well inside) and uniform in
-        # volume (nearly all of it lies at the surface, where restarts differ more): either alone loses a point.
+        # Between two customs, uniform in length (a single start from well inside breaks more) and uniform in volume
+        # (starts lie near the surface, where restarts differ more): by either alone the attack loses a point.
         length = uniform((len(images), 1, 1, 1), images, generator).sqrt()
         normal = _drawn(torch.randn, images.shape, images, generator)
         return self.steepest_step(normal) * length * per_image(epsilon)
@@ -83,10 +84,11 @@ class _L2:
 
 
 NORMS: dict[str, Norm] = {"linf": _Linf(), "l2": _L2()}
+"""Norms by name."""
 
 
 def norm_named(name: str) -> Norm:
-    """The norm of that name.
+    """Return the norm of that name.
 
     Raises:
         InputError: for a name that is not in `NORMS`.
@@ -97,15 +99,17 @@ def norm_named(name: str) -> Norm:
 
 
 def per_image(value: Budget) -> Budget:
+    """Return one value for all images as it is, one per image (B,) as (B, 1, 1, 1)."""
     return value.view(-1, 1, 1, 1) if isinstance(value, Tensor) and value.ndim == 1 else value
 
 
 def uniform(shape: Sequence[int], like: Tensor, generator: Draws) -> Tensor:
+    """Draw numbers from [0, 1), of the type and on the device of `like`; several generators part the first axis."""
     return _drawn(torch.rand, shape, like, generator)
 
 
 def _drawn(random: Callable[..., Tensor], shape: Sequence[int], like: Tensor, generator: Draws) -> Tensor:
-    """Numbers of `torch.rand` or `torch.randn`; of type and device only `like` counts."""
+    """Draw by `torch.rand` or `torch.randn`, of the type and on the device of `like`."""
     if isinstance(generator, torch.Generator):
         return random(tuple(shape), generator=generator, device=generator.device, dtype=like.dtype).to(like.device)
     part = (shape[0] // len(generator), *shape[1:])
@@ -113,7 +117,11 @@ def _drawn(random: Callable[..., Tensor], shape: Sequence[int], like: Tensor, ge
 
 
 def checked_ball(norm: str, epsilon: float) -> Norm:
-    """The norm of that name. Raises InputError for an unknown one, or a budget that it can't have."""
+    """Return the norm of that name after checking that it can have this budget.
+
+    Raises:
+        InputError: for an unknown name, or a budget that is not finite, negative, or too large for the norm.
+    """
     ball = norm_named(norm)
     if not (math.isfinite(epsilon) and epsilon >= 0):
         raise InputError(f"epsilon = {epsilon!r}: must be a finite number, at least 0")
@@ -122,12 +130,16 @@ def checked_ball(norm: str, epsilon: float) -> Norm:
 
 
 def positive(name: str, value: int) -> int:
-    """The value. Raises InputError, with the option's name, if it is less than 1."""
+    """Return the value after checking that it is at least 1.
+
+    Raises:
+        InputError: with the option's name, if it is less.
+    """
     if value < 1:
         raise InputError(f"{name} = {value!r}: must be at least 1")
     return value
 
 
 def choose(condition: Tensor, yes: Tensor, no: Tensor) -> Tensor:
-    """`yes` (B, C, H, W) for the images where the condition (B,) holds, else `no`."""
+    """Choose, image by image, `yes` (B, C, H, W) where the condition (B,) holds, else `no`."""
     return torch.where(condition.view(-1, 1, 1, 1), yes, no)

@@ -1,4 +1,4 @@
-"""Square (Andriushchenko et al. 2020): a random search that reads no gradient.
+"""Square (Andriushchenko et al. 2020): a random search that reads logits and no gradient.
 
 Shape letters: N images of a set, B of a batch, C channels, H rows, W columns, K classes.
 """
@@ -13,18 +13,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainer.attacks.attack import Attack, Victim, margin
+from trainer.attacks.attack import Attack, Victim
+from trainer.attacks.logits import margin
 from trainer.attacks.norms import NORMS, checked_ball, choose, positive, uniform
 
 
 def square_attack(*, norm: str, epsilon: float, queries: int = 5000, restarts: int = 1) -> Attack:
-    """Square (Andriushchenko et al. 2020): random search that reads logits and needs no gradient.
+    """Build the Square attack (Andriushchenko et al. 2020).
 
     Args:
         norm: a name in `NORMS`.
         epsilon: budget in pixel units.
         queries: proposals per image and round, each a call of the model; the start takes one more.
         restarts: rounds.
+
+    Raises:
+        InputError: for an unknown norm, a budget that it can't have, or queries or restarts below 1.
     """
     checked_ball(norm, epsilon)
     positive("queries", queries)
@@ -32,10 +36,10 @@ def square_attack(*, norm: str, epsilon: float, queries: int = 5000, restarts: i
 
     @torch.no_grad()
     def run(victim: Victim, rows: Tensor, number: int, generator: torch.Generator) -> Tensor:
-        """Algorithm 1; an image leaves at its first wrong answer."""
+        """Run algorithm 1, in which an image is done at its first wrong answer."""
         images = best = victim.images[rows]
         least = torch.full_like(best[:, 0, 0, 0], math.inf)
-        found, place = best.clone(), torch.arange(len(rows), device=rows.device)
+        found, position = best.clone(), torch.arange(len(rows), device=rows.device)
         for query in range(queries + 1):
             if query == 0:
                 random = uniform((len(victim.images), _start_numbers(images)), images, generator)[rows]
@@ -46,9 +50,9 @@ def square_attack(*, norm: str, epsilon: float, queries: int = 5000, restarts: i
                 candidates = squares.propose(images, best, side, epsilon, random)
             loss = margin(victim.logits(candidates), victim.labels[rows])
             best, least = choose(loss < least, candidates, best), torch.minimum(loss, least)
-            found[place] = best
+            found[position] = best
             right = least >= 0
-            place, rows, images, best, least = (values[right] for values in (place, rows, images, best, least))
+            position, rows, images, best, least = (values[right] for values in (position, rows, images, best, least))
             if not len(rows):
                 break
         return found
@@ -57,24 +61,24 @@ def square_attack(*, norm: str, epsilon: float, queries: int = 5000, restarts: i
 
 
 def square_share(progress: float) -> float:
-    """p, the share of the pixels that a square covers: 0.8, halved as the search goes on (section 3.1 there)."""
+    """Return p, the share of pixels that a square covers: 0.8, halved as progress goes from 0 to 1 (section 3.1)."""
     halvings = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
     return 0.8 / 2 ** bisect_left(halvings, progress)
 
 
 class _Squares(Protocol):
-    """How Square moves under one norm. `random` (B, .) holds uniform numbers from [0, 1), a row per image."""
+    """Square's moves under one norm. `random` (B, .) holds uniform numbers from [0, 1), a row per image."""
 
     def start(self, images: Tensor, epsilon: float, random: Tensor) -> Tensor:
-        """First points (B, C, H, W), inside the ball and [0, 1]; at most (C + 1) H W numbers per image."""
+        """Return first points (B, C, H, W) inside the ball and [0, 1]; use at most (C + 1) H W numbers per image."""
         ...
 
     def side(self, share: float, images: Tensor) -> int:
-        """Side in pixels of a square that covers this share of an image."""
+        """Return the side, in pixels, of a square that covers this share of an image."""
         ...
 
     def propose(self, images: Tensor, best: Tensor, side: int, epsilon: float, random: Tensor) -> Tensor:
-        """The best points (B, C, H, W), changed in a square; 5 + C numbers per image."""
+        """Return the best points (B, C, H, W), changed in a square; use 5 + C numbers per image."""
         ...
 
 
@@ -82,7 +86,7 @@ class _LinfSquares:
     """Squares of one colour on the edge of the ball (section 3.3, algorithm 2)."""
 
     def start(self, images: Tensor, epsilon: float, random: Tensor) -> Tensor:
-        """Vertical stripes of one pixel's width."""
+        """Draw vertical stripes of one pixel's width."""
         _, channels, _, width = images.shape
         stripes = _signs(random[:, : channels * width]).view(-1, channels, 1, width)
         return (images + epsilon * stripes).clamp(0, 1)
@@ -92,7 +96,7 @@ class _LinfSquares:
         return min(max(round(math.sqrt(share * height * width)), 1), height, width)
 
     def propose(self, images: Tensor, best: Tensor, side: int, epsilon: float, random: Tensor) -> Tensor:
-        """A change by 2 epsilon puts the square on the edge of the ball, wherever in it it was."""
+        """Change a square by 2 epsilon: that moves it to the edge of the ball from anywhere inside."""
         window = window_at(random[:, :2], side, images)
         colours = _signs(random[:, 5:])[:, :, None, None]
         delta = best - images + 2 * epsilon * colours * window.inside
@@ -100,10 +104,10 @@ class _LinfSquares:
 
 
 class _L2Squares:
-    """Pairs of opposite bumps in one square, paid for by another square (section 3.4, algorithm 3)."""
+    """Pairs of opposite bumps in one square, whose budget comes from another square (section 3.4, algorithm 3)."""
 
     def start(self, images: Tensor, epsilon: float, random: Tensor) -> Tensor:
-        """About 5 by 5 tiles of bumps, each turned its own way and with its own sign in every channel."""
+        """Draw about 5 by 5 tiles of bumps, each turned its own way and with its own sign in every channel."""
         _, channels, height, width = images.shape
         side = max(min(height, width) // 5, 1)
         down, across = height // side, width // side
@@ -115,7 +119,7 @@ class _L2Squares:
         return (images + epsilon * NORMS["l2"].steepest_step(delta)).clamp(0, 1)
 
     def side(self, share: float, images: Tensor) -> int:
-        """Odd, so that a bump has a middle, and at least 3 where the image is."""
+        """Return an odd side, so that a bump has a middle, and at least 3 where the image has as many pixels."""
         height, width = images.shape[2:]
         wanted = max(round(math.sqrt(share * height * width)), 3)
         return (min(wanted + 1 - wanted % 2, height, width) - 1) // 2 * 2 + 1
@@ -136,10 +140,11 @@ class _L2Squares:
 
 
 SQUARES: dict[str, _Squares] = {"linf": _LinfSquares(), "l2": _L2Squares()}
+"""Moves by the name of the norm."""
 
 
 class _Window(NamedTuple):
-    """A square at its own place in each image."""
+    """A square at its own position in each image, of `side` pixels."""
 
     rows: Tensor
     """(B, H) row of a pixel counted from the square's first."""
@@ -149,20 +154,20 @@ class _Window(NamedTuple):
 
     @property
     def inside(self) -> Tensor:
-        """(B, 1, H, W) bool."""
+        """(B, 1, H, W) bool: True for the pixels of the square."""
         down = (self.rows >= 0) & (self.rows < self.side)
         across = (self.columns >= 0) & (self.columns < self.side)
         return (down[:, :, None] & across[:, None, :])[:, None]
 
     def filled_with(self, content: Tensor) -> Tensor:
-        """(B, 1, H, W): content (B, side, side) at the square's place, 0 elsewhere."""
+        """Fill the square with content (B, side, side): (B, 1, H, W), 0 elsewhere."""
         rows, columns = self.rows.clamp(0, self.side - 1), self.columns.clamp(0, self.side - 1)
         image = torch.arange(len(content), device=content.device)[:, None, None]
         return content[image, rows[:, :, None], columns[:, None, :]][:, None] * self.inside
 
 
 def window_at(random: Tensor, side: int, images: Tensor) -> _Window:
-    """Squares anywhere inside the images, from two uniform numbers each (B, 2)."""
+    """Place squares anywhere inside the images by two uniform numbers from [0, 1) each (B, 2)."""
     height, width = images.shape[2:]
     top, left = (random * torch.tensor([height - side + 1, width - side + 1]).to(random)).long().split(1, dim=1)
     rows, columns = (torch.arange(length, device=images.device) for length in (height, width))
@@ -170,7 +175,7 @@ def window_at(random: Tensor, side: int, images: Tensor) -> _Window:
 
 
 def two_bumps(side: int, like: Tensor) -> Tensor:
-    """(2, side, side) of norm 1: two bumps of opposite sign one above the other, and side by side (equation 2)."""
+    """Return (2, side, side) of norm 1: two bumps of opposite sign, one above the other and side by side (eq. 2)."""
     upper = side // 2
     bumps = torch.cat([_bump(upper, side), -_bump(side - upper, side)])
     bumps = (bumps / torch.linalg.vector_norm(bumps)).to(like)
@@ -178,24 +183,24 @@ def two_bumps(side: int, like: Tensor) -> Tensor:
 
 
 def _bump(height: int, width: int) -> Tensor:
-    """(height, width): at Chebyshev distance d from the middle the sum of 1 / (c + 1)^2 over c from d on."""
+    """Return (height, width): at Chebyshev distance d from the middle, the sum of 1 / (c + 1)^2 over c from d on."""
     rows, columns = (torch.arange(height) - height // 2).abs(), (torch.arange(width) - width // 2).abs()
     terms = 1 / torch.arange(1, max(height, width) // 2 + 2).square()
     return terms.flip(0).cumsum(0).flip(0)[torch.maximum(rows[:, None], columns)]
 
 
 def _signs(random: Tensor) -> Tensor:
-    """1 or -1 for each uniform number."""
+    """Return 1 or -1 for each uniform number from [0, 1)."""
     return 1 - 2 * (random < 0.5).to(random.dtype)
 
 
 def _channel_size(delta: Tensor) -> Tensor:
-    """Euclidean norm of every channel, (B, C, 1, 1)."""
+    """Return the Euclidean norm (B, C, 1, 1) of every channel."""
     return torch.linalg.vector_norm(delta, dim=(2, 3), keepdim=True)
 
 
 def _channel_unit(delta: Tensor) -> Tensor:
-    """Every channel (B, C, H, W) at norm 1; 0 where it is 0."""
+    """Scale every channel (B, C, H, W) to norm 1; leave it 0 where it is 0."""
     return delta / _channel_size(delta).clamp_min(torch.finfo(delta.dtype).tiny)
 
 

@@ -1,4 +1,4 @@
-"""TODO one line."""
+"""The facts about each data set: sizes of its splits, its published files, their shapes and checksums."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Sizes(NamedTuple):
-    """Images per split, in the order in which they are stored."""
+    """Numbers of images per split, in the order in which they are stored."""
 
     train: int
     validation: int
@@ -14,16 +14,16 @@ class Sizes(NamedTuple):
 
 
 class _PublishedFiles(NamedTuple):
-    """How a data set's files lie in a folder, as torchvision lays them out; training files before test files."""
+    """Layout of a data set's files in a folder, as torchvision has it; training files before test files."""
 
     torchvision_name: str
     folder: str
     files: dict[str, tuple[int, ...]]
-    """The shape that each file must hold, by name."""
+    """Shape of the array in each file, by the file's name."""
 
 
 CLASSES = 10
-"""K, of every data set known so far."""
+"""Number of classes K of every data set known so far."""
 SIZES = {
     "digits": Sizes(1_200, 300, 297),
     "mnist": Sizes(50_000, 10_000, 10_000),
@@ -51,4 +51,4 @@ IDX_MD5 = {
         "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
     }
 }
-"""Of unpacked files, where known: torchvision lists the checksums of the archives only."""
+"""Checksums of unpacked files, if known: torchvision lists those of the archives only."""

@@ -1,6 +1,6 @@
-"""Images in [0, 1] and their labels, as tensors that all processes on a machine share.
+"""Images in [0, 1] and their labels, as tensors that all processes of a machine share.
 
-Published files are decoded once into `.npy` files under the cache folder, in the order train, validation, test, and
+Published files are decoded once into `.npy` files below the cache folder, in the order train, validation, test, and
 opened memory-mapped from then on: every split, and every prefix of one, is a slice of the same pages.
 
 Shapes: N images, C channels, H rows, W columns, K classes.
@@ -52,15 +52,15 @@ class Data:
 
 
 def load_data(evaluation: EvaluationConfig, *, data_dir: Path | None = None, cache_dir: Path) -> Data:
-    """The data set that `evaluation` names, cut to its sizes.
+    """Load the data set that `evaluation` names, cut to its sizes.
 
     Args:
         evaluation: Decides the data set, its split and how much of train and validation is used.
-        data_dir: Where published files are looked for first; OTSWEEP_DATA_DIR if None. Only read.
-        cache_dir: Where decoded tensors are kept (`tensors/`) and files that had to be downloaded (`datasets/`).
+        data_dir: Folder that is searched first for published files; OTSWEEP_DATA_DIR if None. Only read.
+        cache_dir: Folder for decoded tensors (`tensors/`) and for files that had to be downloaded (`datasets/`).
 
     Raises:
-        InputError: if the files are neither found nor downloaded, are damaged, or hold fewer images than asked for.
+        InputError: if the files can't be found or downloaded, are damaged, or hold fewer images than asked for.
     """
     name, cache_dir = evaluation.dataset, cache_dir.expanduser().absolute()
     _check_sizes(evaluation)
@@ -76,7 +76,7 @@ def load_data(evaluation: EvaluationConfig, *, data_dir: Path | None = None, cac
 
 
 def _check_sizes(evaluation: EvaluationConfig) -> None:
-    """A subset must exist and have room for every class."""
+    """Check that a subset exists and has room for every class."""
     available = SIZES[evaluation.dataset]
     for knob, size, most in (
         ("train_size", evaluation.train_size, available.train),
@@ -89,7 +89,7 @@ def _check_sizes(evaluation: EvaluationConfig) -> None:
 
 
 def _cut(stored: Stored, evaluation: EvaluationConfig) -> Data:
-    """Slices of the stored tensors; nothing is copied."""
+    """Slice the stored tensors; nothing is copied."""
     whole = SIZES[evaluation.dataset]
     used = Sizes(evaluation.train_size or whole.train, evaluation.validation_size or whole.validation, whole.test)
     starts = (0, whole.train, whole.train + whole.validation)

@@ -1,4 +1,4 @@
-"""TODO one line."""
+"""Downloads of published files, each checked against its checksum before it gets its name."""
 
 from __future__ import annotations
 
@@ -11,41 +11,47 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from trainer.data.catalogue import PUBLISHED_FILES
+from trainer.files import open_whole
+from trainer.progress import ProgressLine
 
 CONNECT_SECONDS = 20.0
-"""For reaching one mirror: its name's look-up and all of its addresses together."""
+"""Maximum time for reaching one mirror: looking up its name and trying all of its addresses."""
 _STALL_SECONDS = 20.0
 DOWNLOAD_SECONDS = 1800.0
-PROGRESS_SECONDS = 5.0
+"""Maximum time for one file."""
 
 
 class Archive(NamedTuple):
-    """A file to download: where it goes (relative to the data folder), its checksum, where it is to be had."""
+    """A file to download."""
 
     path: str
+    """Path relative to the data folder."""
     md5: str
     urls: list[str]
+    """Addresses that have it, the preferred one first."""
 
 
 class DownloadFailed(Exception):
-    """Every address failed; the message says how each did."""
+    """All addresses of a file failed; the message says how each did."""
+
+
+class _WrongFile(Exception):
+    """An address sent something else than the file."""
 
 
 def download(name: str, folder: Path) -> None:
-    """Fetch the archives that `folder` lacks."""
+    """Download the archives that `folder` lacks."""
     for archive in archives(name):
-        target = folder / archive.path
-        if not target.is_file():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            _fetch(archive, target)
+        if not (folder / archive.path).is_file():
+            _fetch(archive, folder / archive.path)
 
 
 def archives(name: str) -> list[Archive]:
-    """A data set's archives as torchvision lists them."""
-    from torchvision import datasets  # takes seconds to import, and files that are there make it needless
+    """Return a data set's archives as torchvision lists them."""
+    from torchvision import datasets  # takes seconds to import; not needed once downloaded
 
     source: Any = getattr(datasets, PUBLISHED_FILES[name].torchvision_name)
     if name == "cifar10":
@@ -57,42 +63,35 @@ def archives(name: str) -> list[Archive]:
 
 
 def _fetch(archive: Archive, target: Path) -> None:
-    """Download an archive from the first address that has it; what is not it, byte for byte, is never kept."""
+    """Download an archive from the first address that has it; anything but the official bytes is thrown away."""
     failures = []
     for url in archive.urls:
-        partial = target.with_name(target.name + ".partial")
         try:
-            found = _receive(url, partial)
-            if found == archive.md5:
-                partial.rename(target)
-                return
-            failures.append(f"{url}: sent something else (md5 {found}, not {archive.md5})")
-        except (OSError, http.client.HTTPException) as error:
+            with open_whole(target) as file, ProgressLine(sys.stderr) as line:
+                found = _receive(url, file, line)
+                if found != archive.md5:
+                    raise _WrongFile(f"sent something else (md5 {found}, not {archive.md5})")
+            return
+        except (OSError, http.client.HTTPException, _WrongFile) as error:
             if isinstance(error, urllib.error.HTTPError):
                 error.close()  # it is the server's answer too, and holds the socket
             failures.append(f"{url}: {getattr(error, 'reason', None) or error or type(error).__name__}")
-        finally:
-            partial.unlink(missing_ok=True)
     raise DownloadFailed("; ".join(failures))
 
 
-def _receive(url: str, partial: Path) -> str:
-    """Write what an address sends to `partial`, saying how far it is; its md5."""
-    _say(f"downloading {url}")
-    digest, received = hashlib.md5(usedforsecurity=False), 0
-    started = said = time.monotonic()
-    with connect(url) as response, open(partial, "wb") as file:
+def _receive(url: str, file: BinaryIO, line: ProgressLine) -> str:
+    """Write what an address sends to `file` and return its md5."""
+    line.begin(f"downloading {url}")
+    digest, received, started = hashlib.md5(usedforsecurity=False), 0, time.monotonic()
+    with connect(url) as response:
         size = int(response.headers.get("Content-Length") or 0)
         while chunk := response.read(1 << 18):
             file.write(chunk)
             digest.update(chunk)
             received += len(chunk)
-            now = time.monotonic()
-            if now - started > DOWNLOAD_SECONDS:
+            if time.monotonic() - started > DOWNLOAD_SECONDS:
                 raise TimeoutError(f"not done after {DOWNLOAD_SECONDS:.0f} s")
-            if now - said > PROGRESS_SECONDS:
-                said = now
-                _say(f"downloading {url}: {received / 1e6:.0f} MB" + (f" of {size / 1e6:.0f}" if size else ""))
+            line.update(f"downloading {url}: {received / 1e6:.0f} MB" + (f" of {size / 1e6:.0f}" if size else ""))
     if received < size:
         raise ConnectionError(f"sent {received:,} of {size:,} bytes")
     return digest.hexdigest()
@@ -101,8 +100,8 @@ def _receive(url: str, partial: Path) -> str:
 def connect(url: str) -> http.client.HTTPResponse:
     """Open an address within a bounded time.
 
-    A socket's timeout holds for each of a name's addresses in turn and not at all for looking the name up, so the
-    attempt as a whole runs in a thread that can be given up.
+    A socket's timeout holds for each address of a name in turn and does not hold for looking the name up. So the
+    whole attempt runs in a thread that can be abandoned.
     """
     answer: queue.Queue[Any] = queue.Queue()
 
@@ -120,8 +119,3 @@ def connect(url: str) -> http.client.HTTPResponse:
     if isinstance(outcome, Exception):
         raise outcome
     return outcome
-
-
-def _say(message: str) -> None:
-    """Tell the person who waits; standard output belongs to results."""
-    print(message, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""TODO one line."""
+"""The file formats in which data sets are published: IDX, CIFAR-10's pickles, scikit-learn's digits."""
 
 from __future__ import annotations
 
@@ -28,9 +28,6 @@ class Pixels(NamedTuple):
     """The pixel value that becomes 1."""
 
 
-# Decoding
-
-
 def decode(name: str, files: list[Path]) -> Pixels:
     """Read a data set's published files."""
     if name == "digits":
@@ -42,16 +39,16 @@ def decode(name: str, files: list[Path]) -> Pixels:
 
 
 def _decode_digits() -> Pixels:
-    """scikit-learn's bundled handwritten digits, 8x8, in 17 shades."""
-    from sklearn.datasets import load_digits  # takes a second to import, and a cache makes it needless
+    """Return scikit-learn's bundled handwritten digits, 8x8, in 17 shades."""
+    from sklearn.datasets import load_digits  # takes a second to import; not needed once cached
 
     digits: Any = load_digits()
     return Pixels(digits.images.astype(np.uint8)[:, None], digits.target.astype(np.int64), white=16)
 
 
 def _decode_cifar(files: list[Path]) -> Pixels:
-    """The six official batches, which are pickles: torchvision's checksum is what makes one safe to open."""
-    from torchvision.datasets import CIFAR10  # takes seconds to import, and a cache makes it needless
+    """Read the six official batches. They are pickles: each is opened only if torchvision's checksum fits."""
+    from torchvision.datasets import CIFAR10  # takes seconds to import; not needed once cached
 
     checksums = dict(CIFAR10.train_list + CIFAR10.test_list)
     batches = []
@@ -64,21 +61,21 @@ def _decode_cifar(files: list[Path]) -> Pixels:
 
 
 def read_idx(file: Path, name: str) -> np.ndarray:
-    """The unsigned bytes of an IDX file: two zero bytes, a type, the number of axes, their lengths, the values."""
+    """Read an IDX file of unsigned bytes: two zero bytes, a type, the number of axes, their lengths, the values."""
     member = file.name.removesuffix(".gz")
     shape = IDX_FILES[member]
     content = _read_file(file, limit=4 + 4 * len(shape) + int(np.prod(shape)) + 1)
     magic = bytes([0, 0, 8, len(shape)])
     if content[:4] != magic:
         raise _damaged(
-            file, f"it begins with {content[:4].hex() or 'nothing'}, an IDX file of its kind with {magic.hex()}"
+            file, f"it begins with {content[:4].hex() or 'nothing'}, not with {magic.hex()} as an IDX file of its kind"
         )
     header = magic + struct.pack(f">{len(shape)}I", *shape)
     if len(content) < len(header):
         raise _damaged(file, f"it ends inside its header, after {len(content)} bytes")
     if content[: len(header)] != header:
         found = struct.unpack_from(f">{len(shape)}I", content, 4)
-        raise _damaged(file, f"it says that it holds {_times(found)} values, the official file {_times(shape)}")
+        raise _damaged(file, f"its header promises {_times(found)} values, the official file has {_times(shape)}")
     values = np.frombuffer(content, np.uint8, offset=len(header))
     if values.size != np.prod(shape):
         held = f"{values.size:,} of" if values.size < np.prod(shape) else "more than"
@@ -91,7 +88,7 @@ def read_idx(file: Path, name: str) -> np.ndarray:
 
 
 def _read_file(file: Path, *, member: str = "", limit: int = -1) -> bytes:
-    """A file's content, unpacked where it is packed, up to `limit` bytes."""
+    """Read a file's content up to `limit` bytes, unpacked if it is packed."""
     try:
         if file.name.endswith(".tar.gz"):
             with tarfile.open(file) as archive, archive.extractfile(member) as part:  # type: ignore[union-attr]
@@ -112,7 +109,7 @@ def _check_md5(content: bytes, official: str, file: Path) -> None:
 
 
 def check_pixels(pixels: Pixels, name: str) -> Pixels:
-    """What every later step relies on."""
+    """Check what every later step relies on."""
     count = sum(SIZES[name])
     if pixels.images.dtype != np.uint8 or pixels.images.ndim != 4 or pixels.images.max() > pixels.white:
         raise InputError(f"{name}: the images are not bytes of the shape (N, C, H, W) up to {pixels.white}")
@@ -124,7 +121,7 @@ def check_pixels(pixels: Pixels, name: str) -> Pixels:
 
 
 def _damaged(file: Path, reason: str) -> InputError:
-    """The error for a file that is there and is wrong."""
+    """Return the error for a file that exists and is wrong."""
     return InputError(
         f"{str(file)!r} is damaged or not the official file: {reason}. "
         "Put the official file in its place, or remove it to have it downloaded"
@@ -132,5 +129,5 @@ def _damaged(file: Path, reason: str) -> InputError:
 
 
 def _times(shape: tuple[int, ...]) -> str:
-    """`60000x28x28`."""
+    """Return a shape such as "60000x28x28"."""
     return "x".join(map(str, shape))

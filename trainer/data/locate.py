@@ -1,4 +1,4 @@
-"""TODO one line."""
+"""The search for a data set's published files: in the user's folder, in the cache, on the internet."""
 
 from __future__ import annotations
 
@@ -7,35 +7,32 @@ from pathlib import Path
 
 from trainer.data.catalogue import CIFAR_ARCHIVE, PUBLISHED_FILES
 from trainer.data.downloads import DownloadFailed, download
-from trainer.data.store import locked
 from trainer.errors import InputError
+from trainer.files import locked
 
 DATA_DIR_VARIABLE = "OTSWEEP_DATA_DIR"
 
 
-# Finding and downloading
-
-
 def find_files(name: str, data_dir: Path | None, *, downloads: Path) -> list[Path]:
-    """A data set's files, in order: from the first folder that has them all, else downloaded.
+    """Find a data set's files, in order, in the first folder that has them all; else download them.
 
     Raises:
-        InputError: saying which folders were looked in, what was missing there, why the download failed, what to do.
+        InputError: if the download failed; says where was looked, what was missing there, and what to do.
     """
     folders = [*_given_folder(data_dir), downloads]
     for folder in folders:
         files, missing = _search(folder, name)
         if not missing:
             return files
-    looked = [f"{str(folder)!r} {_absence(folder, name)}" for folder in folders]
+    searched = [f"{str(folder)!r} {_absence(folder, name)}" for folder in folders]
     try:
-        with locked(downloads):
+        with locked(downloads.with_name(f"{downloads.name}.lock")):
             download(name, downloads)
     except DownloadFailed as error:
         published = PUBLISHED_FILES[name]
         raise InputError(
             f"{published.torchvision_name} is not on this machine and could not be downloaded.\n"
-            f"  Looked in: {'; '.join(looked)}.\n"
+            f"  Looked in: {'; '.join(searched)}.\n"
             f"  Download:  {error}.\n"
             f"  To go on:  put {', '.join(published.files)} into <folder>/{published.folder} and give "
             f"--data-dir <folder> or set {DATA_DIR_VARIABLE}; or connect this machine to the internet; or choose the "
@@ -45,13 +42,13 @@ def find_files(name: str, data_dir: Path | None, *, downloads: Path) -> list[Pat
 
 
 def _given_folder(data_dir: Path | None) -> list[Path]:
-    """The folder that the user named, if any."""
+    """Return the folder that the user named, if any."""
     named = data_dir or os.environ.get(DATA_DIR_VARIABLE)
     return [Path(named).expanduser().absolute()] if named else []
 
 
 def _search(folder: Path, name: str) -> tuple[list[Path], list[str]]:
-    """The files of a data set that a folder holds, unpacked or packed, and the names of those that it lacks."""
+    """Return the files of a data set that a folder holds, unpacked or packed, and the names of those that it lacks."""
     published = PUBLISHED_FILES[name]
     found, missing = [], []
     for file in published.files:
@@ -64,7 +61,7 @@ def _search(folder: Path, name: str) -> tuple[list[Path], list[str]]:
 
 
 def _absence(folder: Path, name: str) -> str:
-    """What a folder lacks, in words."""
+    """Describe what a folder lacks."""
     if not folder.is_dir():
         return "(no such folder)"
     missing = _search(folder, name)[1]

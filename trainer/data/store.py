@@ -1,15 +1,11 @@
-"""TODO one line."""
+"""The cache of decoded data sets: built once, opened memory-mapped from then on, checked each time."""
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import os
-import shutil
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,12 +14,13 @@ import torch
 from torch import Tensor
 
 from trainer.config import EvaluationConfig
-from trainer.data.catalogue import PUBLISHED_FILES, SIZES
 from trainer.data.formats import Pixels, check_pixels, decode
+from trainer.data.splits import split_order
+from trainer.files import locked, make_whole_folder
 
 _STORED_FILES = ("images.npy", "labels.npy")
 _FORMAT = 1
-"""Of the cached tensors; a cache of another format is left alone and a new one made beside it."""
+"""Version of the cached tensors; a cache of another version is left alone and a new one made beside it."""
 
 
 class Stored(NamedTuple):
@@ -34,54 +31,17 @@ class Stored(NamedTuple):
     labels: Tensor
     """(N,) int64."""
     digest: str
-    """Of pixels, labels and their order."""
-
-
-# Splitting
-
-
-def _split_order(labels: np.ndarray, evaluation: EvaluationConfig) -> np.ndarray:
-    """Which published image stands where in the cache: (N,) indices in the order train, validation, test.
-
-    A published test set stays as it is, in its own order; digits have none, so theirs is drawn with the rest.
-    """
-    sizes = SIZES[evaluation.dataset]
-    held_out = sizes.test if evaluation.dataset in PUBLISHED_FILES else 0
-    pool = len(labels) - held_out
-    order = stratified_order(labels[:pool], np.random.default_rng(evaluation.split_seed))
-    test, validation, train = np.split(order, [sizes.test - held_out, sizes.test - held_out + sizes.validation])
-    return np.concatenate([train, validation, test, np.arange(pool, len(labels))])
-
-
-def stratified_order(labels: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """A random order in which every prefix holds nearly the same share of each class.
-
-    The r-th image of a class of size m, in random order, gets the random key (r + u) / m with u in [0, 1): each class
-    is spread evenly over [0, 1], sorting by the key interleaves them, and a prefix holds its share of a class to 1 / m.
-
-    Args:
-        labels: (N,) int64.
-        generator: Decides the order.
-    """
-    shuffled = generator.permutation(len(labels))
-    by_class = shuffled[np.argsort(labels[shuffled], kind="stable")]
-    sizes = np.bincount(labels)
-    rank = np.arange(len(labels)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    key = (rank + generator.random(len(labels))) / np.repeat(sizes, sizes)
-    return by_class[np.argsort(key, kind="stable")]
-
-
-# The cache of decoded tensors
+    """Digest of pixels, labels and their order."""
 
 
 def source_digest(evaluation: EvaluationConfig, files: list[Path]) -> str:
-    """Names the cache after what it was made from, so that a file put in another's place is read again."""
-    seen = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return hashlib.sha256(json.dumps([_FORMAT, evaluation.split_seed, seen]).encode()).hexdigest()[:12]
+    """Return a name for the cache of these files, so that a file put in the place of another is read again."""
+    files_seen = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return hashlib.sha256(json.dumps([_FORMAT, evaluation.split_seed, files_seen]).encode()).hexdigest()[:12]
 
 
 def open_stored(folder: Path) -> Stored | None:
-    """The cached tensors, memory-mapped; None where they are absent or damaged."""
+    """Open the cached tensors, memory-mapped; None if they are missing or damaged."""
     try:
         record = json.loads((folder / "record.json").read_bytes())
         if record["checks"] != measure(folder):
@@ -96,12 +56,12 @@ def open_stored(folder: Path) -> Stored | None:
 
 
 def build_stored(folder: Path, evaluation: EvaluationConfig, files: list[Path]) -> Stored:
-    """Decode, split and store, in one process while the others wait for it."""
-    with locked(folder):
+    """Decode, split and store a data set, in one process while the others wait for it."""
+    with locked(folder.with_name(f"{folder.name}.lock")):
         if stored := open_stored(folder):
             return stored
         pixels = check_pixels(decode(evaluation.dataset, files), evaluation.dataset)
-        order = _split_order(pixels.labels, evaluation)
+        order = split_order(pixels.labels, evaluation)
         _store(folder, pixels._replace(images=pixels.images[order], labels=pixels.labels[order]))
         stored = open_stored(folder)
     if stored is None:
@@ -110,22 +70,17 @@ def build_stored(folder: Path, evaluation: EvaluationConfig, files: list[Path]) 
 
 
 def _store(folder: Path, pixels: Pixels) -> None:
-    """Write the tensors under a temporary name, then put them in place whole."""
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
     digest = hashlib.sha256(pixels.images.tobytes() + pixels.labels.tobytes()).hexdigest()
-    np.save(partial / "images.npy", np.divide(pixels.images, pixels.white, dtype=np.float32))
-    np.save(partial / "labels.npy", pixels.labels)
-    (partial / "record.json").write_text(json.dumps({"digest": digest, "checks": measure(partial)}))
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    with make_whole_folder(folder, replace=True) as unfinished:
+        np.save(unfinished / "images.npy", np.divide(pixels.images, pixels.white, dtype=np.float32))
+        np.save(unfinished / "labels.npy", pixels.labels)
+        (unfinished / "record.json").write_text(json.dumps({"digest": digest, "checks": measure(unfinished)}))
 
 
 def measure(folder: Path, *, blocks: int = 64, block: int = 1 << 14) -> dict[str, list[int]]:
-    """Size and checksum of evenly spaced blocks of each stored file: all of a small file, 1 MiB of a large one.
+    """Measure each stored file: its size, and a checksum of evenly spaced blocks (all of a small file, 1 MiB at most).
 
-    Enough for what happens to files (cut short, zeroed by a crash, overwritten) at a cost that each trial can pay.
+    That shows what happens to files (cut short, zeroed by a crash, overwritten) at a cost that each trial can pay.
     """
     measured = {}
     for name in _STORED_FILES:
@@ -137,12 +92,3 @@ def measure(folder: Path, *, blocks: int = 64, block: int = 1 << 14) -> dict[str
                 checksum = zlib.crc32(file.read(block), checksum)
         measured[name] = [size, checksum]
     return measured
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold `path`'s lock against every other process on this machine; the system frees it if this one is killed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_name(path.name + ".lock"), "w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield

@@ -1,17 +1,17 @@
-"""Checkpoints that survive a crash at any moment: sealed bytes in a store, the newest readable one wins."""
+"""Checkpoints that survive a crash at any moment: sealed bytes in a store, of which the newest readable one is used."""
 
 from __future__ import annotations
 
-import hashlib
 import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 from trainer.files.atomic import patiently, write_whole
+from trainer.files.sealed import seal, unseal
 
 KEPT = 2
-"""Checkpoints kept per trial: the newest, and the one before in case the newest was written by half."""
+"""Number of checkpoints kept per trial: the newest, and the one before in case the newest is damaged."""
 
 
 class Store(Protocol):
@@ -24,10 +24,14 @@ class Store(Protocol):
 
 
 class FolderStore:
-    """A `Store` in a folder of this machine, made when it is first written to; `told` hears where it must wait."""
+    """A `Store` in a folder of this machine, made when it is first written to.
 
-    def __init__(self, folder: Path, *, told: Callable[[str], None] = lambda message: None) -> None:
-        self.folder, self.told = folder, told
+    Args:
+        log: Called with a message if a write has to wait for the storage.
+    """
+
+    def __init__(self, folder: Path, *, log: Callable[[str], None] = lambda message: None) -> None:
+        self.folder, self._log = folder, log
 
     def names(self) -> list[str]:
         return sorted(path.name for path in self.folder.glob("*")) if self.folder.is_dir() else []
@@ -36,21 +40,25 @@ class FolderStore:
         return (self.folder / name).read_bytes()
 
     def write(self, name: str, content: bytes) -> None:
-        """Raises StorageFailed where the folder can't be written or the disk stays full; what was there stays."""
+        """Write a file whole.
+
+        Raises:
+            StorageFailed: if the folder can't be written or the disk stays full; what was there stays.
+        """
         path = self.folder / name
-        patiently(lambda: write_whole(path, content), what=repr(str(path)), told=self.told)
+        patiently(lambda: write_whole(path, content), what=repr(str(path)), log=self._log)
 
     def delete(self, name: str) -> None:
         (self.folder / name).unlink(missing_ok=True)
 
 
 def save_checkpoint(store: Store, epoch: int, state: dict[str, Any]) -> None:
-    """Write the state after `epoch`, then drop all but the `KEPT` newest checkpoints up to it.
+    """Write the state after `epoch`, then delete all but the `KEPT` newest checkpoints up to it.
 
-    One of a later epoch can only be one that was damaged and passed over.
+    A checkpoint of a later epoch is deleted too: it can only be a damaged one that was passed over.
 
     Args:
-        state: tensors, numbers, texts, lists and mappings only (`torch.load(weights_only=True)` must read it).
+        state: Tensors, numbers, texts, lists and mappings only (`torch.load(weights_only=True)` must read it).
     """
     written = f"checkpoint-{epoch:06d}.pt"
     store.write(written, seal(to_bytes(state)))
@@ -61,20 +69,20 @@ def save_checkpoint(store: Store, epoch: int, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(store: Store) -> tuple[dict[str, Any] | None, list[str]]:
-    """The newest checkpoint that is whole, or None; and a warning for each damaged one that was passed over."""
+    """Return the newest whole checkpoint, or None; and a warning for each damaged one that was passed over."""
     warnings = []
     for name in reversed(_checkpoint_names(store)):
         try:
             return from_bytes(unseal(store.read(name))), warnings
         except FileNotFoundError:
-            continue  # dropped meanwhile by a worker that outlived its driver; it writes what this trial would
+            continue  # deleted meanwhile by a worker that outlived its driver and writes the same numbers
         except (ValueError, OSError) as error:
             warnings.append(f"{name} is damaged ({error}) and passed over")
     return None, warnings
 
 
 def _checkpoint_names(store: Store) -> list[str]:
-    """Oldest first; six digits keep the order of names and of epochs the same."""
+    """Return the names, oldest first; six digits keep the order of names and of epochs the same."""
     return [name for name in store.names() if name.startswith("checkpoint-")]
 
 
@@ -88,7 +96,7 @@ def to_bytes(state: dict[str, Any]) -> bytes:
 
 
 def from_bytes(content: bytes) -> dict[str, Any]:
-    """What `to_bytes` wrote, on the CPU. Tensors and plain values only; no code is run.
+    """Return the state that `to_bytes` was given, on the CPU. Reads tensors and plain values only; runs no code.
 
     Raises:
         ValueError: for anything else.
@@ -100,20 +108,3 @@ def from_bytes(content: bytes) -> dict[str, Any]:
     except Exception as error:  # noqa: BLE001 - the reader raises whatever damaged bytes lead it to
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"unreadable: {reason}") from error
-
-
-def seal(payload: bytes) -> bytes:
-    """The payload behind its SHA-256, so that damage is known before anything is parsed."""
-    return hashlib.sha256(payload).digest() + payload
-
-
-def unseal(content: bytes) -> bytes:
-    """The payload.
-
-    Raises:
-        ValueError: if the digest does not fit.
-    """
-    digest, payload = content[:32], content[32:]
-    if hashlib.sha256(payload).digest() != digest:
-        raise ValueError("its checksum does not fit")
-    return payload

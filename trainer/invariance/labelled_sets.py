@@ -1,9 +1,9 @@
 """Invariance examples that people labelled: read in the published layout, and compared with any classifier.
 
 A folder as published with Tramèr et al. 2020: `NAME.npy` (N, 28, 28) with pixels from 0 to 255 and `NAME_labels.npy`
-(N,) beside it, in any subfolder. The MNIST test images that they start from stand in `indexs.npy` (sic) beside them or
-in a folder above; for one set alone in `NAME_indexs.npy`, for one family of sets in `FAMILY_indexs.npy`, the first word
-of their names. Images may be (N, 784) or (N, 28, 28, 1) too, and pixels from 0 to 1 where none is above 1.
+(N,) beside it, in any subfolder. The MNIST test images that they were made from are listed in `indexs.npy` (sic) beside
+them or in a folder above; for one set alone in `NAME_indexs.npy`, for one family of sets in `FAMILY_indexs.npy`, named
+by the first word of their names. Images may be (N, 784) or (N, 28, 28, 1) too, and pixels may lie in [0, 1].
 
 Shapes: N images, H rows, W columns, K classes.
 """
@@ -35,21 +35,22 @@ from trainer.invariance.judge import ABSTAINS
 
 _INDICES = "indexs.npy"
 _BATCH = 500
+"""Images that a model answers at once."""
 _WHITE = 255
-"""The published sets' greatest pixel value, whatever their type."""
+"""Greatest pixel value in the published sets, whatever their type."""
 
 
 class LabelledSet(NamedTuple):
-    """Perturbed images, what people say they show, and what they were made from."""
+    """Perturbed images, people's labels for them, and the images that they were made from."""
 
     name: str
-    """The file's path in the folder, without its suffix."""
+    """Path of the file in the folder, without its suffix."""
     images: Tensor
     """(N, 1, H, W) in [0, 1]."""
     labels: Tensor
-    """(N,) int64, -1 where people did not agree on any."""
+    """(N,) int64, -1 where people did not agree on any class."""
     sources: Split
-    """The N images that they were made from."""
+    """The N images that these were made from, with their labels."""
     white: int = _WHITE
     """The pixel value that was taken for white."""
 
@@ -65,19 +66,19 @@ class LabelledSet(NamedTuple):
 
 
 _Answers = Callable[[Tensor], Tensor]
-"""Images (N, 1, H, W) in [0, 1] to classes (N,) int64, -1 for none."""
+"""Function from images (N, 1, H, W) in [0, 1] to classes (N,) int64, -1 for none."""
 
 
 def read_examples(folder: Path, test: Split, *, classes: int) -> list[LabelledSet]:
-    """Every labelled set below `folder`, by name.
+    """Read every labelled set below `folder`, in the order of their names.
 
     Args:
-        folder: in the published layout.
+        folder: a folder in the published layout.
         test: the data set's test images, in the published order.
         classes: K.
 
     Raises:
-        InputError: naming the file, where there is none or one is damaged, or does not belong to the others.
+        InputError: naming the folder or file, if there is no set, or a file is missing, damaged, or of another set.
     """
     names = sorted(path.relative_to(folder) for path in folder.rglob(f"*{LABELS}"))
     if not names:
@@ -86,7 +87,7 @@ def read_examples(folder: Path, test: Split, *, classes: int) -> list[LabelledSe
 
 
 def _read_set(folder: Path, name: str, test: Split, *, classes: int) -> LabelledSet:
-    """The set of one name; arguments and errors as of `read_examples`."""
+    """Read the set of one name; arguments and errors as of `read_examples`."""
     labels, indices_file = _load_array(folder / f"{name}{LABELS}"), _find_indices(folder, name)
     indices = _load_array(indices_file)
     if labels.ndim != 1 or not _in_range(labels, ABSTAINS, classes - 1):
@@ -107,7 +108,7 @@ def _read_set(folder: Path, name: str, test: Split, *, classes: int) -> Labelled
 
 
 def _read_images(path: Path, count: int, shape: tuple[int, ...]) -> tuple[Tensor, int]:
-    """`count` images (N, *shape) in [0, 1], and the pixel value that was taken for white.
+    """Read `count` images (N, *shape) in [0, 1], and the pixel value that was taken for white.
 
     Raises:
         InputError: naming the file, for another shape or pixels outside the range.
@@ -125,7 +126,7 @@ def _read_images(path: Path, count: int, shape: tuple[int, ...]) -> tuple[Tensor
 
 
 def _check_sources(name: str, images: Tensor, sources: Tensor, indices_file: Path) -> None:
-    """Refuse a set that was made from other images than those its indices name: most are nearest to their own.
+    """Refuse a set that was made from other images than its indices name: most must lie nearest to their own.
 
     Raises:
         InputError: naming the set and the file of its indices.
@@ -140,7 +141,7 @@ def _check_sources(name: str, images: Tensor, sources: Tensor, indices_file: Pat
 
 
 def _find_indices(folder: Path, name: str) -> Path:
-    """The file of source indices: the set's own, else its family's, else the common one, nearest to the set first."""
+    """Find the file of source indices: the set's own, else its family's, else the common one in the nearest folder."""
     path = folder / name
     own = [path.with_name(f"{word}_{_INDICES}") for word in (path.name, path.name.split("_")[0])]
     common = [above / _INDICES for above in path.parents if above.is_relative_to(folder)]
@@ -148,7 +149,7 @@ def _find_indices(folder: Path, name: str) -> Path:
 
 
 def _load_array(path: Path) -> np.ndarray:
-    """The numbers in one file, never unpickled.
+    """Load the numbers in one file, without unpickling.
 
     Raises:
         InputError: naming the file, where it is missing, damaged or empty.
@@ -166,14 +167,14 @@ def _load_array(path: Path) -> np.ndarray:
 
 
 def _in_range(numbers: np.ndarray, low: int, high: int) -> bool:
-    """Whether all are whole numbers from `low` to `high`."""
+    """Return whether all are whole numbers from `low` to `high`."""
     return bool((numbers == np.floor(numbers)).all() and numbers.min() >= low and numbers.max() <= high)
 
 
 def ask_people(
     folder: ExamplesFolder, sets: Sequence[LabelledSet], answerers: Mapping[str, _Answers]
 ) -> HumanAgreement:
-    """How far each answerer agrees with people on the sets of a folder."""
+    """Measure how far each answerer agrees with people on the sets of a folder."""
     return HumanAgreement(
         folder.path,
         folder.digest,
@@ -192,7 +193,7 @@ def ask_people(
 
 
 def answers_of(model: nn.Module) -> _Answers:
-    """The answers of a model, images (B, C, H, W) to a `Prediction`, wherever it lies; it is left as it was found."""
+    """Build the answers of a model, images (B, C, H, W) to a `Prediction`, on any device; leave it as it was found."""
 
     def answer(images: Tensor) -> Tensor:
         device = next((parameter.device for parameter in model.parameters()), images.device)
@@ -204,7 +205,7 @@ def answers_of(model: nn.Module) -> _Answers:
 
 
 def compare(labelled: LabelledSet, answerers: Mapping[str, _Answers]) -> list[Agreement]:
-    """What each answerer makes of a set, beside who always answers with the source's label."""
+    """Compare each answerer with people on a set, and first an answer that is always the source's label."""
     always = agreement(ORIGINAL, labelled, labelled.sources.labels, labelled.sources.labels)
     return [always] + [
         agreement(name, labelled, answer(labelled.images), answer(labelled.sources.images))
@@ -228,5 +229,5 @@ def agreement(name: str, labelled: LabelledSet, answers: Tensor, clean_answers: 
 
 
 def _share(hits: Tensor, among: Tensor) -> Share:
-    """How many of the images `among` (N,) bool are `hits` (N,) bool."""
+    """Count how many of the images `among` (N,) bool are `hits` (N,) bool."""
     return Share(int((hits & among).sum()), int(among.sum()))

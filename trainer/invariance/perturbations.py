@@ -1,4 +1,8 @@
-"""TODO one line."""
+"""Invariance perturbations of whole sets: to judge by, to train with, and per model.
+
+Shapes: N images, C channels, H rows, W columns, K classes, M images of a judging set, Q (source, target) pairs, G
+budgets, J candidates.
+"""
 
 from __future__ import annotations
 
@@ -13,51 +17,53 @@ from torch import Tensor
 from trainer.data import Split
 from trainer.errors import InputError
 from trainer.invariance.attacks import INVARIANCE_ATTACKS, cheapest
+from trainer.invariance.class_index import Neighbours
 from trainer.invariance.judge import ABSTAINS
-from trainer.invariance.neighbours import Neighbours
 
 NEAREST = 3
-"""Training images of each target class from which the per-model attack starts."""
+"""Number of training images of each target class from which the per-model attack starts."""
 BATCH = 1024
+"""Images that are made or labelled at once."""
 
 Progress = Callable[[str, int, int], None]
-"""Told a stage, how much of it is done, and how much there is."""
+"""Function of a stage's name, how much of it is done, and how much there is."""
 
 
 class JudgingSet(NamedTuple):
-    """Perturbed images of the fixed transfer attack, and what the judge says they show."""
+    """Perturbed images of the fixed transfer attack, and their labels by the judge."""
 
     images: Tensor
     """(M, C, H, W) in [0, 1], perturbed."""
     source_images: Tensor
-    """(M, C, H, W) in [0, 1], what they were made from."""
+    """(M, C, H, W) in [0, 1], the images that they were made from."""
     source_labels: Tensor
-    """(M,) int64."""
+    """(M,) int64 classes."""
     source_index: Tensor
-    """(M,) int64, into the split."""
-    oracle_labels: Tensor
+    """(M,) int64, positions in the split."""
+    judge_labels: Tensor
     """(M,) int64, -1 where the judge abstained."""
 
     @property
     def changed(self) -> Tensor:
         """C, (M,) bool: the judge sees another class than the source's."""
-        return (self.oracle_labels != ABSTAINS) & (self.oracle_labels != self.source_labels)
+        return (self.judge_labels != ABSTAINS) & (self.judge_labels != self.source_labels)
 
     @property
     def unchanged(self) -> Tensor:
         """(M,) bool: the judge still sees the source's class."""
-        return self.oracle_labels == self.source_labels
+        return self.judge_labels == self.source_labels
 
     @property
     def digest(self) -> str:
-        """Of the perturbed images and their labels: trials may be compared only where it is the same.
+        """Digest of the perturbed images and their labels; trials may be compared only where it is the same.
 
-        An oracle that was trained on another kind of processor can differ in single answers.
+        A judge that was trained on another kind of processor can differ in single answers.
         """
-        content = self.images.numpy().tobytes() + self.oracle_labels.numpy().tobytes()
+        content = self.images.numpy().tobytes() + self.judge_labels.numpy().tobytes()
         return hashlib.sha256(content).hexdigest()[:16]
 
     def to(self, device: torch.device | str) -> JudgingSet:
+        """Copy all fields to a device."""
         return JudgingSet(*(field.to(device) for field in self))
 
 
@@ -69,11 +75,11 @@ class TrainingPerturbation(NamedTuple):
     labels: Tensor
     """(N,) int64: the target's class where the teacher sees it, else the source's."""
     keep: Tensor
-    """(N,) bool: False where the teacher sees neither, or where the budget lies where its answer turns."""
+    """(N,) bool: False where the teacher sees neither, or its answer differs on either side of the budget."""
 
 
 class Pairs(NamedTuple):
-    """Sources, their neighbours of other classes, and what the perturbations of each pair are made from."""
+    """Sources, their neighbours of other classes, and what the perturbation of each pair is made from."""
 
     sources: Split
     neighbours: Neighbours
@@ -81,15 +87,15 @@ class Pairs(NamedTuple):
     """(Q, C', H, W) uint8, made by the attack."""
 
     def perturb(self, attack: str, pairs: Tensor, epsilon: float | Tensor) -> Tensor:
-        """(S, C, H, W): the perturbations of some `pairs` (S,)."""
+        """Perturb some `pairs` (S,) within a budget, one or one for each: (S, C, H, W) in [0, 1]."""
         images = self.sources.images[self.neighbours.source[pairs]]
         return INVARIANCE_ATTACKS[attack].perturb(images, self.plan[pairs], epsilon=epsilon)
 
     def perturb_all(self, attack: str, epsilon: float) -> tuple[Tensor, Tensor]:
-        """Every source perturbed towards the target that costs least.
+        """Perturb every source towards the target that costs least.
 
         Returns:
-            Images (N, C, H, W), one without a pair left as it is, and the pair that was chosen (N,), -1 for none.
+            Images (N, C, H, W) in [0, 1], left as they are without a pair; the chosen pair (N,), -1 for none.
         """
         cost = torch.empty(len(self.plan))
         for part in torch.arange(len(self.plan)).split(BATCH):
@@ -104,7 +110,7 @@ class Pairs(NamedTuple):
 
 @dataclass(frozen=True)
 class PerturbationCache:
-    """The training images' neighbours and what the teacher sees at each budget, so that any budget is cheap."""
+    """The training images' neighbours and the teacher's answers at each budget, so that any budget is cheap."""
 
     attack: str
     pairs: Pairs
@@ -112,7 +118,7 @@ class PerturbationCache:
     """(G, Q) int8: the teacher's label at each of the attack's budgets, -1 where it abstains."""
 
     def at(self, epsilon: float) -> TrainingPerturbation:
-        """Every training image perturbed towards the target that costs least at this budget.
+        """Perturb every training image towards the target that costs least at this budget.
 
         Raises:
             InputError: for a budget outside [0, 1].
@@ -127,7 +133,7 @@ class PerturbationCache:
         return TrainingPerturbation(images, torch.where(keep, answers, source), keep)
 
     def _answers_at(self, epsilon: float) -> Tensor:
-        """(Q,): what the teacher says at the budgets on either side of `epsilon`, -1 where the two differ."""
+        """Return the teacher's answer (Q,) at the budgets on either side of `epsilon`, -1 where the two differ."""
         budgets = INVARIANCE_ATTACKS[self.attack].budgets
         below = max(g for g, budget in enumerate(budgets) if budget <= epsilon)
         above = min(g for g, budget in enumerate(budgets) if budget >= epsilon)
@@ -135,23 +141,23 @@ class PerturbationCache:
 
 
 class _ModelAttack(NamedTuple):
-    """What the per-model attack found, for N sources."""
+    """The outcome of the per-model attack on N sources."""
 
     right: Tensor
     """(N,) bool: the model had the source right when clean."""
     attackable: Tensor
-    """(N,) bool: some candidate shows another class to the oracle."""
+    """(N,) bool: the judge sees another class in some candidate."""
     stuck: Tensor
-    """(N,) bool: for one of them the model's answer stays that to the clean source."""
+    """(N,) bool: to some candidate the model gives the same answer as to the clean source."""
     accurate: Tensor
-    """(N,) bool: the model gives the oracle's label to every candidate of an attackable source."""
+    """(N,) bool: the source is attackable, and the model gives the judge's label to every candidate."""
     images: Tensor
-    """(N, C, H, W): a candidate at which it is stuck, the source where there is none."""
+    """(N, C, H, W): a candidate at which the model is stuck, or the source where there is none."""
 
 
 @dataclass(frozen=True)
 class InvarianceAdversary:
-    """The per-model invariance attack: the candidates whose label the judge sees changed, whatever the model.
+    """The per-model invariance attack: all candidates in which the judge sees another class, whatever the model.
 
     Candidates are targets times neighbours, each with its alignment, times budgets up to the limit.
     """
@@ -159,17 +165,17 @@ class InvarianceAdversary:
     attack: str
     pairs: Pairs
     pair: Tensor
-    """(J,) int64, sorted."""
+    """(J,) int64, sorted: the pair of each candidate."""
     epsilon: Tensor
-    """(J,) float32."""
+    """(J,) float32: the budget of each candidate."""
     label: Tensor
-    """(J,) int64: what the judge sees, never the source's class."""
+    """(J,) int64: the class that the judge sees, never the source's."""
 
     def run(self, logits: Callable[[Tensor], Tensor]) -> _ModelAttack:
         """Find for every source a candidate at which the model's answer does not change.
 
         Args:
-            logits: the model, images (B, C, H, W) in [0, 1] to logits (B, K).
+            logits: the model, from images (B, C, H, W) in [0, 1] to logits (B, K).
         """
         sources, count = self.pairs.sources, len(self.pairs.sources.labels)
         clean = torch.cat([logits(part).argmax(1) for part in sources.images.split(BATCH)])
@@ -192,5 +198,5 @@ class InvarianceAdversary:
 
 
 def _marked(index: Tensor, count: int) -> Tensor:
-    """(count,) bool: True at every place that `index` names."""
+    """Return (count,) bool, True at every position that `index` names."""
     return torch.zeros(count, dtype=torch.bool).index_fill_(0, index, True)

@@ -1,7 +1,8 @@
-"""What all trials of a sweep share, computed once per machine: data, oracles, judging sets, training perturbations.
+"""The preparation shared by all trials of a sweep, computed once per machine and cached.
 
-Shapes: N images, C channels, H rows, W columns, M images of a judging set, Q (source, target) pairs, G budgets, J
-candidates.
+It consists of data, judge and teacher, neighbours, judging sets and training perturbations.
+
+Shapes: N images, C channels, H rows, W columns, Q (source, target) pairs.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from trainer.config import EvaluationConfig
 from trainer.data import Data, Split, load_data
 from trainer.errors import InputError
 from trainer.files import Cache
-from trainer.invariance.alignments import alignments_for
-from trainer.invariance.attacks import INVARIANCE_ATTACKS, PAPER_TARGETS, allowed_targets
-from trainer.invariance.judge import ABSTAINS, Judge, Quality, build_judge, recipe_for, train_judge
-from trainer.invariance.neighbours import ClassIndex, Neighbours, bring_back, find_neighbours
+from trainer.invariance.attacks import INVARIANCE_ATTACKS, allowed_targets
+from trainer.invariance.class_index import ClassIndex, Neighbours
+from trainer.invariance.judge import ABSTAINS, Judge, Quality, build_judge
+from trainer.invariance.judge_training import train_judge
+from trainer.invariance.neighbours import bring_back, find_neighbours
 from trainer.invariance.perturbations import (
     BATCH,
     NEAREST,
@@ -34,21 +36,23 @@ from trainer.invariance.perturbations import (
     PerturbationCache,
     Progress,
 )
+from trainer.invariance.published import PAPER_TARGETS, alignments_for
+from trainer.invariance.recipes import recipe_for
 from trainer.parallel import map_on_threads
 from trainer.words import did_you_mean
 
 _SPLITS = ("train", "validation", "test")
 _SHARES = (0.4, 0.6, 0.8, 1.0)
-"""Of the limit: the budgets that the per-model attack tries."""
+"""Budgets that the per-model attack tries, as shares of the limit."""
 
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """What all trials share. Made by `prepare`; the parts that it did not make are made and cached when asked for."""
+    """Everything that all trials share. Made by `prepare`; other parts are made and cached when asked for."""
 
     data: Data
     evaluation: EvaluationConfig
-    _workshop: PreparationPipeline
+    _pipeline: PreparationPipeline
 
     @cached_property
     def judging(self) -> JudgingSet:
@@ -56,25 +60,29 @@ class Prepared:
         return self.judging_set("validation")
 
     def judging_set(self, split: str) -> JudgingSet:
-        """The judging set of `validation`, or for an audit of `test`.
+        """Return the judging set of `validation`, or for an audit of `test`.
 
         Raises:
             InputError: if the judge sees no changed image at the evaluation's budget.
         """
-        return self._workshop.judging_set(split)
+        return self._pipeline.judging_set(split)
 
     def adversary(self, split: str) -> InvarianceAdversary:
-        """The per-model attack on a split, within the evaluation's budget."""
-        return self._workshop.adversary(split)
+        """Return the per-model attack on a split, within the evaluation's budget."""
+        return self._pipeline.adversary(split)
 
-    def bank(self, norm: str) -> PerturbationCache:
-        """The training perturbations of an invariance norm."""
-        return self._workshop.bank(norm)
+    def perturbations(self, norm: str) -> PerturbationCache:
+        """Return the training perturbations of an invariance norm, `linf` or `l0`.
+
+        Raises:
+            InputError: for another norm.
+        """
+        return self._pipeline.perturbations(norm)
 
     @cached_property
     def judge(self) -> Judge:
-        """Who says what a judged image shows."""
-        return self._workshop.oracle("judge")
+        """The judge, which says what a judged image shows."""
+        return self._pipeline.ensemble("judge")
 
     @cached_property
     def judge_quality(self) -> Quality:
@@ -90,31 +98,34 @@ def prepare(
     cache_dir: Path,
     progress: Progress | None = None,
 ) -> Prepared:
-    """Load the data and make, or find in the cache, what all trials share.
+    """Load the data and make, or find in the cache, everything that all trials share.
 
     Args:
         evaluation: data set, split and the judging attack.
-        invariance_norms: training perturbations that will be needed; others are made when first asked for.
-        data_dir: where published files are looked for.
-        cache_dir: where results are kept, under `prepared/`.
-        progress: told a stage, how much of it is done, and how much there is.
+        invariance_norms: norms of the training perturbations to make now; others are made when first asked for.
+        data_dir: folder in which published files are looked for.
+        cache_dir: folder whose `prepared/` keeps the results.
+        progress: called with a stage's name, how much of it is done, and how much there is.
 
     Raises:
-        InputError: for data that can't be had, an unknown norm, or a judging attack that changes no image's label.
+        InputError: for data that can't be had, an unknown norm, or a judging attack that changes no image's class.
     """
     data = load_data(evaluation, data_dir=data_dir, cache_dir=cache_dir)
-    workshop = PreparationPipeline(
+    pipeline = PreparationPipeline(
         data, evaluation, Cache(cache_dir / "prepared"), progress or (lambda stage, done, total: None)
     )
-    prepared = Prepared(data, evaluation, workshop)
+    prepared = Prepared(data, evaluation, pipeline)
     _ = prepared.judging
     for norm in invariance_norms:
-        prepared.bank(norm)
+        prepared.perturbations(norm)
     return prepared
 
 
 class PreparationPipeline:
-    """Makes each shared part from the ones before it, through the cache."""
+    """The steps of the preparation: each makes its part from the ones before it, through the cache.
+
+    The names of stages and the keys of parameters name the cached files, so they stay as they are, "oracle" among them.
+    """
 
     def __init__(self, data: Data, evaluation: EvaluationConfig, cache: Cache, progress: Progress) -> None:
         self._data, self._evaluation, self._cache, self._progress = data, evaluation, cache, progress
@@ -127,11 +138,10 @@ class PreparationPipeline:
             "seed": evaluation.split_seed,
         }
 
-    def oracle(self, role: str) -> Judge:
-        """The oracle of a role, trained on its half of the training images."""
+    def ensemble(self, role: str) -> Judge:
+        """Return the ensemble of a role, `judge` or `teacher`, trained on its half of the training images."""
         train, classes = self._data.train, self._data.classes
-        oracle = build_judge(self._data.name, role, tuple(train.images.shape[1:]), classes)
-        stage = f"{role} oracle"
+        ensemble = build_judge(self._data.name, role, tuple(train.images.shape[1:]), classes)
 
         def make() -> dict[str, Tensor]:
             trained = train_judge(
@@ -140,16 +150,19 @@ class PreparationPipeline:
                 *train,
                 classes=classes,
                 seed=self._evaluation.split_seed,
-                progress=lambda done, total: self._progress(stage, done, total),
+                progress=lambda done, total: self._progress(role, done, total),
             )
             return trained.state_dict()
 
-        key = {**self._common, "role": role}
-        oracle.load_state_dict(self._cache.get(stage, key, make))
-        return oracle
+        ensemble.load_state_dict(self._cache.get(f"{role} oracle", {**self._common, "role": role}, make))
+        return ensemble
 
     def judging_set(self, split: str) -> JudgingSet:
-        """The fixed transfer attack on a split, labelled by the judge."""
+        """Return the fixed transfer attack on a split, labelled by the judge.
+
+        Raises:
+            InputError: for an unknown split, or if the judge sees no changed image at the evaluation's budget.
+        """
         norm, epsilon = self._evaluation.eval_invariance_norm, self._evaluation.eval_invariance_epsilon
         stage = f"{split} judging set"
 
@@ -159,19 +172,22 @@ class PreparationPipeline:
             index = (chosen >= 0).nonzero().squeeze(1)
             sources = Split(*(field[index] for field in pairs.sources))
             labels = self._ask("judge", stage, len(index), lambda part: images[index[part]])
-            return JudgingSet(images[index], *sources, index, labels)._asdict()
+            fields = JudgingSet(images[index], *sources, index, labels)._asdict()
+            fields["oracle_labels"] = fields.pop("judge_labels")
+            return fields
 
-        judging = JudgingSet(**self._cache.get(stage, self._judged(split), make))
+        stored = self._cache.get(stage, self._judged(split), make)
+        judging = JudgingSet(judge_labels=stored.pop("oracle_labels"), **stored)
         if not judging.changed.any():
             raise InputError(
                 f"eval_invariance_epsilon = {epsilon:g} ({norm}): of {len(judging.images)} perturbed {split} images "
-                "the oracle sees none as changed, so there is nothing to judge invariance by: give a larger budget, or "
+                "the judge sees none as changed, so there is nothing to judge invariance by: give a larger budget, or "
                 "a larger eval_invariance_size"
             )
         return judging
 
     def adversary(self, split: str) -> InvarianceAdversary:
-        """The per-model attack on a split: every candidate that the judge sees as changed."""
+        """Return the per-model attack on a split: every candidate in which the judge sees another class."""
         norm, limit = self._evaluation.eval_invariance_norm, self._evaluation.eval_invariance_epsilon
         stage = f"{split} adversary"
         pairs = self._pairs(split, norm, nearest=NEAREST)
@@ -187,8 +203,12 @@ class PreparationPipeline:
         key = {**self._judged(split), "nearest": NEAREST, "shares": _SHARES}
         return InvarianceAdversary(norm, pairs, **self._cache.get(stage, key, make))
 
-    def bank(self, norm: str) -> PerturbationCache:
-        """The training perturbations of an invariance norm, labelled by the teacher at every budget of the attack."""
+    def perturbations(self, norm: str) -> PerturbationCache:
+        """Return the training perturbations of a norm, labelled by the teacher at every budget of the attack.
+
+        Raises:
+            InputError: for an unknown norm.
+        """
         if norm not in INVARIANCE_ATTACKS:
             raise InputError(f"no invariance attack in norm {norm!r}: {did_you_mean(norm, INVARIANCE_ATTACKS)}")
         stage = f"{norm} training labels"
@@ -197,7 +217,7 @@ class PreparationPipeline:
         def make() -> dict[str, Tensor]:
             count = len(pairs.plan)
             own = pairs.sources.labels[pairs.neighbours.source].to(torch.int8)
-            # Pair by pair, so that a batch holds each image at all of its budgets; budget 0 needs no answer.
+            # Budget by budget, all pairs at each; budget 0 needs no answer.
             answers = self._ask(
                 "teacher",
                 stage,
@@ -210,7 +230,7 @@ class PreparationPipeline:
         return PerturbationCache(norm, pairs, self._cache.get(stage, key, make)["answers"])
 
     def _judged(self, split: str) -> dict[str, Any]:
-        """What the judging of a split depends on."""
+        """Return everything that the judging of a split depends on."""
         evaluation = self._evaluation
         return {
             **self._common,
@@ -221,19 +241,19 @@ class PreparationPipeline:
         }
 
     def _ask(self, role: str, stage: str, count: int, images: Callable[[Tensor], Tensor]) -> Tensor:
-        """(count,) int64: the oracle's labels of images that are made batch by batch."""
-        oracle, done = self.oracle(role), itertools.count(1)
+        """Label, in a role, images that are made batch by batch: (count,) int64."""
+        ensemble, done = self.ensemble(role), itertools.count(1)
         parts = torch.arange(count).split(BATCH)
 
         def label(part: Tensor) -> Tensor:
-            labels = oracle.label(images(part))
+            labels = ensemble.label(images(part))
             self._progress(f"{stage}: {role}", min(next(done) * BATCH, count), count)
             return labels
 
         return torch.cat(map_on_threads(label, parts)) if count else torch.empty(0, dtype=torch.int64)
 
     def _pairs(self, split: str, norm: str, *, nearest: int) -> Pairs:
-        """The sources of a split with their aligned nearest training images."""
+        """Find the aligned nearest training images of a split's sources."""
         if split not in _SPLITS:
             raise InputError(f"no split {split!r}: {did_you_mean(split, _SPLITS)}")
         size = None if split == "train" else self._evaluation.eval_invariance_size or None
@@ -265,7 +285,7 @@ class PreparationPipeline:
         return Pairs(sources, neighbours, plan)
 
     def _index(self, norm: str) -> ClassIndex:
-        """Of the training images, kept: several splits are searched in it."""
+        """Return the index of the training images; it is kept, because several splits are searched in it."""
         if norm not in self._indices:
             images, labels = self._data.train
             sought = alignments_for(self._data.name, norm).sought(images)

@@ -1,7 +1,7 @@
 """The objective of a trial, term by term: transport, regularisers, weights."""
 
 from trainer.objective.diagnosis import embedding_spread, gradient_shares
-from trainer.objective.terms import Knobs, LossTerms, loss_terms, total, transport_attack_loss
+from trainer.objective.terms import Knobs, LossTerms, loss_terms, total_loss, transport_attack_loss
 
 __all__ = [
     "embedding_spread",
@@ -9,6 +9,6 @@ __all__ = [
     "Knobs",
     "loss_terms",
     "LossTerms",
-    "total",
+    "total_loss",
     "transport_attack_loss",
 ]

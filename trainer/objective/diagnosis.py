@@ -1,4 +1,7 @@
-"""TODO one line."""
+"""Diagnosis of a training step: which term dominates the gradient, and whether the embeddings have collapsed.
+
+Shape letters: B images of a batch, D embedding size, K classes, T stacked trials.
+"""
 
 from __future__ import annotations
 
@@ -11,31 +14,32 @@ from torch import Tensor
 from trainer.objective import transport
 from trainer.objective.terms import WEIGHTED_TERMS, Knobs, LossTerms
 
+LEAST_RANK = 1.5
+"""Effective rank below which the embeddings have collapsed; a working classifier's is near min(K - 1, D)."""
+
+LEAST_SPREAD = 0.01
+"""Spread below which they have collapsed; a working classifier's is near 1."""
+
 
 class _Spread(NamedTuple):
-    """What shape the cloud of embeddings has; both measures are blind to its scale. () each, or (L,) of L clouds."""
+    """The shape of a cloud of embeddings; both measures are blind to its scale. () each, or (T,) for T clouds."""
 
     rank: Tensor
     """() effective rank, in [1, min(B, D)]: exp of the entropy of the shares of the singular values (Roy and Vetterli
     2007, eq. 4) of the centred embeddings; 0 if they all coincide."""
 
     spread: Tensor
-    """() share of the mean squared norm that is variance, in [0, 1]: 0 where all embeddings coincide or vanish."""
+    """() share of the mean squared norm that is variance, in [0, 1]: 0 if all embeddings coincide or vanish."""
 
     @property
     def collapsed(self) -> Tensor:
-        """Whether the embeddings fell into one point or onto one line, where ten classes can't be told apart; bool."""
+        """() bool: the embeddings lie in one point or on one line, where classes can't be told apart."""
         return (self.rank < LEAST_RANK) | (self.spread < LEAST_SPREAD)
-
-
-LEAST_RANK = 1.5
-LEAST_SPREAD = 0.01
-"""Alarms. A classifier of K classes that works has an effective rank near min(K - 1, D) and a spread near 1."""
 
 
 @torch.no_grad()
 def embedding_spread(embedding: Tensor) -> _Spread:
-    """Effective rank and spread of embeddings (..., B, D)."""
+    """Measure effective rank and spread of embeddings (..., B, D)."""
     # A NaN fails the trial by its loss, with a reason; here it would only stop the decomposition.
     embedding = embedding.nan_to_num()
     centred = embedding - embedding.mean(-2, keepdim=True)
@@ -49,12 +53,14 @@ def embedding_spread(embedding: Tensor) -> _Spread:
 
 
 def gradient_shares(terms: LossTerms, knobs: Knobs, parameters: Iterable[Tensor]) -> dict[str, Tensor]:
-    """Each weighted term's gradient norm over the cross-entropy's, () by name: which term steers.
+    """Return each weighted term's gradient norm over the cross-entropy's, () at least 0, by name.
 
-    The graph of the terms is kept, so that they can still be stepped on.
+    The graph of the terms is kept, so that the loss can still be differentiated.
 
     Args:
-        parameters: of stacked trials, terms (L,), each of shape (L, ...).
+        terms: () each, or (T,).
+        knobs: () each, or (T,).
+        parameters: the model's, or (T, ...) each of stacked models.
     """
     parameters = list(parameters)
 

@@ -1,4 +1,7 @@
-"""TODO one line."""
+"""The regularisers R(anchors ; clean) that compare perturbed with clean embeddings: triplet, sinkhorn, ot_triplet.
+
+Shape letters: B images of a batch, D embedding size, K classes, N the most images that one class has.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from trainer.objective import transport
 
 
 class Embedded(NamedTuple):
-    """One side of a regulariser."""
+    """One of the two sides that a regulariser compares: anchors or clean images."""
 
     points: Tensor
     """(B, D) embeddings, or logits (B, K)."""
@@ -22,19 +25,21 @@ class Embedded(NamedTuple):
     """(B,) int64 in [0, K)."""
 
     keep: Tensor | None = None
-    """(B,) bool; False leaves an image out (nobody knows what it shows). None keeps all."""
+    """(B,) bool; False leaves an image out, as its label is in doubt. None keeps all."""
 
 
 class Penalty(NamedTuple):
-    """A regulariser's value, () with its gradient, and how well its transport problems were solved."""
+    """The outcome of a regulariser."""
 
     value: Tensor
+    """(), with its gradient; at least 0."""
+
     marginal_error: Tensor | None
-    """() the largest of the problems' (see `transport.Transport`); None where nothing is transported."""
+    """() the largest of its transport problems, in [0, 2]; None if nothing is transported."""
 
 
 def mean_where(values: Tensor, chosen: Tensor) -> Tensor:
-    """Mean of the chosen values, (); 0, with zero gradient, if none is. Both (B,)."""
+    """Return the mean of the chosen values, (); 0, with zero gradient, if none is. Both (B,)."""
     return torch.where(chosen, values, 0).sum() / chosen.sum().clamp(min=1)
 
 
@@ -49,9 +54,21 @@ def regularizer(
     margin: Tensor | float = 0.05,
     solve: transport.Solver | None = None,
     label_cost: Tensor | float = 1.0,
-    most: int | None = None,
+    largest_class: int | None = None,
 ) -> Penalty:
-    """R(anchors ; clean) by its name in the configuration: `triplet`, `sinkhorn` or `ot_triplet`."""
+    """Compute R(anchors ; clean).
+
+    Args:
+        name: `triplet`, `sinkhorn` or `ot_triplet`.
+        anchors, clean: row i of both comes from one source image.
+        classes: K.
+        ground_metric: `cosine`, or `euclidean`, which is squared where it is a transport cost.
+        mining: `hard` or `semihard`, the negatives of `triplet`.
+        margin: m of `triplet` and `ot_triplet`, in units of the ground metric.
+        solve: solver of `sinkhorn` and `ot_triplet`; entropic with entropy 0.05 if not given.
+        label_cost: added to the cost of `sinkhorn` between different labels.
+        largest_class: at least N; None finds N in the data.
+    """
     solve = solve or solver("entropic", 0.05)
     if name == "triplet":
         distance = DISTANCES[ground_metric](anchors.points, clean.points)
@@ -59,35 +76,43 @@ def regularizer(
     if name == "sinkhorn":
         return _sinkhorn(COSTS[ground_metric], anchors, clean, label_cost=label_cost, solve=solve)
     cost = COSTS[ground_metric](anchors.points, clean.points)
-    return _ot_triplet(cost, anchors, clean, classes=classes, margin=margin, solve=solve, most=most)
+    return _ot_triplet(cost, anchors, clean, classes=classes, margin=margin, solve=solve, largest_class=largest_class)
 
 
-def solver(name: str, entropy: Tensor | float, *, looks: bool = True) -> transport.Solver:
-    """Of transport problems, by its name in the configuration: `entropic`, or `exact` by POT.
+def solver(name: str, entropy: Tensor | float, *, early_stop: bool = True) -> transport.Solver:
+    """Return the solver of transport problems that a configuration names: `entropic`, or `exact` by POT.
 
-    The first ends early on a CPU, where it `looks` whether it may.
+    Args:
+        name: the knob `transport`.
+        entropy: of the entropic solver, in units of the cost.
+        early_stop: whether the entropic solver may look at its error and stop early, which it does on a CPU.
     """
     if name == "exact":
         return transport.exact_transport
-    if looks:
+    if early_stop:
         return partial(transport.entropic_transport, entropy=entropy)
     return partial(transport.entropic_transport, entropy=entropy, tolerance=None)
 
 
 _Cost = Callable[[Tensor, Tensor], Tensor]
+"""A map of points (n, D) and (m, D) to what lies between each pair, (n, m)."""
+
 DISTANCES: dict[str, _Cost] = {"cosine": transport.cosine_cost, "euclidean": transport.euclidean_distance}
+"""Distances that `triplet` compares, by ground metric."""
+
 COSTS: dict[str, _Cost] = {"cosine": transport.cosine_cost, "euclidean": transport.squared_euclidean_cost}
+"""Costs of transport, by ground metric."""
 
 
 def _triplet(
     distance: Tensor, anchors: Embedded, clean: Embedded, *, margin: Tensor | float, mining: str = "hard"
 ) -> Tensor:
-    """Batch-hard triplet loss (Hermans et al. 2017, eq. 5), ().
+    """Compute the batch-hard triplet loss (Hermans et al. 2017, eq. 5), ().
 
     mean_i [ max_{j != i, y_j = y_i} D_ij - min_{y_j != y_i} D_ij + m ]_+, over anchors with a positive and a negative.
 
-    Semi-hard mining takes the nearest negative beyond the positive, and the farthest where none is beyond: the nearest
-    of all pulls embeddings that are still mixed into one point (Schroff et al. 2015, section 3.2).
+    Semi-hard mining takes the nearest negative beyond the positive, or the farthest if none is beyond: always taking
+    the nearest pulls embeddings that are still mixed into one point (Schroff et al. 2015, section 3.2).
 
     Args:
         distance: (B, B), anchors by row.
@@ -112,9 +137,9 @@ def _triplet(
 def _sinkhorn(
     ground_cost: _Cost, anchors: Embedded, clean: Embedded, *, label_cost: Tensor | float, solve: transport.Solver
 ) -> Penalty:
-    """Debiased divergence between the two clouds, with `label_cost` added between different labels.
+    """Compute the debiased divergence between the two clouds, with `label_cost` added between different labels.
 
-    Without it an attack that swaps two classes inside the batch costs nothing: transport alone is blind to who is who.
+    Without that cost an attack that swaps two classes inside the batch costs nothing, as transport ignores labels.
     """
 
     def cost(x: Embedded, y: Embedded) -> Tensor:
@@ -139,43 +164,43 @@ def _ot_triplet(
     classes: int,
     margin: Tensor | float,
     solve: transport.Solver,
-    most: int | None = None,
+    largest_class: int | None = None,
 ) -> Penalty:
-    """sum_c [ OT(anchors of c, clean of c) - OT(anchors of c, clean of other classes) + m ]_+
+    """Compute sum_c [ OT(anchors of c, clean of c) - OT(anchors of c, clean of other classes) + m ]_+, ().
 
-    A class takes part if its anchors have a plan to their own class, no image matched to its own perturbation, and one
-    to the others. All classes are solved at once, in one call for either side.
+    A class takes part if its anchors have a plan to their own class, in which no image is matched to its own
+    perturbation, and a plan to the other classes. All classes are solved at once, in one call for either side.
 
     Args:
         cost: (B, B), anchors by row.
-        most: at least N; None looks for it.
+        largest_class: at least N; None finds N in the data.
     """
-    anchor_index, anchor_there = by_class(anchors, classes, most)
-    clean_index, clean_there = by_class(clean, classes, most)
+    anchor_index, anchor_present = group_by_class(anchors, classes, largest_class)
+    clean_index, clean_present = group_by_class(clean, classes, largest_class)
     to_all = cost[anchor_index]
     to_own = to_all.gather(2, clean_index[:, None, :].expand(-1, anchor_index.shape[1], -1))
     others = (clean.labels != torch.arange(classes, device=cost.device)[:, None]) & _kept(clean)
-    weights = anchor_there.to(cost.dtype)
+    weights = anchor_present.to(cost.dtype)
     itself = anchor_index[:, :, None] == clean_index[:, None, :]
-    within = solve(to_own, weights, clean_there.to(cost.dtype), apart=itself)
+    within = solve(to_own, weights, clean_present.to(cost.dtype), forbidden=itself)
     between = solve(to_all, weights, others.to(cost.dtype))
     usable = within.solvable & between.solvable
     value = torch.where(usable, within.value - between.value + margin, 0).relu().sum()
     return Penalty(value, torch.maximum(within.marginal_error, between.marginal_error).amax())
 
 
-def by_class(side: Embedded, classes: int, most: int | None = None) -> tuple[Tensor, Tensor]:
-    """The rows of each class side by side: indices (K, N), and where there is one, bool (K, N).
+def group_by_class(side: Embedded, classes: int, largest_class: int | None = None) -> tuple[Tensor, Tensor]:
+    """Return the rows of each class, int64 (K, N), and which of these entries are rows at all, bool (K, N).
 
-    N is `most` where given, and must then be large enough.
+    N is `largest_class` if given, which must then be large enough.
     """
     members = (side.labels == torch.arange(classes, device=side.labels.device)[:, None]) & _kept(side)
-    if most is None:
-        most = max(1, int(members.sum(1).max()))
-    index = members.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :most]
+    if largest_class is None:
+        largest_class = max(1, int(members.sum(1).max()))
+    index = members.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :largest_class]
     return index, members.gather(1, index)
 
 
 def _kept(side: Embedded) -> Tensor:
-    """(B,) bool."""
+    """Return which images are kept, (B,) bool."""
     return torch.ones_like(side.labels, dtype=torch.bool) if side.keep is None else side.keep

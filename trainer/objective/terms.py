@@ -1,13 +1,14 @@
 """The objective of a trial: cross-entropy, regularisers on embeddings, norm penalty, TRADES term.
 
-B images, K classes, D embedding size, N the most images that one class has.
+Shape letters: B images of a batch, C channels, H rows, W columns, K classes, D embedding size, N the most images that
+one class has, T stacked trials.
 
     L = CE(g f(X_train), y) + w_s R(f(X_s), y ; f(X), y) + w_v R(f(X_v), y_v ; f(X), y) + w_n mean |f| + beta KL
 
-In R(anchors ; clean) the anchors are the perturbed embeddings, as in TLA (Mao et al. 2019, eq. 4), and the clean ones
-are what they are compared with. Row i of both comes from one source image. A clean image is never the positive of its
-own perturbation: that match is nearly free and says nothing of the class. It can be the negative, where the
-perturbation changed the label: telling those two apart is what an invariance attack tests.
+In R(anchors ; clean) the anchors are the perturbed embeddings, as in TLA (Mao et al. 2019, eq. 4); they are compared
+with the clean ones. Row i of both comes from one source image. A clean image is never the positive of its own
+perturbation: that match is nearly free and says nothing about the class. It can be the negative, if the perturbation
+changed the label: an invariance attack tests whether the model tells these two apart.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from trainer.objective.regularizers import Embedded, Penalty, mean_where, regula
 
 
 class Knobs(NamedTuple):
-    """What varies between trials of one structure, as 0-d tensors, so that such trials can be stacked."""
+    """The continuous knobs of a trial, as tensors, so that trials of one structure can be stacked. () or (T,) each."""
 
     sensitivity_weight: Tensor
     invariance_weight: Tensor
@@ -37,19 +38,17 @@ class Knobs(NamedTuple):
     label_cost: Tensor
     sensitivity_epsilon: Tensor
     sensitivity_steps: Tensor | None = None
-    """How many of the attack's steps are taken, where trials of several numbers are stacked; None takes all."""
+    """Steps of the attack that each trial takes, int64, if stacked trials take different numbers; None takes all."""
 
     @classmethod
     def of(cls, config: TrialConfig, device: torch.device) -> Knobs:
+        """Return the knobs of one configuration, () each."""
         continuous = (name for name in cls._fields if name != "sensitivity_steps")
         return cls(*(torch.tensor(getattr(config, name), device=device) for name in continuous))
 
 
 class LossTerms(NamedTuple):
-    """The terms, () each and not yet weighted; None where the objective leaves one out, so that it costs nothing.
-
-    Of stacked trials (L,) each: what follows from them here, the total and the gradients' norms, is so too.
-    """
+    """The terms, not yet weighted, () each or (T,); None if the objective leaves one out, so that it costs nothing."""
 
     cross_entropy: Tensor
     sensitivity: Tensor | None = None
@@ -57,14 +56,15 @@ class LossTerms(NamedTuple):
     norm: Tensor | None = None
     trades: Tensor | None = None
     marginal_error: Tensor | None = None
-    """No term of the loss: the worst of the transport problems behind it."""
+    """The largest marginal error of the transport problems, in [0, 2]; not a term of the loss."""
 
 
 WEIGHTED_TERMS = ("sensitivity", "invariance", "norm", "trades")
+"""Terms whose weight is the knob `<term>_weight`."""
 
 
-def total(terms: LossTerms, knobs: Knobs) -> Tensor:
-    """The weighted sum, (); with nothing but the cross-entropy it is the cross-entropy itself."""
+def total_loss(terms: LossTerms, knobs: Knobs) -> Tensor:
+    """Return the weighted sum, () or (T,); with no other term it is the cross-entropy itself."""
     loss = terms.cross_entropy
     for name in WEIGHTED_TERMS:
         term = getattr(terms, name)
@@ -81,24 +81,26 @@ def loss_terms(
     *,
     invariance_labels: Tensor | None = None,
     invariance_keep: Tensor | None = None,
-    most: int | None = None,
+    largest_class: int | None = None,
 ) -> LossTerms:
-    """Every term that the configuration asks for.
+    """Compute every term that the configuration asks for.
 
     Args:
-        predictions: of the batch as `clean`, `sensitivity` and `invariance`, each where the objective looks at it.
+        config: the structure of the objective.
+        knobs: () each.
+        predictions: of the views `clean`, `sensitivity` and `invariance` of the batch, each if the objective uses it.
         labels: (B,) of the clean and the sensitivity-perturbed images.
         invariance_labels: (B,) y_v.
-        invariance_keep: (B,) bool, False where nobody knows y_v.
-        most: at least N. Given, nothing here depends on a look at the data, as `torch.vmap` needs; None looks for
-            N, and on a CPU for whether a transport is solved.
+        invariance_keep: (B,) bool, False where y_v is in doubt.
+        largest_class: at least N; then no operation depends on the data, as `torch.vmap` needs. None finds N in the
+            data, and lets a CPU end a transport as soon as it is solved.
     """
     sides = {name: Embedded(getattr(seen, config.regularizer_on), labels) for name, seen in predictions.items()}
     if "invariance" in predictions:
         assert invariance_labels is not None
         sides["invariance"] = Embedded(sides["invariance"].points, invariance_labels, invariance_keep)
     penalties = {
-        name: _penalty(config, knobs, sides[name], sides["clean"], predictions["clean"].logits.shape[1], most)
+        name: _penalty(config, knobs, sides[name], sides["clean"], predictions["clean"].logits.shape[1], largest_class)
         for name in ("sensitivity", "invariance")
         if config.regularizer != "none" and getattr(config, f"{name}_weight") > 0
     }
@@ -117,7 +119,7 @@ def loss_terms(
 
 
 def _penalty(
-    config: TrialConfig, knobs: Knobs, anchors: Embedded, clean: Embedded, classes: int, most: int | None
+    config: TrialConfig, knobs: Knobs, anchors: Embedded, clean: Embedded, classes: int, largest_class: int | None
 ) -> Penalty:
     return regularizer(
         config.regularizer,
@@ -127,41 +129,47 @@ def _penalty(
         ground_metric=config.ground_metric,
         mining=config.mining,
         margin=knobs.margin,
-        solve=solver(config.transport, knobs.entropy, looks=most is None),
+        solve=solver(config.transport, knobs.entropy, early_stop=largest_class is None),
         label_cost=knobs.label_cost,
-        most=most,
+        largest_class=largest_class,
     )
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, keep: Tensor | None = None) -> Tensor:
-    """Mean over the images kept, (); 0 if none is. Logits (B, K), labels (B,), keep (B,) bool."""
+    """Return the mean over the images kept, (); 0 if none is. Logits (B, K), labels (B,), keep (B,) bool."""
     if keep is None:
         return F.cross_entropy(logits, labels)
     return mean_where(F.cross_entropy(logits, labels, reduction="none"), keep)
 
 
 def embedding_norm(embeddings: list[Tensor]) -> Tensor:
-    """Mean Euclidean norm over all embeddings (B, D) of the step, ()."""
+    """Return the mean Euclidean norm over all embeddings (B, D) of the step, ()."""
     return torch.cat(embeddings).norm(dim=1).mean()
 
 
 def trades(clean_logits: Tensor, perturbed_logits: Tensor) -> Tensor:
-    """KL(clean || perturbed) of the predictions (B, K), mean over images, (); Zhang et al. 2019, eq. 5."""
+    """Return KL(clean || perturbed) of the predictions (B, K), mean over images, () (Zhang et al. 2019, eq. 5)."""
     clean, perturbed = clean_logits.log_softmax(1), perturbed_logits.log_softmax(1)
-    return (clean.exp() * (clean - perturbed)).sum() / len(clean)  # F.kl_div's own operations; vmap has no rule for it
+    return (clean.exp() * (clean - perturbed)).sum() / len(clean)  # as F.kl_div, for which vmap has no rule
 
 
 def transport_attack_loss(
-    model_logits: Callable[[Tensor], Tensor], clean_logits: Tensor, *, lanes: int = 1
+    model_logits: Callable[[Tensor], Tensor], clean_logits: Tensor, *, trials: int = 1
 ) -> Callable[[Tensor], Tensor]:
-    """What the feature-scattering attack maximises (Zhang and Wang 2019, eq. 4): images (B, C, H, W) -> (B,), each
-    image's share of the transport of the perturbed logits to the clean ones (B, K), cost 1 - cosine, entropy 0.01.
+    """Return the loss that the feature-scattering attack maximises (Zhang and Wang 2019, eq. 4).
 
-    Images of several `lanes` lie one lane after the other, equally many each, and are transported within their own.
+    It maps images (B, C, H, W) to (B,), each image's share of the transport cost between the perturbed and the clean
+    logits, at cost 1 - cosine and entropy 0.01.
+
+    Args:
+        model_logits: maps images (B, C, H, W) in [0, 1] to logits (B, K).
+        clean_logits: (B, K).
+        trials: number of stacked trials; the images lie trial after trial, equally many each, and are transported
+            within their own trial.
     """
 
     def shares(images: Tensor) -> Tensor:
-        sides = zip(model_logits(images).chunk(lanes), clean_logits.chunk(lanes), strict=True)
+        sides = zip(model_logits(images).chunk(trials), clean_logits.chunk(trials), strict=True)
         cost = torch.stack([transport.cosine_cost(perturbed, clean) for perturbed, clean in sides])
         even = torch.ones_like(cost[..., 0])
         plan = transport.entropic_transport(cost, even, even, entropy=0.01).plan

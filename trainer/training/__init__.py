@@ -1,10 +1,19 @@
 """Train and evaluate: the step, evaluation, one trial, stacked trials (vmap), profiling."""
 
-from trainer.training.evaluation import BATCH, ensemble, evaluate, judging_attacks, mean, predict_labels
-from trainer.training.pack import Lane, Pack, structure
+from trainer.training.batches import check_batch_size, to_device
+from trainer.training.evaluation import (
+    BATCH,
+    ensemble,
+    evaluate,
+    judging_attacks,
+    judging_generator,
+    mean,
+    predict_labels,
+)
+from trainer.training.loop import run_trial
+from trainer.training.model_file import MODEL_FILE, load_model
+from trainer.training.pack import Pack, PackedTrial, structure
 from trainer.training.profiling import Timer
-from trainer.training.step import check_batch_size
-from trainer.training.trial import MODEL_FILE, judging_generator, load_model, run_trial, to_device
 
 __all__ = [
     "BATCH",
@@ -13,11 +22,11 @@ __all__ = [
     "evaluate",
     "judging_attacks",
     "judging_generator",
-    "Lane",
     "load_model",
     "mean",
     "MODEL_FILE",
     "Pack",
+    "PackedTrial",
     "predict_labels",
     "run_trial",
     "structure",

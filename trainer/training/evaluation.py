@@ -1,4 +1,8 @@
-"""Judge a model: clean, sensitivity and invariance accuracy, each as the design defines it."""
+"""Evaluation of a model: its clean, sensitivity and invariance accuracy.
+
+Shape letters: N images of a split, M images of a judging set, B images of a batch, C channels, H rows, W columns, K
+classes, D embedding size.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +30,7 @@ from trainer.data import Split
 from trainer.invariance import JudgingSet
 
 BATCH = {"cpu": 256, "cuda": 2048}
-"""Images per pass of the model: what a CPU's caches hold, what fills a GPU."""
+"""Images per pass of the model, by type of device: as many as a CPU's caches hold, or as fill a GPU."""
 
 
 class Evaluation(NamedTuple):
@@ -49,14 +53,14 @@ def evaluate(
     *,
     generator: torch.Generator,
 ) -> Evaluation:
-    """All accuracies of `model`, which is left exactly as it was found.
+    """Measure all accuracies of a model, which is left exactly as it was found.
 
     Args:
         model: images (B, C, H, W) to a `Prediction`.
         split: images (N, C, H, W) in [0, 1] for clean and sensitivity accuracy.
-        judging: perturbed images with the oracle's labels, for invariance accuracy.
-        attacks: the sensitivity attacks, worst case over all of them per image.
-        generator: the attacks' random starts.
+        judging: perturbed images with the judge's labels, for invariance accuracy.
+        attacks: the sensitivity attacks; an image counts as robust only if it survives all of them.
+        generator: draws the attacks' random starts.
 
     Raises:
         TrialFailed: for a model whose logits are not finite.
@@ -73,44 +77,44 @@ def evaluate(
         )
         answers = predict_labels(model, judging.images, batch_size=batch)
         right_when_clean = predict_labels(model, judging.source_images, batch_size=batch) == judging.source_labels
-    return figures(result.clean, result.survived, judging, answers, right_when_clean)
+    return accuracies(result.clean, result.survived, judging, answers, right_when_clean)
 
 
-def figures(
+def accuracies(
     clean: Tensor, survived: Tensor, judging: JudgingSet, answers: Tensor, right_when_clean: Tensor
 ) -> Evaluation:
-    """What is said of a model that has been asked.
+    """Compute the accuracies from a model's answers.
 
     Args:
-        clean: (N,) bool, right on the unperturbed image.
-        survived: (N,) bool, and under every sensitivity attack.
-        answers: (M,) to the judging set's perturbed images.
-        right_when_clean: (M,) bool, right on their sources.
+        clean: (N,) bool, whether the model is right on each unperturbed image.
+        survived: (N,) bool, whether it is right on the image and under every sensitivity attack.
+        answers: (M,) int64, its answers to the judging set's perturbed images.
+        right_when_clean: (M,) bool, whether it is right on their sources.
     """
     changed, unchanged = judging.changed, judging.unchanged
     return Evaluation(
         clean_accuracy=mean(clean),
         sensitivity_accuracy=mean(survived),
-        invariance_accuracy=mean((answers == judging.oracle_labels)[changed]),
+        invariance_accuracy=mean((answers == judging.judge_labels)[changed]),
         invariance_stuck=mean((answers == judging.source_labels)[changed & right_when_clean]),
-        invariance_unchanged=mean((answers == judging.oracle_labels)[unchanged]),
+        invariance_unchanged=mean((answers == judging.judge_labels)[unchanged]),
         invariance_changed_size=int(changed.sum()),
         invariance_original_label=mean(answers == judging.source_labels),
     )
 
 
 def predict_labels(model: nn.Module, images: Tensor, *, batch_size: int) -> Tensor:
-    """The model's answers (N,) to images (N, C, H, W), in the mode the model is in."""
+    """Return the model's answers (N,) int64 to images (N, C, H, W) in [0, 1]; its mode is left as it is."""
     return predict_logits(lambda batch: model(batch).logits, images, batch_size=batch_size).argmax(1)
 
 
 def mean(flags: Tensor) -> float:
-    """The share of true flags; 0 of no flags, so that a model that had nothing right when clean is not stuck."""
+    """Return the share of true flags, in [0, 1]; 0 of no flags, so a model that is never right is not called stuck."""
     return flags.double().mean().item() if len(flags) else 0.0
 
 
 def judging_attacks(evaluation: EvaluationConfig) -> list[Attack]:
-    """The fixed attack that every epoch of every trial is judged by: PGD with the plan's budget and restarts."""
+    """Return the fixed attack by which every epoch of every trial is evaluated: PGD with the plan's budget."""
     return [
         pgd_attack(
             norm=evaluation.eval_sensitivity_norm,
@@ -121,15 +125,22 @@ def judging_attacks(evaluation: EvaluationConfig) -> list[Attack]:
     ]
 
 
-def on_ladder(evaluation: EvaluationConfig, *, epoch: int, epochs: int, ladder: int) -> EvaluationConfig:
-    """What an epoch is judged by where the attack grows with the training.
+def judging_generator(evaluation: EvaluationConfig, device: torch.device) -> torch.Generator:
+    """Return the generator of the attack's random starts: the same for every trial and epoch, so that they compare."""
+    return torch.Generator(device).manual_seed(evaluation.split_seed)
 
-    In the second half, which the model is chosen from, it is the evaluation itself, so that all that may be chosen is
-    judged alike. Before that every halving of the epoch halves the steps, down to `ladder` of them, with one restart.
+
+def on_ladder(evaluation: EvaluationConfig, *, epoch: int, epochs: int, ladder: int) -> EvaluationConfig:
+    """Return the evaluation of an epoch where the attack grows with the training.
+
+    In the second half, from which the model is chosen, it is the full evaluation, so that all candidates are measured
+    alike. Before that every halving of the epoch halves the steps, down to `ladder` of them, with one restart.
 
     Args:
+        evaluation: the full evaluation.
         epoch: from 1 to `epochs`.
-        ladder: least steps; 0 for the whole attack from the first epoch on.
+        epochs: of the whole training.
+        ladder: least steps; 0 for the full attack in every epoch.
     """
     if ladder == 0 or 2 * epoch > epochs:
         return evaluation
@@ -139,8 +150,8 @@ def on_ladder(evaluation: EvaluationConfig, *, epoch: int, epochs: int, ladder: 
     return replace(evaluation, eval_sensitivity_steps=max(steps, ladder), eval_sensitivity_restarts=1)
 
 
-def strength(evaluation: EvaluationConfig) -> int:
-    """Gradient steps per image of the judge's attack."""
+def attack_steps(evaluation: EvaluationConfig) -> int:
+    """Return the gradient steps per image of the evaluation's attack, over all restarts."""
     return evaluation.eval_sensitivity_steps * evaluation.eval_sensitivity_restarts
 
 
@@ -152,14 +163,14 @@ def ensemble(
     queries: int = 5000,
     model: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
 ) -> list[Attack]:
-    """The full evaluation set: APGD-CE, APGD-T, Square and, where the model is given, attacks of its embedding.
+    """Return the full set of attacks: APGD-CE, targeted APGD, Square, and attacks on the embedding of a given model.
 
     Args:
         norm: a name in `NORMS`.
         epsilon: budget in pixel units.
         steps: gradient steps of a round.
-        queries: calls of the model by Square.
-        model: images (B, C, H, W) to (logits (B, K), embedding (B, D)).
+        queries: calls of the model that Square makes.
+        model: maps images (B, C, H, W) to (logits (B, K), embedding (B, D)).
     """
     attacks = [
         apgd_attack(norm=norm, epsilon=epsilon, steps=steps),

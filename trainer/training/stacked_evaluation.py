@@ -1,8 +1,12 @@
-"""TODO one line."""
+"""The evaluation of stacked trials: the numbers of `evaluate` for each, in passes that all share.
+
+Shape letters: T stacked trials, N images of a split, M images of a judging set, B images of each trial in a pass, S of
+those that are kept, C channels, H rows, W columns, K classes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -10,29 +14,25 @@ from torch import Tensor
 from trainer.attacks import NORMS, Victim, check_logits, cross_entropy_scores, frozen, score_with_gradient
 from trainer.config import EvaluationConfig
 from trainer.data import Split
-from trainer.errors import OtsweepError, TrialFailed
+from trainer.errors import OtsweepError
 from trainer.invariance import JudgingSet
-from trainer.report import check_finite
-from trainer.training.evaluation import Evaluation, figures
-from trainer.training.stacking import StackedModel, by_lane
+from trainer.training.evaluation import Evaluation, accuracies
+from trainer.training.stacked_models import StackedModel, by_trial
 
-JUDGED = {"cpu": 256, "cuda": 16384}
-"""Images of all lanes in a pass of the judge: what a CPU's caches hold, what fills a GPU."""
+STACKED_BATCH = {"cpu": 256, "cuda": 16384}
+"""Images of all trials in a pass, by type of device: as many as a CPU's caches hold, or as fill a GPU."""
 
 
-def failure(epoch: int, numbers: Mapping[str, float]) -> TrialFailed | None:
-    """What `check_finite` raises."""
+def error_of(check: Callable[..., object], *arguments: object) -> OtsweepError | None:
+    """Return the error that a check of one trial's numbers raises, or None, so that the other trials go on."""
     try:
-        check_finite(epoch, numbers)
-    except TrialFailed as error:
+        check(*arguments)
+    except OtsweepError as error:
         return error
     return None
 
 
-# ----------------------------------------------------------------------------------------------------------- judging
-
-
-def judge_together(
+def evaluate_stack(
     model: StackedModel,
     split: Split,
     judging: JudgingSet,
@@ -40,55 +40,50 @@ def judge_together(
     *,
     generator: torch.Generator,
 ) -> list[Evaluation | OtsweepError]:
-    """What `evaluate` says of each lane's model under `judging_attacks`; the model is left as it was found.
+    """Return what `evaluate` returns or raises for each trial's model under `judging_attacks`.
+
+    The model is left exactly as it was found.
 
     Args:
+        model: the trials' models, stacked.
         split: images (N, C, H, W) in [0, 1] for clean and sensitivity accuracy.
-        judging: for invariance accuracy.
-        generator: the attack's random starts, the same for all lanes as for one.
+        judging: perturbed images with the judge's labels, for invariance accuracy.
+        evaluation: the attack's norm, budget, steps and restarts.
+        generator: draws the attack's random starts, the same for all trials as for one.
     """
     with frozen(model):
-        logits = _answers(model, split.images)
-        failures = [_unfit(each, split.labels) for each in logits]
+        logits = _logits(model, split.images)
+        failures = [error_of(check_logits, each, split.labels) for each in logits]
         clean = logits.argmax(2) == split.labels
         sound = torch.tensor([each is None for each in failures], device=clean.device)
-        survived = _withstand_pgd(model, split, clean & sound[:, None], evaluation, generator=generator)
-        given = _answers(model, judging.images).argmax(2)
-        right_when_clean = _answers(model, judging.source_images).argmax(2) == judging.source_labels
+        survived = _survive_pgd(model, split, clean & sound[:, None], evaluation, generator=generator)
+        answers = _logits(model, judging.images).argmax(2)
+        right_when_clean = _logits(model, judging.source_images).argmax(2) == judging.source_labels
     return [
-        failures[lane] or figures(clean[lane], survived[lane], judging, given[lane], right_when_clean[lane])
-        for lane in range(model.lanes)
+        failures[i] or accuracies(clean[i], survived[i], judging, answers[i], right_when_clean[i])
+        for i in range(model.trials)
     ]
 
 
 @torch.no_grad()
-def _answers(model: StackedModel, images: Tensor) -> Tensor:
-    """Every lane's logits (L, N, K) for the same images (N, C, H, W)."""
-    parts = images.split(_per_lane(model, images))
-    return torch.cat([by_lane(model(part.repeat(model.lanes, 1, 1, 1)).logits, model.lanes) for part in parts], 1)
+def _logits(model: StackedModel, images: Tensor) -> Tensor:
+    """Return every trial's logits (T, N, K) for the same images (N, C, H, W)."""
+    parts = images.split(_images_per_trial(model, images))
+    return torch.cat([by_trial(model(part.repeat(model.trials, 1, 1, 1)).logits, model.trials) for part in parts], 1)
 
 
-def _per_lane(model: StackedModel, images: Tensor) -> int:
-    """Images of a lane in a pass of the judge."""
-    return max(1, JUDGED[images.device.type] // model.lanes)
+def _images_per_trial(model: StackedModel, images: Tensor) -> int:
+    """Return how many images of each trial go through the models in one pass."""
+    return max(1, STACKED_BATCH[images.device.type] // model.trials)
 
 
-def _unfit(logits: Tensor, labels: Tensor) -> OtsweepError | None:
-    """What `check_logits` raises for a model's logits (N, K)."""
-    try:
-        check_logits(logits, labels)
-    except OtsweepError as error:
-        return error
-    return None
-
-
-def _withstand_pgd(
+def _survive_pgd(
     model: StackedModel, split: Split, standing: Tensor, evaluation: EvaluationConfig, *, generator: torch.Generator
 ) -> Tensor:
-    """Which of the images `standing` (L, N) bool every lane still has right after all rounds of the judge's PGD.
+    """Return which of the images `standing`, (T, N) bool, each trial still has right after all restarts of PGD.
 
-    The same points as `worst_case` tries with `pgd_attack`. There an image that was broken is left out; here lanes have
-    to stay equally long, so that as many are kept of each as of the one with most left.
+    The points tried are those of `worst_case` with `pgd_attack`. There a broken image is left out; here all trials must
+    keep equally many, so each keeps as many as the trial with most left.
     """
     ball = NORMS[evaluation.eval_sensitivity_norm]
     noise = torch.Generator(generator.device)
@@ -96,35 +91,35 @@ def _withstand_pgd(
         seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
         delta = ball.random_start(split.images, evaluation.eval_sensitivity_epsilon, noise.manual_seed(seed))
         start = (split.images + delta).clamp(0, 1)
-        for rows in _those_first(standing).split(_per_lane(model, split.images), dim=1):
-            still = _withstand_round(model, split, rows, start, standing.gather(1, rows), evaluation)
+        for rows in _true_first(standing).split(_images_per_trial(model, split.images), dim=1):
+            still = _survive_ascent(model, split, rows, start, standing.gather(1, rows), evaluation)
             standing = standing.scatter(1, rows, still)
     return standing
 
 
-def _withstand_round(
+def _survive_ascent(
     model: StackedModel, split: Split, rows: Tensor, start: Tensor, standing: Tensor, evaluation: EvaluationConfig
 ) -> Tensor:
-    """Which of some images every lane has right at all points of one ascent, (L, B) bool.
+    """Return which of some images each trial has right at all points of one ascent, (T, B) bool.
 
     Args:
-        rows: (L, B) of the split.
+        rows: (T, B) of the split.
         start: (N, C, H, W) of all images.
-        standing: (L, B) bool, those that count.
+        standing: (T, B) bool, the images that count.
     """
     ball, epsilon = NORMS[evaluation.eval_sensitivity_norm], evaluation.eval_sensitivity_epsilon
     step_size = 2.5 * epsilon / evaluation.eval_sensitivity_steps
     objective = cross_entropy_scores(Victim(lambda images: model(images).logits, *split))
-    places = torch.arange(rows.shape[1], device=rows.device).expand_as(rows)
+    columns = torch.arange(rows.shape[1], device=rows.device).expand_as(rows)
     perturbed = start[rows.flatten()]
     for _ in range(evaluation.eval_sensitivity_steps):
         if not rows.shape[1]:
             return standing
         scores, gradient = score_with_gradient(objective, perturbed, rows.flatten())
-        right = standing.gather(1, places) & ~by_lane(scores.wrong, len(rows))
-        standing = standing.scatter(1, places, right)
-        kept = _those_first(right)
-        rows, places = rows.gather(1, kept), places.gather(1, kept)
+        right = standing.gather(1, columns) & ~by_trial(scores.wrong, len(rows))
+        standing = standing.scatter(1, columns, right)
+        kept = _true_first(right)
+        rows, columns = rows.gather(1, kept), columns.gather(1, kept)
         perturbed, gradient = (_pick(each, kept) for each in (perturbed, gradient))
         images = split.images[rows.flatten()]
         step = step_size * ball.steepest_step(gradient)
@@ -133,15 +128,15 @@ def _withstand_round(
         return standing
     with torch.no_grad():
         wrong = objective(perturbed, rows.flatten()).wrong
-    return standing.scatter(1, places, standing.gather(1, places) & ~by_lane(wrong, len(rows)))
+    return standing.scatter(1, columns, standing.gather(1, columns) & ~by_trial(wrong, len(rows)))
 
 
-def _those_first(flags: Tensor) -> Tensor:
-    """Of each row of flags (L, B) where they are true, then of the others, up to as many as are true in any: (L, S)."""
+def _true_first(flags: Tensor) -> Tensor:
+    """Return the columns of flags (T, B), in each row those that are true first: (T, S), S the most true in a row."""
     return flags.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, : int(flags.sum(1).max())]
 
 
-def _pick(images: Tensor, kept: Tensor) -> Tensor:
-    """Of folded images (L B, ...) those that each lane keeps, (L, S) places in it."""
-    firsts = torch.arange(len(kept), device=kept.device)[:, None] * (len(images) // len(kept))
-    return images[(firsts + kept).flatten()]
+def _pick(folded: Tensor, kept: Tensor) -> Tensor:
+    """Return of folded images (T B, ...) those that each trial keeps, by their columns (T, S): (T S, ...)."""
+    firsts = torch.arange(len(kept), device=kept.device)[:, None] * (len(folded) // len(kept))
+    return folded[(firsts + kept).flatten()]

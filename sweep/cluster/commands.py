@@ -1,63 +1,65 @@
-"""The commands about a cluster's jobs: what they show. `cluster.py` asks the cluster, `submit.py` sends the sweep."""
+"""The commands about a cluster's jobs: what each shows. Each returns its exit status."""
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import shlex
 import time
-from collections.abc import Iterator
 
 from rich.console import Console
 from rich.table import Table
 
 from sweep.cluster.cluster import ENDED, RUNNING, Cluster, Job, exit_status
-from sweep.report import duration
+from trainer.progress import ProgressLine
 
-_NAME_SHOWN = 32
+_LONGEST_NAME = 32
 
 
 def submit_sweep(arguments: argparse.Namespace, console: Console, warn: Console) -> int:
-    """Check everything here, ask the cluster what it is, send; the exit status."""
-    from sweep.cluster import submit as sending
-    from sweep.plan import OPTIONS
+    """Check everything here, ask the cluster what it runs, and send the sweep."""
+    from sweep.cluster.info import ask_cluster, check_cluster, differences
+    from sweep.cluster.submission import Submission, refuse_duplicate
+    from sweep.cluster.submit import send
+    from sweep.plan import OPTIONS, PLACES
 
-    submission = sending.Submission.of(
+    given = {option: getattr(arguments, option) for option in OPTIONS}
+    submission = Submission.of(
         arguments.space,
         name=arguments.name,
-        options={option: getattr(arguments, option) for option in OPTIONS},
-        places={place: getattr(arguments, place) for place in ("storage", "data_dir", "mlflow_uri")},
+        options={name: value for name, value in given.items() if name not in PLACES and name != "name"},
+        paths={place: given[place] for place in PLACES},
         require=arguments.require,
         points=arguments.points,
         front_of=arguments.front_of,
     )
     cluster = Cluster(arguments.address)
     jobs = cluster.jobs()
-    sending.refuse_twice(submission, jobs)
-    with _telling(console, f"Asking {cluster.address} ..."):
-        there = sending.ask(cluster)
-    if differing := sending.differences(there):
+    refuse_duplicate(submission, jobs)
+    with ProgressLine(console.file, f"Asking {cluster.address} ..."):
+        info = ask_cluster(cluster)
+    if differing := differences(info):
         warn.print(f"the cluster differs from this machine: {'; '.join(differing)}", markup=False)
-    sending.check_cluster(there, cluster)
-    job_id = sending.send(submission, cluster, jobs)
+    check_cluster(info, cluster.address)
+    job_id = send(submission, cluster, jobs)
     _show_sent(cluster, job_id, console)
-    storage = arguments.storage or there.storage or "~/otsweep"
+    storage = arguments.storage or info.storage or "~/otsweep"
     console.print(f"storage  {storage}, on the cluster")
-    uri = arguments.mlflow_uri or there.mlflow_uri
+    uri = arguments.mlflow_uri or info.mlflow_uri
     view = f"otsweep ui {submission.plan.name} --storage {shlex.quote(storage)}, where that folder is mounted"
     console.print(f"MLflow   {uri or view}", markup=False)
-    return _see_off(cluster, job_id, arguments, console, warn)
+    return _wait(cluster, job_id, arguments, console, warn)
 
 
 def resume_sweep(arguments: argparse.Namespace, console: Console, warn: Console) -> int:
-    from sweep.cluster import submit as sending
+    """Send the resumption of a sweep."""
+    from sweep.cluster.submit import send_resume
+    from sweep.plan import RESUMABLE
 
     cluster = Cluster(arguments.address)
-    changes = ("data_dir", "mlflow_uri", "max_hours", "max_gpu_hours", "max_concurrent", "pack")
-    circumstances = {key: getattr(arguments, key) for key in changes}
-    job_id = sending.send_resume(arguments.name, arguments.storage, circumstances, cluster, cluster.jobs())
+    overrides = {key: getattr(arguments, key) for key in RESUMABLE}
+    job_id = send_resume(arguments.name, arguments.storage, overrides, cluster, cluster.jobs())
     _show_sent(cluster, job_id, console)
-    return _see_off(cluster, job_id, arguments, console, warn)
+    return _wait(cluster, job_id, arguments, console, warn)
 
 
 def _show_sent(cluster: Cluster, job_id: str, console: Console) -> None:
@@ -66,14 +68,14 @@ def _show_sent(cluster: Cluster, job_id: str, console: Console) -> None:
     console.print(f"stop     otsweep stop {job_id} --address {cluster.address}", markup=False)
 
 
-def _see_off(cluster: Cluster, job_id: str, arguments: argparse.Namespace, console: Console, warn: Console) -> int:
-    """Stay until the end, or until the job has begun: what is wrong there shows within seconds."""
-    from sweep.cluster.submit import wait_begun
+def _wait(cluster: Cluster, job_id: str, arguments: argparse.Namespace, console: Console, warn: Console) -> int:
+    """Wait until the end, or until the job has begun: what is wrong there shows within seconds."""
+    from sweep.cluster.submit import wait_for_start
 
     if arguments.wait:
         return _follow(cluster, job_id, console, warn)
-    with _telling(console, "Waiting for it to begin ..."):
-        job = wait_begun(cluster, job_id)
+    with ProgressLine(console.file, "Waiting for it to begin ..."):
+        job = wait_for_start(cluster, job_id)
     if job.state in ENDED and job.state != "SUCCEEDED":
         _print_plain(console, cluster.log(job_id))
         return exit_status(job)
@@ -81,7 +83,7 @@ def _see_off(cluster: Cluster, job_id: str, arguments: argparse.Namespace, conso
 
 
 def _follow(cluster: Cluster, job_id: str, console: Console, warn: Console) -> int:
-    """Show the job's log as it grows; the job's own exit status."""
+    """Show the job's log as it grows; return the job's own exit status."""
     try:
         job = cluster.follow(
             job_id, lambda text: _print_plain(console, text), lambda text: warn.print(text, markup=False)
@@ -95,6 +97,7 @@ def _follow(cluster: Cluster, job_id: str, console: Console, warn: Console) -> i
 
 
 def show_logs(arguments: argparse.Namespace, console: Console, warn: Console) -> int:
+    """Show what a job has printed, or prints until it ends."""
     cluster = Cluster(arguments.address)
     job = cluster.find(arguments.job)
     if arguments.follow:
@@ -104,14 +107,14 @@ def show_logs(arguments: argparse.Namespace, console: Console, warn: Console) ->
 
 
 def stop_job(arguments: argparse.Namespace, console: Console) -> int:
-    """As Ctrl-C would: the epochs in flight end, the ledger is closed, MLflow hears of it."""
+    """Stop a job as Ctrl-C would: the epochs in flight end, the ledger is closed, MLflow is brought up to date."""
     cluster = Cluster(arguments.address)
     job = cluster.find(arguments.job)
     if job.state not in RUNNING:
         console.print(f"{job.id} is over already ({job.state})")
         return 0
     cluster.stop(job)
-    with _telling(console, f"{job.id}: stopping after the epochs in flight ..."):
+    with ProgressLine(console.file, f"{job.id}: stopping after the epochs in flight ..."):
         while (job := cluster.job(job.id)).state in RUNNING:
             time.sleep(0.5)
     console.print(f"{job.id}: {job.state.lower()}. To go on:\n  otsweep resume {job.sweep} --address {cluster.address}")
@@ -119,17 +122,23 @@ def stop_job(arguments: argparse.Namespace, console: Console) -> int:
 
 
 def show_jobs(arguments: argparse.Namespace, console: Console) -> int:
-    """The sweeps of a cluster, the latest first."""
+    """Show the sweeps of a cluster, the latest first."""
+    from sweep.report import duration
+
     cluster = Cluster(arguments.address)
+    # After the cluster has answered: it imports Matplotlib, which takes seconds on a new machine.
+
     jobs = cluster.jobs()
     if not jobs:
         console.print(f"{cluster.address} has run no sweep yet.")
         return 0
     table = Table(box=None, pad_edge=False, header_style="")
     for heading in ("job", "state", "begun", "took", "sweep"):
-        table.add_column(heading, justify="right" if heading == "took" else "left", max_width=_NAME_SHOWN, no_wrap=True)
+        justify = "right" if heading == "took" else "left"
+        table.add_column(heading, justify=justify, max_width=_LONGEST_NAME, no_wrap=True)
     for job in jobs:
-        table.add_row(job.id, _state_of(job), _clock(job.started), duration(job.seconds), job.sweep)
+        begun = time.strftime("%Y-%m-%d %H:%M", time.localtime(job.started))
+        table.add_row(job.id, _state_of(job), begun, duration(job.seconds), job.sweep)
     console.print(table)
     return 0
 
@@ -138,21 +147,6 @@ def _state_of(job: Job) -> str:
     return f"failed ({job.exit_status})" if job.state == "FAILED" and job.exit_status else job.state.lower()
 
 
-def _clock(seconds: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))
-
-
 def _print_plain(console: Console, text: str) -> None:
-    """As it was said there."""
+    """Print a job's own text as it is."""
     console.print(text, end="", markup=False, highlight=False)
-
-
-@contextlib.contextmanager
-def _telling(console: Console, message: str) -> Iterator[None]:
-    """A spinner on a terminal; a plain line elsewhere."""
-    if console.is_terminal:
-        with console.status(message):
-            yield
-    else:
-        console.print(message, markup=False)
-        yield

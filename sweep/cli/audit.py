@@ -1,0 +1,74 @@
+"""The commands that judge configurations anew: `audit`, `trial`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from sweep.cli.console import DONE, FAILED, INTERRUPTED, add_name, console, errors, find_plan, mlflow_progress, program
+from trainer.errors import InputError
+from trainer.human_agreement import EXAMPLES_OPTION, find_examples
+from trainer.progress import ProgressLine
+
+if TYPE_CHECKING:
+    from sweep.plan import SweepPlan
+
+
+def add_audit(parser: argparse.ArgumentParser) -> None:
+    add_name(parser)
+    parser.add_argument("--seeds", metavar="N", help="fresh seeds that every finalist is trained on (default: 3)")
+    parser.add_argument("--finalists", metavar="N", help="most trials that are audited, the front's first (default: 8)")
+    parser.add_argument("--test-size", metavar="N", help="test images that are attacked; 0 takes all (default: 1000)")
+    parser.add_argument("--steps", metavar="N", help="gradient steps of every round of the attacks (default: 100)")
+    parser.add_argument("--queries", metavar="N", help="queries to the model by the Square attack (default: 5000)")
+    parser.add_argument(
+        EXAMPLES_OPTION, metavar="DIR", help="images that people labelled, to compare the models and the judge with"
+    )
+
+
+def audit(arguments: argparse.Namespace) -> int:
+    from sweep.audit import Audit, command, read_options, run_audit, show_audit
+    from sweep.ledger import read_ledger
+    from sweep.plan import url_of
+    from sweep.state import read_data_summary, state_of_trials
+
+    plan = find_plan(arguments)
+    if url := url_of(plan.folder):
+        raise InputError(f"{url}: a sweep at a URL can't be audited there; copy its folder here and give --storage DIR")
+    examples = find_examples(
+        arguments.invariance_examples, dataset=plan.space.evaluation.dataset, data_dir=plan.data_dir
+    )
+    results = state_of_trials(plan, read_ledger(plan.folder).trials)
+    results.facts = read_data_summary(plan.folder)
+    begun = Audit(plan, results, read_options(vars(arguments)), examples)
+    if not run_audit(begun, console):
+        console.print(f"Stopped. Nothing that is done is lost; to resume:\n  {command(begun)}")
+        return INTERRUPTED
+    passed = show_audit(begun, console)
+    _sync_audit(plan)
+    return DONE if passed else FAILED
+
+
+def _sync_audit(plan: SweepPlan) -> None:
+    """Bring MLflow up to date with an audit; where it does not answer, print the command that does so later."""
+    from sweep.tracking import sync
+
+    try:
+        line = ProgressLine(sys.stderr)
+        with mlflow_progress(line) as show:
+            sync(plan, plan.mlflow_uri, log=line.log, on_progress=show)
+    except InputError as error:
+        errors.print(f"{error}\nWhen it answers: {program()} sync {plan.name}", markup=False)
+
+
+def add_trial(parser: argparse.ArgumentParser) -> None:
+    from trainer.__main__ import add_arguments
+
+    add_arguments(parser)
+
+
+def trial(arguments: argparse.Namespace) -> int:
+    from trainer.__main__ import run
+
+    return run(arguments)

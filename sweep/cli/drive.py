@@ -1,0 +1,153 @@
+"""A sweep run to its end on this machine: its ledger, its screen, MLflow, and what is shown at the end."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from sweep.cli.console import (
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    console,
+    mlflow_progress,
+    program,
+    resume_command,
+    sweep_words,
+)
+from sweep.cli.show import show_agreements, show_front
+from trainer.errors import InputError, StorageFailed
+from trainer.progress import ProgressLine
+
+if TYPE_CHECKING:
+    from sweep.plan import SweepPlan
+    from sweep.state import SweepState
+
+
+def drive(plan: SweepPlan, *, fresh: bool) -> int:
+    """Run a fresh sweep, or what is left of one, and show what it found; return the exit status."""
+    from sweep.engine import PackFailed, run_plan
+    from sweep.forecast import begin_forecast
+    from sweep.ledger import LedgerWriter, read_ledger
+    from sweep.plan import drop_remote, push_remote, write_plan
+    from sweep.report import Screen
+    from sweep.search import remarks
+    from sweep.state import read_data_summary, state_of_trials
+    from sweep.tracking import Tracker
+
+    results = state_of_trials(plan, {})
+    screen, line = Screen(console, plan, results), ProgressLine(sys.stdout)
+
+    def log(message: str) -> None:
+        line.clear()
+        screen.say(message)
+
+    tracker = Tracker(plan, results, log=log)
+
+    def listen(number: int) -> None:
+        tracker.changed(number)
+        screen.trial_changed(number)
+
+    tracker.start()
+    if fresh:
+        write_plan(plan)
+    complete = False
+    with LedgerWriter(plan.folder) as ledger:
+        recorded = read_ledger(plan.folder)
+        # The writer's first: it cut a torn line off, and the reader sees none any more.
+        for warning in dict.fromkeys([*ledger.warnings, *recorded.warnings]):
+            screen.say(f"ledger: {warning}")
+        results.load(recorded.to_go_on_from())
+        results.facts = read_data_summary(plan.folder)
+        screen.open(resumed=bool(recorded.trials))
+        for remark in remarks(plan):
+            screen.say(remark)
+        try:
+            complete = run_plan(
+                plan,
+                ledger,
+                results,
+                progress=screen.prepare,
+                begin=lambda: screen,
+                on_event=listen,
+                log=screen.say,
+                on_slots=lambda slots: begin_forecast(plan, slots),
+            )
+        except InputError:
+            if fresh and not results.trials:
+                shutil.rmtree(plan.folder, ignore_errors=True)
+                drop_remote(plan.folder)
+            raise
+        except (StorageFailed, PackFailed) as error:
+            raise type(error)(f"{error}. Nothing recorded is lost; to resume:\n  {resume_command(plan)}") from None
+        finally:
+            screen.close()
+            with mlflow_progress(line) as show:
+                tracker.close(complete=complete, on_progress=show)
+    try:
+        _save_front(plan, results)
+        push_remote(plan.folder)
+    except (OSError, InputError) as error:
+        screen.say(f"the front's table and picture are not written: {error}; `otsweep front` shows it")
+    _show_end(plan, results, tracker.link, complete=complete)
+    if not complete:
+        return INTERRUPTED
+    return DONE if results.finished else FAILED
+
+
+def _save_front(plan: SweepPlan, results: SweepState) -> None:
+    """Write the flat table and the picture beside the ledger."""
+    from sweep.ledger import Ledger
+    from sweep.report import front_picture, ledger_metadata, save_figure
+
+    Ledger(results.trials, []).write_parquet(plan.folder / "ledger.parquet", ledger_metadata(plan, results))
+    if results.finished:
+        save_figure(front_picture(plan, results), plan.folder / "front.png")
+
+
+def _show_end(plan: SweepPlan, results: SweepState, link: Callable[[str], str], *, complete: bool) -> None:
+    """Print the front, where everything is, and the one command that comes next."""
+    console.print()
+    if results.finished:
+        show_front(plan, results)
+    if plan.stopper != "none" or plan.ladder:
+        show_agreements(plan, results)
+    for number, record in results.failed.items():
+        console.print(f"trial {number:03d} failed: {record.reason}", markup=False)
+    if not complete:
+        left = plan.trials - len(results.ended)
+        console.print(f"Stopped with {left} trials to go. Nothing is lost; to resume:\n  {resume_command(plan)}")
+        return
+    if len(results.ended) < plan.trials:
+        _show_early_end(plan, results)
+    _show_places(plan, results, link)
+
+
+def _show_early_end(plan: SweepPlan, results: SweepState) -> None:
+    """Print why the sweep ended before all of its trials did."""
+    if results.running:
+        console.print(
+            f"{len(results.running)} trials were stopped by the budget; to resume them with a larger one:\n"
+            f"  {resume_command(plan)} --max-gpu-hours {2 * plan.max_gpu_hours:g}\n"
+        )
+    grown = f"; hypervolume +{results.growth(plan.stop_when_flat):.1%} over the last {plan.stop_when_flat}"
+    why = grown if plan.stop_when_flat else ""
+    console.print(f"Ended after {len(results.ended)} of {plan.trials} trials, as the plan has it{why}.\n")
+
+
+def _show_places(plan: SweepPlan, results: SweepState, link: Callable[[str], str]) -> None:
+    """Print the time taken, and where picture, ledger and MLflow's runs are."""
+    from sweep.forecast import describe_cost
+
+    if cost := describe_cost(plan, results):
+        console.print(f"time     {cost}")
+    if results.finished:
+        console.print(f"picture  {plan.folder / 'front.png'}")
+    console.print(f"ledger   {plan.folder / 'ledger.parquet'}")
+    if plan.mlflow_uri.startswith("http"):
+        console.print(f"MLflow   {link(plan.mlflow_uri)}")
+        return
+    console.print(f"MLflow   {program()} ui {sweep_words(plan)}")
+    console.print(f"opens    {link('http://127.0.0.1:5000')}")

@@ -1,0 +1,117 @@
+"""The commands that run sweeps or estimate them: `run`, `plan`, `resume`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sweep.cli.console import DONE, add_format, add_name, check_format, console, errors, find_plan, program
+from sweep.cli.drive import drive
+from trainer.progress import ProgressLine
+
+if TYPE_CHECKING:
+    from sweep.plan import SweepPlan
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    from sweep.plan import OPTIONS, add_option
+
+    parser.add_argument(
+        "space", nargs="?", default="digits", help="a name in search_spaces/ or a YAML file (default: digits)"
+    )
+    for spec in OPTIONS.values():
+        add_option(parser, spec)
+    parser.add_argument(
+        "--require",
+        metavar="BOUND",
+        action="append",
+        default=[],
+        help="requirement of the front: trials that violate it are excluded: 'clean_accuracy >= 0.9'; repeatable",
+    )
+    parser.add_argument("--points", metavar="FILE", type=Path, help="configurations to run first: YAML, JSON or CSV")
+    parser.add_argument("--from", metavar="NAME", dest="front_of", help="run the front of an earlier sweep first")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    return drive(plan_of(arguments), fresh=True)
+
+
+def plan_of(arguments: argparse.Namespace) -> SweepPlan:
+    """Return the plan that the options of `run` describe."""
+    from search_spaces import load_space
+    from sweep.plan import OPTIONS, make_plan
+    from sweep.search import with_given_points
+
+    space = load_space(arguments.space).requiring(arguments.require)
+    return make_plan(
+        with_given_points(space, file=arguments.points, sweep=arguments.front_of, storage=arguments.storage),
+        **{option: getattr(arguments, option) for option in OPTIONS},
+    )
+
+
+def add_plan(parser: argparse.ArgumentParser) -> None:
+    add_run(parser)
+    add_format(parser, ("table", "json"))
+
+
+def plan(arguments: argparse.Namespace) -> int:
+    """Time a little of what would run, and print what the whole would take; nothing is run or logged."""
+    from sweep.forecast import forecast_table, headline, keep_forecast, make_forecast, profile_plan
+
+    check_format(arguments)
+    planned = plan_of(arguments)
+    with ProgressLine(sys.stderr) as line:
+        forecast = make_forecast(planned, profile_plan(planned, line.show))
+    keep_forecast(planned, forecast)
+    if arguments.format == "json":
+        print(json.dumps({**forecast.to_dict(), "command": run_command(arguments)}, indent=2))
+        return DONE
+    console.print(headline(planned, forecast), "", sep="\n", markup=False, soft_wrap=False)
+    console.print(forecast_table(planned, forecast), soft_wrap=False)
+    console.print(f"\nRun it:\n  {run_command(arguments)}", markup=False)
+    return DONE
+
+
+def run_command(arguments: argparse.Namespace) -> str:
+    """Return the command that runs what was planned, in the options that were given."""
+    from sweep.plan import OPTIONS
+
+    given = {option: getattr(arguments, option) for option in (*OPTIONS, "points")}
+    words = [program(), "run", shlex.quote(arguments.space)]
+    for option, value in {**given, "from": arguments.front_of}.items():
+        words += [f"--{option.replace('_', '-')} {shlex.quote(str(value))}"] if value is not None else []
+    return " ".join([*words, *(f"--require {shlex.quote(bound)}" for bound in arguments.require)])
+
+
+def add_resume(parser: argparse.ArgumentParser) -> None:
+    from sweep.plan import OPTIONS, RESUMABLE, add_option
+
+    add_name(parser)
+    for option in RESUMABLE:
+        add_option(parser, OPTIONS[option], shown="the sweep's")
+    add_address(parser)
+    add_wait(parser)
+
+
+def resume(arguments: argparse.Namespace) -> int:
+    if arguments.address:
+        from sweep.cluster import resume_sweep
+
+        return resume_sweep(arguments, console, errors)
+    from sweep.plan import with_resume_overrides
+
+    return drive(with_resume_overrides(find_plan(arguments), vars(arguments)), fresh=False)
+
+
+def add_address(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--address", metavar="URL", help="the cluster's dashboard (default: RAY_API_SERVER_ADDRESS)")
+
+
+def add_wait(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--wait", action="store_true", help="follow the job's log to its end, and exit with the job's status"
+    )

@@ -1,0 +1,146 @@
+"""The commands that show what sweeps found: `front`, `replay`, `compare`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sweep.cli.console import DONE, FAILED, add_format, add_name, add_storage, check_format, console, errors, find_plan
+from trainer.errors import InputError
+from trainer.progress import ProgressLine
+
+if TYPE_CHECKING:
+    from sweep.plan import SweepPlan
+    from sweep.state import SweepState
+
+
+def add_front(parser: argparse.ArgumentParser) -> None:
+    add_name(parser)
+    add_format(parser, ("table", "json", "csv"))
+    parser.add_argument("--plot", metavar="FILE", type=Path, help="draw the front into a file: .png, .svg or .pdf")
+
+
+def front(arguments: argparse.Namespace) -> int:
+    from sweep.ledger import read_ledger
+    from sweep.report import front_csv, front_json, front_picture, save_figure
+    from sweep.state import read_data_summary, state_of_trials
+
+    check_format(arguments)
+    plan = find_plan(arguments)
+    recorded = read_ledger(plan.folder)
+    for warning in recorded.warnings:
+        errors.print(f"ledger: {warning}", markup=False)
+    results = state_of_trials(plan, recorded.trials)
+    results.facts = read_data_summary(plan.folder)
+    if arguments.plot:
+        save_figure(front_picture(plan, results), arguments.plot)
+    if arguments.format == "json":
+        print(front_json(plan, results))
+    elif arguments.format == "csv":
+        print(front_csv(plan, results), end="")
+    elif results.finished:
+        show_front(plan, results)
+    else:
+        console.print(f"No trial of {plan.name} has finished yet.")
+    return DONE
+
+
+def show_front(plan: SweepPlan, results: SweepState) -> None:
+    """Print the verdict, the front, and published configurations beside what was published, where any ran."""
+    from sweep.report import front_table, paper_table, published_trials, verdict
+
+    console.print(verdict(plan, results), "\n", sep="")
+    console.print(front_table(plan, results))
+    console.print()
+    published = published_trials(plan, results)
+    if published:
+        console.print(paper_table(plan, published), "\n", sep="")
+
+
+def show_agreements(plan: SweepPlan, results: SweepState) -> None:
+    """Print how well the order of trials at each rung predicts that at the next, and an alarm where it does not."""
+    from sweep.report import agreement_alarms, agreement_table, agreements_of
+
+    if found := agreements_of(plan, results):
+        console.print("\nOrder kept from rung to rung (Kendall's tau: 1 all of it, 0 none):")
+        console.print(agreement_table(found))
+        for line in agreement_alarms(found):
+            console.print(line)
+
+
+def add_replay(parser: argparse.ArgumentParser) -> None:
+    from sweep.plan import OPTIONS, add_option
+
+    add_name(parser)
+    add_option(parser, OPTIONS["eta"], shown="several")
+    for option in ("grace_epochs", "stop_chance"):
+        add_option(parser, OPTIONS[option], shown="the sweep's")
+
+
+def replay(arguments: argparse.Namespace) -> int:
+    from sweep.ledger import read_ledger
+    from sweep.plan import check_option
+    from sweep.report import ETAS, replay_sweep, replay_table, unknown_ends
+    from sweep.state import state_of_trials
+
+    plan = find_plan(arguments)
+    etas = ETAS if arguments.eta is None else (check_option("eta", arguments.eta),)
+    grace, chance = (
+        getattr(plan, name) if getattr(arguments, name) is None else check_option(name, getattr(arguments, name))
+        for name in ("grace_epochs", "stop_chance")
+    )
+    results = state_of_trials(plan, read_ledger(plan.folder).trials)
+    replays = [replay_sweep(plan, results, eta=eta, grace_epochs=grace, stop_chance=chance) for eta in etas]
+    console.print(replay_table(replays, results))
+    show_agreements(plan, results)
+    if cut := unknown_ends(replays, results):
+        console.print(f"\n{len(cut)} trials were stopped by the sweep itself: how they would have ended is not known.")
+    return DONE
+
+
+def add_compare(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("a", help="a sweep; A1,A2,A3 for the same one on several seeds")
+    parser.add_argument("b", help="another")
+    add_storage(parser)
+
+
+def compare(arguments: argparse.Namespace) -> int:
+    from sweep.report import (
+        compare_sweeps,
+        comparison_markdown,
+        comparison_metrics,
+        comparison_tables,
+        comparison_verdict,
+        read_side,
+        write_comparison_files,
+    )
+    from sweep.tracking import write_comparison
+
+    a, b = (read_side(names, storage=arguments.storage) for names in (arguments.a, arguments.b))
+    with ProgressLine(sys.stderr) as line:
+        line.update("Comparing ...", now=True)
+        comparison = compare_sweeps(a, b)
+        folder = write_comparison_files(comparison)
+    console.print(f"A: {a.name}\nB: {b.name}", markup=False)
+    console.print(comparison_verdict(comparison), "", sep="\n", markup=False, soft_wrap=False)
+    for table in comparison_tables(comparison):
+        console.print(table, "", sep="\n", soft_wrap=False)
+    console.print(f"picture  {folder / 'compare.png'}\nnumbers  {folder / 'compare.json'}", markup=False)
+    plan = a.sweeps[0].plan
+    try:
+        link = write_comparison(
+            plan,
+            f"{a.name} vs {b.name}",
+            metrics=comparison_metrics(comparison),
+            note=lambda run: comparison_markdown(comparison, run),
+            folder=folder,
+            time=max(record.ended or 0.0 for record in (*a.trials, *b.trials)),
+        )
+    except InputError as error:
+        errors.print(str(error), markup=False)
+        return FAILED
+    address = plan.mlflow_uri if plan.mlflow_uri.startswith("http") else "http://127.0.0.1:5000"
+    console.print(f"MLflow   {address}{link}", markup=False)
+    return DONE

@@ -1,0 +1,35 @@
+"""The rungs as Ray Tune asks them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray.tune.experiment import Trial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+
+from sweep.engine.result_keys import report_of
+from sweep.search import Rungs
+
+
+class MultiObjectiveASHA(FIFOScheduler):
+    """`Rungs` behind Ray Tune's interface. It has no state of its own: every decision is in `rungs`."""
+
+    def __init__(self, rungs: Rungs) -> None:
+        super().__init__()
+        self.rungs = rungs
+
+    def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
+        return True
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        number = trial.config["number"]
+        self.rungs.observe(number, trial.config["config"], report_of(result))
+        # This also stops a trial that was brought back after its stop was decided and before it took effect.
+        return TrialScheduler.STOP if self.rungs.stopped(number) else TrialScheduler.CONTINUE
+
+    def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
+        number, report = trial.config["number"], report_of(result)
+        # Ray Tune also calls this with the last report of a trial that failed or was stopped by the budget.
+        if report.get("final"):
+            self.rungs.finish(number, trial.config["config"], report)
+        self.rungs.forget(number)

@@ -1,0 +1,46 @@
+"""The front as a terminal table, CSV and JSON."""
+
+from __future__ import annotations
+
+import json
+
+from rich.table import Table
+
+from sweep.plan import SweepPlan
+from sweep.report.rows import cells, front_rows, headings, row_name, trial_label
+from sweep.report.tables import csv_text, plain_table
+from sweep.state import SweepState
+
+
+def front_table(plan: SweepPlan, results: SweepState) -> Table:
+    """Return the front as a table for a terminal."""
+    columns = ["trial" if plan.seeds == 1 else "trials", *headings(plan), "configuration"]
+    table = plain_table(*columns, fold=[len(columns) - 1])
+    for row in front_rows(plan, results):
+        mark = "  <- knee" if row["knee"] else ""
+        table.add_row(row_name(row), *cells(row), trial_label(plan.space, results.trials[row["trial"]].config) + mark)
+    return table
+
+
+def front_csv(plan: SweepPlan, results: SweepState) -> str:
+    """Return the front as CSV; a knob that a trial does not use is empty."""
+    rows = front_rows(plan, results)
+    header = list(dict.fromkeys(key for row in rows for key in row))
+    return csv_text(header, ([row.get(key) for key in header] for row in rows))
+
+
+def front_json(plan: SweepPlan, results: SweepState) -> str:
+    """Return the front as JSON, with what the numbers mean."""
+    content = {
+        "sweep": plan.name,
+        "evaluation": plan.space.evaluation.to_dict(),
+        "hypervolume": results.hypervolume,
+        "reference": list(plan.objectives.reference),
+        "seeds": plan.seeds,
+        "require": [str(each) for each in plan.space.require],
+        "finished": len(results.finished),
+        "infeasible": len(results.infeasible),
+        "stopped": len(results.stopped),
+        "front": front_rows(plan, results),
+    }
+    return json.dumps(content, indent=2)

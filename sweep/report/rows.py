@@ -1,0 +1,77 @@
+"""A front as rows: what all its tables show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from search_spaces import Space
+from sweep.plan import SweepPlan
+from sweep.report.words import brief, percent
+from sweep.state import Replicates, SweepState
+from trainer.words import SHORT_NAMES
+
+ACCURACIES = {
+    "sensitivity_accuracy": "sensitivity",
+    "invariance_accuracy": "invariance",
+    "invariance_stuck": "stuck",
+    "clean_accuracy": "clean",
+}
+"""Report fields of a front's row, and their headings."""
+
+
+def trial_label(space: Space, config: Mapping[str, Any]) -> str:
+    """Return what differs between the trials of a sweep, short: `R=ot_triplet ws=0.31 m=0.05`."""
+    return " ".join(f"{SHORT_NAMES.get(name, name)}={brief(v)}" for name, v in space.active(config).items())
+
+
+def front_rows(plan: SweepPlan, results: SweepState) -> list[dict[str, Any]]:
+    """Return the front from its most sensitivity-robust point on, as plain values, one dict per trial.
+
+    With several seeds there is one per configuration: the number of its first trial, means, intervals, and its
+    probability of being on the front.
+    """
+    # In this order: a trial that finishes meanwhile is in the later ones too.
+    records, knee, replicates = results.front_records, results.knee, results.replicates()
+    rows = []
+    for record in records:
+        assert record.result is not None
+        rows.append(
+            {
+                "trial": record.number,
+                **{name: record.result[name] for name in ACCURACIES},
+                **(_replicate_columns(plan, replicates[record.number]) if replicates else {}),
+                "epoch": record.result["epoch"],
+                "knee": record.number == knee,
+                **plan.space.point(record.config),
+            }
+        )
+    return rows
+
+
+def _replicate_columns(plan: SweepPlan, replicates: Replicates) -> dict[str, float]:
+    """Return the columns that a row has only with several seeds."""
+    columns: dict[str, float] = {"seeds": plan.seeds, "p_front": replicates.chance}
+    for name, interval in zip(plan.objectives.names, replicates.intervals, strict=True):
+        columns |= {f"{name}_low": interval.low, f"{name}_high": interval.high}
+    return columns
+
+
+def headings(plan: SweepPlan) -> list[str]:
+    """Return the headings of `cells`."""
+    return [*ACCURACIES.values(), *(["P(front)"] if plan.seeds > 1 else [])]
+
+
+def cells(row: Mapping[str, Any]) -> list[str]:
+    """Return a row's accuracies, with several seeds as `40.7±3.1%` (half of the 95% interval), and its P(front)."""
+    shares = []
+    for name in ACCURACIES:
+        half = (row[f"{name}_high"] - row[f"{name}_low"]) / 2 if f"{name}_low" in row else None
+        shares.append(percent(row[name]) if half is None else f"{percent(row[name])[:-1]}±{percent(half)}")
+    return [*shares, *([percent(row["p_front"])] if "p_front" in row else [])]
+
+
+def row_name(row: Mapping[str, Any]) -> str:
+    """Return the trials of a row: `003`, or `003-005`."""
+    last = row["trial"] + row.get("seeds", 1) - 1
+    return f"{row['trial']:03d}" if last == row["trial"] else f"{row['trial']:03d}-{last:03d}"

@@ -1,0 +1,86 @@
+"""Sentences on how far a sweep is, what its front holds, and how good the judge behind it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sweep.plan import SweepPlan
+from sweep.report.rows import ACCURACIES
+from sweep.report.words import percent
+from sweep.state import DataSummary, SweepState
+from trainer.human_agreement import ORACLE, HumanAgreement, Share
+from trainer.report import collapse
+
+_NAMED = 8
+"""Number of trials with collapsed embeddings that a verdict names; of more it gives the count."""
+
+
+def verdict(plan: SweepPlan, results: SweepState) -> str:
+    """Return one line: how far the sweep is and what its front holds."""
+    evaluation = plan.space.evaluation
+    units = "trials" if plan.seeds == 1 else f"configurations of {plan.seeds} seeds"
+    stopped = f" ({len(results.stopped)} more stopped early)" if results.stopped else ""
+    violated = f", {len(results.infeasible)} of which break {requirements_text(plan)}" if results.infeasible else ""
+    return (
+        f"{evaluation.dataset}: front of {len(results.front_records)} among {len(results.configurations)} finished "
+        f"{units}{violated}{stopped}, "
+        f"hypervolume {results.hypervolume:.4f} of 1. Sensitivity under {evaluation.eval_sensitivity_norm} "
+        f"{evaluation.eval_sensitivity_epsilon:.3g} (PGD-{evaluation.eval_sensitivity_steps}); invariance under "
+        f"{evaluation.eval_invariance_norm} {evaluation.eval_invariance_epsilon:.3g}, a proxy: "
+        f"{_describe_judge(results.facts)}{_collapsed_trials(results)}"
+    )
+
+
+def short_verdict(plan: SweepPlan, results: SweepState) -> str:
+    """Return the verdict in one short line, in Markdown, as the head of a page."""
+    kind = "trials" if plan.seeds == 1 else "configurations"
+    count = f"**Front of {len(results.front_records)} among {len(results.configurations)} finished {kind}**"
+    done = "" if len(results.ended) >= plan.trials else f" ({len(results.ended)} of {plan.trials} done)"
+    knee = results.knee
+    if knee is None:
+        return f"{count}{done}, hypervolume {results.hypervolume:.4f}"
+    result = results.configurations[knee].result
+    assert result is not None
+    shares = ", ".join(f"{ACCURACIES[name]} {percent(result[name])}" for name in list(ACCURACIES)[:2])
+    return f"{count}{done}, hypervolume {results.hypervolume:.4f}; at its knee, trial {knee:03d}: {shares}"
+
+
+def requirements_text(plan: SweepPlan) -> str:
+    """Return what the sweep requires, in a line."""
+    return " and ".join(map(str, plan.space.require))
+
+
+def _collapsed_trials(results: SweepState) -> str:
+    """Return a sentence on trials whose embeddings fell into a point or onto a line; empty where none did."""
+    numbers = [f"{number:03d}" for number, record in results.finished.items() if collapse(record.result or {})]
+    if not numbers:
+        return ""
+    more = f" and {len(numbers) - _NAMED} more" if len(numbers) > _NAMED else ""
+    trials = "trial" if len(numbers) == 1 else "trials"
+    return f" The embeddings of {len(numbers)} finished {trials} have collapsed: {' '.join(numbers[:_NAMED])}{more}."
+
+
+def _describe_judge(summary: DataSummary) -> str:
+    """Return who labels perturbed images, and how good that judge is known to be."""
+    if not summary:
+        return "labelled by the judge, not by people."
+    return (
+        f"labelled by the judge, not by people (it labels {percent(summary['oracle_coverage'])} of the clean images, "
+        f"{percent(summary['oracle_accuracy'])} of those rightly; it sees {summary['changed_images']} of "
+        f"{summary['judged_images']} perturbed ones as changed).{''.join(_human_agreement(summary))}"
+    )
+
+
+def _human_agreement(summary: DataSummary) -> Iterator[str]:
+    """Yield how far people agree with the judge, a sentence for every set of images that they labelled."""
+    for each in HumanAgreement.from_plain(summary["people"]).sets if summary.get("people") else ():
+        judge = each.by(ORACLE)
+        yield (
+            f" On {each.name} it answers {judge.covered.hits} of {each.images} images, and people agree with it on "
+            f"{_ratio(judge.changed)} that changed for them, {_ratio(judge.unchanged)} that did not, and "
+            f"{_ratio(judge.called_changed)} that it calls changed."
+        )
+
+
+def _ratio(share: Share) -> str:
+    return f"{share.hits} of {share.size}"

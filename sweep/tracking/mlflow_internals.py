@@ -1,0 +1,131 @@
+"""Everything that this project uses of MLflow beyond its documented interface.
+
+MLflow promises none of this, so that a new version may change it. Each item has a test in
+`tests/unit/test_canaries_mlflow.py` that says what broke. The addresses of MLflow's page are in `sweep.report.links`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any
+
+TRIED_VERSIONS = ("3.17.2",)
+"""MLflow versions with which everything here was tried."""
+PAGE_VERSION = "3.17"
+"""MLflow version whose page was seen to open the saved views."""
+
+# ------------------------------------------------------------------------------------------------ tags read by the page
+
+NOTE_TAG = "mlflow.note.content"
+"""A run's description, in Markdown."""
+PARENT_TAG = "mlflow.parentRunId"
+COLOUR_TAG = "mlflow.runColor"
+"""A run's colour in the list and in charts. Only the page's own source has this tag."""
+TABLES_TAG = "mlflow.loggedArtifacts"
+"""Files of a run that the page shows as tables."""
+DATA_CONTEXT_TAG = "mlflow.data.context"
+"""Purpose of a run's data set."""
+VIEW_TAG = "mlflow.sharedViewState."
+"""Prefix of the experiment tags that hold saved views. MLflow has no call that makes a view, and only the page's own
+source has the format, which `sweep.tracking.views` fills in."""
+LONGEST_VIEW = 20_000
+"""Most characters in an experiment's tag."""
+
+
+def tables_tag(*paths: str) -> str:
+    """Return the value of `TABLES_TAG` that makes the page show these files of a run as tables."""
+    return json.dumps([{"path": path, "type": "table"} for path in paths])
+
+
+def pack_view(name: str, created: int, state: Mapping[str, Any]) -> str:
+    """Return the tag that holds a saved view.
+
+    Args:
+        created: milliseconds.
+        state: what the view shows, with every key that the page expects.
+    """
+    packed = json.dumps(state, separators=(",", ":"))
+    return json.dumps({"name": name, "createdAt": created, "updatedAt": created, "state": packed})
+
+
+def read_view(tag: str) -> dict[str, Any]:
+    """Return the fields of a saved view; empty for a tag that holds none, as anybody may have written it."""
+    try:
+        view = json.loads(tag)
+    except ValueError:
+        return {}
+    return view if isinstance(view, dict) else {}
+
+
+# --------------------------------------------------------------------------------------------------- client and errors
+
+_ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "PGCONNECT_TIMEOUT": "10",
+}
+"""Settings of the client that the user's own environment overrides."""
+
+SERVER_ENVIRONMENT = {**_ENVIRONMENT, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+"""Settings of a local server; its background jobs would start further processes that nobody needs here."""
+
+_NO_RETRIES = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+"""A call that the client repeats by itself can make a second run unnoticed. The writer repeats what failed instead."""
+
+METRICS_PER_CALL = 800
+"""Metrics in one call. MLflow takes 1,000, with at most 100 parameters and 100 tags among them."""
+
+SERVED_FILES = "mlflow-artifacts:"
+"""Beginning of an experiment's artifact location, if its server keeps the files."""
+
+
+def prepare_client(uri: str) -> None:
+    """Make MLflow's client quiet, and let it fail at once instead of repeating a call by itself."""
+    os.environ.update({name: value for name, value in _ENVIRONMENT.items() if name not in os.environ} | _NO_RETRIES)
+    # MLflow's import would otherwise log, and sets the level of its own logger once more.
+    for name in ("mlflow", "alembic", "urllib3"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    import mlflow  # noqa: F401
+
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    # This logger writes the traceback of an error that is raised too and then reported in one line.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+    if not uri.startswith("http"):
+        from mlflow.store.db import utils
+
+        # MLflow asks a database that refuses ten times within 100 seconds, and has no option for that.
+        utils.MAX_RETRY_COUNT = 1
+
+
+def store_errors() -> tuple[type[Exception], ...]:
+    """Return what a call of MLflow's client raises if the store refuses, fails or is away."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    # A database's own errors pass through MLflow as they are.
+    return MlflowException, SQLAlchemyError, OSError
+
+
+def explain_error(error: Exception) -> str:
+    """Return a store's error as one line."""
+    text = str(error)
+    if "Max retries exceeded" in text:
+        return "nothing listens there, or it took too long"
+    return (text or type(error).__name__).splitlines()[0][:200]
+
+
+def page_version(uri: str) -> str:
+    """Return the version of the MLflow that shows the store: the server's, else the one installed here."""
+    import mlflow
+
+    if not uri.startswith("http"):
+        return mlflow.__version__
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
+
+    answer = http_request(get_default_host_creds(uri), "/version", "GET")
+    return answer.text.strip() if answer is not None and answer.ok else mlflow.__version__

@@ -1,0 +1,157 @@
+"""An MLflow store: connecting to it, and the calls that find, make and fill the runs of an experiment."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sweep.plan import SweepPlan, masked
+from sweep.state import DataSummary
+from sweep.tracking.metrics import MetricRow, parameter_text
+from sweep.tracking.mlflow_internals import (
+    DATA_CONTEXT_TAG,
+    SERVED_FILES,
+    explain_error,
+    prepare_client,
+    store_errors,
+)
+from trainer.errors import InputError
+from trainer.files import take_lock
+
+if TYPE_CHECKING:
+    from filelock import FileLock
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+Log = Callable[[str], None]
+"""Called with each message that a person should read."""
+OnProgress = Callable[[int, int], None]
+"""Called with how many steps are done, and how many there are."""
+
+
+def connect(uri: str) -> MlflowClient:
+    """Return a client of the store at `uri` that has answered a first question.
+
+    Raises:
+        InputError: if nothing usable answers there.
+    """
+    prepare_client(uri)
+    from mlflow import MlflowClient
+
+    try:
+        client = MlflowClient(tracking_uri=uri)
+        client.search_experiments(max_results=1)
+    except ImportError as error:
+        raise InputError(f"--mlflow-uri {masked(uri)}: this database needs the Python package {error.name}") from None
+    except store_errors() as error:
+        raise InputError(f"no MLflow store answers at {masked(uri)}: {explain_error(error)}") from None
+    return client
+
+
+class Store:
+    """The experiment of a sweep's search space in an MLflow store."""
+
+    def __init__(self, plan: SweepPlan, uri: str) -> None:
+        self.plan, self.uri, self.client = plan, uri, connect(uri)
+        self.experiment = ""
+        self.doubtful = False
+        """True while a run may exist whose creation was never acknowledged."""
+        self._lock: FileLock | None = None
+
+    def lock(self) -> None:
+        """Keep other processes from writing this sweep into this store until `close`.
+
+        Raises:
+            InputError: if another process has locked it.
+        """
+        if self._lock is None:
+            digest = hashlib.sha256(self.uri.encode()).hexdigest()[:8]
+            path = self.plan.folder / f"mlflow-{digest}.lock"
+            self._lock = take_lock(path, f"sweep {self.plan.name!r} is already being written to this store")
+
+    def close(self) -> None:
+        """Let another process write."""
+        if self._lock is not None:
+            self._lock.release()
+
+    def open_experiment(self) -> None:
+        """Find the experiment of the search space, or create it.
+
+        Raises:
+            InputError: if the store is a server's own database.
+        """
+        name = self.plan.space.name
+        found = self.client.get_experiment_by_name(name)
+        local = not self.uri.startswith("http")
+        if found is not None:
+            if local and found.artifact_location.startswith(SERVED_FILES):
+                raise InputError(
+                    f"--mlflow-uri {masked(self.uri)}: experiment {name!r} in this database was made through an MLflow "
+                    "server, which keeps its files; give that server's address"
+                )
+            self.experiment = found.experiment_id
+        else:
+            location = (Path(self.plan.storage) / "artifacts" / name).as_uri() if local else None
+            self.experiment = self.client.create_experiment(name, artifact_location=location)
+
+    def find_runs(self, query: str) -> list[Run]:
+        """Return the runs that match, in the order in which they started."""
+        runs, token = [], None
+        while True:
+            page = self.client.search_runs(
+                [self.experiment], query, max_results=1000, page_token=token, order_by=["attributes.start_time ASC"]
+            )
+            runs += page
+            token = page.token
+            if not token:
+                return runs
+
+    def create_run(self, name: str, *, started: int, tags: Mapping[str, str]) -> str:
+        """Create a run and return its identifier. If the call fails, the run may exist all the same (`doubtful`).
+
+        Args:
+            started: milliseconds.
+        """
+        self.doubtful = True
+        run = self.client.create_run(self.experiment, start_time=started, run_name=name, tags=dict(tags))
+        self.doubtful = False
+        return run.info.run_id
+
+    def log_batch(
+        self,
+        run_id: str,
+        *,
+        metrics: Iterable[MetricRow] = (),
+        params: Mapping[str, Any] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        """Write metrics, parameters and tags of a run in one call."""
+        from mlflow.entities import Metric, Param, RunTag
+
+        self.client.log_batch(
+            run_id,
+            metrics=[Metric(*row) for row in metrics],
+            params=[Param(key, parameter_text(value)) for key, value in (params or {}).items()],
+            tags=[RunTag(key, value) for key, value in (tags or {}).items()],
+        )
+
+    def log_data(self, run_id: str, summary: DataSummary) -> None:
+        """Write the data set that a run's trials are judged on, once that is known."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        if summary:
+            name = self.plan.space.evaluation.dataset
+            data = Dataset(name, summary["data_fingerprint"], "local", f'{{"uri": "{name}"}}')
+            judged = DatasetInput(data, [InputTag(DATA_CONTEXT_TAG, "validation")])
+            self.client.log_inputs(run_id, datasets=[judged])
+
+    def sweep_tags(self, summary: DataSummary) -> dict[str, str]:
+        """Return the tags that all runs of a sweep share."""
+        return {
+            "otsweep.sweep": self.plan.name,
+            "otsweep.plan_hash": self.plan.hash,
+            "otsweep.code_version": self.plan.code_version,
+            "otsweep.data_fingerprint": summary.get("data_fingerprint", ""),
+        }

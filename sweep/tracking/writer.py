@@ -1,0 +1,137 @@
+"""Bring an MLflow store up to a sweep's state: one parent run per sweep, one child per trial.
+
+The ledger is the truth, and trials never talk to MLflow. Every write may be repeated: times and steps come from the
+ledger, and before a run is made it is looked for by its tags wherever an earlier call may have made it unnoticed. So
+whatever happens to the store or to this process, the store ends as an undisturbed writer would have left it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+
+from sweep.forecast import describe_cost
+from sweep.ledger import read_ledger
+from sweep.plan import SweepPlan, masked
+from sweep.state import SweepState, read_data_summary, state_of_trials
+from sweep.tracking.artifacts import write_artifacts
+from sweep.tracking.mlflow_internals import explain_error, store_errors
+from sweep.tracking.parent_run import ParentRun
+from sweep.tracking.store import Log, OnProgress, Store
+from sweep.tracking.trial_runs import TrialRuns
+from trainer.errors import InputError
+
+
+class Writer:
+    """Everything that one store holds of one sweep. No state is kept: each call takes the state that it writes.
+
+    Raises:
+        InputError: from the constructor, if nothing usable answers at `uri`.
+    """
+
+    def __init__(self, plan: SweepPlan, uri: str, *, log: Log) -> None:
+        self.plan, self.log = plan, log
+        self.store = Store(plan, uri)
+        self.parent = ParentRun(plan, self.store, log=log)
+        self.trials = TrialRuns(plan, self.store)
+        self.is_open = False
+
+    def open(self, state: SweepState) -> None:
+        """Find this sweep's experiment and runs where an earlier writer made them, else make them.
+
+        Raises:
+            InputError: while another process writes the same sweep into the same store, or if the store is a server's
+                own database.
+        """
+        self.store.lock()
+        self.store.open_experiment()
+        self.parent.open(state)
+        self.parent.write_views()
+        self.trials.adopt(self.parent.run_id)
+        self.is_open = True
+
+    def close(self) -> None:
+        """Let another process write."""
+        self.store.close()
+
+    def write_front(self, state: SweepState, *, enough: Callable[[], bool] = lambda: False) -> None:
+        """Write the curves by finished trials, ranks, the description and, at a bounded rate, the front's files.
+
+        Args:
+            enough: whether ranks are to wait for the next call.
+        """
+        parent, trials = self.parent, self.trials
+        if fresh := state.course[parent.milestones :]:
+            parent.write_milestones(fresh)
+            trials.settled, parent.files_stale = False, True
+        trials.ranking.refresh(state, over=False)
+        if not trials.settled:
+            for _ in trials.write_ranks(state, over=False):
+                if enough():
+                    break
+            self._write_note(state)
+        if parent.files_stale and time.monotonic() >= parent.files_due:
+            parent.write_files(state, over=False)
+
+    def _write_note(self, state: SweepState) -> None:
+        self.parent.write_note(state, {number: run.run_id for number, run in self.trials.runs.items()})
+
+    def finish(self, state: SweepState, *, over: bool, on_progress: OnProgress = lambda done, total: None) -> None:
+        """Write what is left: all trials, ranks and files, then the parent's end.
+
+        Args:
+            over: whether no trial will end any more, so that the last ranks are final.
+        """
+        parent, trials = self.parent, self.trials
+        records = list(state.trials.values())
+        total = 2 * len(records)
+        trials.ranking.refresh(state, over=over)
+        for done, record in enumerate(records):
+            on_progress(done, total)
+            trials.write(record, state, over=over)
+        if self.store.doubtful:
+            trials.adopt(parent.run_id)
+        for done, _ in enumerate(trials.write_ranks(state, over=over), len(records)):
+            on_progress(done, total)
+        if over:
+            if cost := describe_cost(self.plan, state):
+                self.store.client.set_tag(parent.run_id, "otsweep.time", cost)
+            write_artifacts(self.plan, state, self.store, trials, log=self.log)
+        else:
+            trials.interrupt(state)
+        parent.milestones = 0
+        parent.write_milestones(state.course)
+        if state.course:
+            self._write_note(state)
+        parent.write_files(state, over=over)
+        parent.end(state, over=over)
+        on_progress(total, total)
+
+
+def is_over(plan: SweepPlan, state: SweepState) -> bool:
+    """Return whether no trial of a sweep will end any more, as far as its ledger tells."""
+    ended_before = bool(plan.stop_when_flat or plan.max_hours) and bool(state.ended)
+    return not state.running and (len(state.ended) >= plan.trials or ended_before)
+
+
+def sync(plan: SweepPlan, uri: str, *, log: Log, on_progress: OnProgress = lambda done, total: None) -> SweepState:
+    """Bring the store at `uri` up to date from the sweep's ledger; return what the ledger holds.
+
+    Raises:
+        InputError: if nothing answers there, if it fails on the way, or while another process writes the same sweep
+            into the same store.
+    """
+    state = state_of_trials(plan, read_ledger(plan.folder).trials)
+    state.facts = read_data_summary(plan.folder)
+    if not state.trials:
+        return state
+    with contextlib.closing(Writer(plan, uri, log=log)) as writer:
+        try:
+            writer.open(state)
+            writer.finish(state, over=is_over(plan, state), on_progress=on_progress)
+        except store_errors() as error:
+            raise InputError(
+                f"MLflow at {masked(uri)} stopped taking results ({explain_error(error)}); the same command goes on"
+            ) from None
+    return state

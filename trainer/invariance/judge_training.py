@@ -1,0 +1,130 @@
+"""Training of the judge and the teacher, each on its half of the training images.
+
+Shapes: N images, C channels, H rows, W columns, K classes.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from trainer.invariance.augmentation import augment, draw_unevenly
+from trainer.invariance.judge import ROLES, Judge, build_judge
+from trainer.invariance.recipes import Recipe, UnevenInk, recipe_for
+from trainer.parallel import map_on_threads
+
+TRAINING_BATCH = 128
+"""Images of a training step."""
+_LEAST_STEPS = 300
+"""Least number of training steps: few images are passed over more often, or the members would doubt everything."""
+
+_Progress = Callable[[int, int], None]
+"""Function of (done, total)."""
+
+
+def training_half(count: int, role: str) -> slice:
+    """Return which of `count` training images a role may see: the judge the even ones, the teacher the odd ones."""
+    return slice(ROLES.index(role), count, 2)
+
+
+def train_judge(
+    dataset: str,
+    role: str,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    classes: int,
+    seed: int,
+    progress: _Progress = lambda done, total: None,
+) -> Judge:
+    """Train every member on the role's half of the training images.
+
+    Args:
+        dataset: names the recipe.
+        role: `judge` or `teacher`.
+        images: the whole training split, (N, C, H, W) in [0, 1].
+        labels: (N,) int64.
+        classes: K.
+        seed: with the role and the member decides initial weights, order of images and augmentation.
+        progress: called with epochs done and epochs in all, over all members.
+
+    Raises:
+        InputError: for an unknown data set or role.
+    """
+    recipe = recipe_for(dataset)
+    own = training_half(len(labels), role)
+    ensemble = build_judge(dataset, role, tuple(images.shape[1:]), classes).to(images.device)
+    done, total = itertools.count(1), training_passes(recipe, len(labels[own])) * len(ensemble.members)
+
+    def train(number: int) -> None:
+        generator = torch.Generator(images.device).manual_seed(_member_seed(seed, role, number))
+        uneven = recipe.uneven if recipe.thresholds[number] == 0 else None
+        train_member(ensemble.members[number], images[own], labels[own], recipe, uneven, generator, on_epoch)
+
+    def on_epoch() -> None:
+        progress(next(done), total)
+
+    map_on_threads(train, range(len(ensemble.members)))
+    return ensemble.eval().requires_grad_(False)
+
+
+def training_passes(recipe: Recipe, images: int) -> int:
+    """Return the number of epochs on so many images."""
+    return max(recipe.epochs, -(-_LEAST_STEPS // -(-images // TRAINING_BATCH)))
+
+
+def _member_seed(seed: int, role: str, number: int) -> int:
+    """Derive a seed of its own for every member of every role."""
+    return int(np.random.SeedSequence([seed, ROLES.index(role), number]).generate_state(1)[0])
+
+
+def _initialise(network: nn.Module, generator: torch.Generator) -> None:
+    """Draw Kaiming-uniform weights from `generator`, as construction draws from the global state; clear biases."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_uniform_(module.weight, nonlinearity="relu", generator=generator)
+            nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+
+
+def train_member(
+    member: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    recipe: Recipe,
+    uneven: UnevenInk | None,
+    generator: torch.Generator,
+    on_epoch: Callable[[], None],
+) -> None:
+    """Minimise cross-entropy on augmented images, the learning rate rising and falling once.
+
+    Args:
+        member: an ensemble's member; its weights are drawn anew.
+        images: (N, C, H, W) in [0, 1].
+        labels: (N,) int64.
+        recipe: epochs, augmentation and learning rate.
+        uneven: how images are drawn unevenly; None leaves that out.
+        generator: seeds weights, order and augmentation.
+        on_epoch: called after every epoch.
+    """
+    _initialise(member, generator)
+    member.train().requires_grad_(True)
+    steps, epochs = -(-len(labels) // TRAINING_BATCH), training_passes(recipe, len(labels))
+    optimizer = torch.optim.AdamW(member.parameters(), lr=recipe.learning_rate, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, total_steps=steps * epochs)
+    for _ in range(epochs):
+        order = torch.randperm(len(labels), generator=generator, device=generator.device)
+        for chosen in order.split(TRAINING_BATCH):
+            seen = augment(images[chosen], recipe, generator)
+            if uneven:
+                seen = draw_unevenly(seen, uneven, generator)
+            loss = F.cross_entropy(member(seen), labels[chosen])
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+        on_epoch()

@@ -1,0 +1,83 @@
+"""Training batches: whole batches in a seeded random order, each image beside its invariance perturbation.
+
+Shape letters: N training images, B images of a batch, C channels, H rows, W columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainer.config import TrialConfig
+from trainer.data import Split
+from trainer.errors import InputError
+from trainer.invariance import Prepared, TrainingPerturbation
+
+PURPOSES = ("order", "attack")
+"""Uses of random numbers in training; each has a stream of its own."""
+
+
+class Batch(NamedTuple):
+    """One step's images."""
+
+    images: Tensor
+    """(B, C, H, W) in [0, 1]."""
+    labels: Tensor
+    """(B,) int64."""
+    invariance: TrainingPerturbation | None
+    """The invariance perturbations of the images, if the objective uses them."""
+    trials: int = 1
+    """Number of stacked trials; the batch holds B images of each, trial after trial."""
+
+
+def random_stream(seed: int, purpose: str, epoch: int, device: torch.device) -> torch.Generator:
+    """Return the generator of a trial's random numbers for one of `PURPOSES` in one epoch.
+
+    Every epoch has a new stream, so a resumed trial needs no generator state. Streams are independent, so an attack
+    that is switched off and draws nothing changes no other number.
+    """
+    (state,) = np.random.SeedSequence([seed, PURPOSES.index(purpose), epoch]).generate_state(1, np.uint64)
+    return torch.Generator(device).manual_seed(int(state))
+
+
+def check_batch_size(batch_size: int, images: int) -> None:
+    """Raise InputError if there are fewer training images than one batch holds."""
+    if batch_size > images:
+        raise InputError(f"batch_size = {batch_size}: must be at most {images}, the number of training images")
+
+
+def batches(
+    train: Split, invariance: TrainingPerturbation | None, *, batch_size: int, generator: torch.Generator
+) -> Iterator[Batch]:
+    """Yield the training images in random order; the last incomplete batch is dropped, so that all have one shape.
+
+    Raises:
+        InputError: if there are fewer images than one batch holds.
+    """
+    check_batch_size(batch_size, len(train.labels))
+    for rows in shuffled_rows(len(train.labels), batch_size=batch_size, generator=generator):
+        perturbed = None if invariance is None else TrainingPerturbation(*(field[rows] for field in invariance))
+        yield Batch(train.images[rows], train.labels[rows], perturbed)
+
+
+def shuffled_rows(images: int, *, batch_size: int, generator: torch.Generator) -> Tensor:
+    """Return the rows of the training images that each step sees: (steps, batch_size), whole batches only."""
+    order = torch.randperm(images, generator=generator, device=generator.device)
+    return order[: images - images % batch_size].view(-1, batch_size)
+
+
+def training_perturbation(config: TrialConfig, prepared: Prepared, device: torch.device) -> TrainingPerturbation | None:
+    """Return X_v and y_v of all training images at the trial's budget; None if the objective does not use them."""
+    if not config.uses_invariance:
+        return None
+    perturbed = prepared.perturbations(config.invariance_norm).at(config.invariance_epsilon)
+    return TrainingPerturbation(*(field.to(device) for field in perturbed))
+
+
+def to_device(split: Split, device: torch.device) -> Split:
+    """Return the split with its tensors on the device."""
+    return Split(split.images.to(device), split.labels.to(device))

@@ -1,0 +1,111 @@
+"""The training loop of one trial, as a generator: train an epoch, evaluate, save, report.
+
+The last report repeats that of the chosen epoch, whose model is kept.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+
+from trainer.config import EvaluationConfig, TrialConfig
+from trainer.data import Split
+from trainer.files import Store
+from trainer.invariance import Prepared, TrainingPerturbation
+from trainer.objective import Knobs, LossTerms, total_loss
+from trainer.report import EpochReport, check_finite
+from trainer.training.batches import batches, random_stream, to_device
+from trainer.training.evaluation import evaluate, judging_attacks, judging_generator
+from trainer.training.step import detach, diagnose, forward, summarise, update
+from trainer.training.trial import Trial, TrialState
+
+_Progress = Callable[[int, int, int], None]
+"""Called with the epoch, the steps done in it, and its steps in all."""
+
+
+def run_trial(
+    config: TrialConfig,
+    evaluation: EvaluationConfig,
+    prepared: Prepared,
+    *,
+    ladder: int = 0,
+    store: Store | None = None,
+    device: str = "cpu",
+    warn: Callable[[str], None] = lambda message: None,
+    progress: _Progress = lambda epoch, done, total: None,
+) -> Iterator[EpochReport]:
+    """Train, yielding a finite `EpochReport` after each epoch, then once more that of the chosen epoch.
+
+    The same config, data, code and number of threads give the same numbers bit for bit on a CPU, also if the trial is
+    stopped after any epoch and resumed from `store`. Each report is delivered at least once: a resumed trial first
+    yields the report of the epoch it resumes from, since that may have been lost.
+
+    Args:
+        config: the trial's configuration.
+        evaluation: its evaluation; the one that `prepared` was made for.
+        prepared: data, training perturbations and judging set, shared by all trials.
+        ladder: steps of the evaluation's attack in the first epochs, from which it grows to its full strength; 0 for
+            full strength in every epoch. See `on_ladder`.
+        store: where checkpoints and the chosen model (`model.pt`) are kept; None keeps nothing.
+        device: a torch device such as `cpu` or `cuda:0`.
+        warn: called with a message for each damaged checkpoint that was passed over.
+        progress: called after every step.
+
+    Raises:
+        TrialFailed: if a term of the loss or a number of a report is not finite.
+        InputError: if a batch is larger than the training split, or if the store holds a checkpoint of another
+            configuration or can't be written.
+    """
+    where = torch.device(device)
+    trial = Trial.begin(config, evaluation, prepared, ladder=ladder, store=store, device=where, warn=warn)
+    state = trial.state
+    train = to_device(prepared.data.train, where)
+    validation = to_device(prepared.data.validation, where)
+    judging = prepared.judging.to(where)
+    knobs = Knobs.of(config, where)
+
+    if state.last is not None:
+        yield state.last
+    while state.epoch < config.epochs:
+        start = time.perf_counter()
+        terms = train_epoch(state, train, trial.perturbation, config, knobs, progress)
+        trained = time.perf_counter()
+        attacks = judging_attacks(trial.epoch_evaluation)
+        measured = evaluate(state.model, validation, judging, attacks, generator=judging_generator(evaluation, where))
+        yield trial.close_epoch(
+            measured, terms, train_seconds=trained - start, evaluation_seconds=time.perf_counter() - trained
+        )
+    yield trial.finish()
+
+
+def train_epoch(
+    state: TrialState,
+    train: Split,
+    perturbation: TrainingPerturbation | None,
+    config: TrialConfig,
+    knobs: Knobs,
+    progress: _Progress,
+) -> dict[str, float]:
+    """Train on every image once; return the epoch's mean loss terms and a diagnosis of its last step, by name.
+
+    Raises:
+        TrialFailed: if a term of the loss is not finite.
+    """
+    epoch, device = state.epoch + 1, train.images.device
+    order, noise = (random_stream(config.seed, purpose, epoch, device) for purpose in ("order", "attack"))
+    steps = len(train.labels) // config.batch_size
+    history: list[LossTerms] = []
+    numbers: dict[str, float] = {}
+    state.model.train()
+    for batch in batches(train, perturbation, batch_size=config.batch_size, generator=order):
+        step = forward(state.model, batch, config, knobs, noise)
+        history.append(detach(step.terms))
+        if len(history) == steps:
+            numbers = summarise(history)
+            check_finite(epoch, numbers)
+            numbers |= {name: value.item() for name, value in diagnose(step, state.model, knobs).items()}
+        update(state.optimizer, total_loss(step.terms, knobs))
+        progress(epoch, len(history), steps)
+    return numbers

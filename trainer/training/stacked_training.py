@@ -1,0 +1,170 @@
+"""The training of stacked trials: an epoch of all in one vectorised step after another.
+
+Stacked trials share no number. So the gradient of a sum over trials holds every trial's own gradient, in its parameters
+and its images alike, and a single trial's attacks and step work on folded batches as they are. A stacked trial computes
+what it would compute alone, but for the order of sums; if its numbers are not finite, no other trial's are touched.
+
+Shape letters: T stacked trials, B images of each in a batch, N training images, D embedding size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from trainer.config import TrialConfig
+from trainer.data import Split
+from trainer.errors import OtsweepError
+from trainer.invariance import TrainingPerturbation
+from trainer.models import Prediction
+from trainer.objective import Knobs, LossTerms, loss_terms, total_loss
+from trainer.report import check_finite
+from trainer.training.batches import Batch, random_stream, shuffled_rows
+from trainer.training.stacked_evaluation import error_of
+from trainer.training.stacked_models import StackedAdamW, StackedModel, by_trial, of_trial, tensor_fields
+from trainer.training.step import Step, detach, diagnose, summarise
+from trainer.training.views import batch_views, clean_pass, predict_views
+
+
+def train_stack(
+    model: StackedModel,
+    optimizer: StackedAdamW,
+    configs: Sequence[TrialConfig],
+    epochs: Sequence[int],
+    train: Split,
+    perturbations: Sequence[TrainingPerturbation] | None,
+) -> list[dict[str, float] | OtsweepError]:
+    """Train each trial on every image once, in its own order; return what `train_epoch` returns or raises for each.
+
+    Args:
+        model, optimizer: those of all trials, stacked; trained in place.
+        configs: one per trial, of one structure.
+        epochs: the number of each trial's epoch, from 1.
+        train: images (N, C, H, W) in [0, 1] and labels (N,), on the device.
+        perturbations: one per trial, X_v and y_v of all training images, if the objective uses them.
+    """
+    device, size = train.images.device, configs[0].batch_size
+    orders, noise = (
+        [random_stream(c.seed, purpose, epoch, device) for c, epoch in zip(configs, epochs, strict=True)]
+        for purpose in ("order", "attack")
+    )
+    rows_of_trials = [shuffled_rows(len(train.labels), batch_size=size, generator=order) for order in orders]
+    bound = (
+        find_largest_class(train.labels, rows_of_trials, perturbations)
+        if configs[0].regularizer == "ot_triplet"
+        else size
+    )
+    shared, knobs = stack_knobs(configs, device)
+    history: list[LossTerms] = []
+    outcomes: list[dict[str, float] | OtsweepError] = []
+    model.train()
+    for rows in zip(*rows_of_trials, strict=True):
+        step = forward(model, fold_batch(train, perturbations, rows), shared, knobs, noise, largest_class=bound)
+        history.append(detach(step.terms))
+        if len(history) == len(rows_of_trials[0]):
+            means = summarise(history)
+            diagnosis = {name: value.tolist() for name, value in diagnose(step, model, knobs).items()}
+            outcomes = [
+                error_of(check_finite, epoch, of_trial(means, index)) or of_trial(means | diagnosis, index)
+                for index, epoch in enumerate(epochs)
+            ]
+        optimizer.step(torch.autograd.grad(total_loss(step.terms, knobs).sum(), optimizer.parameters))
+    return outcomes
+
+
+def find_largest_class(
+    labels: Tensor, rows_of_trials: Sequence[Tensor], perturbations: Sequence[TrainingPerturbation] | None
+) -> int:
+    """Return the most images that one class has on either side of any step of any trial; look at the data once.
+
+    Args:
+        labels: (N,) of the training images.
+        rows_of_trials: of each trial, (steps, B) rows of the images.
+        perturbations: as of `train_stack`.
+    """
+
+    def largest(labels: Tensor, keep: Tensor) -> Tensor:
+        members = torch.zeros(len(labels), int(labels.max()) + 1, dtype=torch.int64, device=labels.device)
+        return members.scatter_add_(1, labels, keep.long()).amax()
+
+    counts = [largest(labels[rows], torch.ones_like(rows)) for rows in rows_of_trials]
+    if perturbations is not None:
+        counts += [largest(p.labels[rows], p.keep[rows]) for p, rows in zip(perturbations, rows_of_trials, strict=True)]
+    return int(torch.stack(counts).amax())
+
+
+def stack_knobs(configs: Sequence[TrialConfig], device: torch.device) -> tuple[TrialConfig, Knobs]:
+    """Return a configuration that stands for all, with the most attack steps of any, and all knobs, (T,) each."""
+    steps = [config.sensitivity_steps for config in configs]
+    columns = zip(*(Knobs.of(config, device)[:-1] for config in configs), strict=True)
+    knobs = Knobs(*(torch.stack(column) for column in columns))
+    if len(set(steps)) > 1:
+        knobs = knobs._replace(sensitivity_steps=torch.tensor(steps, device=device))
+    return configs[0].replace(sensitivity_steps=max(steps)), knobs
+
+
+def fold_batch(train: Split, perturbations: Sequence[TrainingPerturbation] | None, rows: Sequence[Tensor]) -> Batch:
+    """Return a step's images, folded; `rows` holds each trial's (B,)."""
+    every = torch.cat(list(rows))
+    invariance = None
+    if perturbations is not None:
+        picked = [[field[row] for field in perturbed] for perturbed, row in zip(perturbations, rows, strict=True)]
+        invariance = TrainingPerturbation(*(torch.cat(column) for column in zip(*picked, strict=True)))
+    return Batch(train.images[every], train.labels[every], invariance, trials=len(rows))
+
+
+def forward(
+    model: StackedModel,
+    batch: Batch,
+    config: TrialConfig,
+    knobs: Knobs,
+    noise: Sequence[torch.Generator],
+    *,
+    largest_class: int,
+) -> Step:
+    """Run `step.forward` on a folded batch; the loss terms are (T,) each.
+
+    Args:
+        model: the trials' models, stacked.
+        batch: T B images, trial after trial.
+        config: the configuration that stands for all.
+        knobs: (T,) each.
+        noise: one generator per trial.
+        largest_class: at least as many images as one class has on either side.
+    """
+    size = len(batch.labels) // batch.trials
+    epsilon, steps = knobs.sensitivity_epsilon, knobs.sensitivity_steps
+    for_attack = knobs._replace(
+        sensitivity_epsilon=epsilon.repeat_interleave(size),
+        sensitivity_steps=None if steps is None else steps.repeat_interleave(size),
+    )
+    clean = clean_pass(model, batch, config)
+    views = batch_views(model, batch, config, for_attack, noise, clean)
+    predictions = predict_views(model, views, clean, trials=batch.trials)
+    unfolded = {
+        name: Prediction(*(by_trial(part, batch.trials) for part in prediction))
+        for name, prediction in predictions.items()
+    }
+    terms = _terms_by_trial(config, knobs, unfolded, batch, largest_class=largest_class)
+    return Step(terms, unfolded[config.cross_entropy_on].embedding)
+
+
+def _terms_by_trial(
+    config: TrialConfig, knobs: Knobs, predictions: Mapping[str, Prediction], batch: Batch, *, largest_class: int
+) -> LossTerms:
+    """Compute `loss_terms` of every trial, (T,) each, from predictions (T, B, ...)."""
+    labels = {"labels": batch.labels}
+    if batch.invariance is not None:
+        labels |= {"invariance_labels": batch.invariance.labels, "invariance_keep": batch.invariance.keep}
+
+    def of_one(
+        knobs: dict[str, Tensor], predictions: Mapping[str, Prediction], labels: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        return tensor_fields(loss_terms(config, Knobs(**knobs), predictions, **labels, largest_class=largest_class))
+
+    terms = torch.vmap(of_one)(
+        tensor_fields(knobs), dict(predictions), {name: by_trial(each, batch.trials) for name, each in labels.items()}
+    )
+    return LossTerms(**terms)
