@@ -15,9 +15,10 @@ from trainer.errors import InputError
 from trainer.invariance.attacks import INVARIANCE_ATTACKS
 from trainer.invariance.class_index import Neighbours
 from trainer.invariance.judge import ABSTAINS
-from trainer.invariance.judge_training import RECIPES, train_judge
+from trainer.invariance.judge_training import train_judge
 from trainer.invariance.perturbations import InvarianceAdversary, Pairs, PerturbationCache
 from trainer.invariance.preparation import Prepared, prepare
+from trainer.invariance.recipes import RECIPES
 
 LIMIT = EvaluationConfig().eval_invariance_epsilon
 
