@@ -150,6 +150,8 @@ def serve(address: str, modules: list[str]) -> dict[str, Any]:
             if modules:
                 os.environ.clear()
                 os.environ.update(json.loads(message)["environment"])
+                # As for the shared Ray, whichever request comes first; a cluster that asks for no token minds none.
+                os.environ["RAY_AUTH_MODE"] = "token"
             while modules:
                 importlib.import_module(modules.pop())
             client = int.from_bytes(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 4), sys.byteorder)

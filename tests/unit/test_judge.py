@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 
 import pytest
 import torch
@@ -27,6 +28,11 @@ def trained(digits: tuple[Tensor, Tensor], request: pytest.FixtureRequest) -> Ju
     """Train an ensemble of each role, which has not seen the digits from 1200 on."""
     images, labels = digits
     return train_judge("digits", request.param, images[:1200], labels[:1200], classes=10, seed=0)
+
+
+def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train for no more steps than the recipe's epochs make."""
+    monkeypatch.setattr(sys.modules[train_judge.__module__], "_LEAST_STEPS", 10)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -93,7 +99,8 @@ def test_sees_past_pale_clutter(trained: Judge, digits: tuple[Tensor, Tensor]) -
 def test_training_is_deterministic_and_leaves_the_global_generator_alone(
     digits: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(RECIPES, "digits", dataclasses.replace(RECIPES["digits"], epochs=2, uneven=UnevenInk()))
+    monkeypatch.setitem(RECIPES, "digits", dataclasses.replace(RECIPES["digits"], epochs=1, uneven=UnevenInk()))
+    few_steps(monkeypatch)
     images, labels = digits[0][:200], digits[1][:200]
     weights = []
     for _ in range(2):
@@ -106,6 +113,7 @@ def test_training_is_deterministic_and_leaves_the_global_generator_alone(
 
 def test_state_round_trips(digits: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(RECIPES, "digits", dataclasses.replace(RECIPES["digits"], epochs=1))
+    few_steps(monkeypatch)
     images, labels = digits[0][:200], digits[1][:200]
     trained = train_judge("digits", "teacher", images, labels, classes=10, seed=0)
     again = build_judge("digits", "teacher", (1, 8, 8), 10)
@@ -192,6 +200,7 @@ def test_only_members_that_see_strength_learn_from_uneven_ink(
     digits: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = dataclasses.replace(RECIPES["digits"], epochs=1, thresholds=(0.25, 0.0))
+    few_steps(monkeypatch)
     weights = []
     for uneven in (None, UnevenInk()):
         monkeypatch.setitem(RECIPES, "digits", dataclasses.replace(recipe, uneven=uneven))

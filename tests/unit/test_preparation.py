@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,8 +15,10 @@ from trainer.errors import InputError
 from trainer.invariance.attacks import INVARIANCE_ATTACKS
 from trainer.invariance.class_index import Neighbours
 from trainer.invariance.judge import ABSTAINS
+from trainer.invariance.judge_training import train_judge
 from trainer.invariance.perturbations import InvarianceAdversary, Pairs, PerturbationCache
 from trainer.invariance.preparation import Prepared, prepare
+from trainer.invariance.recipes import RECIPES
 
 LIMIT = EvaluationConfig().eval_invariance_epsilon
 
@@ -57,7 +61,9 @@ def test_second_preparation_computes_nothing(prepared: Prepared, cache_dir: Path
     assert torch.equal(prepared.perturbations("linf").answers, again.perturbations("linf").answers)
 
 
-def test_progress_of_every_stage_ends_at_its_total(tmp_path: Path) -> None:
+def test_progress_of_every_stage_ends_at_its_total(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(RECIPES, "digits", dataclasses.replace(RECIPES["digits"], epochs=20))
+    monkeypatch.setattr(sys.modules[train_judge.__module__], "_LEAST_STEPS", 80)
     reported: dict[str, list[tuple[int, int]]] = {}
     small = EvaluationConfig(train_size=60, validation_size=40)
     prepare(small, cache_dir=tmp_path, progress=lambda stage, *rest: reported.setdefault(stage, []).append(rest))
