@@ -19,14 +19,14 @@ EndState = Literal["finished", "stopped", "failed"]
 END_STATES = ("finished", "stopped", "failed")
 
 Event = Mapping[str, Any]
-"""What happened to a trial, as it stands in the ledger: `sequence` (its number, from 1 without gaps), `event`
+"""An event of a trial as it stands in the ledger: `sequence` (its number, from 1 without gaps), `event`
 (`started`, `reported`, `decided` or `ended`), `trial`, `time` (unix seconds), and what `LedgerWriter`'s method of that
 name adds."""
 
 
 @dataclass(slots=True)
 class TrialRecord:
-    """What a ledger knows of one trial. It is replaced, never changed, so that whoever holds one keeps what it saw."""
+    """The knowledge that a ledger has of one trial. It is replaced, never changed, so that whoever holds one keeps what it saw."""
 
     number: int
 

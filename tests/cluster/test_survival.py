@@ -125,7 +125,7 @@ def assert_everything_once(sweep: Sweep, name: str) -> None:
 
 
 def workers_of(driver: subprocess.Popen[str], worker: re.Pattern[str] = WORKER) -> list[int]:
-    """Return the processes in which trials of this driver run: its raylet's children, or those of the Ray that tests share."""
+    """Return the processes in which this driver's trials run: its raylet's children, or those of the shared Ray."""
     found = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True).stdout
     rows = [line.split(maxsplit=2) for line in found.splitlines()[1:]]
     parents = {int(pid): int(ppid) for pid, ppid, *_ in rows}
