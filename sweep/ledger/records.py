@@ -26,7 +26,7 @@ name adds."""
 
 @dataclass(slots=True)
 class TrialRecord:
-    """The knowledge that a ledger has of one trial. It is replaced, never changed, so that whoever holds one keeps what it saw."""
+    """The knowledge of one trial. It is replaced, never changed, so that whoever holds one keeps what it saw."""
 
     number: int
 
