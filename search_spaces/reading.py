@@ -16,7 +16,7 @@ from search_spaces.space import NOT_GIVEN, NOT_SWEPT, TRIAL_FIELDS, Space, corne
 from search_spaces.swept import Swept
 from search_spaces.swept_reading import check_conditions, parents_first, read_swept
 from search_spaces.yaml_file import Located, locate, read_yaml
-from trainer.config import EvaluationConfig, TrialConfig
+from trainer.config import EvaluationConfig, TrialConfig, with_weights
 from trainer.errors import InputError
 from trainer.fields import check_value
 from trainer.presets import preset
@@ -46,16 +46,16 @@ def space_from_yaml(root: Located, *, name: str) -> Space:
         raise root.error("a search space needs the section 'space:' (fields of TrialConfig: what is swept)")
     fixed, swept = _read_space(sections["space"])
     points = _read_points(sections.get("points"), fixed)
-    return Space(
+    space = Space(
         name=sections["name"].word("name") if "name" in sections else name,
         description=" ".join(_read_text(sections.get("description")).split()),
         evaluation=_read_evaluation(sections.get("evaluation")),
         fixed=fixed,
         swept=swept,
-        points=points,
         require=_read_require(sections.get("require")),
         trials=_read_trials(sections.get("trials"), sections["space"], drawn=bool(swept), points=len(points)),
     )
+    return dataclasses.replace(space, points=tuple(map(space.complete, points)))
 
 
 def load_space(name_or_path: str) -> Space:
@@ -186,10 +186,10 @@ def read_point(node: Located, fixed: Mapping[str, Any]) -> dict[str, Any]:
         if key in entries:
             raise entries[key].error(f"{key!r} can't differ between points: {reason}")
     based_on = entries.pop("preset", None)
-    values = dict(fixed)
+    values = with_weights(fixed)
     if based_on is not None:
         with based_on.error_context():
             values |= preset(based_on.word("preset"))
-    values |= _check_fields(entries, TRIAL_FIELDS)
+    values |= with_weights(_check_fields(entries, TRIAL_FIELDS))
     with _error_at_field(entries, node):
         return without_seed(TrialConfig.from_mapping(values))

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any, Self
 
 from search_spaces.requirement import Requirement
 from search_spaces.swept import Swept
-from trainer.config import EvaluationConfig, TrialConfig
+from trainer.config import (
+    CROSS_ENTROPY_ON,
+    OLDER_FIELDS,
+    EvaluationConfig,
+    TrialConfig,
+    view_of_cross_entropy,
+    with_weights,
+)
 from trainer.fields import knob
 
 if TYPE_CHECKING:
@@ -20,7 +27,8 @@ if TYPE_CHECKING:
 NOT_SWEPT = {"epochs": "a trial would win by training longer; give one number, or --epochs for all trials"}
 NOT_GIVEN = {"seed": "the sweep gives it (--seed)"}
 
-TRIAL_FIELDS = TrialConfig.fields()
+TRIAL_FIELDS = TrialConfig.fields() | OLDER_FIELDS
+"""Every setting of a trial that a space may name."""
 _TRIAL_DEFAULTS = TrialConfig().to_dict()
 
 
@@ -54,7 +62,7 @@ class Space:
 
     def sample(self, trial: BaseTrial) -> dict[str, Any]:
         """Draw a configuration define-by-run: `trial` is asked for the knobs that are on, in a fixed order."""
-        return self._complete(self._walk(lambda name, swept: swept.domain.suggest(trial, name)))
+        return self.complete(self._walk(lambda name, swept: swept.domain.suggest(trial, name)))
 
     def grid(self, knobs: Collection[str]) -> Iterator[dict[str, Any]]:
         """Yield configurations with the named knobs at their ends, in all combinations; other swept knobs are at their
@@ -67,7 +75,7 @@ class Space:
                 for present in corners
                 for corner in ([{**present, name: end} for end in ends] if swept.is_on(present) else [present])
             ]
-        return map(self._complete, corners)
+        return map(self.complete, corners)
 
     def active(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """Return the swept knobs that are on in a configuration, with their values: what a draw asked for."""
@@ -81,14 +89,14 @@ class Space:
 
     def point(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """Return a configuration as a point: the knobs of `active`, and what differs from the fixed values."""
-        base = self._complete(self.fixed)
-        different = {name: config[name] for name in base if name not in NOT_SWEPT and config[name] != base[name]}
-        return {**self.active(config), **different}
+        base = self.complete(self.fixed)
+        different = _difference({**_TRIAL_DEFAULTS, **config}, base)
+        return {**self.active(config), **{name: value for name, value in different.items() if name not in NOT_SWEPT}}
 
     def beginning_with(self, given: Iterable[dict[str, Any]]) -> Self:
         """Return the same space with points before its own; of equal ones the first stays."""
         points: list[dict[str, Any]] = []
-        for point in (*given, *self.points):
+        for point in (*map(self.complete, given), *self.points):
             if point not in points:
                 points.append(point)
         return dataclasses.replace(self, points=tuple(points), trials=self.trials if self.swept else len(points))
@@ -127,22 +135,32 @@ class Space:
                 present[name] = value_of(name, swept)
         return present
 
-    def _complete(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        return without_seed(TrialConfig.from_mapping(values))
+    def complete(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the configuration of some values; a space with an older knob has it in every configuration."""
+        config = without_seed(TrialConfig.from_mapping(values))
+        older = CROSS_ENTROPY_ON in self.fixed or CROSS_ENTROPY_ON in self.swept
+        return config | {CROSS_ENTROPY_ON: view_of_cross_entropy(config)} if older else config
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values in the form of a YAML file, all presets resolved."""
-        base = self._complete(self.fixed)
+        base = self.complete(self.fixed)
         return {
             "name": self.name,
             "description": self.description,
             "trials": self.trials,
             "evaluation": self.evaluation.to_dict(),
             "space": {**self.fixed, **{name: swept.to_dict() for name, swept in self.swept.items()}},
-            "points": [{key: v for key, v in point.items() if v != base[key]} for point in self.points],
+            "points": [_difference(point, base) for point in self.points],
             # Left out where there is none, so that plans written before requirements existed keep their digest.
             **({"require": [str(each) for each in self.require]} if self.require else {}),
         }
+
+
+def _difference(config: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that differ from the base, without the weights that an older knob among them stands for."""
+    different = {name: config[name] for name in base if config[name] != base[name]}
+    implied = with_weights({name: different[name] for name in different if name in OLDER_FIELDS})
+    return {k: v for k, v in different.items() if k in OLDER_FIELDS or implied.get(k) != v}
 
 
 def without_seed(config: TrialConfig) -> dict[str, Any]:
@@ -150,18 +168,33 @@ def without_seed(config: TrialConfig) -> dict[str, Any]:
 
 
 def corner_configurations(fixed: Mapping[str, Any], swept: Mapping[str, Swept]) -> Iterator[dict[str, Any]]:
-    """Yield the fixed values as they are, with each end of each knob, and with each pair of ends that may meet."""
+    """Yield the fixed values as they are, with each end of each knob, and with each pair of ends that may meet.
+
+    A knob with a condition is set together with values of other knobs that it accepts.
+    """
     yield dict(fixed)
-    for name, each in swept.items():
-        for value in each.domain.corners():
-            yield {**fixed, name: value}
-    for (a, swept_a), (b, swept_b) in itertools.combinations(swept.items(), 2):
-        for pair in itertools.product(swept_a.domain.corners(), swept_b.domain.corners()):
-            values = dict(zip((a, b), pair, strict=True))
-            if _compatible(swept_a, values) and _compatible(swept_b, values):
-                yield {**fixed, **values}
+    for names in (*((name,) for name in swept), *itertools.combinations(swept, 2)):
+        for ends in itertools.product(*(swept[name].domain.corners() for name in names)):
+            corner = _under_conditions(fixed, swept, dict(zip(names, ends, strict=True)))
+            if corner is not None:
+                yield corner
 
 
-def _compatible(swept: Swept, values: Mapping[str, Any]) -> bool:
-    """Return whether the values violate no condition; conditions on other keys may hold."""
-    return all(values[parent] in options for parent, options in swept.when.items() if parent in values)
+def _under_conditions(
+    fixed: Mapping[str, Any], swept: Mapping[str, Swept], chosen: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """Return a configuration with the chosen values in which all their conditions hold; None if there is none."""
+    options: dict[str, tuple[Any, ...]] = {}
+    waiting = list(chosen)
+    while waiting:
+        for parent, accepted in swept[waiting.pop()].when.items():
+            if parent in swept and parent not in chosen and parent not in options:
+                waiting.append(parent)
+                options[parent] = accepted
+            elif parent in options:
+                options[parent] += accepted
+    for values in itertools.product(*options.values()):
+        corner = {**fixed, **dict(zip(options, values, strict=True)), **chosen}
+        if all(swept[name].is_on(corner) for name in (*options, *chosen)):
+            return corner
+    return None

@@ -6,17 +6,20 @@ not import torch, so that a sweep's driver can read and check configurations at 
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, get_type_hints
+from typing import Any, Self, get_type_hints
 
 from trainer.errors import InputError
-from trainer.fields import CheckedFields, check_budget, knob
+from trainer.fields import CheckedFields, check_budget, check_value, knob
 
 DATASETS = ("digits", "mnist", "fashion_mnist", "cifar10")
 ARCHITECTURES = ("cnn", "mlp", "resnet18")
 _PACKABLE = ("cnn", "mlp")
 """Architectures whose trials can share a vectorised step. `resnet18` is missing: a pass changes batch normalisation's
 running statistics in place, which `torch.vmap` can't do for several models."""
+_VIEWS = ("clean", "sensitivity", "invariance")
 REGULARIZERS = ("none", "triplet", "sinkhorn", "ot_triplet")
 _GROUND_METRICS = ("cosine", "euclidean")
 _SENSITIVITY_NORMS = ("linf", "l2")
@@ -37,7 +40,7 @@ class TrialConfig(CheckedFields):
     """D, the width of the embedding that the linear head reads and the regularisers act on."""
 
     regularizer: str = knob("none", choices=REGULARIZERS)
-    """R: `none`, `triplet` (batch-hard), `sinkhorn` (debiased divergence) or `ot_triplet` (per-class transport)."""
+    """R: `none`, `triplet` (batch-hard), `sinkhorn` (debiased divergence) or `ot_triplet` (pairs by transport)."""
 
     regularizer_on: str = knob("embedding", choices=("embedding", "logits"))
     """The side of the head on which R compares perturbed and clean images: `embedding`, or `logits` (as SAT does)."""
@@ -45,23 +48,37 @@ class TrialConfig(CheckedFields):
     ground_metric: str = knob("cosine", choices=_GROUND_METRICS)
     """Distance between embeddings: 1 - cosine, or Euclidean (squared where it is a transport cost)."""
 
+    clean_ce_weight: float = knob(1.0, low=0, high=1000)
+    """a_c, weight of the cross-entropy on clean images; 0 leaves the term out, as for every weight below. If all three
+    are 0, nothing teaches the classes."""
+
+    sensitivity_ce_weight: float = knob(0.0, low=0, high=1000)
+    """a_s, weight of the cross-entropy on sensitivity-perturbed images; alone it is PGD training."""
+
+    invariance_ce_weight: float = knob(0.0, low=0, high=1000)
+    """a_v, weight of the cross-entropy on invariance-perturbed images with the teacher's labels."""
+
     sensitivity_weight: float = knob(0.0, low=0, high=1000)
-    """w_s, weight of R between sensitivity-perturbed and clean embeddings; 0 leaves the term out."""
+    """w_s, weight of R between sensitivity-perturbed and clean embeddings."""
 
     invariance_weight: float = knob(0.0, low=0, high=1000)
-    """w_v, weight of R between invariance-perturbed and clean embeddings; 0 leaves the term out."""
+    """w_v, weight of R between invariance-perturbed and clean embeddings."""
 
     norm_weight: float = knob(0.0, low=0, high=1000)
-    """w_n, weight of the mean Euclidean norm of the embeddings; 0 leaves the term out."""
+    """w_n, weight of the mean Euclidean norm of the embeddings."""
 
     trades_weight: float = knob(0.0, low=0, high=1000)
-    """beta of TRADES: weight of KL(clean || sensitivity-perturbed) of the predictions; 0 leaves the term out."""
+    """beta of TRADES: weight of KL(clean || sensitivity-perturbed) of the predictions."""
 
     margin: float = knob(0.05, low=0, high=100)
     """m of `triplet` and `ot_triplet`, in units of the ground metric."""
 
     mining: str = knob("hard", choices=("hard", "semihard"))
     """The negatives of `triplet`: the nearest, or the nearest beyond the positive, which avoids collapse."""
+
+    negative_share: float = knob(0.0625, low=0.01, high=1)
+    """rho of `ot_triplet`: the share of the other classes' mass that each class of anchors is transported to; 1 is all
+    of it, which sees little but the mean cost, and towards 0 it is the nearest images alone."""
 
     transport: str = knob("entropic", choices=("entropic", "exact"))
     """The solver of `sinkhorn` and `ot_triplet`: `entropic`, batched, with the entropy below; or `exact`, by POT on the
@@ -72,9 +89,6 @@ class TrialConfig(CheckedFields):
 
     label_cost: float = knob(1.0, low=0, high=1000)
     """Added to the ground cost of `sinkhorn` between different labels; 0 makes it blind to permutations (SAT)."""
-
-    cross_entropy_on: str = knob("clean", choices=("clean", "sensitivity", "invariance"))
-    """X_train, the images that the cross-entropy sees."""
 
     sensitivity_norm: str = knob("linf", choices=_SENSITIVITY_NORMS)
     """Norm of the training sensitivity attack."""
@@ -113,6 +127,20 @@ class TrialConfig(CheckedFields):
     def _check_together(self) -> None:
         check_budget("sensitivity_epsilon", self.sensitivity_epsilon, self.sensitivity_norm)
 
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> Self:
+        """Build a configuration from keys and values, where the older `cross_entropy_on` may stand for three weights.
+
+        Raises:
+            InputError: for an unknown key, with the nearest known one, or a value out of range.
+        """
+        return super().from_mapping({k: v for k, v in with_weights(values).items() if k != CROSS_ENTROPY_ON})
+
+    @property
+    def cross_entropy_views(self) -> tuple[str, ...]:
+        """The views that the cross-entropies see; the clean one, at weight 0, if nothing teaches the classes."""
+        return tuple(view for view in _VIEWS if getattr(self, f"{view}_ce_weight") > 0) or ("clean",)
+
     @property
     def uses_regularizer(self) -> bool:
         """True if R has a weight on any perturbed images."""
@@ -122,24 +150,50 @@ class TrialConfig(CheckedFields):
     def uses_clean(self) -> bool:
         """True if the objective has any term on the clean images; plain PGD training has none."""
         weighted = self.uses_regularizer or self.trades_weight > 0 or self.norm_weight > 0
-        return self.cross_entropy_on == "clean" or weighted
+        return "clean" in self.cross_entropy_views or weighted
 
     @property
     def uses_sensitivity(self) -> bool:
         """True if the objective has any term on sensitivity-perturbed images."""
         regularised = self.regularizer != "none" and self.sensitivity_weight > 0
-        return regularised or self.trades_weight > 0 or self.cross_entropy_on == "sensitivity"
+        return regularised or self.trades_weight > 0 or self.sensitivity_ce_weight > 0
 
     @property
     def uses_invariance(self) -> bool:
         """True if the objective has any term on invariance-perturbed images."""
         regularised = self.regularizer != "none" and self.invariance_weight > 0
-        return regularised or self.cross_entropy_on == "invariance"
+        return regularised or self.invariance_ce_weight > 0
 
     @property
     def is_fgsm(self) -> bool:
         """True if the training attack is one step from the image itself."""
         return self.sensitivity_steps == 1 and self.sensitivity_objective == "cross_entropy"
+
+
+CROSS_ENTROPY_ON = "cross_entropy_on"
+"""The older knob in place of three weights: the one view that the cross-entropy saw. Spaces, ledgers and checkpoints
+written before the weights existed still name it."""
+
+OLDER_FIELDS: dict[str, dataclasses.Field] = {CROSS_ENTROPY_ON: knob("clean", choices=_VIEWS)}
+"""Fields that `TrialConfig` no longer has, and whose values it still takes from a mapping."""
+OLDER_FIELDS[CROSS_ENTROPY_ON].name, OLDER_FIELDS[CROSS_ENTROPY_ON].type = CROSS_ENTROPY_ON, "str"
+
+
+def with_weights(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values with the weights that `cross_entropy_on` stands for, if it is there; given weights stay.
+
+    Raises:
+        InputError: for a `cross_entropy_on` that is none of its choices.
+    """
+    if CROSS_ENTROPY_ON not in values:
+        return dict(values)
+    seen = check_value(CROSS_ENTROPY_ON, values[CROSS_ENTROPY_ON], OLDER_FIELDS[CROSS_ENTROPY_ON])
+    return {f"{view}_ce_weight": float(view == seen) for view in _VIEWS} | dict(values)
+
+
+def view_of_cross_entropy(values: Mapping[str, Any]) -> str:
+    """Return the view of the largest of the three weights: what `cross_entropy_on` was if only one is above 0."""
+    return max(_VIEWS, key=lambda view: values[f"{view}_ce_weight"])
 
 
 def check_packable(config: TrialConfig) -> None:

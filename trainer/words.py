@@ -14,7 +14,10 @@ SHORT_NAMES = {
     "regularizer": "R",
     "margin": "m",
     "learning_rate": "lr",
-    "cross_entropy_on": "ce",
+    "clean_ce_weight": "ac",
+    "sensitivity_ce_weight": "as",
+    "invariance_ce_weight": "av",
+    "negative_share": "rho",
     "entropy": "ent",
     "sensitivity_steps": "steps",
 }

@@ -54,7 +54,8 @@ _WORK = {"mlp": 1.0, "cnn": 3.0, "resnet18": 100.0}
 
 _COST_KNOBS = (
     *("architecture", "regularizer", "sensitivity_weight", "invariance_weight", "trades_weight", "norm_weight"),
-    *("entropy", "cross_entropy_on", "sensitivity_steps", "sensitivity_objective"),
+    *("clean_ce_weight", "sensitivity_ce_weight", "invariance_ce_weight"),
+    *("entropy", "sensitivity_steps", "sensitivity_objective"),
 )
 """Knobs that `work` depends on."""
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from sweep.ledger.table import REPORT_TYPES, TRIAL_TYPES, arrow_column, keys_in_order, parquet_bytes
+from trainer.config import with_weights
 from trainer.files import write_whole
 
 EndState = Literal["finished", "stopped", "failed"]
@@ -79,7 +80,7 @@ class TrialRecord:
         after = replace(self, held=max(self.held, event.get("held", 0.0)))
         match event["event"]:
             case "started":
-                after.config, after.seed, after.host = dict(event["config"]), event["seed"], event["host"]
+                after.config, after.seed, after.host = with_weights(event["config"]), event["seed"], event["host"]
                 after.attempts, after.noted = max(self.attempts, event["attempt"]), event.get("noted", "")
                 after.started = event["time"] if self.started is None else self.started
                 after.state, after.reason, after.ended, after.ended_as = "running", "", None, 0

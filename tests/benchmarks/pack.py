@@ -44,10 +44,10 @@ from trainer.invariance.perturbations import TrainingPerturbation
 from trainer.models import move_to_device
 from trainer.objective.terms import Knobs, total_loss
 from trainer.training import stacked_training
-from trainer.training.batches import Batch, batches, shuffled_rows
+from trainer.training.batches import Batch, batches, find_largest_class, shuffled_rows
 from trainer.training.profiling import stand_in
 from trainer.training.stacked_models import StackedAdamW, StackedModel
-from trainer.training.stacked_training import find_largest_class, fold_batch, stack_knobs
+from trainer.training.stacked_training import fold_batch, stack_knobs
 from trainer.training.step import forward, make_optimizer, update
 
 ON_GPU = torch.cuda.is_available()
@@ -103,7 +103,9 @@ def single() -> Callable[[], None]:
 
     def endless() -> Iterator[Batch]:
         while True:
-            yield from batches(train, perturbed, batch_size=SIZE.batch, generator=generator)
+            yield from batches(
+                train, perturbed, shuffled_rows(len(train.labels), batch_size=SIZE.batch, generator=generator)
+            )
 
     source = endless()
 

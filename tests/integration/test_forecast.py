@@ -47,7 +47,7 @@ from trainer.report import EpochReport
 
 GIGABYTE = 10**9
 
-REPORT = EpochReport(1, False, 0.9, 0.4, 0.3, 0.6, 0.9, 80, 0.8, 0.001, 1.0, 0.2, {"loss/cross_entropy": 0.5}).to_dict()
+REPORT = EpochReport(1, False, 0.9, 0.4, 0.3, 0.6, 0.9, 80, 0.8, 0.001, 1.0, 0.2, {"loss/clean_ce": 0.5}).to_dict()
 COST = Cost(
     beginning=0.5,
     steps=10,
@@ -213,7 +213,7 @@ def test_a_forecast_adds_up(planned: Any) -> None:
     assert told.storage["checkpoints"] == 10 * (2 * 3_000_000 + 750_000)
     assert told.memory["host"] == GIGABYTE
     assert told.logged["runs"] == 11
-    assert "loss/cross_entropy" in told.logged["metrics"]
+    assert "loss/clean_ce" in told.logged["metrics"]
     assert told.cheapest["step"] < told.dearest["step"]
     assert json.loads(json.dumps(told.to_dict()))["trials"] == {"low": 10, "expected": 10, "high": 10}
 

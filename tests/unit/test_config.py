@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.config import DATASET_DEFAULTS, DATASETS, EvaluationConfig, TrialConfig
+from trainer.config import DATASET_DEFAULTS, DATASETS, EvaluationConfig, TrialConfig, view_of_cross_entropy
 from trainer.errors import InputError, OtsweepError
 from trainer.fields import describe_range, field_type, parse_settings
 from trainer.words import SHORT_NAMES, did_you_mean
@@ -331,8 +331,8 @@ def test_a_setting_must_be_of_the_records_asked_for() -> None:
         ({"regularizer": "sinkhorn", "invariance_weight": 1.0}, False, True),
         ({"trades_weight": 1.0}, True, False),
         ({"norm_weight": 1.0}, False, False),
-        ({"cross_entropy_on": "sensitivity"}, True, False),
-        ({"cross_entropy_on": "invariance"}, False, True),
+        ({"clean_ce_weight": 0.0, "sensitivity_ce_weight": 1.0}, True, False),
+        ({"clean_ce_weight": 0.0, "invariance_ce_weight": 1.0}, False, True),
     ],
 )
 def test_perturbations_are_made_only_where_a_term_needs_them(
@@ -364,3 +364,30 @@ def test_every_knob_is_documented(record: type) -> None:
 def test_reading_configurations_costs_no_torch() -> None:
     code = "import sys, trainer.config; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# ------------------------------------------------------------------------------------------ the older cross_entropy_on
+
+
+@pytest.mark.parametrize("view", ["clean", "sensitivity", "invariance"])
+def test_what_the_cross_entropy_saw_becomes_three_weights(view: str) -> None:
+    config = TrialConfig.from_mapping({"cross_entropy_on": view, "margin": 0.5})
+    weights = {name: getattr(config, f"{name}_ce_weight") for name in ("clean", "sensitivity", "invariance")}
+    assert weights == {**dict.fromkeys(weights, 0.0), view: 1.0}
+    assert config.cross_entropy_views == (view,)
+    assert view_of_cross_entropy(config.to_dict()) == view
+    assert config.margin == 0.5
+
+
+def test_a_weight_that_is_given_stands_beside_the_older_knob() -> None:
+    config = TrialConfig.from_mapping({"cross_entropy_on": "sensitivity", "invariance_ce_weight": 0.5})
+    assert (config.clean_ce_weight, config.sensitivity_ce_weight, config.invariance_ce_weight) == (0.0, 1.0, 0.5)
+
+
+def test_a_wrong_view_is_answered_with_the_right_ones() -> None:
+    with pytest.raises(InputError, match="cross_entropy_on = 'sensitive': did you mean 'sensitivity'"):
+        TrialConfig.from_mapping({"cross_entropy_on": "sensitive"})
+
+
+def test_without_any_weight_the_clean_view_is_seen_and_nothing_taught() -> None:
+    assert TrialConfig(clean_ce_weight=0.0).cross_entropy_views == ("clean",)

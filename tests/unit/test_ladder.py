@@ -55,7 +55,9 @@ def test_whatever_may_be_chosen_is_judged_whole(epochs: int) -> None:
         assert on_ladder(evaluation, epoch=epoch, epochs=epochs, ladder=1) is evaluation
 
 
-CONFIG = TrialConfig(architecture="mlp", batch_size=50, epochs=5, cross_entropy_on="sensitivity", sensitivity_steps=1)
+CONFIG = TrialConfig(
+    architecture="mlp", batch_size=50, epochs=5, clean_ce_weight=0.0, sensitivity_ce_weight=1.0, sensitivity_steps=1
+)
 
 
 def said(prepared: Prepared, *, ladder: int, store: FolderStore | None = None) -> list[dict[str, Any]]:

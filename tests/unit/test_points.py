@@ -20,7 +20,13 @@ from sweep.search.points import with_given_points
 from trainer.errors import InputError
 from trainer.presets import preset
 
-DRAWN = {"regularizer": "sinkhorn", "entropy": 0.1, "sensitivity_weight": 1e-05, "cross_entropy_on": "invariance"}
+DRAWN = {
+    "regularizer": "sinkhorn",
+    "entropy": 0.1,
+    "sensitivity_weight": 1e-05,
+    "clean_ce_weight": 0.0,
+    "invariance_ce_weight": 1.0,
+}
 
 
 @pytest.fixture(scope="module")

@@ -43,8 +43,8 @@ def test_a_step_costs_what_is_in_it(timer: Timer, store: FolderStore) -> None:
     def step(**changes: object) -> float:
         return sorted(timer.cost(config(**changes), store).step for _ in range(3))[1]
 
-    clean, five = step(), step(cross_entropy_on="sensitivity", sensitivity_steps=5)
-    twenty = step(cross_entropy_on="sensitivity", sensitivity_steps=20)
+    clean, five = step(), step(clean_ce_weight=0.0, sensitivity_ce_weight=1.0, sensitivity_steps=5)
+    twenty = step(clean_ce_weight=0.0, sensitivity_ce_weight=1.0, sensitivity_steps=20)
     assert clean < five < twenty
     assert 2 < twenty / five < 6, "an attack of 20 steps and an update, against one of 5"
 
@@ -57,7 +57,7 @@ def test_judging_costs_most_where_the_model_withstands(timer: Timer, store: Fold
 
 def test_an_epoch_is_estimated_from_a_few_steps(prepared: Prepared, cache_dir: Path, store: FolderStore) -> None:
     """Compare with a real trial, loosely: on a busy machine the two are timed at different moments."""
-    config_ = config(cross_entropy_on="sensitivity", sensitivity_steps=10, epochs=3)
+    config_ = config(clean_ce_weight=0.0, sensitivity_ce_weight=1.0, sensitivity_steps=10, epochs=3)
     cost = Timer(prepared.evaluation, data_dir=None, cache_dir=cache_dir).cost(config_, store)
     begun = time.process_time()
     reports = list(run_trial(config_, prepared.evaluation, prepared))
@@ -97,7 +97,7 @@ def test_a_batch_too_large_is_refused(timer: Timer, store: FolderStore) -> None:
 
 
 def test_what_is_prepared_is_used(timer: Timer, prepared: Prepared, store: FolderStore) -> None:
-    timer.cost(config(cross_entropy_on="invariance", invariance_epsilon=0.3), store)
+    timer.cost(config(clean_ce_weight=0.0, invariance_ce_weight=1.0, invariance_epsilon=0.3), store)
     used, _ = timer.perturbations["linf"]
     assert torch.equal(used.images, prepared.perturbations("linf").at(0.3).images)
     assert torch.equal(timer.judging.images, prepared.judging.images)
@@ -107,7 +107,9 @@ def test_what_is_prepared_is_used(timer: Timer, prepared: Prepared, store: Folde
 def test_stand_ins_until_it_is(tmp_path: Path, store: FolderStore) -> None:
     """Check that stand-ins are used, and that neither timing nor the estimate prepares anything."""
     timer = Timer(FEW, data_dir=None, cache_dir=tmp_path)
-    cost = timer.cost(config(cross_entropy_on="invariance", regularizer="triplet", invariance_weight=1.0), store)
+    cost = timer.cost(
+        config(clean_ce_weight=0.0, invariance_ce_weight=1.0, regularizer="triplet", invariance_weight=1.0), store
+    )
     assert isinstance(cost, Cost)
     images = timer.perturbations["linf"][0].images
     assert images.shape == timer.train.images.shape

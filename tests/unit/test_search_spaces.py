@@ -190,10 +190,9 @@ def test_points_are_whole_configurations_over_the_fixed_values() -> None:
 
 
 def test_a_point_takes_a_preset_over_the_fixed_values_and_its_own_values_over_the_preset() -> None:
-    name, values = next((name, values) for name, values in PRESETS.items() if "cross_entropy_on" in values)
-    fixed = "space: {cross_entropy_on: clean, margin: {low: 0.0, high: 1.0}}\n"
-    (point,) = read(f"{fixed}points: [{{preset: {name}, margin: 0.7}}]").points
-    assert point["cross_entropy_on"] == values["cross_entropy_on"]
+    fixed = "space: {sensitivity_ce_weight: 0.5, margin: {low: 0.0, high: 1.0}}\n"
+    (point,) = read(f"{fixed}points: [{{preset: pgd-at, margin: 0.7}}]").points
+    assert (point["clean_ce_weight"], point["sensitivity_ce_weight"]) == (0.0, 1.0)
     assert point["margin"] == 0.7
 
 
@@ -589,3 +588,49 @@ def test_importing_the_spaces_is_cheap() -> None:
     code = "import sys, search_spaces; search_spaces.load_space('digits'); print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "ray", "optuna", "mlflow", "numpy"} & set(loaded)
+
+
+# ------------------------------------------------------------------------------------------ the older cross_entropy_on
+
+OLDER = """
+space:
+  cross_entropy_on: {choices: [clean, sensitivity, invariance]}
+  sensitivity_epsilon: {low: 0.0, high: 0.3, when: {cross_entropy_on: sensitivity}}
+points: [{cross_entropy_on: invariance}, {preset: pgd-at}]
+"""
+
+
+def test_a_space_with_the_older_knob_draws_it_and_gives_weights() -> None:
+    space = read(OLDER)
+    drawn = {config["cross_entropy_on"]: config for config in space.grid(["cross_entropy_on"])}
+    assert set(drawn) == {"clean", "sensitivity", "invariance"}
+    for view, config in drawn.items():
+        assert config[f"{view}_ce_weight"] == 1.0
+        assert space.active(config)["cross_entropy_on"] == view
+        assert ("sensitivity_epsilon" in space.active(config)) == (view == "sensitivity")
+
+
+def test_the_plain_form_of_an_older_space_is_what_it_was() -> None:
+    """Check what a sweep's plan holds, whose digest a resumed sweep must meet."""
+    plain = read(OLDER).to_dict()
+    assert plain["points"] == [{"cross_entropy_on": "invariance"}, {"cross_entropy_on": "sensitivity"}]
+    assert read(yaml.safe_dump(plain)).to_dict() == plain
+
+
+def test_a_point_with_the_older_knob_replaces_the_fixed_weights() -> None:
+    fixed = "space: {clean_ce_weight: 0.5, sensitivity_ce_weight: 0.5, margin: {low: 0.0, high: 1.0}}\n"
+    (point,) = read(f"{fixed}points: [{{cross_entropy_on: invariance}}]").points
+    assert [point[f"{view}_ce_weight"] for view in ("clean", "sensitivity", "invariance")] == [0.0, 0.0, 1.0]
+
+
+def test_a_condition_is_met_at_the_corners_of_what_it_asks_for() -> None:
+    """Check a pair of knobs that are never on together, and one that is on under the second of its options alone."""
+    space = read("""
+space:
+  sensitivity_ce_weight: {choices: [0.0, 1.0]}
+  clean_ce_weight: {choices: [0.0, 1.0], when: {sensitivity_ce_weight: 1.0}}
+  trades_weight: {low: 1.0, high: 6.0, when: {sensitivity_ce_weight: 0.0}}
+""")
+    for config in space.corners():
+        assert config.clean_ce_weight > 0 or config.sensitivity_ce_weight > 0
+        assert not (config.trades_weight > 0 and config.sensitivity_ce_weight > 0)

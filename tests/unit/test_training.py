@@ -20,7 +20,7 @@ from trainer.errors import InputError
 from trainer.invariance.perturbations import TrainingPerturbation
 from trainer.models import Prediction, build_model, move_to_device, transposed_convolution
 from trainer.objective.terms import Knobs, LossTerms, loss_terms, total_loss
-from trainer.training.batches import PURPOSES, Batch, batches, check_batch_size, random_stream
+from trainer.training.batches import PURPOSES, Batch, batches, check_batch_size, random_stream, shuffled_rows
 from trainer.training.step import LARGEST_SHARE, diagnose, forward, make_optimizer, update
 from trainer.training.views import CleanPass, batch_views, clean_pass, predict_views, sensitivity_images
 
@@ -100,7 +100,12 @@ def test_a_stream_depends_on_nothing_else() -> None:
 def test_batches_are_of_one_size_and_hold_no_image_twice(count: int, batch_size: int, seed: int) -> None:
     batch_size = min(batch_size, count)
     split = Split(torch.zeros(count, 1, 1, 1), torch.arange(count))
-    seen = [batch.labels for batch in batches(split, None, batch_size=batch_size, generator=seeded(seed))]
+    seen = [
+        batch.labels
+        for batch in batches(
+            split, None, shuffled_rows(len(split.labels), batch_size=batch_size, generator=seeded(seed))
+        )
+    ]
     assert [len(labels) for labels in seen] == [batch_size] * (count // batch_size)
     drawn = torch.cat(seen).tolist()
     assert len(set(drawn)) == len(drawn)
@@ -109,7 +114,7 @@ def test_batches_are_of_one_size_and_hold_no_image_twice(count: int, batch_size:
 def test_rows_of_a_batch_belong_together() -> None:
     split = split_of(30)
     perturbation = perturbation_of(split)
-    for batch in batches(split, perturbation, batch_size=10, generator=seeded()):
+    for batch in batches(split, perturbation, shuffled_rows(len(split.labels), batch_size=10, generator=seeded())):
         assert batch.invariance is not None
         assert torch.equal(batch.invariance.images, 1 - batch.images)
         assert torch.equal(batch.invariance.labels, (batch.labels + 1) % CLASSES)
@@ -120,7 +125,12 @@ def test_rows_of_a_batch_belong_together() -> None:
 def test_order_is_the_generators() -> None:
     def order(seed: int) -> list[int]:
         split = Split(torch.zeros(40, 1, 1, 1), torch.arange(40))
-        return torch.cat([b.labels for b in batches(split, None, batch_size=8, generator=seeded(seed))]).tolist()
+        return torch.cat(
+            [
+                b.labels
+                for b in batches(split, None, shuffled_rows(len(split.labels), batch_size=8, generator=seeded(seed)))
+            ]
+        ).tolist()
 
     assert order(0) == order(0)
     assert order(0) != order(1)
@@ -132,7 +142,7 @@ def test_a_batch_must_fit_the_data() -> None:
     with pytest.raises(InputError, match="batch_size = 31: must be at most 30, the number of training images"):
         check_batch_size(31, 30)
     with pytest.raises(InputError, match="batch_size = 31"):
-        next(batches(split_of(30), None, batch_size=31, generator=seeded()))
+        shuffled_rows(30, batch_size=31, generator=seeded())
 
 
 # --------------------------------------------------------------------------------------- views of the objective
@@ -140,18 +150,28 @@ def test_a_batch_must_fit_the_data() -> None:
 USED: dict[str, tuple[dict[str, Any], set[str]]] = {
     "nothing but cross-entropy": ({}, {"clean"}),
     "a regularizer without weights": ({"regularizer": "triplet"}, {"clean"}),
-    "PGD training": ({"cross_entropy_on": "sensitivity"}, {"sensitivity"}),
-    "training on invariance images": ({"cross_entropy_on": "invariance"}, {"invariance"}),
-    "norms of all embeddings": ({"cross_entropy_on": "sensitivity", "norm_weight": 1e-3}, {"clean", "sensitivity"}),
+    "PGD training": ({"clean_ce_weight": 0.0, "sensitivity_ce_weight": 1.0}, {"sensitivity"}),
+    "training on invariance images": ({"clean_ce_weight": 0.0, "invariance_ce_weight": 1.0}, {"invariance"}),
+    "norms of all embeddings": (
+        {"clean_ce_weight": 0.0, "sensitivity_ce_weight": 1.0, "norm_weight": 1e-3},
+        {"clean", "sensitivity"},
+    ),
     "TRADES": ({"trades_weight": 6.0, "sensitivity_objective": "kl"}, {"clean", "sensitivity"}),
-    "TRADES on PGD images": ({"trades_weight": 1.0, "cross_entropy_on": "sensitivity"}, {"clean", "sensitivity"}),
+    "TRADES on PGD images": (
+        {"trades_weight": 1.0, "clean_ce_weight": 0.0, "sensitivity_ce_weight": 1.0},
+        {"clean", "sensitivity"},
+    ),
     "a regularizer over PGD images": (
-        {"regularizer": "triplet", "sensitivity_weight": 1.0, "cross_entropy_on": "sensitivity"},
+        {"regularizer": "triplet", "sensitivity_weight": 1.0, "clean_ce_weight": 0.0, "sensitivity_ce_weight": 1.0},
         {"clean", "sensitivity"},
     ),
     "a regularizer over invariance images": (
         {"regularizer": "sinkhorn", "invariance_weight": 1.0},
         {"clean", "invariance"},
+    ),
+    "clean, perturbed and changed images": (
+        {"sensitivity_ce_weight": 0.5, "invariance_ce_weight": 0.25},
+        {"clean", "sensitivity", "invariance"},
     ),
     "everything": (
         {"regularizer": "ot_triplet", "sensitivity_weight": 1.0, "invariance_weight": 1.0},
@@ -173,21 +193,26 @@ def test_only_views_that_the_objective_uses_pass_through_the_model(case: str) ->
     assert torch.isfinite(total_loss(step.terms, knobs))
 
 
+def mean_over_kept(logits: Tensor, invariance: TrainingPerturbation) -> Tensor:
+    return F.cross_entropy(logits[invariance.keep], invariance.labels[invariance.keep])
+
+
 @pytest.mark.parametrize("case", USED)
 def test_the_step_predicts_what_the_model_does(case: str) -> None:
     config, batch, model = TrialConfig(**USED[case][0], sensitivity_steps=2), a_batch(), a_model("cnn")
     seen = batch_views(model, batch, config, Knobs.of(config, CPU), seeded())
     step, _ = step_of(model, config, batch)
     alone: dict[str, Prediction] = {name: model(images) for name, images in seen.items()}
-    trained_on = alone[config.cross_entropy_on]
-    torch.testing.assert_close(step.embedding, trained_on.embedding)
-    if config.cross_entropy_on == "invariance":
-        assert batch.invariance is not None
-        keep, labels = batch.invariance.keep, batch.invariance.labels
-        expected = F.cross_entropy(trained_on.logits[keep], labels[keep])
-    else:
-        expected = F.cross_entropy(trained_on.logits, batch.labels)
-    torch.testing.assert_close(step.terms.cross_entropy, expected)
+    assert batch.invariance is not None
+    expected = {
+        "clean": lambda seen: F.cross_entropy(seen.logits, batch.labels),
+        "sensitivity": lambda seen: F.cross_entropy(seen.logits, batch.labels),
+        "invariance": lambda seen: mean_over_kept(seen.logits, batch.invariance),
+    }
+    views = config.cross_entropy_views
+    torch.testing.assert_close(step.embedding, alone[views[0]].embedding)
+    for name in views:
+        torch.testing.assert_close(getattr(step.terms, f"{name}_ce"), expected[name](alone[name]))
     if step.terms.norm is not None:
         norms = torch.cat([prediction.embedding for prediction in alone.values()]).norm(dim=1)
         torch.testing.assert_close(step.terms.norm, norms.mean())
@@ -231,7 +256,7 @@ SHARING: dict[str, dict[str, Any]] = {
         "norm_weight": 0.01,
     },
     "fgsm, l2": {**FGSM, "trades_weight": 2.0, "sensitivity_norm": "l2"},
-    "fgsm under the cross-entropy": {**FGSM, "cross_entropy_on": "sensitivity", "norm_weight": 0.01},
+    "fgsm under the cross-entropy": {**FGSM, "clean_ce_weight": 0.0, "sensitivity_ce_weight": 1.0, "norm_weight": 0.01},
     "kl": {"trades_weight": 2.0, "sensitivity_objective": "kl", "sensitivity_steps": 2},
     "transport": {"trades_weight": 2.0, "sensitivity_objective": "transport", "sensitivity_steps": 2},
 }
@@ -348,7 +373,7 @@ ATTACKS: dict[str, dict[str, Any]] = {
 
 
 def attacked(model: nn.Module, batch: Batch, seed: int = 0, **settings: Any) -> Tensor:
-    config = TrialConfig(cross_entropy_on="sensitivity", **settings)
+    config = TrialConfig(clean_ce_weight=0.0, sensitivity_ce_weight=1.0, **settings)
     return sensitivity_images(model, batch, config, Knobs.of(config, CPU), seeded(seed))
 
 
@@ -455,7 +480,7 @@ def test_updates_go_downhill() -> None:
     for _ in range(20):
         step, knobs = step_of(model, config, batch)
         update(optimizer, total_loss(step.terms, knobs))
-        seen.append(step.terms.cross_entropy.item())
+        seen.append(step.terms.clean_ce.item())
     assert seen == sorted(seen, reverse=True)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from trainer.config import EvaluationConfig, TrialConfig
 from trainer.errors import InputError, StorageFailed, TrialFailed
-from trainer.files.checkpoints import FolderStore, from_bytes
+from trainer.files.checkpoints import FolderStore, from_bytes, load_checkpoint, save_checkpoint
 from trainer.invariance.preparation import Prepared
 from trainer.objective.terms import LossTerms
 from trainer.report import EpochReport
@@ -34,10 +34,15 @@ SHORT: dict[str, Any] = {"architecture": "mlp", "epochs": EPOCHS, "batch_size": 
 
 TRIALS: dict[str, dict[str, Any]] = {
     "baseline": {"architecture": "cnn"},
-    "pgd": {"architecture": "cnn", "cross_entropy_on": "sensitivity", "weight_decay": 0.1},
+    "pgd": {"architecture": "cnn", "clean_ce_weight": 0.0, "sensitivity_ce_weight": 1.0, "weight_decay": 0.1},
     "trades": {"trades_weight": 2.0, "sensitivity_objective": "kl"},
     "triplet": {"architecture": "cnn", "regularizer": "triplet", "sensitivity_weight": 0.5, "norm_weight": 1e-3},
-    "sinkhorn": {"regularizer": "sinkhorn", "invariance_weight": 1.0, "cross_entropy_on": "sensitivity"},
+    "sinkhorn": {
+        "regularizer": "sinkhorn",
+        "invariance_weight": 1.0,
+        "clean_ce_weight": 0.0,
+        "sensitivity_ce_weight": 1.0,
+    },
     "ot_triplet": {"regularizer": "ot_triplet", "sensitivity_weight": 0.5, "invariance_weight": 0.5},
 }
 
@@ -173,6 +178,35 @@ def test_a_store_of_another_configuration_is_refused(case: str, prepared: Prepar
     assert {name: store.read(name) for name in store.names()} == before
 
 
+def as_of_before_the_weights(store: FolderStore, view: str) -> None:
+    """Rewrite the newest checkpoint as one that knows `cross_entropy_on`, and not `negative_share`."""
+    saved, _ = load_checkpoint(store)
+    assert saved is not None
+    newer = ("clean_ce_weight", "sensitivity_ce_weight", "invariance_ce_weight", "negative_share")
+    identity = {name: value for name, value in saved["identity"].items() if name not in newer}
+    save_checkpoint(store, saved["last"]["epoch"], {**saved, "identity": {**identity, "cross_entropy_on": view}})
+
+
+def test_a_checkpoint_that_names_cross_entropy_on_is_resumed(prepared: Prepared, tmp_path: Path) -> None:
+    config, store = config_of("pgd"), FolderStore(tmp_path)
+    stop_after(1, config, prepared, store)
+    as_of_before_the_weights(store, "sensitivity")
+    reports = list(start(config, prepared, store=store))
+    assert reports[0].epoch == 1
+    assert numbers(reports) == run(config, prepared)
+
+
+@pytest.mark.parametrize("regularizer", ["ot_triplet", "sinkhorn"])
+def test_a_trial_of_an_earlier_regularizer_begins_anew(regularizer: str, prepared: Prepared, tmp_path: Path) -> None:
+    config = config_of("baseline", architecture="mlp", regularizer=regularizer, invariance_weight=0.5)
+    store, warnings = FolderStore(tmp_path), []
+    stop_after(2, config, prepared, store)
+    as_of_before_the_weights(store, "clean")
+    reports = list(start(config, prepared, store=store, warn=warnings.append))
+    assert warnings == [f"the checkpoint was trained with an earlier {regularizer}, so training begins anew"]
+    assert numbers(reports) == run(config, prepared)
+
+
 # ----------------------------------------------------------------------------------------------- the same, or not
 
 
@@ -188,7 +222,7 @@ def test_the_same_configuration_gives_the_same_numbers(name: str, prepared: Prep
 
 def test_another_seed_gives_other_numbers(prepared: Prepared) -> None:
     def losses(seed: int) -> list[float]:
-        return [report["loss/cross_entropy"] for report in run(config_of("pgd", seed=seed), prepared)]
+        return [report["loss/sensitivity_ce"] for report in run(config_of("pgd", seed=seed), prepared)]
 
     first, second = losses(0), losses(1)
     assert all(a != b for a, b in zip(first, second, strict=True))
@@ -228,10 +262,12 @@ def spied(
     orders, states = [], []
     forward = loop.forward
 
-    def spy(model: nn.Module, batch: Any, config: TrialConfig, knobs: Any, generator: torch.Generator) -> Any:
+    def spy(
+        model: nn.Module, batch: Any, config: TrialConfig, knobs: Any, generator: torch.Generator, **rest: Any
+    ) -> Any:
         orders.append(batch.images)
         states.append(generator.get_state())
-        return forward(model, batch, config, knobs, generator)
+        return forward(model, batch, config, knobs, generator, **rest)
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "forward", spy)
@@ -275,7 +311,7 @@ DIVERGING = {"learning_rate": 10.0, "weight_decay": 10.0}
 
 def test_a_trial_that_diverges_fails_with_its_reason(prepared: Prepared, tmp_path: Path) -> None:
     store = FolderStore(tmp_path)
-    with pytest.raises(TrialFailed, match=r"not finite in epoch 1: loss/cross_entropy = (nan|inf)"):
+    with pytest.raises(TrialFailed, match=r"not finite in epoch 1: loss/sensitivity_ce = (nan|inf)"):
         next(start(config_of("pgd", **DIVERGING, epochs=20), prepared, store=store))
     assert store.names() == []
 
@@ -290,7 +326,7 @@ def test_a_nan_in_the_model_fails_the_trial(monkeypatch: pytest.MonkeyPatch, pre
         return state
 
     monkeypatch.setattr(trial_module, "initial_state", poisoned)
-    with pytest.raises(TrialFailed, match="not finite in epoch 1: loss/cross_entropy = nan"):
+    with pytest.raises(TrialFailed, match="not finite in epoch 1: loss/clean_ce = nan"):
         next(start(config_of("baseline"), prepared))
 
 
@@ -319,7 +355,7 @@ GOOD = EpochReport(
     learning_rate=1e-3,
     train_seconds=1.0,
     evaluation_seconds=2.0,
-    terms={"loss/cross_entropy": 0.1},
+    terms={"loss/clean_ce": 0.1},
 )
 
 
@@ -337,7 +373,7 @@ def test_terms_are_means_over_the_epoch_and_the_error_is_its_largest() -> None:
         return LossTerms(torch.tensor(value), invariance=torch.tensor(2 * value), marginal_error=torch.tensor(-value))
 
     found = summarise([terms(1.0), terms(2.0), terms(6.0)])
-    assert found == {"loss/cross_entropy": 3.0, "loss/invariance": 6.0, "marginal_error": -1.0}
+    assert found == {"loss/clean_ce": 3.0, "loss/invariance": 6.0, "marginal_error": -1.0}
 
 
 # ------------------------------------------------------------------------------------------------ the chosen epoch

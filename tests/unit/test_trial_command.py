@@ -244,7 +244,7 @@ def test_a_trial_that_fails_says_why_and_gives_status_1(
     assert main([*words, "--json"]) == 1
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert re.fullmatch(r"\w+: failed: not finite in epoch 1: loss/cross_entropy = (nan|inf)\n", printed.err)
+    assert re.fullmatch(r"\w+: failed: not finite in epoch 1: loss/clean_ce = (nan|inf)\n", printed.err)
     assert not (tmp_path / "out").exists(), "nothing came of it"
 
 

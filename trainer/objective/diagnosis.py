@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from trainer.objective import transport
-from trainer.objective.terms import WEIGHTED_TERMS, Knobs, LossTerms
+from trainer.objective.terms import CROSS_ENTROPIES, OTHER_TERMS, Knobs, LossTerms, total_loss
 
 LEAST_RANK = 1.5
 """Effective rank below which the embeddings have collapsed; a working classifier's is near min(K - 1, D)."""
@@ -53,7 +53,7 @@ def embedding_spread(embedding: Tensor) -> _Spread:
 
 
 def gradient_shares(terms: LossTerms, knobs: Knobs, parameters: Iterable[Tensor]) -> dict[str, Tensor]:
-    """Return each weighted term's gradient norm over the cross-entropy's, () at least 0, by name.
+    """Return each weighted term's gradient norm over that of the weighted cross-entropies, () at least 0, by name.
 
     The graph of the terms is kept, so that the loss can still be differentiated.
 
@@ -68,9 +68,9 @@ def gradient_shares(terms: LossTerms, knobs: Knobs, parameters: Iterable[Tensor]
         gradients = torch.autograd.grad(term.sum(), parameters, retain_graph=True, allow_unused=True)
         return torch.cat([g.reshape(*term.shape, -1) for g in gradients if g is not None], -1).norm(dim=-1)
 
-    reference = norm(terms.cross_entropy).clamp(min=torch.finfo().tiny)
+    reference = norm(total_loss(terms, knobs, CROSS_ENTROPIES)).clamp(min=torch.finfo().tiny)
     return {
         name: norm(getattr(knobs, f"{name}_weight") * getattr(terms, name)) / reference
-        for name in WEIGHTED_TERMS
+        for name in OTHER_TERMS
         if getattr(terms, name) is not None
     }

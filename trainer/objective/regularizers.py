@@ -10,6 +10,7 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from trainer.objective import transport
@@ -54,6 +55,7 @@ def regularizer(
     margin: Tensor | float = 0.05,
     solve: transport.Solver | None = None,
     label_cost: Tensor | float = 1.0,
+    negative_share: Tensor | float = 0.0625,
     largest_class: int | None = None,
 ) -> Penalty:
     """Compute R(anchors ; clean).
@@ -67,6 +69,7 @@ def regularizer(
         margin: m of `triplet` and `ot_triplet`, in units of the ground metric.
         solve: solver of `sinkhorn` and `ot_triplet`; entropic with entropy 0.05 if not given.
         label_cost: added to the cost of `sinkhorn` between different labels.
+        negative_share: rho of `ot_triplet`, in (0, 1].
         largest_class: at least N; None finds N in the data.
     """
     solve = solve or solver("entropic", 0.05)
@@ -76,7 +79,9 @@ def regularizer(
     if name == "sinkhorn":
         return _sinkhorn(COSTS[ground_metric], anchors, clean, label_cost=label_cost, solve=solve)
     cost = COSTS[ground_metric](anchors.points, clean.points)
-    return _ot_triplet(cost, anchors, clean, classes=classes, margin=margin, solve=solve, largest_class=largest_class)
+    rows = group_by_class(anchors, classes, largest_class)
+    columns = group_by_class(clean, classes, largest_class)
+    return _ot_triplet(cost, anchors, clean, rows, columns, margin=margin, share=negative_share, solve=solve)
 
 
 def solver(name: str, entropy: Tensor | float, *, early_stop: bool = True) -> transport.Solver:
@@ -139,66 +144,95 @@ def _sinkhorn(
 ) -> Penalty:
     """Compute the debiased divergence between the two clouds, with `label_cost` added between different labels.
 
-    Without that cost an attack that swaps two classes inside the batch costs nothing, as transport ignores labels.
+    Without that cost an attack that swaps two classes inside the batch costs nothing, as transport ignores labels. With
+    it the clean side must hold the anchors' mass of each class, or mass would have to cross from class to class, and
+    the divergence of a perfect classifier would fall as its classes merge. Anchors without a clean image of their class
+    take no part.
     """
 
     def cost(x: Embedded, y: Embedded) -> Tensor:
         return ground_cost(x.points, y.points) + label_cost * (x.labels[:, None] != y.labels)
 
+    a = _kept(anchors) & (_of_same_class(anchors, clean) > 0)
+    b = _kept(clean) * _of_same_class(clean, anchors) / _of_same_class(clean, clean).clamp(min=1)
     solved = transport.sinkhorn_divergence(
         cost(anchors, clean)[None],
         cost(anchors, anchors)[None],
         cost(clean, clean)[None],
-        _kept(anchors).to(anchors.points.dtype)[None],
-        _kept(clean).to(clean.points.dtype)[None],
+        a.to(anchors.points.dtype)[None],
+        b.to(clean.points.dtype)[None],
         solve=solve,
     )
     return Penalty(solved.value[0], solved.marginal_error[0])
+
+
+def _of_same_class(side: Embedded, other: Embedded) -> Tensor:
+    """Return how many images kept of the other side have each image's class, (B,) int64."""
+    return ((side.labels[:, None] == other.labels) & _kept(other)).sum(1)
 
 
 def _ot_triplet(
     cost: Tensor,
     anchors: Embedded,
     clean: Embedded,
+    rows: _ClassRows,
+    columns: _ClassRows,
     *,
-    classes: int,
     margin: Tensor | float,
+    share: Tensor | float,
     solve: transport.Solver,
-    largest_class: int | None = None,
 ) -> Penalty:
-    """Compute sum_c [ OT(anchors of c, clean of c) - OT(anchors of c, clean of other classes) + m ]_+, ().
+    """Compute mean_i [ D+_i - D-_i + m ]_+ over anchors, (), whose pairs transport chooses as mining does in `triplet`.
 
-    A class takes part if its anchors have a plan to their own class, in which no image is matched to its own
-    perturbation, and a plan to the other classes. All classes are solved at once, in one call for either side.
+    D+_i and D-_i are the costs of anchor i averaged by its rows of two plans, through which no gradient passes. Per
+    class c, with mass 1 for each anchor, the positive plan is balanced transport to the clean images of c, where no
+    image is matched to its own perturbation; the negative plan is partial transport to the clean images of the other
+    classes, of whose mass only the share rho is used. It is a balanced problem with one more row, at cost 0, for the
+    rest of their mass: n / rho - n beside n anchors. All classes are solved at once, in one call for each side.
 
     Args:
         cost: (B, B), anchors by row.
-        largest_class: at least N; None finds N in the data.
+        rows, columns: anchors and clean images by class.
+        margin: m, in units of the cost.
+        share: rho, in (0, 1]: at 1 the plan is balanced and must spread; towards 0 it is the nearest image.
     """
-    anchor_index, anchor_present = group_by_class(anchors, classes, largest_class)
-    clean_index, clean_present = group_by_class(clean, classes, largest_class)
-    to_all = cost[anchor_index]
-    to_own = to_all.gather(2, clean_index[:, None, :].expand(-1, anchor_index.shape[1], -1))
-    others = (clean.labels != torch.arange(classes, device=cost.device)[:, None]) & _kept(clean)
-    weights = anchor_present.to(cost.dtype)
-    itself = anchor_index[:, :, None] == clean_index[:, None, :]
-    within = solve(to_own, weights, clean_present.to(cost.dtype), forbidden=itself)
-    between = solve(to_all, weights, others.to(cost.dtype))
-    usable = within.solvable & between.solvable
-    value = torch.where(usable, within.value - between.value + margin, 0).relu().sum()
+    to_all = cost[rows.number]
+    to_own = to_all.gather(2, columns.number[:, None, :].expand(-1, rows.number.shape[1], -1))
+    itself = rows.number[:, :, None] == columns.number[:, None, :]
+    weights = rows.present.to(cost.dtype)
+    within = solve(to_own.detach(), weights, columns.present.to(cost.dtype), forbidden=itself)
+
+    classes = torch.arange(len(weights), device=cost.device)
+    others = (clean.labels != classes[:, None]) & _kept(clean)
+    unused = weights.sum(1, keepdim=True) * (1 / share - 1)
+    between = solve(F.pad(to_all.detach(), (0, 0, 0, 1)), torch.cat([weights, unused], 1), others.to(cost.dtype))
+    positive, negative = _row_means(within.plan, to_own), _row_means(between.plan[:, :-1], to_all)
+    usable = rows.present & (within.solvable & between.solvable)[:, None]
+    value = mean_where((positive - negative + margin).relu(), usable)
     return Penalty(value, torch.maximum(within.marginal_error, between.marginal_error).amax())
 
 
-def group_by_class(side: Embedded, classes: int, largest_class: int | None = None) -> tuple[Tensor, Tensor]:
-    """Return the rows of each class, int64 (K, N), and which of these entries are rows at all, bool (K, N).
+def _row_means(plan: Tensor, cost: Tensor) -> Tensor:
+    """Return each row's cost averaged by its row of the plan, (K, N) of (K, N, M); 0 for a row without mass."""
+    return (plan * cost).sum(-1) / plan.sum(-1).clamp(min=torch.finfo(plan.dtype).tiny)
 
-    N is `largest_class` if given, which must then be large enough.
-    """
+
+class _ClassRows(NamedTuple):
+    """The rows of one side by class."""
+
+    number: Tensor
+    """(K, N) int64, the rows of each class, and others where a class has fewer."""
+    present: Tensor
+    """(K, N) bool, which of these entries are rows of the class."""
+
+
+def group_by_class(side: Embedded, classes: int, largest_class: int | None = None) -> _ClassRows:
+    """Return the rows of each class; N is `largest_class` if given, which must then be large enough."""
     members = (side.labels == torch.arange(classes, device=side.labels.device)[:, None]) & _kept(side)
     if largest_class is None:
         largest_class = max(1, int(members.sum(1).max()))
     index = members.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :largest_class]
-    return index, members.gather(1, index)
+    return _ClassRows(index, members.gather(1, index))
 
 
 def _kept(side: Embedded) -> Tensor:

@@ -3,7 +3,10 @@
 Shape letters: B images of a batch, C channels, H rows, W columns, K classes, D embedding size, N the most images that
 one class has, T stacked trials.
 
-    L = CE(g f(X_train), y) + w_s R(f(X_s), y ; f(X), y) + w_v R(f(X_v), y_v ; f(X), y) + w_n mean |f| + beta KL
+    L = a_c CE(X, y) + a_s CE(X_s, y) + a_v CE(X_v, y_v)
+        + w_s R(f(X_s), y ; f(X), y) + w_v R(f(X_v), y_v ; f(X), y) + w_n mean |f| + beta KL
+
+A term of weight 0 is left out and costs nothing.
 
 In R(anchors ; clean) the anchors are the perturbed embeddings, as in TLA (Mao et al. 2019, eq. 4); they are compared
 with the clean ones. Row i of both comes from one source image. A clean image is never the positive of its own
@@ -13,7 +16,8 @@ changed the label: an invariance attack tests whether the model tells these two 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -23,12 +27,15 @@ from torch import Tensor
 from trainer.config import TrialConfig
 from trainer.models import Prediction
 from trainer.objective import transport
-from trainer.objective.regularizers import Embedded, Penalty, mean_where, regularizer, solver
+from trainer.objective.regularizers import Embedded, mean_where, regularizer, solver
 
 
 class Knobs(NamedTuple):
     """The continuous knobs of a trial, as tensors, so that trials of one structure can be stacked. () or (T,) each."""
 
+    clean_ce_weight: Tensor
+    sensitivity_ce_weight: Tensor
+    invariance_ce_weight: Tensor
     sensitivity_weight: Tensor
     invariance_weight: Tensor
     norm_weight: Tensor
@@ -36,6 +43,7 @@ class Knobs(NamedTuple):
     margin: Tensor
     entropy: Tensor
     label_cost: Tensor
+    negative_share: Tensor
     sensitivity_epsilon: Tensor
     sensitivity_steps: Tensor | None = None
     """Steps of the attack that each trial takes, int64, if stacked trials take different numbers; None takes all."""
@@ -50,7 +58,9 @@ class Knobs(NamedTuple):
 class LossTerms(NamedTuple):
     """The terms, not yet weighted, () each or (T,); None if the objective leaves one out, so that it costs nothing."""
 
-    cross_entropy: Tensor
+    clean_ce: Tensor | None = None
+    sensitivity_ce: Tensor | None = None
+    invariance_ce: Tensor | None = None
     sensitivity: Tensor | None = None
     invariance: Tensor | None = None
     norm: Tensor | None = None
@@ -59,18 +69,17 @@ class LossTerms(NamedTuple):
     """The largest marginal error of the transport problems, in [0, 2]; not a term of the loss."""
 
 
-WEIGHTED_TERMS = ("sensitivity", "invariance", "norm", "trades")
-"""Terms whose weight is the knob `<term>_weight`."""
+CROSS_ENTROPIES = ("clean_ce", "sensitivity_ce", "invariance_ce")
+"""The cross-entropies, of which a configuration has at least one; the weight of each is the knob `<term>_weight`."""
+
+OTHER_TERMS = ("sensitivity", "invariance", "norm", "trades")
+"""Every other term; its weight is the knob `<term>_weight`."""
 
 
-def total_loss(terms: LossTerms, knobs: Knobs) -> Tensor:
-    """Return the weighted sum, () or (T,); with no other term it is the cross-entropy itself."""
-    loss = terms.cross_entropy
-    for name in WEIGHTED_TERMS:
-        term = getattr(terms, name)
-        if term is not None:
-            loss = loss + getattr(knobs, f"{name}_weight") * term
-    return loss
+def total_loss(terms: LossTerms, knobs: Knobs, names: Sequence[str] = (*CROSS_ENTROPIES, *OTHER_TERMS)) -> Tensor:
+    """Return the weighted sum of the named terms that are there, () or (T,)."""
+    weighted = [getattr(knobs, f"{name}_weight") * term for name in names if (term := getattr(terms, name)) is not None]
+    return functools.reduce(torch.add, weighted)
 
 
 def loss_terms(
@@ -82,6 +91,7 @@ def loss_terms(
     invariance_labels: Tensor | None = None,
     invariance_keep: Tensor | None = None,
     largest_class: int | None = None,
+    early_stop: bool = True,
 ) -> LossTerms:
     """Compute every term that the configuration asks for.
 
@@ -92,22 +102,38 @@ def loss_terms(
         labels: (B,) of the clean and the sensitivity-perturbed images.
         invariance_labels: (B,) y_v.
         invariance_keep: (B,) bool, False where y_v is in doubt.
-        largest_class: at least N; then no operation depends on the data, as `torch.vmap` needs. None finds N in the
-            data, and lets a CPU end a transport as soon as it is solved.
+        largest_class: at least N; None finds N in the data.
+        early_stop: whether a CPU may end a transport as soon as it is solved, which `torch.vmap` can't.
     """
     sides = {name: Embedded(getattr(seen, config.regularizer_on), labels) for name, seen in predictions.items()}
     if "invariance" in predictions:
         assert invariance_labels is not None
         sides["invariance"] = Embedded(sides["invariance"].points, invariance_labels, invariance_keep)
+    solve = solver(config.transport, knobs.entropy, early_stop=early_stop)
     penalties = {
-        name: _penalty(config, knobs, sides[name], sides["clean"], predictions["clean"].logits.shape[1], largest_class)
+        name: regularizer(
+            config.regularizer,
+            sides[name],
+            sides["clean"],
+            classes=predictions["clean"].logits.shape[1],
+            ground_metric=config.ground_metric,
+            mining=config.mining,
+            margin=knobs.margin,
+            solve=solve,
+            label_cost=knobs.label_cost,
+            negative_share=knobs.negative_share,
+            largest_class=largest_class,
+        )
         for name in ("sensitivity", "invariance")
         if config.regularizer != "none" and getattr(config, f"{name}_weight") > 0
     }
     errors = [penalty.marginal_error for penalty in penalties.values() if penalty.marginal_error is not None]
-    trained_on = sides[config.cross_entropy_on]
+    cross_entropies = {
+        f"{name}_ce": cross_entropy(predictions[name].logits, sides[name].labels, sides[name].keep)
+        for name in config.cross_entropy_views
+    }
     return LossTerms(
-        cross_entropy=cross_entropy(predictions[config.cross_entropy_on].logits, trained_on.labels, trained_on.keep),
+        **cross_entropies,
         sensitivity=penalties["sensitivity"].value if "sensitivity" in penalties else None,
         invariance=penalties["invariance"].value if "invariance" in penalties else None,
         norm=embedding_norm([seen.embedding for seen in predictions.values()]) if config.norm_weight > 0 else None,
@@ -115,23 +141,6 @@ def loss_terms(
         if config.trades_weight > 0
         else None,
         marginal_error=torch.stack(errors).amax() if errors else None,
-    )
-
-
-def _penalty(
-    config: TrialConfig, knobs: Knobs, anchors: Embedded, clean: Embedded, classes: int, largest_class: int | None
-) -> Penalty:
-    return regularizer(
-        config.regularizer,
-        anchors,
-        clean,
-        classes=classes,
-        ground_metric=config.ground_metric,
-        mining=config.mining,
-        margin=knobs.margin,
-        solve=solver(config.transport, knobs.entropy, early_stop=largest_class is None),
-        label_cost=knobs.label_cost,
-        largest_class=largest_class,
     )
 
 

@@ -5,7 +5,7 @@ Shape letters: N training images, B images of a batch, C channels, H rows, W col
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -50,24 +50,45 @@ def check_batch_size(batch_size: int, images: int) -> None:
         raise InputError(f"batch_size = {batch_size}: must be at most {images}, the number of training images")
 
 
-def batches(
-    train: Split, invariance: TrainingPerturbation | None, *, batch_size: int, generator: torch.Generator
-) -> Iterator[Batch]:
-    """Yield the training images in random order; the last incomplete batch is dropped, so that all have one shape.
+def shuffled_rows(images: int, *, batch_size: int, generator: torch.Generator) -> Tensor:
+    """Return the rows of the training images that each step sees: (steps, batch_size), whole batches only.
 
     Raises:
         InputError: if there are fewer images than one batch holds.
     """
-    check_batch_size(batch_size, len(train.labels))
-    for rows in shuffled_rows(len(train.labels), batch_size=batch_size, generator=generator):
+    check_batch_size(batch_size, images)
+    order = torch.randperm(images, generator=generator, device=generator.device)
+    return order[: images - images % batch_size].view(-1, batch_size)
+
+
+def batches(train: Split, invariance: TrainingPerturbation | None, rows_of_steps: Tensor) -> Iterator[Batch]:
+    """Yield the training images of each row of `rows_of_steps` (steps, B), with their invariance perturbations."""
+    for rows in rows_of_steps:
         perturbed = None if invariance is None else TrainingPerturbation(*(field[rows] for field in invariance))
         yield Batch(train.images[rows], train.labels[rows], perturbed)
 
 
-def shuffled_rows(images: int, *, batch_size: int, generator: torch.Generator) -> Tensor:
-    """Return the rows of the training images that each step sees: (steps, batch_size), whole batches only."""
-    order = torch.randperm(images, generator=generator, device=generator.device)
-    return order[: images - images % batch_size].view(-1, batch_size)
+def find_largest_class(
+    labels: Tensor, rows_of_trials: Sequence[Tensor], perturbations: Sequence[TrainingPerturbation] | None
+) -> int:
+    """Return the most images that one class has on either side of any step of any trial, with one look at the data.
+
+    Given that number no step has to look, so that none waits for a GPU.
+
+    Args:
+        labels: (N,) of the training images.
+        rows_of_trials: of each trial, (steps, B) rows of the images.
+        perturbations: X_v and y_v of all training images, one per trial, if the objective uses them.
+    """
+
+    def largest(labels: Tensor, keep: Tensor) -> Tensor:
+        members = torch.zeros(len(labels), int(labels.max()) + 1, dtype=torch.int64, device=labels.device)
+        return members.scatter_add_(1, labels, keep.long()).amax()
+
+    counts = [largest(labels[rows], torch.ones_like(rows)) for rows in rows_of_trials]
+    if perturbations is not None:
+        counts += [largest(p.labels[rows], p.keep[rows]) for p, rows in zip(perturbations, rows_of_trials, strict=True)]
+    return int(torch.stack(counts).amax())
 
 
 def training_perturbation(config: TrialConfig, prepared: Prepared, device: torch.device) -> TrainingPerturbation | None:

@@ -16,7 +16,13 @@ from trainer.files import Store
 from trainer.invariance import Prepared, TrainingPerturbation
 from trainer.objective import Knobs, LossTerms, total_loss
 from trainer.report import EpochReport, check_finite
-from trainer.training.batches import batches, random_stream, to_device
+from trainer.training.batches import (
+    batches,
+    find_largest_class,
+    random_stream,
+    shuffled_rows,
+    to_device,
+)
 from trainer.training.evaluation import evaluate, judging_attacks, judging_generator
 from trainer.training.step import detach, diagnose, forward, summarise, update
 from trainer.training.trial import Trial, TrialState
@@ -95,17 +101,20 @@ def train_epoch(
     """
     epoch, device = state.epoch + 1, train.images.device
     order, noise = (random_stream(config.seed, purpose, epoch, device) for purpose in ("order", "attack"))
-    steps = len(train.labels) // config.batch_size
+    rows_of_steps = shuffled_rows(len(train.labels), batch_size=config.batch_size, generator=order)
+    bound = None
+    if config.regularizer == "ot_triplet":
+        bound = find_largest_class(train.labels, [rows_of_steps], perturbation and [perturbation])
     history: list[LossTerms] = []
     numbers: dict[str, float] = {}
     state.model.train()
-    for batch in batches(train, perturbation, batch_size=config.batch_size, generator=order):
-        step = forward(state.model, batch, config, knobs, noise)
+    for batch in batches(train, perturbation, rows_of_steps):
+        step = forward(state.model, batch, config, knobs, noise, largest_class=bound)
         history.append(detach(step.terms))
-        if len(history) == steps:
+        if len(history) == len(rows_of_steps):
             numbers = summarise(history)
             check_finite(epoch, numbers)
             numbers |= {name: value.item() for name, value in diagnose(step, state.model, knobs).items()}
         update(state.optimizer, total_loss(step.terms, knobs))
-        progress(epoch, len(history), steps)
+        progress(epoch, len(history), len(rows_of_steps))
     return numbers

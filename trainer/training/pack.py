@@ -32,6 +32,7 @@ _FREE = (
     "margin",
     "entropy",
     "label_cost",
+    "negative_share",
     "learning_rate",
     "weight_decay",
     "epochs",
@@ -39,7 +40,10 @@ _FREE = (
 )
 """Knobs that may differ between the trials of one vectorised step, whatever else is set."""
 
-_SWITCHES = ("sensitivity_weight", "invariance_weight", "norm_weight", "trades_weight")
+_SWITCHES = (
+    *("clean_ce_weight", "sensitivity_ce_weight", "invariance_ce_weight"),
+    *("sensitivity_weight", "invariance_weight", "norm_weight", "trades_weight"),
+)
 """Knobs of which only this matters: above 0 the objective has one more term."""
 
 

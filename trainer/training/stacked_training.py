@@ -21,7 +21,7 @@ from trainer.invariance import TrainingPerturbation
 from trainer.models import Prediction
 from trainer.objective import Knobs, LossTerms, loss_terms, total_loss
 from trainer.report import check_finite
-from trainer.training.batches import Batch, random_stream, shuffled_rows
+from trainer.training.batches import Batch, find_largest_class, random_stream, shuffled_rows
 from trainer.training.stacked_evaluation import error_of
 from trainer.training.stacked_models import StackedAdamW, StackedModel, by_trial, of_trial, tensor_fields
 from trainer.training.step import Step, detach, diagnose, summarise
@@ -72,27 +72,6 @@ def train_stack(
             ]
         optimizer.step(torch.autograd.grad(total_loss(step.terms, knobs).sum(), optimizer.parameters))
     return outcomes
-
-
-def find_largest_class(
-    labels: Tensor, rows_of_trials: Sequence[Tensor], perturbations: Sequence[TrainingPerturbation] | None
-) -> int:
-    """Return the most images that one class has on either side of any step of any trial; look at the data once.
-
-    Args:
-        labels: (N,) of the training images.
-        rows_of_trials: of each trial, (steps, B) rows of the images.
-        perturbations: as of `train_stack`.
-    """
-
-    def largest(labels: Tensor, keep: Tensor) -> Tensor:
-        members = torch.zeros(len(labels), int(labels.max()) + 1, dtype=torch.int64, device=labels.device)
-        return members.scatter_add_(1, labels, keep.long()).amax()
-
-    counts = [largest(labels[rows], torch.ones_like(rows)) for rows in rows_of_trials]
-    if perturbations is not None:
-        counts += [largest(p.labels[rows], p.keep[rows]) for p, rows in zip(perturbations, rows_of_trials, strict=True)]
-    return int(torch.stack(counts).amax())
 
 
 def stack_knobs(configs: Sequence[TrialConfig], device: torch.device) -> tuple[TrialConfig, Knobs]:
@@ -148,7 +127,7 @@ def forward(
         for name, prediction in predictions.items()
     }
     terms = _terms_by_trial(config, knobs, unfolded, batch, largest_class=largest_class)
-    return Step(terms, unfolded[config.cross_entropy_on].embedding)
+    return Step(terms, unfolded[config.cross_entropy_views[0]].embedding)
 
 
 def _terms_by_trial(
@@ -162,7 +141,9 @@ def _terms_by_trial(
     def of_one(
         knobs: dict[str, Tensor], predictions: Mapping[str, Prediction], labels: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        return tensor_fields(loss_terms(config, Knobs(**knobs), predictions, **labels, largest_class=largest_class))
+        return tensor_fields(
+            loss_terms(config, Knobs(**knobs), predictions, **labels, largest_class=largest_class, early_stop=False)
+        )
 
     terms = torch.vmap(of_one)(
         tensor_fields(knobs), dict(predictions), {name: by_trial(each, batch.trials) for name, each in labels.items()}

@@ -27,7 +27,7 @@ class Step(NamedTuple):
     """The loss term by term."""
 
     embedding: Tensor
-    """(B, D) of the images that the cross-entropy sees; (T, B, D) of stacked trials."""
+    """(B, D) of the images that the (first) cross-entropy sees; (T, B, D) of stacked trials."""
 
 
 def make_optimizer(model: nn.Module, config: TrialConfig) -> torch.optim.Optimizer:
@@ -35,8 +35,26 @@ def make_optimizer(model: nn.Module, config: TrialConfig) -> torch.optim.Optimiz
     return torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
 
 
-def forward(model: nn.Module, batch: Batch, config: TrialConfig, knobs: Knobs, generator: torch.Generator) -> Step:
-    """Perturb what the objective needs, pass all of it through the model, and compute the loss term by term."""
+def forward(
+    model: nn.Module,
+    batch: Batch,
+    config: TrialConfig,
+    knobs: Knobs,
+    generator: torch.Generator,
+    *,
+    largest_class: int | None = None,
+) -> Step:
+    """Perturb what the objective needs, pass all of it through the model, and compute the loss term by term.
+
+    Args:
+        model: images (B, C, H, W) in [0, 1] to a `Prediction`.
+        batch: B images.
+        config: the structure of the objective.
+        knobs: () each.
+        generator: draws the attack's random starts.
+        largest_class: at least as many images as one class has on either side; None looks at the batch, which means
+            waiting for a GPU.
+    """
     clean = clean_pass(model, batch, config)
     views = batch_views(model, batch, config, knobs, generator, clean)
     predictions = predict_views(model, views, clean)
@@ -47,8 +65,9 @@ def forward(model: nn.Module, batch: Batch, config: TrialConfig, knobs: Knobs, g
         batch.labels,
         invariance_labels=None if batch.invariance is None else batch.invariance.labels,
         invariance_keep=None if batch.invariance is None else batch.invariance.keep,
+        largest_class=largest_class,
     )
-    return Step(terms, predictions[config.cross_entropy_on].embedding)
+    return Step(terms, predictions[config.cross_entropy_views[0]].embedding)
 
 
 def update(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from trainer.config import EvaluationConfig, TrialConfig
+from trainer.config import EvaluationConfig, TrialConfig, with_weights
 from trainer.errors import InputError
 from trainer.files import Store, load_checkpoint, save_checkpoint, to_bytes
 from trainer.invariance import Prepared, TrainingPerturbation
@@ -153,7 +153,7 @@ class Trial:
             warn(message)
         if saved is None:
             return
-        theirs = saved["identity"]
+        theirs = TrialConfig().to_dict() | with_weights(saved["identity"])
         different = [
             f"{name} = {theirs.get(name)!r} (not {value!r})"
             for name, value in self._identity.items()
@@ -164,12 +164,21 @@ class Trial:
                 f"the folder holds a checkpoint of another configuration, with {', '.join(different)}: "
                 "give this trial a folder of its own"
             )
+        if "negative_share" not in saved["identity"] and _was_redefined(self.config):
+            warn(f"the checkpoint was trained with an earlier {self.config.regularizer}, so training begins anew")
+            return
         state = self.state
         state.model.load_state_dict(saved["model"])
         state.optimizer.load_state_dict(saved["optimizer"])
         state.last = EpochReport(**saved["last"])
         state.best = None if saved["best"] is None else EpochReport(**saved["best"])
         state.epoch, state.best_weights = state.last.epoch, saved["best_weights"]
+
+
+def _was_redefined(config: TrialConfig) -> bool:
+    """Return whether the objective has another definition since `negative_share` exists."""
+    over_invariance = config.regularizer == "sinkhorn" and config.invariance_weight > 0
+    return config.uses_regularizer and (config.regularizer == "ot_triplet" or over_invariance)
 
 
 def initial_state(config: TrialConfig, prepared: Prepared, device: torch.device) -> TrialState:
