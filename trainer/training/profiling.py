@@ -29,7 +29,7 @@ from trainer.training.evaluation import (
     BATCH,
     Evaluation,
     evaluate,
-    judging_attacks,
+    evaluation_attacks,
     judging_generator,
     predict_labels,
 )
@@ -191,7 +191,7 @@ class Timer:
         share = count / len(self.validation.labels)
         images = self.validation.images[:count]
         judging = JudgingSet(*(field[: math.ceil(share * len(self.judging.images))] for field in self.judging))
-        attacks = judging_attacks(self.evaluation.replace(eval_sensitivity_epsilon=0.0))
+        attacks = evaluation_attacks(self.evaluation.replace(eval_sensitivity_epsilon=0.0))
         with frozen(state.model):
             answers = predict_labels(state.model, images, batch_size=count)
 
