@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sweep.plan import SweepPlan
-from sweep.report import front_markdown, write_front_files
+from sweep.report import write_front_files
 from sweep.state import Milestone, SweepState
+from sweep.tracking.description import front_markdown
 from sweep.tracking.metrics import agreement_metrics, milestone_metrics, milliseconds
 from sweep.tracking.mlflow_internals import (
     COLOUR_TAG,

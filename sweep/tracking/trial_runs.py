@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from sweep.ledger import TrialRecord
 from sweep.plan import SweepPlan
-from sweep.report import folded_command, run_again, trial_label
+from sweep.report import trial_label
 from sweep.state import SweepState, seconds_of
+from sweep.tracking.description import folded_command, run_again
 from sweep.tracking.metrics import ONCE_PER_REPORT, MetricRow, milliseconds, report_batches, report_metrics
 from sweep.tracking.mlflow_internals import NOTE_TAG, PARENT_TAG
 from sweep.tracking.ranking import Ranking

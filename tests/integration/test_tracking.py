@@ -17,9 +17,9 @@ import pytest
 
 from sweep.ledger.records import TrialRecord
 from sweep.plan.plan import SweepPlan
-from sweep.report.links import FRONT, view_key, view_link
 from sweep.state.sweep_state import SweepState
 from sweep.tracking import tracker as tracker_module
+from sweep.tracking.links import FRONT, view_key, view_link
 from sweep.tracking.mlflow_internals import LONGEST_VIEW, PAGE_VERSION, VIEW_TAG
 from sweep.tracking.parent_run import ParentRun
 from sweep.tracking.server import free_port, page
@@ -162,7 +162,7 @@ def test_a_command_runs_the_same_point_again(plan: SweepPlan) -> None:
     import argparse
     import shlex
 
-    from sweep.report.markdown import run_again
+    from sweep.tracking.description import run_again
     from trainer.__main__ import add_arguments, configs
 
     for record in results_of(plan).trials.values():

@@ -300,6 +300,7 @@ LIGHT = [
     "sweep.plan.paths",
     "sweep.cli.commands",
     "sweep.cluster",
+    "sweep.report",
 ]
 
 
