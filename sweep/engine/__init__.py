@@ -1,4 +1,4 @@
-"""A plan run on Ray: driver, adapters, workers, packs, nodes. The one place that touches Ray's internals."""
+"""A plan run on Ray: driver, adapters, workers, packs, nodes. Ray's undocumented parts: `sweep.ray_internals`."""
 
 from sweep.engine.driver import LOST_WORKER_RETRIES, run_plan
 from sweep.engine.pack_worker import PackFailed

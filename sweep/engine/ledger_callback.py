@@ -9,11 +9,11 @@ from typing import Any
 from ray import tune
 
 from sweep.engine.pack_worker import PackFailed
-from sweep.engine.ray_internals import forgive_failure, last_message, lost_with_its_node
 from sweep.engine.result_keys import FAILURE, FOOTPRINT, STORAGE, WARNINGS
 from sweep.engine.slots import Slots
 from sweep.engine.trainable import Footprint
 from sweep.ledger import EndState, Event, LedgerWriter
+from sweep.ray_internals import forgive_failure, last_message, lost_with_its_node
 from sweep.search import Budget, Rungs
 from sweep.state import SweepState
 from trainer.errors import StorageFailed

@@ -25,7 +25,6 @@ from sweep.engine.driver import make_rungs
 from sweep.engine.ledger_callback import LedgerCallback
 from sweep.engine.pack_worker import PackFailed, PackLost, PackWorker
 from sweep.engine.packs import LIGHT, PackedTrainable, Packs
-from sweep.engine.ray_internals import last_message
 from sweep.engine.ray_start import ray_session
 from sweep.engine.slots import Node, Slots, concurrency
 from sweep.engine.task import make_task
@@ -34,6 +33,7 @@ from sweep.ledger.writing import LedgerWriter
 from sweep.plan.from_options import make_plan, with_resume_overrides
 from sweep.plan.objectives import OBJECTIVES
 from sweep.plan.plan import SweepPlan
+from sweep.ray_internals import last_message
 from sweep.search.budget import Budget
 from sweep.state.sweep_state import SweepState
 from tests.cluster.test_slots import offer
