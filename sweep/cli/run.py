@@ -78,12 +78,12 @@ def plan(arguments: argparse.Namespace) -> int:
 
 def run_command(arguments: argparse.Namespace) -> str:
     """Return the command that runs what was planned, in the options that were given."""
-    from sweep.plan import OPTIONS
+    from sweep.plan import OPTIONS, flag
 
     given = {option: getattr(arguments, option) for option in (*OPTIONS, "points")}
     words = [program(), "run", shlex.quote(arguments.space)]
     for option, value in {**given, "from": arguments.front_of}.items():
-        words += [f"--{option.replace('_', '-')} {shlex.quote(str(value))}"] if value is not None else []
+        words += [f"{flag(option)} {shlex.quote(str(value))}"] if value is not None else []
     return " ".join([*words, *(f"--require {shlex.quote(bound)}" for bound in arguments.require)])
 
 

@@ -17,6 +17,7 @@ from sweep.plan import (
     code_version,
     default_mlflow_uri,
     default_name,
+    flag,
     masked,
 )
 from sweep.search import with_given_points
@@ -97,7 +98,7 @@ def _draft(space: Space, *, name: str, mlflow_uri: str | None, options: Mapping[
 
 def option_words(options: Mapping[str, Any]) -> list[str]:
     """Return options as words of a command, without those that are None."""
-    given = [("--" + key.replace("_", "-"), str(value)) for key, value in options.items() if value is not None]
+    given = [(flag(key), str(value)) for key, value in options.items() if value is not None]
     return [word for pair in given for word in pair]
 
 
@@ -107,13 +108,12 @@ def check_path(option: str, path: str | None) -> None:
     Raises:
         InputError: if it depends on the current folder, or holds a secret.
     """
-    flag = "--" + option.replace("_", "-")
     if path is None or option == "mlflow_uri":
         return
     if masked(path) != path:
-        raise InputError(f"{flag} {masked(path)!r}: holds a secret; give it to the cluster's nodes instead")
+        raise InputError(f"{flag(option)} {masked(path)!r}: holds a secret; give it to the cluster's nodes instead")
     if not (path.startswith("/") or "://" in path):
-        raise InputError(f"{flag} {path!r}: must be an absolute path or a URL, as the cluster's nodes see it")
+        raise InputError(f"{flag(option)} {path!r}: must be an absolute path or a URL, as the cluster's nodes see it")
 
 
 def refuse_duplicate(submission: Submission, jobs: list[Job]) -> None:

@@ -1,8 +1,9 @@
 """Everything that decides a sweep: options, the plan and its file, paths, remote storage."""
 
+from sweep.plan.audit_options import AUDIT_OPTIONS, AuditOptions
 from sweep.plan.from_options import check_options, make_plan, with_resume_overrides
 from sweep.plan.mlflow_address import absolute_uri, default_mlflow_uri, masked
-from sweep.plan.options import add_option
+from sweep.plan.options import add_option, flag
 from sweep.plan.paths import check_name, default_name, list_sweeps, storage_folder, trial_folder
 from sweep.plan.plan import OPTIONS, PLACES, RESUMABLE, SweepPlan, check_option
 from sweep.plan.plan_file import plan_text, read_plan, write_plan
@@ -12,6 +13,8 @@ from sweep.plan.version import CODE_VERSION, code_version, installed_version
 __all__ = [
     "absolute_uri",
     "add_option",
+    "AUDIT_OPTIONS",
+    "AuditOptions",
     "check_name",
     "check_option",
     "check_options",
@@ -20,6 +23,7 @@ __all__ = [
     "default_mlflow_uri",
     "default_name",
     "drop_remote",
+    "flag",
     "folder_of",
     "installed_version",
     "is_url",

@@ -23,7 +23,7 @@ from rich.console import Console
 
 from search_spaces.reading import load_space
 from sweep.audit import audit as module
-from sweep.audit.audit import Audit, read_options, run_audit
+from sweep.audit.audit import Audit, run_audit
 from sweep.audit.figures import audit_figure, curves_figure
 from sweep.audit.finalists import (
     COUNTS,
@@ -36,7 +36,7 @@ from sweep.audit.finalists import (
     share_interval,
     verdicts,
 )
-from sweep.audit.results import AuditOptions, AuditResult, sealed
+from sweep.audit.results import AuditResult, judged_by, sealed
 from sweep.audit.tables import (
     ROWS,
     command,
@@ -53,6 +53,7 @@ from sweep.front.pareto import front_mask
 from sweep.ledger.reading import read_ledger
 from sweep.ledger.records import TrialRecord
 from sweep.ledger.writing import LedgerWriter
+from sweep.plan.audit_options import AuditOptions
 from sweep.plan.from_options import make_plan
 from sweep.plan.objectives import OBJECTIVES
 from sweep.plan.plan import SweepPlan
@@ -117,7 +118,7 @@ def audited(number: int, seed: int, numbers: Mapping[str, float]) -> AuditResult
     return AuditResult(
         number=number,
         config={"seed": seed},
-        judged_by=AuditOptions().judged_by,
+        judged_by=judged_by(AuditOptions()),
         images=IMAGES,
         numbers={
             **numbers,
@@ -517,16 +518,16 @@ class TestBadInput:
             ("seeds", "0", "--seeds = 0: must be at least 1"),
             ("seeds", "two", "--seeds = 'two': must be a whole number"),
             ("test_size", "-5", "--test-size = -5: must be at least 0"),
-            ("finalists", "1.5", "--finalists = '1.5': must be a whole number"),
+            ("finalists", "1.5", "--finalists = 1.5: must be a whole number"),
             ("steps", "0", "--steps = 0: must be at least 1"),
         ],
     )
     def test_options(self, name: str, value: str, message: str) -> None:
         with pytest.raises(InputError, match=re.escape(message)):
-            read_options({name: value})
+            AuditOptions.of({name: value})
 
     def test_options_left_out_keep_their_defaults(self) -> None:
-        assert read_options({"seeds": "2", "steps": None, "name": "x"}) == AuditOptions(seeds=2)
+        assert AuditOptions.of({"seeds": "2", "steps": None, "name": "x"}) == AuditOptions(seeds=2)
 
     def test_an_unknown_sweep(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["audit", "nowhere", "--storage", str(tmp_path)]) == 2
@@ -597,7 +598,7 @@ def audit_in(storage: Path, seeds: int) -> Audit:
     options = {
         word.removeprefix("--").replace("-", "_"): n for word, n in zip(OPTIONS[::2], OPTIONS[1::2], strict=True)
     }
-    return Audit(plan, swept, read_options({**options, "seeds": seeds}))
+    return Audit(plan, swept, AuditOptions.of({**options, "seeds": seeds}))
 
 
 @pytest.mark.slow
