@@ -68,7 +68,7 @@ class Audit:
 
     def candidates(self) -> list[list[TrialRecord]]:
         """List all finalists, the most wanted first, each with those that differ from it only in unused knobs."""
-        return one_of_each(choose_finalists(self.results, images=self.results.facts["validation_images"]))
+        return one_of_each(choose_finalists(self.results, images=self.results.data_summary["validation_images"]))
 
     def fresh_seeds(self) -> list[int]:
         """List seeds that no trial of the sweep has had: one for the undefended baselines, then the finalists'.
@@ -128,7 +128,7 @@ def run_audit(audit: Audit, console: Console) -> bool:
         InputError: if the cluster can't give what one trial needs, the data can't be had or is not the sweep's, or
             nothing can be judged on the test split.
     """
-    if audit.results.facts and not audit.missing():
+    if audit.results.data_summary and not audit.missing():
         return True
     # In this order: Ray installs a handler of its own for SIGTERM.
     with AuditProgress(console.file, "starting Ray") as progress, ray_session(), SignalHandler() as signals:
@@ -138,7 +138,7 @@ def run_audit(audit: Audit, console: Console) -> bool:
         if summary is None:
             return False
         record_data_summary(audit.plan.folder, summary)
-        audit.results.facts = summary
+        audit.results.data_summary = summary
         pool.run("preparing", prepare_test, {"the test split": (common, audit.examples)})
         tasks = audit.missing()
         undefended = {task.name: audit.undefended(task) for task in tasks if audit.find(task) is None}

@@ -58,15 +58,15 @@ def command(audit: Audit) -> str:
 
 def finalist_verdicts(audit: Audit, finalists: Sequence[Finalist]) -> list[str]:
     """Return the verdict on each finalist."""
-    objectives = audit.plan.objectives
-    selected = cloud([one.selected for one in finalists], objectives, images=audit.results.facts["validation_images"])
+    objectives, images = audit.plan.objectives, audit.results.data_summary["validation_images"]
+    selected = cloud([one.selected for one in finalists], objectives, images=images)
     audited = cloud([one.mean for one in finalists], objectives, images=finalists[0].images)
     return verdicts(selected, audited, objectives.names)
 
 
 def _summary(audit: Audit, finalists: Sequence[Finalist]) -> str:
     """Return how much of the front held, and how it was judged."""
-    plan, options, known = audit.plan, audit.options, audit.results.facts
+    plan, options, known = audit.plan, audit.options, audit.results.data_summary
     evaluation, mean = plan.space.evaluation, finalists[0].mean
     left_out = len(audit.candidates()) - len(finalists)
     return (

@@ -14,7 +14,7 @@ from sweep.audit.results import AuditResult, AuditTask, judged_by, read_result, 
 from sweep.engine import Task, evaluation_of, explain, shared
 from sweep.plan import AuditOptions
 from trainer.config import TrialConfig
-from trainer.human_agreement import MODEL, ORACLE, ExamplesFolder
+from trainer.human_agreement import JUDGE, MODEL, ExamplesFolder
 
 if TYPE_CHECKING:
     from torch import nn
@@ -153,7 +153,7 @@ def _compare_with_people(common: Task, model: nn.Module, examples: ExamplesFolde
     """Return how far the judge and the model agree with people, in plain values."""
     from trainer.invariance import answers_of, ask_people
 
-    answerers = {ORACLE: shared(common).judge.label, MODEL: answers_of(model)}
+    answerers = {JUDGE: shared(common).judge.label, MODEL: answers_of(model)}
     return dataclasses.asdict(ask_people(examples, _labelled_sets(common, examples), answerers))
 
 

@@ -39,7 +39,7 @@ def audit(arguments: argparse.Namespace) -> int:
         arguments.invariance_examples, dataset=plan.space.evaluation.dataset, data_dir=plan.data_dir
     )
     results = state_of_trials(plan, read_ledger(plan.folder).trials)
-    results.facts = read_data_summary(plan.folder)
+    results.data_summary = read_data_summary(plan.folder)
     begun = Audit(plan, results, AuditOptions.of(vars(arguments)), examples)
     if not run_audit(begun, console):
         console.print(f"Stopped. Nothing that is done is lost; to resume:\n  {command(begun)}")

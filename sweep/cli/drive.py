@@ -42,7 +42,7 @@ def drive(plan: SweepPlan, *, fresh: bool) -> int:
 
     def log(message: str) -> None:
         line.clear()
-        screen.say(message)
+        screen.log(message)
 
     tracker = Tracker(plan, results, log=log)
 
@@ -58,12 +58,12 @@ def drive(plan: SweepPlan, *, fresh: bool) -> int:
         recorded = read_ledger(plan.folder)
         # The writer's first: it cut a torn line off, and the reader sees none any more.
         for warning in dict.fromkeys([*ledger.warnings, *recorded.warnings]):
-            screen.say(f"ledger: {warning}")
+            screen.log(f"ledger: {warning}")
         results.load(recorded.to_go_on_from())
-        results.facts = read_data_summary(plan.folder)
+        results.data_summary = read_data_summary(plan.folder)
         screen.open(resumed=bool(recorded.trials))
         for remark in remarks(plan):
-            screen.say(remark)
+            screen.log(remark)
         try:
             complete = run_plan(
                 plan,
@@ -72,7 +72,7 @@ def drive(plan: SweepPlan, *, fresh: bool) -> int:
                 progress=screen.prepare,
                 begin=lambda: screen,
                 on_event=listen,
-                log=screen.say,
+                log=screen.log,
                 on_slots=lambda slots: begin_forecast(plan, slots),
             )
         except InputError:
@@ -90,7 +90,7 @@ def drive(plan: SweepPlan, *, fresh: bool) -> int:
         _save_front(plan, results)
         push_remote(plan.folder)
     except (OSError, InputError) as error:
-        screen.say(f"the front's table and picture are not written: {error}; `otsweep front` shows it")
+        screen.log(f"the front's table and picture are not written: {error}; `otsweep front` shows it")
     _show_end(plan, results, tracker.link, complete=complete)
     if not complete:
         return INTERRUPTED

@@ -77,7 +77,7 @@ def run_plan(
         if summary is None:
             return False
         record_data_summary(plan.folder, summary)
-        state.facts = summary
+        state.data_summary = summary
         with contextlib.ExitStack() as running:
             at_once = min(concurrent, plan.trials - len(state.ended))
             packs = running.enter_context(Packs(plan, task, at_once)) if plan.pack > 1 else None

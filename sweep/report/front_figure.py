@@ -57,7 +57,7 @@ def front_picture(plan: SweepPlan, results: SweepState) -> Figure:
         name=plan.name,
         objectives=plan.objectives,
         evaluation=plan.space.evaluation,
-        validation_images=results.facts.get("validation_images"),
+        validation_images=results.data_summary.get("validation_images"),
     )
 
 

@@ -50,7 +50,7 @@ class Screen:
             work += f" ({plan.configurations} configurations on {plan.seeds} seeds each)"
         if plan.pack > 1:
             work += f", in packs of {plan.pack},"
-        self.say(f"{work} of {plan.epochs_per_trial} epochs on {plan.space.evaluation.dataset}, seed {plan.seed}")
+        self.log(f"{work} of {plan.epochs_per_trial} epochs on {plan.space.evaluation.dataset}, seed {plan.seed}")
         if self.console.is_terminal:
             self.spinner.start()
 
@@ -60,7 +60,7 @@ class Screen:
             self.spinner.update(f"Preparing what all trials share: {escape(stage)} {done}/{total}")
         elif stage not in self.stages:
             self.stages.add(stage)
-            self.say(f"preparing: {stage}")
+            self.log(f"preparing: {stage}")
 
     def __enter__(self) -> Screen:
         self.spinner.stop()
@@ -79,7 +79,7 @@ class Screen:
         self.spinner.stop()
         self.live.close()
 
-    def say(self, message: str) -> None:
+    def log(self, message: str) -> None:
         """Print a line that stays, above the live part."""
         self.console.print(escape(message))
 
@@ -87,11 +87,11 @@ class Screen:
         """Print a line for a trial that failed and, where nothing is live, for every trial that ended."""
         record = self.results.trials[number]
         if record.state == "failed":
-            self.say(f"trial {number:03d} failed: {record.reason}")
+            self.log(f"trial {number:03d} failed: {record.reason}")
         elif record.state != "running" and not self.console.is_terminal:
             how = f" {record.reason}" if record.state == "stopped" else ""
             counts, outlook = self.counts(self.results), self.outlook(self.results)
-            self.say(f"{counts}; trial {number:03d}{how}: {_accuracies(record.reports[-1])}; {outlook}")
+            self.log(f"{counts}; trial {number:03d}{how}: {_accuracies(record.reports[-1])}; {outlook}")
 
     def render(self) -> Group:
         """Return what is live: counts, a bar, the running trials, the front."""

@@ -51,7 +51,7 @@ class ParentRun:
         fixed |= {"sweep_seed": plan.seed}
         self.store.log_batch(self.run_id, params={**plan.space.evaluation.to_dict(), **fixed})
         self.store.client.update_run(self.run_id, status="RUNNING")
-        self.store.log_data(self.run_id, state.facts)
+        self.store.log_data(self.run_id, state.data_summary)
 
     def _find(self) -> str | None:
         query = f"tags.`otsweep.sweep` = '{self.plan.name}' and tags.`otsweep.kind` = 'sweep'"
@@ -64,7 +64,7 @@ class ParentRun:
         return found[0].info.run_id
 
     def _create(self, state: SweepState) -> str:
-        tags = {**self.store.sweep_tags(state.facts), "otsweep.kind": "sweep", COLOUR_TAG: DOMINATED_COLOUR}
+        tags = {**self.store.sweep_tags(state.data_summary), "otsweep.kind": "sweep", COLOUR_TAG: DOMINATED_COLOUR}
         return self.store.create_run(self.plan.name, started=_created(self.plan), tags=tags)
 
     def write_views(self) -> None:

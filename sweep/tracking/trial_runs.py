@@ -117,7 +117,7 @@ class TrialRuns:
     def _first_tags(self, record: TrialRecord, state: SweepState) -> dict[str, str]:
         """Return the tags of a trial that begins."""
         return {
-            **self.store.sweep_tags(state.facts),
+            **self.store.sweep_tags(state.data_summary),
             PARENT_TAG: self.parent,
             "otsweep.kind": "trial",
             "otsweep.trial": str(record.number),

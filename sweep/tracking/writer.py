@@ -123,7 +123,7 @@ def sync(plan: SweepPlan, uri: str, *, log: Log, on_progress: OnProgress = lambd
             into the same store.
     """
     state = state_of_trials(plan, read_ledger(plan.folder).trials)
-    state.facts = read_data_summary(plan.folder)
+    state.data_summary = read_data_summary(plan.folder)
     if not state.trials:
         return state
     with contextlib.closing(Writer(plan, uri, log=log)) as writer:

@@ -158,13 +158,13 @@ def simulate(storage: Path, clock: Clock, trials: int) -> Iterator[Part]:
     scheduler = MultiObjectiveASHA(rungs)
     with (storage / "screen.txt").open("w") as lines, LedgerWriter(plan.folder) as ledger:
         screen = Screen(Console(file=lines), plan, results)
-        tracker = Tracker(plan, results, log=screen.say)
+        tracker = Tracker(plan, results, log=screen.log)
 
         def listen(number: int) -> None:
             tracker.changed(number)
             screen.trial_changed(number)
 
-        ledger_callback = LedgerCallback(ledger, results, rungs, budget, slots, on_event=listen, log=screen.say)
+        ledger_callback = LedgerCallback(ledger, results, rungs, budget, slots, on_event=listen, log=screen.log)
         clock.watch(search, "search", "suggest", "on_trial_complete")
         clock.watch(scheduler, "scheduler", "on_trial_result", "on_trial_complete")
         clock.watch(ledger, "ledger", "started", "reported", "decided", "ended")

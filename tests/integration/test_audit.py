@@ -68,8 +68,8 @@ from trainer.config import TrialConfig
 from trainer.data.datasets import Split
 from trainer.errors import InputError
 from trainer.human_agreement import (
+    JUDGE,
     MODEL,
-    ORACLE,
     ORIGINAL,
     Agreement,
     ExamplesFolder,
@@ -148,7 +148,7 @@ def people(digest: str, *, hits: int = 10) -> HumanAgreement:
                 white=255,
                 agreements=(
                     Agreement(ORIGINAL, whole, Share(0, 40), Share(40, 40), Share(60, 60), none),
-                    Agreement(ORACLE, Share(60, 100), Share(15, 20), Share(3, 20), Share(35, 40), Share(15, 18)),
+                    Agreement(JUDGE, Share(60, 100), Share(15, 20), Share(3, 20), Share(35, 40), Share(15, 18)),
                     Agreement(MODEL, whole, Share(hits, 40), Share(20, 38), Share(50, 60), Share(hits, 30)),
                 ),
             ),
@@ -165,7 +165,7 @@ def shown_people(audit: Audit, finalists: Sequence[Finalist]) -> str:
 
 def audit_of(plan: SweepPlan, trials: Sequence[TrialRecord], **options: int) -> Audit:
     results = SweepState(plan.objectives, {record.number: record for record in trials}, total=plan.trials)
-    results.facts = {"validation_images": IMAGES, "oracle_accuracy": 0.99, "oracle_coverage": 0.8}
+    results.data_summary = {"validation_images": IMAGES, "oracle_accuracy": 0.99, "oracle_coverage": 0.8}
     return Audit(plan, results, AuditOptions(**options))
 
 
@@ -594,7 +594,7 @@ def results(storage: Path, first: subprocess.CompletedProcess[str]) -> Iterator[
 def audit_in(storage: Path, seeds: int) -> Audit:
     plan = read_plan("swept", storage=str(storage))
     swept = SweepState(plan.objectives, read_ledger(plan.folder).trials, total=plan.trials)
-    swept.facts = read_data_summary(plan.folder)
+    swept.data_summary = read_data_summary(plan.folder)
     options = {
         word.removeprefix("--").replace("-", "_"): n for word, n in zip(OPTIONS[::2], OPTIONS[1::2], strict=True)
     }

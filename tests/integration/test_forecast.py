@@ -309,7 +309,9 @@ def test_a_plan_of_points_alone_times_only_them(planned: Any) -> None:
 def sweep_of(plan: SweepPlan, held: list[float]) -> Any:
     report = {"epoch": 1, "final": True, "sensitivity_accuracy": 0.5, "invariance_accuracy": 0.5}
     records = [
-        TrialRecord(number, TrialConfig().to_dict(), 0, "finished", held=seconds, ended=float(number), reports=[report])
+        TrialRecord(
+            number, TrialConfig().to_dict(), 0, "finished", slot_seconds=seconds, ended=float(number), reports=[report]
+        )
         for number, seconds in enumerate(held)
     ]
     return state_of_trials(plan, {record.number: record for record in records})
@@ -403,7 +405,7 @@ def test_a_real_sweep_beside_its_forecast(storage: Path) -> None:
     plan = read_plan("mine", storage=str(storage))
     beside = json.loads((plan.folder / FORECAST).read_text())
     assert beside["planned"]["running_seconds"] == told["running_seconds"]
-    held = sum(record.held for record in read_ledger(plan.folder).trials.values())
+    held = sum(record.slot_seconds for record in read_ledger(plan.folder).trials.values())
     assert held / 4 < told["running_seconds"]["expected"] < held * 4
     files = (plan.folder / "trials").rglob("*.pt")
     assert told["storage"]["checkpoints"] == pytest.approx(sum(path.stat().st_size for path in files), rel=0.05)

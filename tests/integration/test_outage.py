@@ -93,7 +93,7 @@ def drive(
 ) -> None:
     """A sweep as its driver writes it, some events a second."""
     results = SweepState(plan.objectives, {}, total=plan.trials)
-    results.facts = results_of(plan).facts
+    results.data_summary = results_of(plan).data_summary
     tracker = Tracker(plan, results, said.append)
     tracker.start()
     for count, number in enumerate(replay(plan, results)):

@@ -142,7 +142,7 @@ def test_packs_fill_what_there_is(plan_of: Any, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_lane_is_charged_with_its_share_of_the_gpu(plan_of: Any) -> None:
-    held = {number: TrialRecord(number, {}, 0, "failed", started=0.0, held=3600.0) for number in range(4)}
+    held = {number: TrialRecord(number, {}, 0, "failed", started=0.0, slot_seconds=3600.0) for number in range(4)}
     budget = Budget(plan_of(pack=4, gpus_per_trial=1.0, max_gpu_hours=5), SweepState(OBJECTIVES, held, total=24), 4)
     assert budget.gpu_hours == 1.0
 
