@@ -5,14 +5,3 @@ from sweep.audit.figures import curves_figure
 from sweep.audit.finalists import Finalist
 from sweep.audit.results import read_audited
 from sweep.audit.tables import command, show_audit
-
-__all__ = [
-    "Audit",
-    "AUDIT_FOLDER",
-    "command",
-    "curves_figure",
-    "Finalist",
-    "read_audited",
-    "run_audit",
-    "show_audit",
-]

@@ -20,7 +20,6 @@ from sweep.plan import (
     flag,
     masked,
 )
-from sweep.search import with_given_points
 from trainer.errors import InputError
 
 
@@ -68,6 +67,8 @@ class Submission:
         Raises:
             InputError: naming what is wrong, before the cluster is asked anything.
         """
+        from sweep.search import with_given_points  # Optuna comes with it
+
         given = {key: value for key, value in options.items() if value is not None}
         whole = with_given_points(load_space(space).requiring(require), file=points, sweep=front_of, storage=None)
         for option, path in paths.items():

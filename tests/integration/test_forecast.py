@@ -392,7 +392,7 @@ def test_a_real_sweep_beside_its_forecast(storage: Path) -> None:
     told = json.loads(done.stdout)
     assert {path.name for path in storage.iterdir()} == {"small.yaml", "cache"}, "nothing was run or logged"
     assert not (storage / "cache" / "prepared").exists()
-    assert told["preparation"] == ["judging set"]
+    assert told["preparation"] == ["judging set", "linf perturbations"]
     assert told["slots"] == 1
     assert told["memory"]["host"] > 10**8
     assert f"--storage {storage}" in told["command"]
