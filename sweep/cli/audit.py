@@ -28,9 +28,8 @@ def add_audit(parser: argparse.ArgumentParser) -> None:
 
 def audit(arguments: argparse.Namespace) -> int:
     from sweep.audit import Audit, command, run_audit, show_audit
-    from sweep.ledger import read_ledger
     from sweep.plan import AuditOptions, url_of
-    from sweep.state import read_data_summary, state_of_trials
+    from sweep.state import read_state
 
     plan = find_plan(arguments)
     if url := url_of(plan.folder):
@@ -38,9 +37,7 @@ def audit(arguments: argparse.Namespace) -> int:
     examples = find_examples(
         arguments.invariance_examples, dataset=plan.space.evaluation.dataset, data_dir=plan.data_dir
     )
-    results = state_of_trials(plan, read_ledger(plan.folder).trials)
-    results.data_summary = read_data_summary(plan.folder)
-    begun = Audit(plan, results, AuditOptions.of(vars(arguments)), examples)
+    begun = Audit(plan, read_state(plan), AuditOptions.of(vars(arguments)), examples)
     if not run_audit(begun, console):
         console.print(f"Stopped. Nothing that is done is lost; to resume:\n  {command(begun)}")
         return INTERRUPTED

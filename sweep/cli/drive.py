@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -19,7 +18,6 @@ from sweep.cli.console import (
 )
 from sweep.cli.show import show_agreements, show_front
 from trainer.errors import InputError, StorageFailed
-from trainer.progress import ProgressLine
 
 if TYPE_CHECKING:
     from sweep.plan import SweepPlan
@@ -38,13 +36,8 @@ def drive(plan: SweepPlan, *, fresh: bool) -> int:
     from sweep.tracking import Tracker
 
     results = state_of_trials(plan, {})
-    screen, line = Screen(console, plan, results), ProgressLine(sys.stdout)
-
-    def log(message: str) -> None:
-        line.clear()
-        screen.log(message)
-
-    tracker = Tracker(plan, results, log=log)
+    screen = Screen(console, plan, results)
+    tracker = Tracker(plan, results, log=screen.log)
 
     def listen(number: int) -> None:
         tracker.changed(number)
@@ -84,7 +77,7 @@ def drive(plan: SweepPlan, *, fresh: bool) -> int:
             raise type(error)(f"{error}. Nothing recorded is lost; to resume:\n  {resume_command(plan)}") from None
         finally:
             screen.close()
-            with mlflow_progress(line) as show:
+            with mlflow_progress(screen.line) as show:
                 tracker.close(complete=complete, on_progress=show)
     try:
         _save_front(plan, results)

@@ -19,11 +19,10 @@ from sweep.engine.nodes import check_storage
 from sweep.engine.packs import LIGHT, PackCallback, PackedTrainable, Packs
 from sweep.engine.preparation import WAIT_SECONDS, Progress, prepare, record_data_summary
 from sweep.engine.ray_start import ray_session
-from sweep.engine.scheduler import MultiObjectiveASHA
+from sweep.engine.scheduler import MultiObjectiveASHA, SweepStopper
 from sweep.engine.searcher import SlotLimiter, TuneSearcher
 from sweep.engine.signals import SignalHandler
 from sweep.engine.slots import Slots, concurrency, slots_now
-from sweep.engine.stopper import SweepStopper
 from sweep.engine.task import Task, make_task
 from sweep.engine.trainable import TrialTrainable
 from sweep.ledger import LedgerWriter

@@ -17,9 +17,9 @@ from typing import NamedTuple
 import numpy as np
 
 from sweep.front import Objectives, binomial_resampling, epsilon_indicator, hypervolume
-from sweep.ledger import TrialRecord, read_ledger
+from sweep.ledger import TrialRecord
 from sweep.plan import SweepPlan, read_plan
-from sweep.state import SweepState, read_data_summary, state_of_trials
+from sweep.state import SweepState, read_state
 from trainer.errors import InputError
 from trainer.intervals import Interval
 
@@ -103,8 +103,7 @@ def read_side(names: str, *, storage: str | None) -> Side:
     sweeps = []
     for name in names.split(","):
         plan = read_plan(name.strip(), storage=storage)
-        results = state_of_trials(plan, read_ledger(plan.folder).trials)
-        results.data_summary = read_data_summary(plan.folder)
+        results = read_state(plan)
         if not results.finished:
             raise InputError(f"no trial of {plan.name} has finished yet: there is nothing to compare")
         sweeps.append(Sweep(plan, results))

@@ -17,7 +17,6 @@ from sweep.report.axes import budgets, draw_axes, draw_legend, draw_title
 from sweep.report.labels import draw_labels
 from sweep.report.spots import (
     Spot,
-    first_two,
     front_spots,
     in_units,
     replicate_segments,
@@ -83,7 +82,7 @@ def front_figure(
             probability of being on it.
     """
     drawn = [trial for trial in trials if trial.result is not None]
-    plane = first_two(objectives)
+    plane = objectives.plane()
     values = np.array([[value_of(trial, axis) for axis in plane.names] for trial in drawn]).reshape(-1, 2)
     feasible = np.array([trial.number not in infeasible for trial in drawn], dtype=bool)
     on_front, knee_index = np.zeros(len(drawn), dtype=bool), knee(values[feasible], plane)

@@ -4,4 +4,4 @@ from sweep.state.data_summary import DATA_SUMMARY, DataSummary, read_data_summar
 from sweep.state.findings import Milestone
 from sweep.state.rank_tracker import RankTracker, TrackedRank
 from sweep.state.replicates import Replicates
-from sweep.state.sweep_state import SweepState, seconds_of, state_of_trials
+from sweep.state.sweep_state import SweepState, read_state, seconds_of, state_of_trials

@@ -28,9 +28,8 @@ from rich.console import Console
 from search_spaces.reading import load_space
 from sweep.engine.ledger_callback import LedgerCallback
 from sweep.engine.result_keys import FOOTPRINT, REPORT
-from sweep.engine.scheduler import MultiObjectiveASHA
+from sweep.engine.scheduler import MultiObjectiveASHA, SweepStopper
 from sweep.engine.slots import Slots
-from sweep.engine.stopper import SweepStopper
 from sweep.ledger.writing import LedgerWriter
 from sweep.plan.from_options import make_plan
 from sweep.plan.plan_file import write_plan
