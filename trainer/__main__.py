@@ -19,7 +19,7 @@ from trainer.arguments import Parser
 from trainer.config import DATASET_DEFAULTS, EvaluationConfig, TrialConfig
 from trainer.errors import InputError, OtsweepError
 from trainer.fields import parse_settings
-from trainer.human_agreement import EXAMPLES_OPTION, MODEL, ORACLE, ExamplesFolder, HumanAgreement, find_examples
+from trainer.human_agreement import EXAMPLES_OPTION, JUDGE, MODEL, ExamplesFolder, HumanAgreement, find_examples
 from trainer.presets import PRESETS, preset
 from trainer.progress import ProgressLine, bar
 from trainer.summary import agreement_lines, brief, summary
@@ -275,7 +275,7 @@ def _compare_with_people(
     from trainer.training import MODEL_FILE, load_model
 
     model = load_model(folder / MODEL_FILE)
-    agreement = ask_people(examples, sets, {ORACLE: prepared.judge.label, MODEL: answers_of(model)})
+    agreement = ask_people(examples, sets, {JUDGE: prepared.judge.label, MODEL: answers_of(model)})
     store = FolderStore(folder)
     _write_json(store, {**json.loads(store.read(REPORT_FILE)), "people": dataclasses.asdict(agreement)})
     return agreement

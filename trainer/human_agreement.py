@@ -27,12 +27,12 @@ _DATASETS = (_PUBLISHED_FOR, "fashion_mnist")
 LABELS = "_labels.npy"
 """Suffix of the names of files with people's labels."""
 
-ORIGINAL, ORACLE, MODEL = "the original", "the oracle", "the model"
+ORIGINAL, JUDGE, MODEL = "the original", "the oracle", "the model"
 """Names of answerers: the label that the image had before the change, whatever it shows; the judge; a trained model.
 
 They stand in reports and results on disk.
 """
-_SHOWN = {ORACLE: "the judge"}
+_SHOWN = {JUDGE: "the judge"}
 """Names that people read instead of the stored ones."""
 
 HEADINGS = (

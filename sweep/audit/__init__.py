@@ -1,20 +1,7 @@
 """Judge finalists again: fresh seeds, the test split, the whole set of attacks."""
 
-from sweep.audit.audit import AUDIT_FOLDER, Audit, read_options, run_audit
+from sweep.audit.audit import AUDIT_FOLDER, Audit, run_audit
 from sweep.audit.figures import curves_figure
 from sweep.audit.finalists import Finalist
-from sweep.audit.results import AuditOptions, read_audited
+from sweep.audit.results import read_audited
 from sweep.audit.tables import command, show_audit
-
-__all__ = [
-    "Audit",
-    "AUDIT_FOLDER",
-    "AuditOptions",
-    "command",
-    "curves_figure",
-    "Finalist",
-    "read_audited",
-    "read_options",
-    "run_audit",
-    "show_audit",
-]

@@ -10,30 +10,25 @@ than it is. The audit shows how much of it is left. All that it finds lies in `<
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from rich.console import Console
 
 from sweep.audit.finalists import MEASURED, Finalist, choose_finalists, one_of_each
 from sweep.audit.pool import AuditProgress, TaskPool
-from sweep.audit.results import AuditOptions, AuditResult, AuditTask, read_result
+from sweep.audit.results import AuditResult, AuditTask, read_result
 from sweep.audit.worker import audit_one, prepare_test, train_undefended
 from sweep.engine import SignalHandler, concurrency, make_task, prepare, ray_session, record_data_summary
 from sweep.ledger import TrialRecord
-from sweep.plan import SweepPlan
+from sweep.plan import AuditOptions, SweepPlan
 from sweep.report import requirements_text
 from sweep.state import SweepState
 from trainer.config import TrialConfig
 from trainer.errors import InputError
-from trainer.fields import check_value
 from trainer.human_agreement import ExamplesFolder
 from trainer.words import did_you_mean
 
@@ -41,29 +36,6 @@ AUDIT_FOLDER = "audit"
 
 _UNDEFENDED_KEEPS = ("architecture", "embedding_size", "learning_rate", "weight_decay", "batch_size", "epochs")
 """Settings that an undefended baseline shares with its finalist; every weight of a defence is at its default, 0."""
-
-OPTIONS: dict[str, dataclasses.Field] = {field.name: field for field in dataclasses.fields(AuditOptions)}
-
-
-def read_options(given: Mapping[str, Any]) -> AuditOptions:
-    """Return options as typed, by name; what is None or left out keeps its default.
-
-    Raises:
-        InputError: naming the option, the value and what would be right.
-    """
-    typed = {name: given[name] for name in OPTIONS if given.get(name) is not None}
-    return AuditOptions(**{name: _read_option(name, value) for name, value in typed.items()})
-
-
-def _read_option(name: str, value: Any) -> int:
-    with contextlib.suppress(ValueError):  # a word is refused below, by name
-        value = int(value)
-    return check_value(flag(name), value, OPTIONS[name])
-
-
-def flag(name: str) -> str:
-    """Return how an option is typed: `--test-size`."""
-    return "--" + name.replace("_", "-")
 
 
 @dataclass(frozen=True)
@@ -96,7 +68,7 @@ class Audit:
 
     def candidates(self) -> list[list[TrialRecord]]:
         """List all finalists, the most wanted first, each with those that differ from it only in unused knobs."""
-        return one_of_each(choose_finalists(self.results, images=self.results.facts["validation_images"]))
+        return one_of_each(choose_finalists(self.results, images=self.results.data_summary["validation_images"]))
 
     def fresh_seeds(self) -> list[int]:
         """List seeds that no trial of the sweep has had: one for the undefended baselines, then the finalists'.
@@ -156,7 +128,7 @@ def run_audit(audit: Audit, console: Console) -> bool:
         InputError: if the cluster can't give what one trial needs, the data can't be had or is not the sweep's, or
             nothing can be judged on the test split.
     """
-    if audit.results.facts and not audit.missing():
+    if audit.results.data_summary and not audit.missing():
         return True
     # In this order: Ray installs a handler of its own for SIGTERM.
     with AuditProgress(console.file, "starting Ray") as progress, ray_session(), SignalHandler() as signals:
@@ -166,7 +138,7 @@ def run_audit(audit: Audit, console: Console) -> bool:
         if summary is None:
             return False
         record_data_summary(audit.plan.folder, summary)
-        audit.results.facts = summary
+        audit.results.data_summary = summary
         pool.run("preparing", prepare_test, {"the test split": (common, audit.examples)})
         tasks = audit.missing()
         undefended = {task.name: audit.undefended(task) for task in tasks if audit.find(task) is None}

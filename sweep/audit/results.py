@@ -1,4 +1,4 @@
-"""An audit's options, tasks and results, and the results' files."""
+"""An audit's tasks and results, and the results' files."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from trainer.fields import knob
+from sweep.plan import AuditOptions
 from trainer.files import seal_json, unseal_json
 from trainer.human_agreement import ExamplesFolder
 
@@ -15,26 +15,9 @@ _FORMAT = 1
 """Version of the results and of the procedures behind them: raise it when either changes, and they are made again."""
 
 
-@dataclass(frozen=True)
-class AuditOptions:
-    """The effort of an audit. Each field is an option of the same name."""
-
-    seeds: int = knob(3, low=1, high=1000)
-    """Fresh seeds that every finalist is trained on."""
-    finalists: int = knob(8, low=1, high=100_000)
-    """Most trials that are audited, the front's first."""
-    test_size: int = knob(1000, low=0, high=1_000_000)
-    """Test images, drawn by the split's seed, for clean and sensitivity accuracy and the evidence; 0 takes all.
-    Invariance starts from as many test images as the plan takes of the validation split."""
-    steps: int = knob(100, low=1, high=10_000)
-    """Gradient steps of a round of the full set of attacks."""
-    queries: int = knob(5000, low=1, high=1_000_000)
-    """Calls of the model by Square."""
-
-    @property
-    def judged_by(self) -> dict[str, int]:
-        """Settings that must agree for two results to be comparable."""
-        return {"format": _FORMAT, "test_size": self.test_size, "steps": self.steps, "queries": self.queries}
+def judged_by(options: AuditOptions) -> dict[str, int]:
+    """Return the settings that must agree for two results to be comparable."""
+    return {"format": _FORMAT, "test_size": options.test_size, "steps": options.steps, "queries": options.queries}
 
 
 class AuditTask(NamedTuple):
@@ -90,7 +73,7 @@ def sealed(audited: AuditResult) -> bytes:
 def read_result(folder: Path, task: AuditTask, options: AuditOptions) -> AuditResult | None:
     """Return a task's result if it is of the same configuration by the same options; None where it is damaged."""
     audited = read_audited(folder / result_file(task))
-    if audited is None or (audited.config, audited.judged_by) != (task.config, options.judged_by):
+    if audited is None or (audited.config, audited.judged_by) != (task.config, judged_by(options)):
         return None
     return audited
 

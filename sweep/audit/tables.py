@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from sweep.audit.audit import OPTIONS, Audit, flag
+from sweep.audit.audit import Audit
 from sweep.audit.figures import audit_figure, curves_figure
 from sweep.audit.finalists import COUNTS, MEASURED, Finalist, cloud, share_interval, verdicts
 from sweep.front import Objectives, front_mask, hypervolume
-from sweep.plan import storage_folder
+from sweep.plan import AUDIT_OPTIONS, flag, storage_folder
 from sweep.report import ACCURACIES, percent, plain_table, save_figure, trial_label
 from trainer.human_agreement import EXAMPLES_OPTION, HEADINGS, LEGEND, MODEL, HumanAgreement, cells, unknown_agreement
 
@@ -47,8 +47,8 @@ def show_audit(audit: Audit, console: Console) -> bool:
 
 def command(audit: Audit) -> str:
     """Return the command that resumes an audit."""
-    given = {name: getattr(audit.options, name) for name in OPTIONS}
-    words = [f"{flag(name)} {value}" for name, value in given.items() if value != OPTIONS[name].default]
+    given = {name: getattr(audit.options, name) for name in AUDIT_OPTIONS}
+    words = [f"{flag(name)} {value}" for name, value in given.items() if value != AUDIT_OPTIONS[name].default]
     if audit.examples:
         words.append(f"{EXAMPLES_OPTION} {shlex.quote(audit.examples.path)}")
     if Path(audit.plan.storage) != storage_folder():
@@ -58,15 +58,15 @@ def command(audit: Audit) -> str:
 
 def finalist_verdicts(audit: Audit, finalists: Sequence[Finalist]) -> list[str]:
     """Return the verdict on each finalist."""
-    objectives = audit.plan.objectives
-    selected = cloud([one.selected for one in finalists], objectives, images=audit.results.facts["validation_images"])
+    objectives, images = audit.plan.objectives, audit.results.data_summary["validation_images"]
+    selected = cloud([one.selected for one in finalists], objectives, images=images)
     audited = cloud([one.mean for one in finalists], objectives, images=finalists[0].images)
     return verdicts(selected, audited, objectives.names)
 
 
 def _summary(audit: Audit, finalists: Sequence[Finalist]) -> str:
     """Return how much of the front held, and how it was judged."""
-    plan, options, known = audit.plan, audit.options, audit.results.facts
+    plan, options, known = audit.plan, audit.options, audit.results.data_summary
     evaluation, mean = plan.space.evaluation, finalists[0].mean
     left_out = len(audit.candidates()) - len(finalists)
     return (

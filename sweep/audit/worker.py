@@ -10,10 +10,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sweep.audit.results import AuditOptions, AuditResult, AuditTask, read_result, result_file, sealed
+from sweep.audit.results import AuditResult, AuditTask, judged_by, read_result, result_file, sealed
 from sweep.engine import Task, evaluation_of, explain, shared
+from sweep.plan import AuditOptions
 from trainer.config import TrialConfig
-from trainer.human_agreement import MODEL, ORACLE, ExamplesFolder
+from trainer.human_agreement import JUDGE, MODEL, ExamplesFolder
 
 if TYPE_CHECKING:
     from torch import nn
@@ -116,7 +117,7 @@ def _evaluate(
     return AuditResult(
         number=task.number,
         config=task.config,
-        judged_by=options.judged_by,
+        judged_by=judged_by(options),
         images=len(test.labels),
         numbers={**judged._asdict(), **_attack_invariance(common, model), "curve_area": evidence.curve.area},
         curve={name: list(values) for name, values in evidence.curve._asdict().items()},
@@ -152,7 +153,7 @@ def _compare_with_people(common: Task, model: nn.Module, examples: ExamplesFolde
     """Return how far the judge and the model agree with people, in plain values."""
     from trainer.invariance import answers_of, ask_people
 
-    answerers = {ORACLE: shared(common).judge.label, MODEL: answers_of(model)}
+    answerers = {JUDGE: shared(common).judge.label, MODEL: answers_of(model)}
     return dataclasses.asdict(ask_people(examples, _labelled_sets(common, examples), answerers))
 
 

@@ -1,7 +1,3 @@
 """The command `otsweep`."""
 
 from sweep.cli.commands import main
-
-__all__ = [
-    "main",
-]

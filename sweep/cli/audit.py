@@ -16,22 +16,20 @@ if TYPE_CHECKING:
 
 
 def add_audit(parser: argparse.ArgumentParser) -> None:
+    from sweep.plan import AUDIT_OPTIONS, add_option
+
     add_name(parser)
-    parser.add_argument("--seeds", metavar="N", help="fresh seeds that every finalist is trained on (default: 3)")
-    parser.add_argument("--finalists", metavar="N", help="most trials that are audited, the front's first (default: 8)")
-    parser.add_argument("--test-size", metavar="N", help="test images that are attacked; 0 takes all (default: 1000)")
-    parser.add_argument("--steps", metavar="N", help="gradient steps of every round of the attacks (default: 100)")
-    parser.add_argument("--queries", metavar="N", help="queries to the model by the Square attack (default: 5000)")
+    for spec in AUDIT_OPTIONS.values():
+        add_option(parser, spec)
     parser.add_argument(
         EXAMPLES_OPTION, metavar="DIR", help="images that people labelled, to compare the models and the judge with"
     )
 
 
 def audit(arguments: argparse.Namespace) -> int:
-    from sweep.audit import Audit, command, read_options, run_audit, show_audit
-    from sweep.ledger import read_ledger
-    from sweep.plan import url_of
-    from sweep.state import read_data_summary, state_of_trials
+    from sweep.audit import Audit, command, run_audit, show_audit
+    from sweep.plan import AuditOptions, url_of
+    from sweep.state import read_state
 
     plan = find_plan(arguments)
     if url := url_of(plan.folder):
@@ -39,9 +37,7 @@ def audit(arguments: argparse.Namespace) -> int:
     examples = find_examples(
         arguments.invariance_examples, dataset=plan.space.evaluation.dataset, data_dir=plan.data_dir
     )
-    results = state_of_trials(plan, read_ledger(plan.folder).trials)
-    results.facts = read_data_summary(plan.folder)
-    begun = Audit(plan, results, read_options(vars(arguments)), examples)
+    begun = Audit(plan, read_state(plan), AuditOptions.of(vars(arguments)), examples)
     if not run_audit(begun, console):
         console.print(f"Stopped. Nothing that is done is lost; to resume:\n  {command(begun)}")
         return INTERRUPTED

@@ -12,10 +12,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from sweep.cli.audit import add_audit, add_trial, audit, trial
-from sweep.cli.cluster import add_address, add_job, add_logs, add_submit, jobs, logs, stop, submit
+from sweep.cli.cluster import add_address, add_job, add_logs, jobs, logs, stop, submit
 from sweep.cli.console import BAD_INPUT, FAILED, INTERRUPTED, errors
 from sweep.cli.mlflow import add_sync, add_ui, sync, ui
-from sweep.cli.run import add_plan, add_resume, add_run, plan, resume, run
+from sweep.cli.run import add_plan, add_resume, add_run, add_submit, plan, resume, run
 from sweep.cli.show import add_compare, add_front, add_replay, compare, front, replay
 from trainer.arguments import Parser
 from trainer.errors import InputError, OtsweepError

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -19,7 +18,6 @@ from sweep.cli.console import (
 )
 from sweep.cli.show import show_agreements, show_front
 from trainer.errors import InputError, StorageFailed
-from trainer.progress import ProgressLine
 
 if TYPE_CHECKING:
     from sweep.plan import SweepPlan
@@ -38,13 +36,8 @@ def drive(plan: SweepPlan, *, fresh: bool) -> int:
     from sweep.tracking import Tracker
 
     results = state_of_trials(plan, {})
-    screen, line = Screen(console, plan, results), ProgressLine(sys.stdout)
-
-    def log(message: str) -> None:
-        line.clear()
-        screen.say(message)
-
-    tracker = Tracker(plan, results, log=log)
+    screen = Screen(console, plan, results)
+    tracker = Tracker(plan, results, log=screen.log)
 
     def listen(number: int) -> None:
         tracker.changed(number)
@@ -58,12 +51,12 @@ def drive(plan: SweepPlan, *, fresh: bool) -> int:
         recorded = read_ledger(plan.folder)
         # The writer's first: it cut a torn line off, and the reader sees none any more.
         for warning in dict.fromkeys([*ledger.warnings, *recorded.warnings]):
-            screen.say(f"ledger: {warning}")
+            screen.log(f"ledger: {warning}")
         results.load(recorded.to_go_on_from())
-        results.facts = read_data_summary(plan.folder)
+        results.data_summary = read_data_summary(plan.folder)
         screen.open(resumed=bool(recorded.trials))
         for remark in remarks(plan):
-            screen.say(remark)
+            screen.log(remark)
         try:
             complete = run_plan(
                 plan,
@@ -72,7 +65,7 @@ def drive(plan: SweepPlan, *, fresh: bool) -> int:
                 progress=screen.prepare,
                 begin=lambda: screen,
                 on_event=listen,
-                log=screen.say,
+                log=screen.log,
                 on_slots=lambda slots: begin_forecast(plan, slots),
             )
         except InputError:
@@ -84,13 +77,13 @@ def drive(plan: SweepPlan, *, fresh: bool) -> int:
             raise type(error)(f"{error}. Nothing recorded is lost; to resume:\n  {resume_command(plan)}") from None
         finally:
             screen.close()
-            with mlflow_progress(line) as show:
+            with mlflow_progress(screen.line) as show:
                 tracker.close(complete=complete, on_progress=show)
     try:
         _save_front(plan, results)
         push_remote(plan.folder)
     except (OSError, InputError) as error:
-        screen.say(f"the front's table and picture are not written: {error}; `otsweep front` shows it")
+        screen.log(f"the front's table and picture are not written: {error}; `otsweep front` shows it")
     _show_end(plan, results, tracker.link, complete=complete)
     if not complete:
         return INTERRUPTED

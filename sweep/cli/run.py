@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sweep.cli.console import DONE, add_format, add_name, check_format, console, errors, find_plan, program
+from sweep.cli.cluster import add_address, add_wait, resume_there
+from sweep.cli.console import DONE, add_format, add_name, check_format, console, find_plan, program
 from sweep.cli.drive import drive
 from trainer.progress import ProgressLine
 
@@ -34,6 +35,12 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--points", metavar="FILE", type=Path, help="configurations to run first: YAML, JSON or CSV")
     parser.add_argument("--from", metavar="NAME", dest="front_of", help="run the front of an earlier sweep first")
+
+
+def add_submit(parser: argparse.ArgumentParser) -> None:
+    add_run(parser)
+    add_address(parser)
+    add_wait(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -78,12 +85,12 @@ def plan(arguments: argparse.Namespace) -> int:
 
 def run_command(arguments: argparse.Namespace) -> str:
     """Return the command that runs what was planned, in the options that were given."""
-    from sweep.plan import OPTIONS
+    from sweep.plan import OPTIONS, flag
 
     given = {option: getattr(arguments, option) for option in (*OPTIONS, "points")}
     words = [program(), "run", shlex.quote(arguments.space)]
     for option, value in {**given, "from": arguments.front_of}.items():
-        words += [f"--{option.replace('_', '-')} {shlex.quote(str(value))}"] if value is not None else []
+        words += [f"{flag(option)} {shlex.quote(str(value))}"] if value is not None else []
     return " ".join([*words, *(f"--require {shlex.quote(bound)}" for bound in arguments.require)])
 
 
@@ -99,19 +106,7 @@ def add_resume(parser: argparse.ArgumentParser) -> None:
 
 def resume(arguments: argparse.Namespace) -> int:
     if arguments.address:
-        from sweep.cluster import resume_sweep
-
-        return resume_sweep(arguments, console, errors)
+        return resume_there(arguments)
     from sweep.plan import with_resume_overrides
 
     return drive(with_resume_overrides(find_plan(arguments), vars(arguments)), fresh=False)
-
-
-def add_address(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--address", metavar="URL", help="the cluster's dashboard (default: RAY_API_SERVER_ADDRESS)")
-
-
-def add_wait(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--wait", action="store_true", help="follow the job's log to its end, and exit with the job's status"
-    )

@@ -33,7 +33,7 @@ def front(arguments: argparse.Namespace) -> int:
     for warning in recorded.warnings:
         errors.print(f"ledger: {warning}", markup=False)
     results = state_of_trials(plan, recorded.trials)
-    results.facts = read_data_summary(plan.folder)
+    results.data_summary = read_data_summary(plan.folder)
     if arguments.plot:
         save_figure(front_picture(plan, results), arguments.plot)
     if arguments.format == "json":

@@ -1,11 +1,6 @@
 """Sweeps on a Ray cluster that someone else runs: submit, jobs, logs."""
 
-from sweep.cluster.commands import resume_sweep, show_jobs, show_logs, stop_job, submit_sweep
-
-__all__ = [
-    "resume_sweep",
-    "show_jobs",
-    "show_logs",
-    "stop_job",
-    "submit_sweep",
-]
+from sweep.cluster.cluster import ENDED, RUNNING, Cluster, Job, exit_status
+from sweep.cluster.info import ask_cluster, check_cluster, differences
+from sweep.cluster.submission import Submission, refuse_duplicate
+from sweep.cluster.submit import send, send_resume, wait_for_start

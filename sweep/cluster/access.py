@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from sweep.plan import masked
+from sweep.ray_internals import first_line
 from trainer.errors import InputError
 
 ADDRESS_VARIABLE = "RAY_API_SERVER_ADDRESS"
@@ -95,8 +96,3 @@ def _explain_status(code: int, token: str) -> str:
         source = _TOKEN if os.environ.get(_TOKEN) else os.environ.get(_TOKEN_FILE) or _DEFAULT_TOKEN_FILE
         return f"the cluster refuses the token in {source}"
     return f"answers with HTTP status {code}; is this the address of a Ray dashboard?"
-
-
-def first_line(error: object) -> str:
-    """Return an error's first line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-from sweep.cluster.access import ADDRESS_VARIABLE, ask_version, check_address, first_line, read_token
+from sweep.cluster.access import ADDRESS_VARIABLE, ask_version, check_address, read_token
+from sweep.ray_internals import first_line, silence_job_client, strip_preamble
 from trainer.errors import InputError, OtsweepError
 from trainer.words import did_you_mean
 
@@ -72,9 +72,7 @@ class Cluster:
         os.environ[ADDRESS_VARIABLE] = self.address
         from ray.job_submission import JobSubmissionClient
 
-        logging.getLogger("ray").setLevel(logging.ERROR)
-        for name in ("dashboard_sdk", "job.sdk"):
-            logging.getLogger(f"ray.dashboard.modules.{name}").setLevel(logging.ERROR)
+        silence_job_client()
         with self.explaining_errors():
             return JobSubmissionClient(self.address, headers={"Authorization": f"Bearer {token}"} if token else None)
 
@@ -178,10 +176,3 @@ def _read_job(details: object) -> Job:
         ended=ended / 1000 if ended else None,
         exit_status=plain["driver_exit_code"],
     )
-
-
-def strip_preamble(log: str) -> str:
-    """Remove what Ray writes at the head of a job's log: setting up its environment, and its command line."""
-    lines = log.splitlines(keepends=True)
-    begun = [index for index, line in enumerate(lines) if "Running entrypoint for job" in line]
-    return "".join(lines[begun[0] + 1 :] if begun else [])

@@ -17,9 +17,9 @@ from sweep.plan import (
     code_version,
     default_mlflow_uri,
     default_name,
+    flag,
     masked,
 )
-from sweep.search import with_given_points
 from trainer.errors import InputError
 
 
@@ -67,6 +67,8 @@ class Submission:
         Raises:
             InputError: naming what is wrong, before the cluster is asked anything.
         """
+        from sweep.search import with_given_points  # Optuna comes with it
+
         given = {key: value for key, value in options.items() if value is not None}
         whole = with_given_points(load_space(space).requiring(require), file=points, sweep=front_of, storage=None)
         for option, path in paths.items():
@@ -97,7 +99,7 @@ def _draft(space: Space, *, name: str, mlflow_uri: str | None, options: Mapping[
 
 def option_words(options: Mapping[str, Any]) -> list[str]:
     """Return options as words of a command, without those that are None."""
-    given = [("--" + key.replace("_", "-"), str(value)) for key, value in options.items() if value is not None]
+    given = [(flag(key), str(value)) for key, value in options.items() if value is not None]
     return [word for pair in given for word in pair]
 
 
@@ -107,13 +109,12 @@ def check_path(option: str, path: str | None) -> None:
     Raises:
         InputError: if it depends on the current folder, or holds a secret.
     """
-    flag = "--" + option.replace("_", "-")
     if path is None or option == "mlflow_uri":
         return
     if masked(path) != path:
-        raise InputError(f"{flag} {masked(path)!r}: holds a secret; give it to the cluster's nodes instead")
+        raise InputError(f"{flag(option)} {masked(path)!r}: holds a secret; give it to the cluster's nodes instead")
     if not (path.startswith("/") or "://" in path):
-        raise InputError(f"{flag} {path!r}: must be an absolute path or a URL, as the cluster's nodes see it")
+        raise InputError(f"{flag(option)} {path!r}: must be an absolute path or a URL, as the cluster's nodes see it")
 
 
 def refuse_duplicate(submission: Submission, jobs: list[Job]) -> None:

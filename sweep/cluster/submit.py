@@ -17,6 +17,7 @@ from pathlib import Path
 from sweep.cluster.cluster import HASH, RUNNING, STORAGE, SWEEP, Cluster, Job
 from sweep.cluster.submission import Submission, check_path, option_words
 from sweep.plan import CODE_VERSION, PLACES, check_name, check_options, code_version
+from sweep.ray_internals import STOP_WAIT_VARIABLE
 from trainer.errors import InputError
 
 _PACKAGES = ("search_spaces", "sweep", "trainer")
@@ -69,7 +70,7 @@ def _start(
     space_file: tuple[str, str] | None = None,
 ) -> str:
     """Send the project, and run `otsweep` with a command's words in it; return the job's id."""
-    environment = {"RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_SECONDS), CODE_VERSION: code_version()}
+    environment = {STOP_WAIT_VARIABLE: str(_STOP_SECONDS), CODE_VERSION: code_version()}
     with tempfile.TemporaryDirectory(prefix="otsweep-submit-") as scratch, cluster.explaining_errors():
         pack(Path(scratch), space_file)
         return cluster.client.submit_job(

@@ -1,4 +1,4 @@
-"""A plan run on Ray: driver, adapters, workers, packs, nodes. The one place that touches Ray's internals."""
+"""A plan run on Ray: driver, adapters, workers, packs, nodes. Ray's undocumented parts: `sweep.ray_internals`."""
 
 from sweep.engine.driver import LOST_WORKER_RETRIES, run_plan
 from sweep.engine.pack_worker import PackFailed
@@ -17,30 +17,3 @@ from sweep.engine.task import (
     trial_store,
 )
 from sweep.engine.trainable import Footprint, explain, measure
-
-__all__ = [
-    "alive_nodes",
-    "cache_folder",
-    "concurrency",
-    "data_folder",
-    "evaluation_of",
-    "explain",
-    "Footprint",
-    "LOST_WORKER_RETRIES",
-    "make_task",
-    "measure",
-    "Node",
-    "PackFailed",
-    "prepare",
-    "prepare_shared",
-    "Progress",
-    "ray_session",
-    "record_data_summary",
-    "run_plan",
-    "shared",
-    "SignalHandler",
-    "Slots",
-    "slots_now",
-    "Task",
-    "trial_store",
-]

@@ -19,11 +19,10 @@ from sweep.engine.nodes import check_storage
 from sweep.engine.packs import LIGHT, PackCallback, PackedTrainable, Packs
 from sweep.engine.preparation import WAIT_SECONDS, Progress, prepare, record_data_summary
 from sweep.engine.ray_start import ray_session
-from sweep.engine.scheduler import MultiObjectiveASHA
+from sweep.engine.scheduler import MultiObjectiveASHA, SweepStopper
 from sweep.engine.searcher import SlotLimiter, TuneSearcher
 from sweep.engine.signals import SignalHandler
 from sweep.engine.slots import Slots, concurrency, slots_now
-from sweep.engine.stopper import SweepStopper
 from sweep.engine.task import Task, make_task
 from sweep.engine.trainable import TrialTrainable
 from sweep.ledger import LedgerWriter
@@ -77,7 +76,7 @@ def run_plan(
         if summary is None:
             return False
         record_data_summary(plan.folder, summary)
-        state.facts = summary
+        state.data_summary = summary
         with contextlib.ExitStack() as running:
             at_once = min(concurrent, plan.trials - len(state.ended))
             packs = running.enter_context(Packs(plan, task, at_once)) if plan.pack > 1 else None

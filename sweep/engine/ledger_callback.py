@@ -9,11 +9,11 @@ from typing import Any
 from ray import tune
 
 from sweep.engine.pack_worker import PackFailed
-from sweep.engine.ray_internals import forgive_failure, last_message, lost_with_its_node
 from sweep.engine.result_keys import FAILURE, FOOTPRINT, STORAGE, WARNINGS
 from sweep.engine.slots import Slots
 from sweep.engine.trainable import Footprint
 from sweep.ledger import EndState, Event, LedgerWriter
+from sweep.ray_internals import forgive_failure, last_message, lost_with_its_node
 from sweep.search import Budget, Rungs
 from sweep.state import SweepState
 from trainer.errors import StorageFailed
@@ -56,7 +56,7 @@ class LedgerCallback(tune.Callback):
         number, config = trial.config["number"], trial.config["config"]
         known = self.state.trials.get(number)
         attempt = {"seed": config["seed"], "attempt": 1 + (known.attempts if known else 0), "host": ""}
-        attempt |= {"time": time.time(), "noted": trial.config["sampler_state"]}
+        attempt |= {"time": time.time(), "sampler_state": trial.config["sampler_state"]}
         if self._record(lambda: self.ledger.started(number, config=config, **attempt)):
             if self.budget.runs(number):
                 self.log(f"trial {number:03d}: its worker was lost; it continues from its last epoch")
@@ -80,8 +80,8 @@ class LedgerCallback(tune.Callback):
 
     def _report(self, number: int, report: dict[str, Any]) -> None:
         """Record a report, with what the scheduler decided on it."""
-        report, held = {**report, "time": time.time()}, self.budget.slot_seconds(number)
-        if not self._record(lambda: self.ledger.reported(number, report, time=report["time"], held=held)):
+        report, seconds = {**report, "time": time.time()}, self.budget.slot_seconds(number)
+        if not self._record(lambda: self.ledger.reported(number, report, time=report["time"], slot_seconds=seconds)):
             return
         self._record_decisions(number)
         if report["final"]:
@@ -113,8 +113,8 @@ class LedgerCallback(tune.Callback):
             self._end(number, "failed", f"its worker was lost {attempts} times (killed or out of memory)")
 
     def _end(self, number: int, state: EndState, reason: str) -> None:
-        now, held = time.time(), self.budget.slot_seconds(number)
-        if self._record(lambda: self.ledger.ended(number, state=state, reason=reason, time=now, held=held)):
+        now, seconds = time.time(), self.budget.slot_seconds(number)
+        if self._record(lambda: self.ledger.ended(number, state=state, reason=reason, time=now, slot_seconds=seconds)):
             self.budget.release(number)
             self.on_event(number)
 

@@ -10,8 +10,8 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from sweep.engine.ray_internals import first_line
 from sweep.plan import UrlStore, is_url
+from sweep.ray_internals import first_line
 from trainer.errors import InputError
 
 _PROBE = ".probe-"

@@ -20,9 +20,9 @@ from ray.actor import ActorHandle
 from ray.exceptions import ActorDiedError, RayActorError, RayError, RayTaskError
 
 from sweep.engine.pack_worker import PackFailed, PackLost, PackWorker
-from sweep.engine.ray_internals import NODE_DIED, last_line
 from sweep.engine.task import Task
 from sweep.plan import SweepPlan
+from sweep.ray_internals import NODE_DIED, last_line
 
 LIGHT: dict[str, float] = {"cpu": 0, "memory": 1}
 """Resources of a packed trial's own worker. Ray Tune wants something; a byte of memory can always be had, a share of a

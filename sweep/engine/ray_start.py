@@ -10,7 +10,7 @@ from typing import Any
 
 import ray
 
-from sweep.engine.ray_internals import is_slow_start, keep_keys_at_home, silence_ray, start_only_what_is_needed
+from sweep.ray_internals import is_slow_start, keep_keys_at_home, silence_ray, start_only_what_is_needed
 from trainer.errors import InputError, OtsweepError
 
 _STARTS = 4

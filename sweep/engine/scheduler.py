@@ -1,11 +1,14 @@
-"""The rungs as Ray Tune asks them."""
+"""The rungs, and the end of the sweep, as Ray Tune asks for them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.stopper import NoopStopper
 
 from sweep.engine.result_keys import report_of
 from sweep.search import Rungs
@@ -33,3 +36,25 @@ class MultiObjectiveASHA(FIFOScheduler):
         if report.get("final"):
             self.rungs.finish(number, trial.config["config"], report)
         self.rungs.forget(number)
+
+
+class SweepStopper(tune.Stopper):
+    """Stops each trial at its next report once the budget is spent, and all at once on request.
+
+    Args:
+        spent: whether the budget is spent.
+        requested: whether all trials are to stop now.
+    """
+
+    def __init__(self, *, spent: Callable[[], bool], requested: Callable[[], bool]) -> None:
+        self.spent, self.requested = spent, requested
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return self.spent()
+
+    def stop_all(self) -> bool:
+        return self.requested()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Ray Tune pickles its stopper for a restore of its own, which is never asked for.
+        return NoopStopper, ()

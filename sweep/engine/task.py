@@ -96,7 +96,7 @@ def data_folder(task: Task) -> Path | None:
 
 def data_summary_of(prepared: Prepared, task: Task) -> dict[str, Any]:
     """Return what is known of a sweep's data, judging set and judge, in plain values."""
-    from trainer.human_agreement import ORACLE, find_examples
+    from trainer.human_agreement import JUDGE, find_examples
     from trainer.invariance import ask_people, read_examples
 
     judge, judging, data = prepared.judge_quality, prepared.judging, prepared.data
@@ -110,7 +110,7 @@ def data_summary_of(prepared: Prepared, task: Task) -> dict[str, Any]:
         "unchanged_images": int(judging.unchanged.sum()),
         "oracle_accuracy": judge.accuracy,
         "oracle_coverage": judge.coverage,
-        "people": dataclasses.asdict(ask_people(examples, sets, {ORACLE: prepared.judge.label})) if examples else None,
+        "people": dataclasses.asdict(ask_people(examples, sets, {JUDGE: prepared.judge.label})) if examples else None,
     }
 
 

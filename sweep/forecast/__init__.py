@@ -4,13 +4,3 @@ from sweep.forecast.forecast import make_forecast
 from sweep.forecast.kept import begin_forecast, describe_cost, keep_forecast
 from sweep.forecast.profile import profile_plan
 from sweep.forecast.table import forecast_table, headline
-
-__all__ = [
-    "begin_forecast",
-    "describe_cost",
-    "forecast_table",
-    "headline",
-    "keep_forecast",
-    "make_forecast",
-    "profile_plan",
-]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from sweep.forecast.measured import ENDING_SECONDS, Packing, ProfileResult, TimedConfiguration
+from sweep.forecast.measured import ENDING_SECONDS, ProfileResult, TimedConfiguration
 from sweep.forecast.quantities import EXPECTED, HIGH, HOUR, LOW, Span
 from sweep.forecast.schedule import (
     RungForecast,
@@ -29,9 +29,6 @@ _MLFLOW_BYTES = 330
 _LEDGER_BYTES, _LEDGER_VALUE_BYTES = 20_000, 13
 """Bytes of a ledger and its table: of their schemas, and of each reported number. As in tests/recorded."""
 
-_PAYS = 1.2
-"""Gain from which on it is worthwhile for a trial to wait for the slowest of its pack."""
-
 _BUSY = 1.3
 """Slowness from which on a machine is reported to be busy."""
 
@@ -51,11 +48,11 @@ class Forecast:
     rungs: list[RungForecast]
     """The rungs, with the end as the last one; empty where no trial is stopped early."""
     wall_seconds: Span
-    """Time of the whole command."""
+    """Time of the whole command, once the preparation is made."""
     starting_seconds: float
     """Time of starting Ray, and of the workers' imports and data."""
-    preparation: dict[str, float]
-    """Seconds of the stages that the cache lacks."""
+    preparation: list[str]
+    """Parts of the preparation that the cache lacks; they are made once, and their time is not in `wall_seconds`."""
     running_seconds: Span
     """Time from the first trial's begin to the last one's end."""
     ending_seconds: float
@@ -74,8 +71,6 @@ class Forecast:
     """Bytes: `checkpoints`, `ledger`, `mlflow`, and `model` of each model that MLflow is given."""
     logged: dict[str, Any]
     """Contents of MLflow after the sweep, and its address."""
-    packing: Packing | None
-    """The gain from a pack; None where trials can't be packed."""
     slowness: float
     """Factor by which all takes longer than on an idle machine."""
     remarks: list[str]
@@ -98,10 +93,9 @@ def make_forecast(plan: SweepPlan, measured: ProfileResult) -> Forecast:
     """Forecast the plan's cost on a machine that is as busy as it was during the profile."""
     slowness = measured.slowness
     # In a pack a trial waits for its neighbours, except for what they gain from one another.
-    waiting = plan.pack / measured.pack.gain if measured.pack and plan.pack > 1 else 1.0
+    waiting = plan.pack / measured.pack_gain
     slowed = [each._replace(cost=each.cost.slowed(slowness * waiting)) for each in measured.timed]
-    preparation = {stage: slowness * seconds for stage, seconds in measured.preparation.items()}
-    measured = measured._replace(timed=slowed, preparation=preparation)
+    measured = measured._replace(timed=slowed)
     rungs = expected_rungs(plan, measured.slots)
     per_trial = mean_epochs(plan, rungs)
     schedules = [
@@ -119,9 +113,9 @@ def make_forecast(plan: SweepPlan, measured: ProfileResult) -> Forecast:
         gpus=sum(node.gpus for node in measured.nodes),
         epochs=epochs,
         rungs=rungs,
-        wall_seconds=running.plus(starting + sum(preparation.values()) + ENDING_SECONDS),
+        wall_seconds=running.plus(starting + ENDING_SECONDS),
         starting_seconds=starting,
-        preparation=preparation,
+        preparation=measured.preparation,
         running_seconds=running,
         ending_seconds=ENDING_SECONDS,
         trial_seconds=Span(
@@ -150,7 +144,6 @@ def make_forecast(plan: SweepPlan, measured: ProfileResult) -> Forecast:
             "artifacts": ["front/front.html", "front/front.png", "front/front.csv", "front/trials.json"],
             "models": plan.keep_models,
         },
-        packing=measured.pack,
         slowness=slowness,
         remarks=list(_remarks(plan, measured, trials, running.expected / slowness, slowness)),
     )
@@ -205,10 +198,8 @@ def _remarks(plan: SweepPlan, measured: ProfileResult, trials: Span, idle: float
             f"other work takes the processors: all takes {slowness:.1f} times as long as on an idle machine; "
             f"there the trials would take about {duration(idle)}"
         )
-    if measured.pack:
-        lanes, gain = measured.pack
-        pays = "pays" if gain > _PAYS else "does not pay"
-        yield f"--pack {lanes} {pays} here: steps of {lanes} trials are {gain:.2g} times as fast as one after the other"
+    if plan.pack > 1:
+        yield f"--pack {plan.pack}: its steps are {measured.pack_gain:.2g} times as fast as one trial after the other"
     largest, have = measured.footprint.host * measured.slots, sum(node.memory for node in measured.nodes)
     if 0 < have < largest:
         yield f"{measured.slots} trials take {size(largest)} of memory, of {size(have)}: give --max-concurrent auto"

@@ -76,9 +76,9 @@ def describe_cost(plan: SweepPlan, results: SweepState) -> str:
     slots = known.get("slots")
     if not slots or not results.ended:
         return ""
-    took = f"{duration(results.held_seconds / slots)} in {slots} slot{'s' if slots > 1 else ''}"
+    took = f"{duration(results.slot_seconds / slots)} in {slots} slot{'s' if slots > 1 else ''}"
     if plan.gpus_per_trial:
-        took += f", {plan.gpu_share * results.held_seconds / HOUR:.2g} GPU hours"
+        took += f", {plan.gpu_share * results.slot_seconds / HOUR:.2g} GPU hours"
     planned = known.get("planned")
     if planned and planned["slots"] == slots:
         took += f"; planned {in_time(Span(**planned['running_seconds']))}"
@@ -87,6 +87,6 @@ def describe_cost(plan: SweepPlan, results: SweepState) -> str:
     first = max(slots, math.ceil(plan.trials / 10))
     if 2 * first > len(ended):
         return took
-    expected = fmean(record.held for record in ended[:first]) * plan.trials / slots
+    expected = fmean(record.slot_seconds for record in ended[:first]) * plan.trials / slots
     begin = f"{first} trials" if first > 1 else "trial"
     return f"{took}; after the first {begin} {duration(expected)} was to be expected"

@@ -42,15 +42,6 @@ class TimedConfiguration(NamedTuple):
     cost: Cost
 
 
-class Packing(NamedTuple):
-    """The gain of trials from a pack."""
-
-    lanes: int
-    """Number of trials that were tried in one pack: the plan's, else a few."""
-    gain: float
-    """Speed of their steps over that of one trial after the other."""
-
-
 class ProfileResult(NamedTuple):
     """The measurements of a profile."""
 
@@ -64,12 +55,12 @@ class ProfileResult(NamedTuple):
     """Time until Ray ran."""
     worker_seconds: float
     """Time until the slots' workers had torch and the data."""
-    preparation: dict[str, float]
-    """Seconds of a core that the missing stages of the preparation would take; empty where all is in the cache."""
+    preparation: list[str]
+    """Parts of the preparation that the cache lacks."""
     footprint: Footprint
     """Memory of the largest trial."""
-    pack: Packing | None = None
-    """The gain from a pack; None where a configuration can't be packed."""
+    pack_gain: float = 1.0
+    """Speed of the steps of a pack over that of one trial after the other."""
 
     @property
     def slowness(self) -> float:

@@ -33,7 +33,7 @@ from sweep.engine import (
     slots_now,
     trial_store,
 )
-from sweep.forecast.measured import Candidate, Packing, ProfileResult, TimedConfiguration
+from sweep.forecast.measured import Candidate, ProfileResult, TimedConfiguration
 from sweep.plan import SweepPlan, is_url
 from sweep.search import ParetoSearch
 from trainer.config import TrialConfig
@@ -46,9 +46,6 @@ _SECONDS = 30.0
 _MOST_DRAWN = 24
 """Configurations drawn to be timed."""
 
-_FEW_LANES = {"cpu": 4, "gpu": 16}
-"""Size of the pack that is tried where the plan has none."""
-
 _WORK = {"mlp": 1.0, "cnn": 3.0, "resnet18": 100.0}
 """Relative cost of a pass through an architecture: only the order matters."""
 
@@ -60,12 +57,11 @@ _COST_KNOBS = (
 """Knobs that `work` depends on."""
 
 
-def profile_plan(plan: SweepPlan, progress: Progress, *, seconds: float = _SECONDS) -> ProfileResult:
+def profile_plan(plan: SweepPlan, progress: Progress) -> ProfileResult:
     """Time what the plan would run, on this machine or the cluster that this runs in.
 
     Args:
         progress: called with a stage, how much of it is done, and how much there is.
-        seconds: time after which nothing more is begun.
 
     Raises:
         InputError: if the cluster can't give what one trial needs, or the data can't be had.
@@ -83,11 +79,13 @@ def profile_plan(plan: SweepPlan, progress: Progress, *, seconds: float = _SECON
         try:
             ray.get([worker.open.remote() for worker in workers])
             worker_seconds = time.monotonic() - begun
-            timed, failed, footprint = _time_all(workers, list(candidates(plan)), progress, seconds)
-            progress("timing a pack", 0, 1)
-            pack = _time_pack(workers[0], plan, timed)
-            progress("timing what of the preparation is missing", 0, 1)
-            preparation: Any = ray.get(workers[0].preparation.remote())
+            timed, failed, footprint = _time_all(workers, list(candidates(plan)), progress)
+            gain: Any = 1.0
+            if plan.pack > 1 and timed:
+                progress("timing a pack", 0, 1)
+                usual = sorted(timed, key=lambda each: each.cost.step)[len(timed) // 2]
+                gain = ray.get(workers[0].pack_gain.remote(usual.candidate.config, plan.pack))
+            preparation = ray.get(workers[0].missing.remote())
         except RayTaskError as error:
             if isinstance(error.cause, InputError):
                 raise InputError(str(error.cause)) from None
@@ -99,7 +97,7 @@ def profile_plan(plan: SweepPlan, progress: Progress, *, seconds: float = _SECON
         limiter = Slots(plan, slots, known=True)
         limiter.observe(footprint)
         return ProfileResult(
-            timed, failed, limiter.limit, alive_nodes(), ray_seconds, worker_seconds, preparation, footprint, pack
+            timed, failed, limiter.limit, alive_nodes(), ray_seconds, worker_seconds, preparation, footprint, gain
         )
 
 
@@ -139,27 +137,24 @@ class _ProfileWorker:
                 shutil.rmtree(folder, ignore_errors=True)
         return cost, measure(gpu=self.on_gpu)
 
-    def pack_gain(self, config: dict[str, Any], lanes: int) -> Packing | None:
-        """Return what so many trials of a configuration gain from a pack; None where it can't be packed."""
-        try:
-            return Packing(lanes, self.timer.pack_gain(TrialConfig.from_mapping(config), lanes))
-        except InputError:
-            return None
+    def pack_gain(self, config: dict[str, Any], trials: int) -> float:
+        """Return how many times faster the steps of so many trials are in a pack."""
+        return self.timer.pack_gain(TrialConfig.from_mapping(config), trials)
 
-    def preparation(self) -> dict[str, float]:
-        """Return the seconds of a core that the missing stages of the preparation would take."""
-        return self.timer.stages.seconds(self.task.invariance_norms)
+    def missing(self) -> list[str]:
+        """Return which parts of the preparation the cache lacks."""
+        return self.timer.missing(self.task.invariance_norms)
 
 
 def _time_all(
-    workers: list[Any], waiting: list[Candidate], progress: Progress, seconds: float
+    workers: list[Any], waiting: list[Candidate], progress: Progress
 ) -> tuple[list[TimedConfiguration], list[str], Footprint]:
-    """Give every idle worker the next configuration, until the seconds are over; the first two are always timed."""
+    """Give every idle worker the next configuration, until the time is over; the first two are always timed."""
     timed, failed, footprint = [], [], Footprint(0, 0, 0)
     total, begun, idle = len(waiting), time.monotonic(), list(workers)
     running: dict[Any, tuple[Any, Candidate]] = {}
     while True:
-        while idle and waiting and (total - len(waiting) < 2 or time.monotonic() - begun < seconds):
+        while idle and waiting and (total - len(waiting) < 2 or time.monotonic() - begun < _SECONDS):
             worker, candidate = idle.pop(0), waiting.pop(0)
             running[worker.time.remote(candidate.config)] = (worker, candidate)
         if not running:
@@ -174,15 +169,6 @@ def _time_all(
         else:
             timed.append(TimedConfiguration(candidate, answer[0]))
             footprint = Footprint(*map(max, footprint, answer[1]))
-
-
-def _time_pack(worker: Any, plan: SweepPlan, timed: list[TimedConfiguration]) -> Packing | None:
-    """Time trials of the configuration whose step takes the median time, side by side in one pack."""
-    if not timed:
-        return None
-    usual = sorted(timed, key=lambda each: each.cost.step)[len(timed) // 2]
-    lanes = plan.pack if plan.pack > 1 else _FEW_LANES["gpu" if plan.gpus_per_trial else "cpu"]
-    return ray.get(worker.pack_gain.remote(usual.candidate.config, lanes))
 
 
 def candidates(plan: SweepPlan) -> Iterator[Candidate]:

@@ -46,9 +46,8 @@ def lines(plan: SweepPlan, forecast: Forecast) -> Iterator[tuple[str, str]]:
     """Yield heading and text of every line."""
     yield "time", in_time(forecast.wall_seconds)
     yield "  starting", duration(forecast.starting_seconds)
-    missing = sum(forecast.preparation.values())
-    stages = sorted(forecast.preparation, key=forecast.preparation.__getitem__, reverse=True)
-    yield "  preparing", f"{duration(missing)}, once: {', '.join(stages)}" if missing else "0:00, all is in the cache"
+    missing = ", ".join(forecast.preparation)
+    yield "  preparing", f"not counted, once for this data: {missing}" if missing else "0:00, all is in the cache"
     yield "  trials", in_time(forecast.running_seconds)
     yield "  ending", duration(forecast.ending_seconds)
     yield "a trial", f"{in_time(forecast.trial_seconds)}; {forecast.timed} configurations timed"

@@ -4,19 +4,3 @@ from sweep.front.incremental import Front, Layers
 from sweep.front.objectives import Objectives
 from sweep.front.pareto import constrained_ranks, contributions, epsilon_indicator, front_mask, hypervolume, knee, ranks
 from sweep.front.resampling import binomial_resampling, front_probability, mean_intervals
-
-__all__ = [
-    "binomial_resampling",
-    "constrained_ranks",
-    "contributions",
-    "epsilon_indicator",
-    "Front",
-    "front_mask",
-    "front_probability",
-    "hypervolume",
-    "knee",
-    "Layers",
-    "mean_intervals",
-    "Objectives",
-    "ranks",
-]

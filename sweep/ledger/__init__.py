@@ -3,12 +3,3 @@
 from sweep.ledger.reading import read_ledger
 from sweep.ledger.records import EndState, Event, Ledger, TrialRecord
 from sweep.ledger.writing import LedgerWriter
-
-__all__ = [
-    "EndState",
-    "Event",
-    "Ledger",
-    "LedgerWriter",
-    "read_ledger",
-    "TrialRecord",
-]

@@ -54,12 +54,12 @@ class TrialRecord:
     attempts: int = 0
     """Number of attempts begun."""
 
-    noted: str = ""
-    """State of the sampler at the trial's proposal, for the search alone."""
+    sampler_state: str = ""
+    """State of the sampler at the trial's proposal, for the search alone; `noted` on disk."""
 
-    held: float = 0.0
+    slot_seconds: float = 0.0
     """Seconds in its slot, all attempts together, by a clock that never jumps; time after an attempt's last event does
-    not count."""
+    not count. On disk it is `held`."""
 
     ended_as: int = field(default=0, compare=False, repr=False)
     """Number of the event that ended it: orders trials by their ends, whatever the clock said."""
@@ -77,11 +77,11 @@ class TrialRecord:
 
     def apply(self, event: Event) -> TrialRecord:
         """Return the record after one of its events; live events and those read from a ledger alike."""
-        after = replace(self, held=max(self.held, event.get("held", 0.0)))
+        after = replace(self, slot_seconds=max(self.slot_seconds, event.get("held", 0.0)))
         match event["event"]:
             case "started":
                 after.config, after.seed, after.host = with_weights(event["config"]), event["seed"], event["host"]
-                after.attempts, after.noted = max(self.attempts, event["attempt"]), event.get("noted", "")
+                after.attempts, after.sampler_state = max(self.attempts, event["attempt"]), event.get("noted", "")
                 after.started = event["time"] if self.started is None else self.started
                 after.state, after.reason, after.ended, after.ended_as = "running", "", None, 0
             case "reported":
@@ -105,6 +105,10 @@ def _with_report(reports: Sequence[dict[str, Any]], report: Mapping[str, Any]) -
 def _order(report: Mapping[str, Any]) -> float:
     """Return the sort key of a report among its trial's: by epoch, the final one last."""
     return math.inf if report["final"] else report["epoch"]
+
+
+_FIELDS = {"trial": "number", "held": "slot_seconds"}
+"""Fields of a record that have another name in the table."""
 
 
 @dataclass
@@ -138,8 +142,7 @@ class Ledger:
         ]
         settings = keys_in_order(trial.config for trial in self.trials.values())
         metrics = keys_in_order(report for _, report in rows)
-        attributes = {name: "number" if name == "trial" else name for name in TRIAL_TYPES}
-        columns = {name: [getattr(trial, attribute) for trial, _ in rows] for name, attribute in attributes.items()}
+        columns = {name: [getattr(trial, _FIELDS.get(name, name)) for trial, _ in rows] for name in TRIAL_TYPES}
         columns |= {f"config.{key}": [trial.config.get(key) for trial, _ in rows] for key in settings}
         columns |= {key: [report.get(key) for _, report in rows] for key in metrics | REPORT_TYPES}
         table = pa.table({name: arrow_column(name, values) for name, values in columns.items()})

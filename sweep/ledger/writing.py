@@ -60,30 +60,30 @@ class LedgerWriter:
         attempt: int,
         host: str,
         time: float,
-        noted: str = "",
+        sampler_state: str = "",
     ) -> Event:
         """Record that trial `number` begins its `attempt`, counted from 1, at `time` in unix seconds."""
         fields = {"config": checked_values(config), "seed": seed, "attempt": attempt, "host": host}
-        fields |= {"noted": noted} if noted else {}
+        fields |= {"noted": sampler_state} if sampler_state else {}
         return self._append("started", number, time, fields)
 
-    def reported(self, number: int, report: Mapping[str, Any], *, time: float, held: float = 0.0) -> Event:
-        """Record a report of trial `number`, as made by `EpochReport.to_dict`, after `held` seconds in its slots."""
+    def reported(self, number: int, report: Mapping[str, Any], *, time: float, slot_seconds: float = 0.0) -> Event:
+        """Record a report of trial `number`, as made by `EpochReport.to_dict`, after `slot_seconds` in its slots."""
         if not {"epoch", "final"} <= report.keys():
             raise ValueError(f"report {dict(report)!r}: must name its epoch and whether it is final")
         if taken := report.keys() & TRIAL_TYPES.keys():
             raise ValueError(f"metric {min(taken)!r}: a column of the ledger has this name")
-        return self._append("reported", number, time, {"report": checked_values(report), "held": float(held)})
+        return self._append("reported", number, time, {"report": checked_values(report), "held": float(slot_seconds)})
 
     def decided(self, number: int, decision: Mapping[str, Any], *, time: float) -> Event:
         """Record the decision at a rung whether trial `number` goes on, as made by `Decision.to_dict`."""
         return self._append("decided", number, time, {"decision": checked_values(decision)})
 
-    def ended(self, number: int, *, state: EndState, reason: str = "", time: float, held: float = 0.0) -> Event:
-        """Record the end of trial `number` after `held` seconds in its slots; a later `started` reopens it."""
+    def ended(self, number: int, *, state: EndState, reason: str = "", time: float, slot_seconds: float = 0.0) -> Event:
+        """Record the end of trial `number` after `slot_seconds` in its slots; a later `started` reopens it."""
         if state not in END_STATES:
             raise ValueError(f"state {state!r}: must be one of {', '.join(END_STATES)}")
-        return self._append("ended", number, time, {"state": state, "reason": reason, "held": float(held)})
+        return self._append("ended", number, time, {"state": state, "reason": reason, "held": float(slot_seconds)})
 
     def close(self) -> None:
         """Roll the log into a part and release the lock; a second call does nothing."""

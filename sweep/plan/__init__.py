@@ -1,43 +1,11 @@
 """Everything that decides a sweep: options, the plan and its file, paths, remote storage."""
 
+from sweep.plan.audit_options import AUDIT_OPTIONS, AuditOptions
 from sweep.plan.from_options import check_options, make_plan, with_resume_overrides
 from sweep.plan.mlflow_address import absolute_uri, default_mlflow_uri, masked
-from sweep.plan.options import add_option
+from sweep.plan.options import add_option, flag
 from sweep.plan.paths import check_name, default_name, list_sweeps, storage_folder, trial_folder
 from sweep.plan.plan import OPTIONS, PLACES, RESUMABLE, SweepPlan, check_option
 from sweep.plan.plan_file import plan_text, read_plan, write_plan
 from sweep.plan.remote_storage import UrlStore, drop_remote, folder_of, is_url, pull_remote, push_remote, url_of
 from sweep.plan.version import CODE_VERSION, code_version, installed_version
-
-__all__ = [
-    "absolute_uri",
-    "add_option",
-    "check_name",
-    "check_option",
-    "check_options",
-    "CODE_VERSION",
-    "code_version",
-    "default_mlflow_uri",
-    "default_name",
-    "drop_remote",
-    "folder_of",
-    "installed_version",
-    "is_url",
-    "list_sweeps",
-    "make_plan",
-    "masked",
-    "OPTIONS",
-    "PLACES",
-    "plan_text",
-    "pull_remote",
-    "push_remote",
-    "read_plan",
-    "RESUMABLE",
-    "storage_folder",
-    "SweepPlan",
-    "trial_folder",
-    "url_of",
-    "UrlStore",
-    "with_resume_overrides",
-    "write_plan",
-]

@@ -1,4 +1,7 @@
-"""A sweep as a person sees it: tables, figures, page, files, screen, importance, comparison, replay."""
+"""A sweep as a person sees it: tables, figures, page, files, screen, importance, comparison, replay.
+
+Matplotlib is imported where a figure is drawn, so that a table does not wait for it.
+"""
 
 from sweep.report.axes import NORMS, budgets, draw_axes, draw_legend, draw_title
 from sweep.report.comparison import compare_sweeps, read_side
@@ -13,8 +16,6 @@ from sweep.report.files import ledger_metadata, write_front_files
 from sweep.report.formats import front_csv, front_json, front_table
 from sweep.report.front_figure import draw_front, front_picture
 from sweep.report.labels import draw_labels
-from sweep.report.links import ALL, COST, FRONT, view_key, view_link
-from sweep.report.markdown import folded_command, front_markdown, run_again
 from sweep.report.paper import paper_table, published_trials
 from sweep.report.replay import (
     ETAS,
@@ -25,71 +26,10 @@ from sweep.report.replay import (
     replay_table,
     unknown_ends,
 )
-from sweep.report.rows import ACCURACIES, trial_label
+from sweep.report.rows import ACCURACIES, cells, front_rows, headings, row_name, trial_label
 from sweep.report.screen import Screen
 from sweep.report.spots import Spot, front_spots, in_units, staircase, wilson_segments
 from sweep.report.style import GRID, INK, KNEE_COLOUR, MUTED, house_figure, house_style, save_figure
 from sweep.report.tables import plain_table
-from sweep.report.verdicts import requirements_text, verdict
+from sweep.report.verdicts import requirements_text, short_verdict, verdict
 from sweep.report.words import duration, percent, size
-
-__all__ = [
-    "ACCURACIES",
-    "agreement_alarms",
-    "agreement_table",
-    "agreements_of",
-    "ALL",
-    "budgets",
-    "compare_sweeps",
-    "comparison_markdown",
-    "comparison_metrics",
-    "comparison_tables",
-    "comparison_verdict",
-    "COST",
-    "draw_axes",
-    "draw_front",
-    "draw_labels",
-    "draw_legend",
-    "draw_title",
-    "duration",
-    "ETAS",
-    "folded_command",
-    "FRONT",
-    "front_csv",
-    "front_json",
-    "front_markdown",
-    "front_picture",
-    "front_spots",
-    "front_table",
-    "GRID",
-    "house_figure",
-    "house_style",
-    "in_units",
-    "INK",
-    "KNEE_COLOUR",
-    "ledger_metadata",
-    "MUTED",
-    "NORMS",
-    "paper_table",
-    "percent",
-    "plain_table",
-    "published_trials",
-    "read_side",
-    "replay_sweep",
-    "replay_table",
-    "requirements_text",
-    "run_again",
-    "save_figure",
-    "Screen",
-    "size",
-    "Spot",
-    "staircase",
-    "trial_label",
-    "unknown_ends",
-    "verdict",
-    "view_key",
-    "view_link",
-    "wilson_segments",
-    "write_comparison_files",
-    "write_front_files",
-]

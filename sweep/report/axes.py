@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from sweep.front import Objectives
 from sweep.report.spots import AXES
 from sweep.report.style import GRID, INK, MUTED
 from trainer.config import EvaluationConfig
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 NORMS = {"linf": "L∞", "l2": "L2", "l0": "L0"}
 _LEGEND_COLUMNS = 5
@@ -43,6 +46,8 @@ def draw_title(axes: Axes, name: str, lines: str) -> None:
 
 def draw_legend(figure: Figure, axes: Axes, *, with_dominated: bool) -> None:
     """Draw the legend below the axes, with an entry for dominated trials where there are any."""
+    from matplotlib.lines import Line2D
+
     handles, _ = axes.get_legend_handles_labels()
     if with_dominated:
         handles.append(Line2D([], [], color=MUTED, alpha=0.6, marker="o", markersize=4, mew=0, ls="none"))

@@ -17,9 +17,9 @@ from typing import NamedTuple
 import numpy as np
 
 from sweep.front import Objectives, binomial_resampling, epsilon_indicator, hypervolume
-from sweep.ledger import TrialRecord, read_ledger
+from sweep.ledger import TrialRecord
 from sweep.plan import SweepPlan, read_plan
-from sweep.state import SweepState, read_data_summary, state_of_trials
+from sweep.state import SweepState, read_state
 from trainer.errors import InputError
 from trainer.intervals import Interval
 
@@ -103,8 +103,7 @@ def read_side(names: str, *, storage: str | None) -> Side:
     sweeps = []
     for name in names.split(","):
         plan = read_plan(name.strip(), storage=storage)
-        results = state_of_trials(plan, read_ledger(plan.folder).trials)
-        results.facts = read_data_summary(plan.folder)
+        results = read_state(plan)
         if not results.finished:
             raise InputError(f"no trial of {plan.name} has finished yet: there is nothing to compare")
         sweeps.append(Sweep(plan, results))
@@ -124,7 +123,7 @@ def _check_comparable(one: Sweep, other: Sweep) -> None:
             **sweep.plan.space.evaluation.to_dict(),
             "objectives": ", ".join(sweep.plan.objectives.names),
             "reference": sweep.plan.objectives.reference,
-            **{name: sweep.results.facts.get(name, "unknown") for name in _SAME_SUMMARY},
+            **{name: sweep.results.data_summary.get(name, "unknown") for name in _SAME_SUMMARY},
         }
         for sweep in (one, other)
     )
@@ -189,7 +188,7 @@ def _resampled_hypervolume(sweep: Sweep, generator: np.random.Generator) -> floa
 
 def _image_counts(sweep: Sweep, finished: Sequence[TrialRecord]) -> np.ndarray:
     """Return the number of images (n, d) behind every share."""
-    images = int(sweep.results.facts.get("validation_images", 0)) or 10**9
+    images = int(sweep.results.data_summary.get("validation_images", 0)) or 10**9
     counts = {"invariance_accuracy": "invariance_changed_size", "invariance_stuck": "invariance_changed_size"}
     names = sweep.plan.objectives.names
     results = [record.result or {} for record in finished]

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from sweep.front import Objectives, front_mask
 from sweep.report.axes import budgets, draw_axes, draw_legend, draw_title
 from sweep.report.comparison import Comparison, Side, heights
 from sweep.report.spots import in_units
 from sweep.report.style import INK, house_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _COLOURS = ("#0072B2", "#D55E00")
 _LONGEST_NAME = 28

@@ -43,7 +43,7 @@ def write_front_files(plan: SweepPlan, results: SweepState, folder: Path, *, ove
 def ledger_metadata(plan: SweepPlan, results: SweepState) -> dict[str, str]:
     """Return the metadata of a flat table of a ledger."""
     metadata = {"plan_hash": plan.hash, "code_version": plan.code_version, "sweep": plan.name}
-    return metadata | {name: str(value) for name, value in results.facts.items()}
+    return metadata | {name: str(value) for name, value in results.data_summary.items()}
 
 
 def _trials_table(plan: SweepPlan, results: SweepState) -> dict[str, Any]:

@@ -6,13 +6,9 @@ In the helpers `points` are (n, 2) in the picture's units (see `spots`).
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection
-from matplotlib.figure import Figure
-from matplotlib.patches import Polygon
 
 from sweep.front import Objectives, front_mask, hypervolume, knee
 from sweep.ledger import TrialRecord
@@ -21,7 +17,6 @@ from sweep.report.axes import budgets, draw_axes, draw_legend, draw_title
 from sweep.report.labels import draw_labels
 from sweep.report.spots import (
     Spot,
-    first_two,
     front_spots,
     in_units,
     replicate_segments,
@@ -43,6 +38,10 @@ from sweep.report.style import (
 from sweep.state import Replicates, SweepState
 from trainer.config import EvaluationConfig
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
 _DOMINATED: dict[str, Any] = {"s": 18, "alpha": 0.6, "linewidths": 0, "zorder": 2, "gid": "dominated"}
 _MEMBER: dict[str, Any] = {"s": (1.7 * MEMBER_RADIUS) ** 2, "edgecolors": INK, "linewidths": 0.9, "zorder": 5}
 _MEMBER |= {"clip_on": False, "gid": "front"}
@@ -57,7 +56,7 @@ def front_picture(plan: SweepPlan, results: SweepState) -> Figure:
         name=plan.name,
         objectives=plan.objectives,
         evaluation=plan.space.evaluation,
-        validation_images=results.facts.get("validation_images"),
+        validation_images=results.data_summary.get("validation_images"),
     )
 
 
@@ -83,7 +82,7 @@ def front_figure(
             probability of being on it.
     """
     drawn = [trial for trial in trials if trial.result is not None]
-    plane = first_two(objectives)
+    plane = objectives.plane()
     values = np.array([[value_of(trial, axis) for axis in plane.names] for trial in drawn]).reshape(-1, 2)
     feasible = np.array([trial.number not in infeasible for trial in drawn], dtype=bool)
     on_front, knee_index = np.zeros(len(drawn), dtype=bool), knee(values[feasible], plane)
@@ -151,6 +150,8 @@ def _draw_infeasible(axes: Axes, points: np.ndarray) -> None:
 
 def _draw_intervals(axes: Axes, segments: np.ndarray) -> None:
     """Draw segments (k, 2, 2) as error bars, fainter where there are many."""
+    from matplotlib.collections import LineCollection
+
     if len(segments):
         alpha = min(1.0, 40 / len(segments))
         lines = LineCollection(list(segments), colors=FAINT, linewidths=0.8, alpha=alpha, label="95% interval")
@@ -160,6 +161,8 @@ def _draw_intervals(axes: Axes, segments: np.ndarray) -> None:
 
 def _draw_staircase(axes: Axes, spots: Sequence[Spot], plane: Objectives) -> None:
     """Draw the edge of the dominated area, the area itself and the knee."""
+    from matplotlib.patches import Polygon
+
     if not spots:
         axes.text(0.5, 0.5, "no finished trial yet", transform=axes.transAxes, ha="center", color=MUTED)
         return

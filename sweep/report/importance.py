@@ -11,10 +11,9 @@ import contextlib
 import textwrap
 import warnings
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from sweep.front import contributions
 from sweep.front import ranks as ranks_of
@@ -24,6 +23,9 @@ from sweep.report.rows import ACCURACIES
 from sweep.report.style import AREA_COLOUR, DPI, GRID, INK, house_style
 from sweep.report.tables import csv_text
 from sweep.state import SweepState
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 CONTRIBUTION = "hypervolume contribution"
 _FEWEST = 8
@@ -113,6 +115,8 @@ def importance_csv(found: Sequence[_Importance]) -> str:
 
 def importance_figure(plan: SweepPlan, results: SweepState, found: Sequence[_Importance]) -> Figure:
     """Draw the importances as bars, a panel per target."""
+    from matplotlib.figure import Figure
+
     targets = list(dict.fromkeys(each.target for each in found))
     names = [name for name in plan.space.swept if any(each.parameter == name for each in found)]
     with house_style():

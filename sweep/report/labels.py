@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.path import Path
-from matplotlib.text import Text
-from matplotlib.transforms import Bbox
 
 from sweep.front import Objectives
 from sweep.report.spots import Spot, staircase
 from sweep.report.style import INK, MEMBER_RADIUS, MUTED
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.path import Path
+    from matplotlib.transforms import Bbox
 
 _MOST_LABELS = 30
 _SIZE = 7.5
@@ -33,6 +34,10 @@ def draw_labels(figure: Figure, axes: Axes, spots: Sequence[Spot], points: np.nd
     """
     if not spots:
         return
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.path import Path
+    from matplotlib.text import Text
+
     renderer = FigureCanvasAgg(figure).get_renderer()
     figure.draw_without_rendering()
     # The labels are placed in this layout, so it stays as it is.
@@ -99,6 +104,8 @@ class _Room:
         Args:
             near: whether the label must lie nearer to its own spot than to any other.
         """
+        from matplotlib.transforms import Bbox
+
         free = []
         taken = np.array(self.taken)
         for direction in _DIRECTIONS:

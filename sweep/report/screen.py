@@ -20,6 +20,7 @@ from sweep.plan import SweepPlan
 from sweep.report.rows import trial_label
 from sweep.report.words import duration, percent
 from sweep.state import SweepState
+from trainer.progress import ProgressLine
 
 _FRONT_SHOWN = 6
 _BAR_WIDTH = 80
@@ -34,9 +35,8 @@ class Screen:
     def __init__(self, console: Console, plan: SweepPlan, results: SweepState) -> None:
         self.console, self.plan, self.results = console, plan, results
         self.begun, self.share_before = 0.0, 0.0
-        self.stages: set[str] = set()
-        """Stages of the preparation that have had their line."""
-        self.spinner = console.status("Starting Ray ...")
+        self.line = ProgressLine(console.file)
+        """Shows how far it is before the first trial and after the last one."""
         self.live = contextlib.ExitStack()
 
     def open(self, *, resumed: bool) -> None:
@@ -50,20 +50,16 @@ class Screen:
             work += f" ({plan.configurations} configurations on {plan.seeds} seeds each)"
         if plan.pack > 1:
             work += f", in packs of {plan.pack},"
-        self.say(f"{work} of {plan.epochs_per_trial} epochs on {plan.space.evaluation.dataset}, seed {plan.seed}")
-        if self.console.is_terminal:
-            self.spinner.start()
+        self.log(f"{work} of {plan.epochs_per_trial} epochs on {plan.space.evaluation.dataset}, seed {plan.seed}")
+        if self.line.living:
+            self.line.begin("Starting Ray ...")
 
     def prepare(self, stage: str, done: int, total: int) -> None:
-        """Show the preparation before the first trial: a spinner on a terminal, a line per stage elsewhere."""
-        if self.console.is_terminal:
-            self.spinner.update(f"Preparing what all trials share: {escape(stage)} {done}/{total}")
-        elif stage not in self.stages:
-            self.stages.add(stage)
-            self.say(f"preparing: {stage}")
+        """Show the preparation before the first trial."""
+        self.line.show(f"preparing: {stage}", done, total)
 
     def __enter__(self) -> Screen:
-        self.spinner.stop()
+        self.line.clear()
         self.begun, self.share_before = time.monotonic(), self.results.share_done(self.plan.epochs_per_trial)
         if self.console.is_terminal:
             self.live.enter_context(
@@ -76,22 +72,23 @@ class Screen:
 
     def close(self) -> None:
         """End everything that moves."""
-        self.spinner.stop()
+        self.line.clear()
         self.live.close()
 
-    def say(self, message: str) -> None:
+    def log(self, message: str) -> None:
         """Print a line that stays, above the live part."""
+        self.line.clear()
         self.console.print(escape(message))
 
     def trial_changed(self, number: int) -> None:
         """Print a line for a trial that failed and, where nothing is live, for every trial that ended."""
         record = self.results.trials[number]
         if record.state == "failed":
-            self.say(f"trial {number:03d} failed: {record.reason}")
+            self.log(f"trial {number:03d} failed: {record.reason}")
         elif record.state != "running" and not self.console.is_terminal:
             how = f" {record.reason}" if record.state == "stopped" else ""
             counts, outlook = self.counts(self.results), self.outlook(self.results)
-            self.say(f"{counts}; trial {number:03d}{how}: {_accuracies(record.reports[-1])}; {outlook}")
+            self.log(f"{counts}; trial {number:03d}{how}: {_accuracies(record.reports[-1])}; {outlook}")
 
     def render(self) -> Group:
         """Return what is live: counts, a bar, the running trials, the front."""

@@ -5,7 +5,6 @@ A picture shows the plane of the first two objectives. Its units are percent for
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -47,16 +46,10 @@ class Spot(NamedTuple):
         return ", ".join(numbers[:_LABELLED_TRIALS] + more) + chance + (" (knee)" if self.is_knee else "")
 
 
-def first_two(objectives: Objectives) -> Objectives:
-    """Return the plane of the first two objectives."""
-    return Objectives(objectives.names[:2], objectives.maximise[:2], objectives.reference[:2])
-
-
 def in_units(objectives: Objectives) -> tuple[Objectives, np.ndarray]:
     """Return the plane of the first two objectives in the picture's units, and the factors (2,) that lead to them."""
-    plane = first_two(objectives)
-    units = np.array([100.0 if name in AXES else 1.0 for name in plane.names])
-    return dataclasses.replace(plane, reference=tuple(units * plane.reference)), units
+    units = np.array([100.0 if name in AXES else 1.0 for name in objectives.names[:2]])
+    return objectives.plane(units.tolist()), units
 
 
 def front_spots(

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-import matplotlib
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from trainer.config import REGULARIZERS
 from trainer.errors import InputError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 DPI = 200
 INK, MUTED, FAINT, KNEE_COLOUR, AREA_COLOUR = "#222222", "#777777", "#BDBDBD", "#D55E00", "#0072B2"
@@ -42,6 +42,8 @@ _STYLE: dict[Any, Any] = {
 @contextlib.contextmanager
 def house_style() -> Iterator[None]:
     """Apply our settings on top of Matplotlib's own, whatever a user's settings file says."""
+    import matplotlib
+
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)
@@ -51,6 +53,8 @@ def house_style() -> Iterator[None]:
 @contextlib.contextmanager
 def house_figure(*, height: float = 5.8) -> Iterator[tuple[Figure, Axes]]:
     """Open a figure with one pair of axes, drawn in the house style; its height is in inches."""
+    from matplotlib.figure import Figure
+
     with house_style():
         figure = Figure(figsize=(7.2, height), dpi=DPI, layout="constrained")
         yield figure, figure.add_subplot()

@@ -8,7 +8,7 @@ from sweep.plan import SweepPlan
 from sweep.report.rows import ACCURACIES
 from sweep.report.words import percent
 from sweep.state import DataSummary, SweepState
-from trainer.human_agreement import ORACLE, HumanAgreement, Share
+from trainer.human_agreement import JUDGE, HumanAgreement, Share
 from trainer.report import collapse
 
 _NAMED = 8
@@ -27,7 +27,7 @@ def verdict(plan: SweepPlan, results: SweepState) -> str:
         f"hypervolume {results.hypervolume:.4f} of 1. Sensitivity under {evaluation.eval_sensitivity_norm} "
         f"{evaluation.eval_sensitivity_epsilon:.3g} (PGD-{evaluation.eval_sensitivity_steps}); invariance under "
         f"{evaluation.eval_invariance_norm} {evaluation.eval_invariance_epsilon:.3g}, a proxy: "
-        f"{_describe_judge(results.facts)}{_collapsed_trials(results)}"
+        f"{_describe_judge(results.data_summary)}{_collapsed_trials(results)}"
     )
 
 
@@ -74,7 +74,7 @@ def _describe_judge(summary: DataSummary) -> str:
 def _human_agreement(summary: DataSummary) -> Iterator[str]:
     """Yield how far people agree with the judge, a sentence for every set of images that they labelled."""
     for each in HumanAgreement.from_plain(summary["people"]).sets if summary.get("people") else ():
-        judge = each.by(ORACLE)
+        judge = each.by(JUDGE)
         yield (
             f" On {each.name} it answers {judge.covered.hits} of {each.images} images, and people agree with it on "
             f"{_ratio(judge.changed)} that changed for them, {_ratio(judge.unchanged)} that did not, and "

@@ -19,7 +19,7 @@ class Budget:
 
     def __init__(self, plan: SweepPlan, state: SweepState, concurrent: int) -> None:
         self.plan, self.state = plan, state
-        self._hours_before = state.held_seconds / concurrent / _HOUR
+        self._hours_before = state.slot_seconds / concurrent / _HOUR
         self._begun = time.monotonic()
         self._since: dict[int, float] = {}
         """Time since which each running trial has its slot, moved back by the time that it had one before."""
@@ -40,7 +40,7 @@ class Budget:
         record = self.state.trials.get(number)
         if record and not self.runs(number):
             self._rest(record, -1)
-        self._since[number] = time.monotonic() - (record.held if record else 0.0)
+        self._since[number] = time.monotonic() - (record.slot_seconds if record else 0.0)
 
     def slot_seconds(self, number: int) -> float:
         """Return for how long a running trial has had a slot, all attempts together."""
@@ -60,7 +60,7 @@ class Budget:
     def usual(self) -> float:
         """Time in seconds for which a whole trial has its slot, by what was seen; 0 before the first report."""
         running = [self.state.trials[number] for number in self._since if number in self.state.trials]
-        wholes = [_whole_seconds(record) for record in running if record.held]
+        wholes = [_whole_seconds(record) for record in running if record.slot_seconds]
         known = self._resting + len(wholes)
         return (self._resting_whole + sum(wholes)) / known if known else 0.0
 
@@ -96,9 +96,9 @@ class Budget:
 
     def _rest(self, record: TrialRecord, sign: int = 1) -> None:
         """Count a trial that has no slot; with a `sign` of -1 uncount it."""
-        if record.held:
+        if record.slot_seconds:
             self._resting += sign
-            self._resting_seconds += sign * record.held
+            self._resting_seconds += sign * record.slot_seconds
             self._resting_whole += sign * _whole_seconds(record)
 
 
@@ -106,5 +106,5 @@ def _whole_seconds(record: TrialRecord) -> float:
     """Return for how long a trial that has reported has its slot from its first epoch to its last."""
     epochs = [report["epoch"] for report in record.reports if not report["final"]]
     if record.state == "finished" or not epochs:
-        return record.held
-    return record.held * max(1.0, record.config["epochs"] / epochs[-1])
+        return record.slot_seconds
+    return record.slot_seconds * max(1.0, record.config["epochs"] / epochs[-1])

@@ -123,9 +123,9 @@ class ParetoSearch:
         self._next_number = record.number + 1
         group = record.number // self.seeds
         if group not in self._open:
-            self._add(group, record.config, record.noted)
+            self._add(group, record.config, record.sampler_state)
         if record.state == "running":
-            self._interrupted.append(_Proposal(record.number, record.config, record.noted))
+            self._interrupted.append(_Proposal(record.number, record.config, record.sampler_state))
         else:
             self.end(record.number, record.state, record.result)
 

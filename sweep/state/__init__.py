@@ -4,17 +4,4 @@ from sweep.state.data_summary import DATA_SUMMARY, DataSummary, read_data_summar
 from sweep.state.findings import Milestone
 from sweep.state.rank_tracker import RankTracker, TrackedRank
 from sweep.state.replicates import Replicates
-from sweep.state.sweep_state import SweepState, seconds_of, state_of_trials
-
-__all__ = [
-    "DATA_SUMMARY",
-    "DataSummary",
-    "Milestone",
-    "RankTracker",
-    "read_data_summary",
-    "Replicates",
-    "seconds_of",
-    "state_of_trials",
-    "SweepState",
-    "TrackedRank",
-]
+from sweep.state.sweep_state import SweepState, read_state, seconds_of, state_of_trials

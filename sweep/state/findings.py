@@ -66,7 +66,7 @@ class Findings:
         self, objectives: Objectives, *, total: int, seeds: int = 1, require: Sequence[Requirement] = ()
     ) -> None:
         self.objectives, self.total, self.seeds, self.require = objectives, total, seeds, require
-        self.facts: DataSummary = {}
+        self.data_summary: DataSummary = {}
         self.trials: dict[int, TrialRecord] = {}
         self.under_way: set[int] = set()
         """Numbers of the running trials."""
@@ -135,9 +135,9 @@ class Findings:
         return self.epochs_done(epochs_per_trial) / (self.total * epochs_per_trial)
 
     @property
-    def held_seconds(self) -> float:
+    def slot_seconds(self) -> float:
         """Time for which trials have had their slots, all slots together."""
-        return sum(record.held for record in self.trials.values())
+        return sum(record.slot_seconds for record in self.trials.values())
 
     # -------------------------------------------------------------------------------------------------------- points
 
@@ -224,7 +224,7 @@ class Findings:
             self.found_last.replicates = len(whole), found
         return found
 
-    def told_together(self, number: int, replicates: Mapping[int, Replicates]) -> dict[str, float]:
+    def configuration_metrics(self, number: int, replicates: Mapping[int, Replicates]) -> dict[str, float]:
         """Return what MLflow shows of a trial's configuration.
 
         Args:

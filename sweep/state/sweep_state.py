@@ -9,8 +9,9 @@ from collections.abc import Container, Mapping, Sequence
 
 from search_spaces import Requirement
 from sweep.front import Front, Objectives
-from sweep.ledger import Event, TrialRecord
+from sweep.ledger import Event, TrialRecord, read_ledger
 from sweep.plan import SweepPlan
+from sweep.state.data_summary import read_data_summary
 from sweep.state.findings import Findings, FoundLast, Milestone
 from sweep.state.replicates import mean_record
 
@@ -18,6 +19,13 @@ from sweep.state.replicates import mean_record
 def state_of_trials(plan: SweepPlan, trials: Mapping[int, TrialRecord]) -> SweepState:
     """Return the state of a plan's sweep after some trials."""
     return SweepState(plan.objectives, trials, total=plan.trials, seeds=plan.seeds, require=plan.space.require)
+
+
+def read_state(plan: SweepPlan) -> SweepState:
+    """Return the state of a plan's sweep as its ledger tells, with the summary of its data."""
+    state = state_of_trials(plan, read_ledger(plan.folder).trials)
+    state.data_summary = read_data_summary(plan.folder)
+    return state
 
 
 class SweepState(Findings):

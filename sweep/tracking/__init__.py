@@ -4,10 +4,3 @@ from sweep.tracking.comparison_run import write_comparison
 from sweep.tracking.server import serve
 from sweep.tracking.tracker import Tracker
 from sweep.tracking.writer import sync
-
-__all__ = [
-    "serve",
-    "sync",
-    "Tracker",
-    "write_comparison",
-]

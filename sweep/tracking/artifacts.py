@@ -77,7 +77,7 @@ def _write_model(
             *row,
             model_id=model.model_id,
             dataset_name=plan.space.evaluation.dataset,
-            dataset_digest=state.facts.get("data_fingerprint", ""),
+            dataset_digest=state.data_summary.get("data_fingerprint", ""),
             run_id=run_id,
         )
         for row in report_metrics(record.reports[-1])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from sweep.plan import SweepPlan
+from sweep.plan import AuditOptions, SweepPlan
 from sweep.report import save_figure
 from sweep.state import SweepState
 
@@ -19,7 +19,7 @@ def write_curves(plan: SweepPlan, state: SweepState, number: int, folder: Path) 
     Returns:
         A digest of what is shown; empty for a trial that was never audited.
     """
-    from sweep.audit import AUDIT_FOLDER, Audit, AuditOptions, Finalist, curves_figure, read_audited
+    from sweep.audit import AUDIT_FOLDER, Audit, Finalist, curves_figure, read_audited
 
     found = [read_audited(path) for path in sorted((plan.folder / AUDIT_FOLDER).glob(f"{number:04d}-*.json"))]
     known = [audited for audited in found if audited is not None]

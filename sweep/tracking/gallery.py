@@ -51,7 +51,7 @@ def sensitivity_examples(model: nn.Module, prepared: Prepared) -> list[_Example]
     """Find images that were right until the judging attack changed them; the highest probability of the wrong answer
     comes first."""
     from trainer.attacks import frozen, worst_case
-    from trainer.training import judging_attacks, judging_generator
+    from trainer.training import evaluation_attacks, judging_generator
 
     evaluation, validation = prepared.evaluation, prepared.data.validation
     images, labels = validation.images[:_ATTACKED], validation.labels[:_ATTACKED]
@@ -60,7 +60,7 @@ def sensitivity_examples(model: nn.Module, prepared: Prepared) -> list[_Example]
             lambda batch: model(batch).logits,
             images,
             labels,
-            judging_attacks(evaluation),
+            evaluation_attacks(evaluation),
             generator=judging_generator(evaluation, images.device),
         )
     broken = found.clean & ~found.survived

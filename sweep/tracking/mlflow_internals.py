@@ -1,7 +1,7 @@
 """Everything that this project uses of MLflow beyond its documented interface.
 
 MLflow promises none of this, so that a new version may change it. Each item has a test in
-`tests/unit/test_canaries_mlflow.py` that says what broke. The addresses of MLflow's page are in `sweep.report.links`.
+`tests/unit/test_canaries_mlflow.py` that says what broke. The addresses of MLflow's page are in `sweep.tracking.links`.
 """
 
 from __future__ import annotations

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sweep.plan import SweepPlan
-from sweep.report import front_markdown, write_front_files
+from sweep.report import write_front_files
 from sweep.state import Milestone, SweepState
+from sweep.tracking.description import front_markdown
 from sweep.tracking.metrics import agreement_metrics, milestone_metrics, milliseconds
 from sweep.tracking.mlflow_internals import (
     COLOUR_TAG,
@@ -50,7 +51,7 @@ class ParentRun:
         fixed |= {"sweep_seed": plan.seed}
         self.store.log_batch(self.run_id, params={**plan.space.evaluation.to_dict(), **fixed})
         self.store.client.update_run(self.run_id, status="RUNNING")
-        self.store.log_data(self.run_id, state.facts)
+        self.store.log_data(self.run_id, state.data_summary)
 
     def _find(self) -> str | None:
         query = f"tags.`otsweep.sweep` = '{self.plan.name}' and tags.`otsweep.kind` = 'sweep'"
@@ -63,7 +64,7 @@ class ParentRun:
         return found[0].info.run_id
 
     def _create(self, state: SweepState) -> str:
-        tags = {**self.store.sweep_tags(state.facts), "otsweep.kind": "sweep", COLOUR_TAG: DOMINATED_COLOUR}
+        tags = {**self.store.sweep_tags(state.data_summary), "otsweep.kind": "sweep", COLOUR_TAG: DOMINATED_COLOUR}
         return self.store.create_run(self.plan.name, started=_created(self.plan), tags=tags)
 
     def write_views(self) -> None:

@@ -15,7 +15,7 @@ import webbrowser
 from pathlib import Path
 
 from sweep.plan import SweepPlan
-from sweep.report import FRONT, view_key, view_link
+from sweep.tracking.links import FRONT, view_key, view_link
 from sweep.tracking.mlflow_internals import SERVER_ENVIRONMENT
 from sweep.tracking.store import Log, connect
 from trainer.errors import InputError

@@ -8,8 +8,8 @@ from collections import deque
 from collections.abc import Callable
 
 from sweep.plan import SweepPlan
-from sweep.report import FRONT, view_key, view_link
 from sweep.state import SweepState
+from sweep.tracking.links import FRONT, view_key, view_link
 from sweep.tracking.mlflow_internals import explain_error
 from sweep.tracking.store import Log, OnProgress
 from sweep.tracking.writer import Writer

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from sweep.ledger import TrialRecord
 from sweep.plan import SweepPlan
-from sweep.report import folded_command, run_again, trial_label
+from sweep.report import trial_label
 from sweep.state import SweepState, seconds_of
+from sweep.tracking.description import folded_command, run_again
 from sweep.tracking.metrics import ONCE_PER_REPORT, MetricRow, milliseconds, report_batches, report_metrics
 from sweep.tracking.mlflow_internals import NOTE_TAG, PARENT_TAG
 from sweep.tracking.ranking import Ranking
@@ -116,7 +117,7 @@ class TrialRuns:
     def _first_tags(self, record: TrialRecord, state: SweepState) -> dict[str, str]:
         """Return the tags of a trial that begins."""
         return {
-            **self.store.sweep_tags(state.facts),
+            **self.store.sweep_tags(state.data_summary),
             PARENT_TAG: self.parent,
             "otsweep.kind": "trial",
             "otsweep.trial": str(record.number),

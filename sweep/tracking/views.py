@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sweep.plan import SweepPlan
-from sweep.report import ALL, COST, FRONT, view_key
+from sweep.tracking.links import ALL, COST, FRONT, view_key
 from sweep.tracking.mlflow_internals import VIEW_TAG, pack_view, read_view
 
 NAMES = (FRONT, ALL, COST)

@@ -12,9 +12,8 @@ import time
 from collections.abc import Callable
 
 from sweep.forecast import describe_cost
-from sweep.ledger import read_ledger
 from sweep.plan import SweepPlan, masked
-from sweep.state import SweepState, read_data_summary, state_of_trials
+from sweep.state import SweepState, read_state
 from sweep.tracking.artifacts import write_artifacts
 from sweep.tracking.mlflow_internals import explain_error, store_errors
 from sweep.tracking.parent_run import ParentRun
@@ -122,8 +121,7 @@ def sync(plan: SweepPlan, uri: str, *, log: Log, on_progress: OnProgress = lambd
         InputError: if nothing answers there, if it fails on the way, or while another process writes the same sweep
             into the same store.
     """
-    state = state_of_trials(plan, read_ledger(plan.folder).trials)
-    state.facts = read_data_summary(plan.folder)
+    state = read_state(plan)
     if not state.trials:
         return state
     with contextlib.closing(Writer(plan, uri, log=log)) as writer:

@@ -28,9 +28,8 @@ from rich.console import Console
 from search_spaces.reading import load_space
 from sweep.engine.ledger_callback import LedgerCallback
 from sweep.engine.result_keys import FOOTPRINT, REPORT
-from sweep.engine.scheduler import MultiObjectiveASHA
+from sweep.engine.scheduler import MultiObjectiveASHA, SweepStopper
 from sweep.engine.slots import Slots
-from sweep.engine.stopper import SweepStopper
 from sweep.ledger.writing import LedgerWriter
 from sweep.plan.from_options import make_plan
 from sweep.plan.plan_file import write_plan
@@ -158,13 +157,13 @@ def simulate(storage: Path, clock: Clock, trials: int) -> Iterator[Part]:
     scheduler = MultiObjectiveASHA(rungs)
     with (storage / "screen.txt").open("w") as lines, LedgerWriter(plan.folder) as ledger:
         screen = Screen(Console(file=lines), plan, results)
-        tracker = Tracker(plan, results, log=screen.say)
+        tracker = Tracker(plan, results, log=screen.log)
 
         def listen(number: int) -> None:
             tracker.changed(number)
             screen.trial_changed(number)
 
-        ledger_callback = LedgerCallback(ledger, results, rungs, budget, slots, on_event=listen, log=screen.say)
+        ledger_callback = LedgerCallback(ledger, results, rungs, budget, slots, on_event=listen, log=screen.log)
         clock.watch(search, "search", "suggest", "on_trial_complete")
         clock.watch(scheduler, "scheduler", "on_trial_result", "on_trial_complete")
         clock.watch(ledger, "ledger", "started", "reported", "decided", "ended")

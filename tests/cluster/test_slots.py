@@ -95,8 +95,8 @@ def test_gpu_hours_are_what_trials_hold_across_resumptions(plan_of: Any, monkeyp
     monkeypatch.setattr(time, "monotonic", lambda: now)
     config = {"epochs": 10}
     said = [{"epoch": 5, "final": False}]
-    before = TrialRecord(0, config, 0, "failed", started=0.0, held=1800.0)
-    cut = TrialRecord(1, config, 0, "running", started=0.0, held=900.0, reports=said)
+    before = TrialRecord(0, config, 0, "failed", started=0.0, slot_seconds=1800.0)
+    cut = TrialRecord(1, config, 0, "running", started=0.0, slot_seconds=900.0, reports=said)
     results = SweepState(OBJECTIVES, {0: before, 1: cut}, total=9)
     budget = Budget(plan_of(gpus_per_trial=0.5, max_gpu_hours=1.0), results, 2)
     assert budget.gpu_hours == 0.5 * 2700 / 3600
@@ -146,8 +146,8 @@ def test_shares_of_a_gpu_memory_and_gpu_hours_in_a_sweep(new_storage: Callable[[
         assert "GB: " in capped.stdout
         assert "at once from now on" in capped.stdout
         assert len(trials) < 8
-        spent = share * sum(record.held for record in trials) / 3600
-        assert spent <= cap + share * max(record.held for record in trials) / 3600
+        spent = share * sum(record.slot_seconds for record in trials) / 3600
+        assert spent <= cap + share * max(record.slot_seconds for record in trials) / 3600
         assert f"Ended after {ended} of 8 trials, as the plan has it" in capped.stdout
 
         done = sweep.call("resume", "gpu", "--max-gpu-hours", "1")

@@ -19,7 +19,7 @@ import pytest
 
 from search_spaces.reading import load_space
 from sweep.cluster.access import check_address, read_token
-from sweep.cluster.cluster import Job, exit_status, strip_preamble
+from sweep.cluster.cluster import Job, exit_status
 from sweep.cluster.info import ClusterInfo, differences, find_answer
 from sweep.cluster.submission import Submission, refuse_duplicate
 from sweep.cluster.submit import free_id, pack
@@ -390,12 +390,6 @@ def test_an_empty_token_file_is_no_token(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
     with pytest.raises(InputError, match="the file is empty"):
         read_token()
-
-
-def test_a_log_is_shown_without_what_ray_writes_before_it() -> None:
-    log = "2026 INFO job_manager.py -- Runtime env is setting up.\nRunning entrypoint for job a: python\nours\nmore"
-    assert strip_preamble(log) == "ours\nmore"
-    assert strip_preamble("2026 INFO job_manager.py -- Runtime env is setting up.\n") == ""
 
 
 def test_the_answer_of_a_cluster_is_found_among_what_ray_says() -> None:

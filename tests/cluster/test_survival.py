@@ -293,7 +293,7 @@ def test_the_clock_jumps(sweep: Sweep, tmp_path: Path) -> None:
     assert max(record.ended or 0 for record in trials.values()) > time.time() + 300 * 86400
     assert (trials[TRIALS - 1].ended or 0) < time.time() - 20 * 86400
     assert sorted(trials.values(), key=lambda record: record.ended_as) == list(trials.values())
-    assert all(0 < record.held < 300 for record in trials.values())
+    assert all(0 < record.slot_seconds < 300 for record in trials.values())
 
 
 @pytest.fixture

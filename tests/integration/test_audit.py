@@ -23,7 +23,7 @@ from rich.console import Console
 
 from search_spaces.reading import load_space
 from sweep.audit import audit as module
-from sweep.audit.audit import Audit, read_options, run_audit
+from sweep.audit.audit import Audit, run_audit
 from sweep.audit.figures import audit_figure, curves_figure
 from sweep.audit.finalists import (
     COUNTS,
@@ -36,7 +36,7 @@ from sweep.audit.finalists import (
     share_interval,
     verdicts,
 )
-from sweep.audit.results import AuditOptions, AuditResult, sealed
+from sweep.audit.results import AuditResult, judged_by, sealed
 from sweep.audit.tables import (
     ROWS,
     command,
@@ -53,6 +53,7 @@ from sweep.front.pareto import front_mask
 from sweep.ledger.reading import read_ledger
 from sweep.ledger.records import TrialRecord
 from sweep.ledger.writing import LedgerWriter
+from sweep.plan.audit_options import AuditOptions
 from sweep.plan.from_options import make_plan
 from sweep.plan.objectives import OBJECTIVES
 from sweep.plan.plan import SweepPlan
@@ -67,8 +68,8 @@ from trainer.config import TrialConfig
 from trainer.data.datasets import Split
 from trainer.errors import InputError
 from trainer.human_agreement import (
+    JUDGE,
     MODEL,
-    ORACLE,
     ORIGINAL,
     Agreement,
     ExamplesFolder,
@@ -117,7 +118,7 @@ def audited(number: int, seed: int, numbers: Mapping[str, float]) -> AuditResult
     return AuditResult(
         number=number,
         config={"seed": seed},
-        judged_by=AuditOptions().judged_by,
+        judged_by=judged_by(AuditOptions()),
         images=IMAGES,
         numbers={
             **numbers,
@@ -147,7 +148,7 @@ def people(digest: str, *, hits: int = 10) -> HumanAgreement:
                 white=255,
                 agreements=(
                     Agreement(ORIGINAL, whole, Share(0, 40), Share(40, 40), Share(60, 60), none),
-                    Agreement(ORACLE, Share(60, 100), Share(15, 20), Share(3, 20), Share(35, 40), Share(15, 18)),
+                    Agreement(JUDGE, Share(60, 100), Share(15, 20), Share(3, 20), Share(35, 40), Share(15, 18)),
                     Agreement(MODEL, whole, Share(hits, 40), Share(20, 38), Share(50, 60), Share(hits, 30)),
                 ),
             ),
@@ -164,7 +165,7 @@ def shown_people(audit: Audit, finalists: Sequence[Finalist]) -> str:
 
 def audit_of(plan: SweepPlan, trials: Sequence[TrialRecord], **options: int) -> Audit:
     results = SweepState(plan.objectives, {record.number: record for record in trials}, total=plan.trials)
-    results.facts = {"validation_images": IMAGES, "oracle_accuracy": 0.99, "oracle_coverage": 0.8}
+    results.data_summary = {"validation_images": IMAGES, "oracle_accuracy": 0.99, "oracle_coverage": 0.8}
     return Audit(plan, results, AuditOptions(**options))
 
 
@@ -524,16 +525,16 @@ class TestBadInput:
             ("seeds", "0", "--seeds = 0: must be at least 1"),
             ("seeds", "two", "--seeds = 'two': must be a whole number"),
             ("test_size", "-5", "--test-size = -5: must be at least 0"),
-            ("finalists", "1.5", "--finalists = '1.5': must be a whole number"),
+            ("finalists", "1.5", "--finalists = 1.5: must be a whole number"),
             ("steps", "0", "--steps = 0: must be at least 1"),
         ],
     )
     def test_options(self, name: str, value: str, message: str) -> None:
         with pytest.raises(InputError, match=re.escape(message)):
-            read_options({name: value})
+            AuditOptions.of({name: value})
 
     def test_options_left_out_keep_their_defaults(self) -> None:
-        assert read_options({"seeds": "2", "steps": None, "name": "x"}) == AuditOptions(seeds=2)
+        assert AuditOptions.of({"seeds": "2", "steps": None, "name": "x"}) == AuditOptions(seeds=2)
 
     def test_an_unknown_sweep(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["audit", "nowhere", "--storage", str(tmp_path)]) == 2
@@ -600,11 +601,11 @@ def results(storage: Path, first: subprocess.CompletedProcess[str]) -> Iterator[
 def audit_in(storage: Path, seeds: int) -> Audit:
     plan = read_plan("swept", storage=str(storage))
     swept = SweepState(plan.objectives, read_ledger(plan.folder).trials, total=plan.trials)
-    swept.facts = read_data_summary(plan.folder)
+    swept.data_summary = read_data_summary(plan.folder)
     options = {
         word.removeprefix("--").replace("-", "_"): n for word, n in zip(OPTIONS[::2], OPTIONS[1::2], strict=True)
     }
-    return Audit(plan, swept, read_options({**options, "seeds": seeds}))
+    return Audit(plan, swept, AuditOptions.of({**options, "seeds": seeds}))
 
 
 @pytest.mark.slow

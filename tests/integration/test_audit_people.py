@@ -18,7 +18,7 @@ from tests.integration.test_audit import OPTIONS, TINY
 from tests.integration.test_sweep import run_words
 from tests.support.commands import otsweep
 from trainer.files.sealed import SEAL
-from trainer.human_agreement import MODEL, ORACLE, ORIGINAL, HumanAgreement
+from trainer.human_agreement import JUDGE, MODEL, ORIGINAL, HumanAgreement
 
 MNIST = TINY.replace("dataset: digits, train_size: 300", "dataset: mnist, train_size: 1000").replace(
     "eval_sensitivity_steps: 3", "eval_sensitivity_steps: 3, eval_invariance_epsilon: 1.0"
@@ -69,7 +69,7 @@ def test_an_audit_is_compared_with_people_once_and_says_so_ever_after(mnist_stor
         sizes = {each.name: (each.images, each.changed, each.unchanged) for each in compared.sets}
         assert sizes == {"linf/automated_eps03": (100, 21, 79), "l0/automated": (100, 55, 45)}
         for each in compared.sets:
-            original, oracle, model = (each.by(name) for name in (ORIGINAL, ORACLE, MODEL))
+            original, oracle, model = (each.by(name) for name in (ORIGINAL, JUDGE, MODEL))
             assert (original.changed.hits, original.unchanged.value, original.stuck.value) == (0, 1, 1)
             assert oracle.covered.hits == oracle.changed.size + oracle.unchanged.size
             assert model.covered == (100, 100)
@@ -112,5 +112,5 @@ def test_a_trial_is_compared_with_people_too(mnist_storage: Path, data_dir: Path
     for each in compared.sets:
         assert each.title in done.stdout
         for agreement in each.agreements:
-            name = {ORACLE: "the judge"}.get(agreement.answerer, agreement.answerer)
+            name = {JUDGE: "the judge"}.get(agreement.answerer, agreement.answerer)
             assert re.search(rf"{name} +{agreement.changed.value:.1%} of {agreement.changed.size} ", done.stdout)

@@ -57,7 +57,7 @@ def side(plan: SweepPlan, name: str, *clouds: list[tuple[float, float]]) -> Side
             final |= {"invariance_changed_size": COUNT, "time": 1.0}
             trials[number] = TrialRecord(number, TrialConfig().to_dict(), 0, "finished", ended=1.0, reports=[final])
         results = SweepState(plan.objectives, trials, total=len(trials))
-        results.facts = dict(FACTS)
+        results.data_summary = dict(FACTS)
         sweeps.append(Sweep(dataclasses.replace(plan, name=f"{name}{place}"), results))
     return Side(name, tuple(sweeps))
 
@@ -151,7 +151,7 @@ def test_more_seeds_are_a_mean_and_a_band(plan: SweepPlan) -> None:
 )
 def test_fronts_that_were_judged_differently_are_refused(plan: SweepPlan, change: dict, named: str) -> None:
     a, b = side(plan, "a", [(0.2, 0.2)]), side(plan, "b", [(0.2, 0.2)])
-    b.sweeps[0].results.facts |= change
+    b.sweeps[0].results.data_summary |= change
     with pytest.raises(InputError, match=f"judged differently, so their points can't be compared: {named}"):
         compare_sweeps(a, b)
 

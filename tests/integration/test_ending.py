@@ -86,7 +86,7 @@ def test_enough_is_a_flat_front_or_a_spent_time(tmp_path: Path, monkeypatch: pyt
     assert budget(stop_when_flat=5).enough()
     assert not budget(stop_when_flat=6).enough()
 
-    flat.trials[0] = dataclasses.replace(flat.trials[0], held=1800.0)
+    flat.trials[0] = dataclasses.replace(flat.trials[0], slot_seconds=1800.0)
     timed = budget(2, max_hours=0.5)
     assert not timed.enough(), "half an hour in two slots is a quarter"
     now = time.monotonic()

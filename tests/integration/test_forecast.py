@@ -24,7 +24,7 @@ from sweep.engine.trainable import Footprint
 from sweep.forecast import kept, quantities
 from sweep.forecast.forecast import make_forecast
 from sweep.forecast.kept import FORECAST, describe_cost, kept_at
-from sweep.forecast.measured import Candidate, Packing, ProfileResult, TimedConfiguration
+from sweep.forecast.measured import Candidate, ProfileResult, TimedConfiguration
 from sweep.forecast.profile import candidates, extremes, work
 from sweep.forecast.quantities import EXPECTED, HIGH, HOUR, LOW, Span
 from sweep.forecast.schedule import expected_rungs, fill_slots, mean_epochs, survivors, trial_lengths
@@ -80,7 +80,7 @@ def measured(
     points = [TimedConfiguration(Candidate(config, point=number), COST) for number in range(len(plan.space.points))]
     corners = [TimedConfiguration(Candidate(config), COST.slowed(factor)) for factor in (0.25, 4.0)]
     draws = [TimedConfiguration(Candidate(config, drawn=True), COST.slowed(factor)) for factor in factors]
-    known = {"nodes": [Node(2, 0, 16 * GIGABYTE)], "ray_seconds": 3.0, "worker_seconds": 4.0, "preparation": {}}
+    known = {"nodes": [Node(2, 0, 16 * GIGABYTE)], "ray_seconds": 3.0, "worker_seconds": 4.0, "preparation": []}
     known |= {"failed": [], "footprint": Footprint(GIGABYTE, 0, 0), "slots": slots}
     return ProfileResult(timed=[*corners, *points, *draws], **{**known, **given})
 
@@ -92,18 +92,16 @@ def test_in_a_pack_a_trial_waits_for_its_neighbours_but_for_what_they_gain(plann
     """Pack four lanes that are worth two trials: twice as long each, four at once, at a quarter of the GPU."""
     alone, packed = planned(gpus_per_trial=1, trials=200), planned(gpus_per_trial=1, trials=200, pack=4)
     apart = make_forecast(alone, measured(alone, slots=1))
-    together = make_forecast(packed, measured(packed, slots=4, pack=Packing(4, 2.0)))
+    together = make_forecast(packed, measured(packed, slots=4, pack_gain=2.0))
     assert together.trial_seconds.expected == pytest.approx(2 * apart.trial_seconds.expected, rel=0.1)
     assert together.running_seconds.expected == pytest.approx(apart.running_seconds.expected / 2, rel=0.1)
     assert together.gpu_hours.expected == pytest.approx(apart.gpu_hours.expected / 2, rel=0.1)
 
 
-@pytest.mark.parametrize(("gain", "told"), [(0.8, "--pack 4 does not pay here"), (3.0, "--pack 4 pays here")])
-def test_whether_packing_pays_is_told(planned: Any, gain: float, told: str) -> None:
-    plan = planned()
-    made = make_forecast(plan, measured(plan, pack=Packing(4, gain)))
-    assert [told in remark for remark in made.remarks] == [True]
-    assert made.to_dict()["packing"] == {"lanes": 4, "gain": gain}
+def test_what_a_pack_gains_is_told(planned: Any) -> None:
+    plan = planned(gpus_per_trial=1, pack=4)
+    [remark] = make_forecast(plan, measured(plan, pack_gain=3.0)).remarks
+    assert remark == "--pack 4: its steps are 3 times as fast as one trial after the other"
 
 
 # ------------------------------------------------------------------------------------------------------------ epochs
@@ -205,10 +203,11 @@ def test_every_seed_is_a_trial(planned: Any) -> None:
 
 def test_a_forecast_adds_up(planned: Any) -> None:
     plan = planned(trials=10)
-    told = make_forecast(plan, measured(plan, preparation={"judge oracle": 20.0}))
-    assert told.wall_seconds.expected == pytest.approx(3 + 4 + 20 + told.running_seconds.expected + told.ending_seconds)
+    told = make_forecast(plan, measured(plan, preparation=["judging set"]))
+    assert told.wall_seconds.expected == pytest.approx(3 + 4 + told.running_seconds.expected + told.ending_seconds)
     assert told.running_seconds.low < told.running_seconds.expected < told.running_seconds.high
     assert told.running_seconds.expected >= told.cpu_hours.expected * HOUR / 2
+    assert dict(lines(plan, told))["  preparing"] == "not counted, once for this data: judging set"
     assert told.gpu_hours == Span(0, 0, 0)
     assert told.storage["checkpoints"] == 10 * (2 * 3_000_000 + 750_000)
     assert told.memory["host"] == GIGABYTE
@@ -309,7 +308,9 @@ def test_a_plan_of_points_alone_times_only_them(planned: Any) -> None:
 def sweep_of(plan: SweepPlan, held: list[float]) -> Any:
     report = {"epoch": 1, "final": True, "sensitivity_accuracy": 0.5, "invariance_accuracy": 0.5}
     records = [
-        TrialRecord(number, TrialConfig().to_dict(), 0, "finished", held=seconds, ended=float(number), reports=[report])
+        TrialRecord(
+            number, TrialConfig().to_dict(), 0, "finished", slot_seconds=seconds, ended=float(number), reports=[report]
+        )
         for number, seconds in enumerate(held)
     ]
     return state_of_trials(plan, {record.number: record for record in records})
@@ -391,7 +392,7 @@ def test_a_real_sweep_beside_its_forecast(storage: Path) -> None:
     told = json.loads(done.stdout)
     assert {path.name for path in storage.iterdir()} == {"small.yaml", "cache"}, "nothing was run or logged"
     assert not (storage / "cache" / "prepared").exists()
-    assert sum(told["preparation"].values()) > 1
+    assert told["preparation"] == ["judging set", "linf perturbations"]
     assert told["slots"] == 1
     assert told["memory"]["host"] > 10**8
     assert f"--storage {storage}" in told["command"]
@@ -403,7 +404,7 @@ def test_a_real_sweep_beside_its_forecast(storage: Path) -> None:
     plan = read_plan("mine", storage=str(storage))
     beside = json.loads((plan.folder / FORECAST).read_text())
     assert beside["planned"]["running_seconds"] == told["running_seconds"]
-    held = sum(record.held for record in read_ledger(plan.folder).trials.values())
+    held = sum(record.slot_seconds for record in read_ledger(plan.folder).trials.values())
     assert held / 4 < told["running_seconds"]["expected"] < held * 4
     files = (plan.folder / "trials").rglob("*.pt")
     assert told["storage"]["checkpoints"] == pytest.approx(sum(path.stat().st_size for path in files), rel=0.05)

@@ -82,7 +82,7 @@ def named_as_recorded(found: dict[str, Any], name: str) -> dict[str, Any]:
     """A store's contents, were the sweep named as it was when it was recorded; its views' links are the name's too."""
     import ast
 
-    from sweep.report.links import FRONT, view_key
+    from sweep.tracking.links import FRONT, view_key
 
     text = repr(found).replace(view_key(FRONT, name), view_key(FRONT, "digits24"))
     return ast.literal_eval(re.sub(rf"\b{re.escape(name)}\b", "digits24", text))
@@ -93,7 +93,7 @@ def drive(
 ) -> None:
     """A sweep as its driver writes it, some events a second."""
     results = SweepState(plan.objectives, {}, total=plan.trials)
-    results.facts = results_of(plan).facts
+    results.data_summary = results_of(plan).data_summary
     tracker = Tracker(plan, results, said.append)
     tracker.start()
     for count, number in enumerate(replay(plan, results)):

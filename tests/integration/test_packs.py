@@ -25,7 +25,6 @@ from sweep.engine.driver import make_rungs
 from sweep.engine.ledger_callback import LedgerCallback
 from sweep.engine.pack_worker import PackFailed, PackLost, PackWorker
 from sweep.engine.packs import LIGHT, PackedTrainable, Packs
-from sweep.engine.ray_internals import last_message
 from sweep.engine.ray_start import ray_session
 from sweep.engine.slots import Node, Slots, concurrency
 from sweep.engine.task import make_task
@@ -34,6 +33,7 @@ from sweep.ledger.writing import LedgerWriter
 from sweep.plan.from_options import make_plan, with_resume_overrides
 from sweep.plan.objectives import OBJECTIVES
 from sweep.plan.plan import SweepPlan
+from sweep.ray_internals import last_message
 from sweep.search.budget import Budget
 from sweep.state.sweep_state import SweepState
 from tests.cluster.test_slots import offer
@@ -142,7 +142,7 @@ def test_packs_fill_what_there_is(plan_of: Any, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_lane_is_charged_with_its_share_of_the_gpu(plan_of: Any) -> None:
-    held = {number: TrialRecord(number, {}, 0, "failed", started=0.0, held=3600.0) for number in range(4)}
+    held = {number: TrialRecord(number, {}, 0, "failed", started=0.0, slot_seconds=3600.0) for number in range(4)}
     budget = Budget(plan_of(pack=4, gpus_per_trial=1.0, max_gpu_hours=5), SweepState(OBJECTIVES, held, total=24), 4)
     assert budget.gpu_hours == 1.0
 

@@ -186,10 +186,10 @@ def test_the_table_shows_means_intervals_and_chances(results: SweepState, plan: 
     assert labels == [f"{row['trial']:03d} {row['p_front']:.0%}" for row in (second, first)]
     [bars] = [each for each in axes.collections if each.get_gid() == "intervals"]
     assert sorted(np.ptp(bars.get_segments(), axis=1).max(axis=1))[-1] == pytest.approx(100 * (high - low))  # type: ignore[attr-defined]
-    told = results.told_together(4, results.replicates())
+    told = results.configuration_metrics(4, results.replicates())
     assert told["mean_invariance_accuracy"] == pytest.approx(0.6)
     assert told["p_front"] == first["p_front"]
-    assert results.told_together(4, {}) == {}
+    assert results.configuration_metrics(4, {}) == {}
 
 
 @pytest.mark.parametrize(("trials", "message"), [(10, "--trials 9 or --trials 12"), (2, "so give --trials 3")])
@@ -226,7 +226,7 @@ def run(found: TunedSearch, count: int) -> list[TrialRecord]:
         state = "stopped" if group % 7 == 6 and replicate == 2 else state
         told = {"finished": {"report": report}, "failed": {"failure": "so"}, "stopped": {"report": {"final": False}}}
         found.on_trial_complete("slot", flatten_dict(told[state]))
-        record = TrialRecord(number, config, config["seed"], state, noted=proposal["sampler_state"])
+        record = TrialRecord(number, config, config["seed"], state, sampler_state=proposal["sampler_state"])
         record.reports = [report] if state == "finished" else []
         records.append(record)
     return records
@@ -337,7 +337,7 @@ def facts(storage: Path, name: str) -> list[tuple]:
             each.state,
             each.config,
             each.decisions,
-            each.noted,
+            each.sampler_state,
             [[report[key] for key in told] for report in each.reports],
         )
         for each in read_ledger(storage / name).trials.values()
@@ -384,7 +384,7 @@ def test_mlflow_has_what_the_seeds_tell_together(storage: Path, undisturbed: sub
         assert int(run.data.tags["otsweep.configuration"]) == number // 3 * 3
         if number in results.ranks():
             seen += 1
-            for key, value in results.told_together(number, replicates).items():
+            for key, value in results.configuration_metrics(number, replicates).items():
                 assert run.data.metrics[key] == value
     assert seen == len(results.ranks()) > 0
 

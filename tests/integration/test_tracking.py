@@ -17,9 +17,9 @@ import pytest
 
 from sweep.ledger.records import TrialRecord
 from sweep.plan.plan import SweepPlan
-from sweep.report.links import FRONT, view_key, view_link
 from sweep.state.sweep_state import SweepState
 from sweep.tracking import tracker as tracker_module
+from sweep.tracking.links import FRONT, view_key, view_link
 from sweep.tracking.mlflow_internals import LONGEST_VIEW, PAGE_VERSION, VIEW_TAG
 from sweep.tracking.parent_run import ParentRun
 from sweep.tracking.server import free_port, page
@@ -111,7 +111,7 @@ def test_tags_say_what_a_trial_is(plan: SweepPlan, undisturbed: dict[str, Any]) 
         assert tags["pareto.knee"] == str(number == results.knee).lower()
         assert tags["otsweep.plan_hash"] == plan.hash
         assert tags["otsweep.code_version"] == plan.code_version
-        assert tags["otsweep.data_fingerprint"] == results.facts["data_fingerprint"]
+        assert tags["otsweep.data_fingerprint"] == results.data_summary["data_fingerprint"]
         assert tags["otsweep.resources"] == "1 CPU, 0 GPU"
         assert "CPU hours" in tags["otsweep.cost"]
         assert tags["otsweep.seed"] == "0"
@@ -150,7 +150,7 @@ def test_the_front_as_files(plan: SweepPlan) -> None:
     assert files >= {"front.png", "front.html", "front.csv", "trials.json", "trials.parquet", "plan.yaml", "space.yaml"}
     assert parent.data.tags["mlflow.loggedArtifacts"] == '[{"path": "front/trials.json", "type": "table"}]'
     [logged] = parent.inputs.dataset_inputs
-    assert logged.dataset.digest == results_of(plan).facts["data_fingerprint"]
+    assert logged.dataset.digest == results_of(plan).data_summary["data_fingerprint"]
     folder = Path(plan.storage) / "artifacts" / "digits" / parent.info.run_id / "artifacts" / "front"
     table = json.loads((folder / "trials.json").read_text())
     assert table["columns"][:3] == ["trial", "state", "rank"]
@@ -162,7 +162,7 @@ def test_a_command_runs_the_same_point_again(plan: SweepPlan) -> None:
     import argparse
     import shlex
 
-    from sweep.report.markdown import run_again
+    from sweep.tracking.description import run_again
     from trainer.__main__ import add_arguments, configs
 
     for record in results_of(plan).trials.values():
@@ -178,7 +178,7 @@ def test_a_sweep_written_as_it_runs_ends_as_one_written_afterwards(
 ) -> None:
     """Pass by pass, with another driver taking over in the middle."""
     results = SweepState(plan.objectives, {}, total=plan.trials)
-    results.facts = results_of(plan).facts
+    results.data_summary = results_of(plan).data_summary
     tracker = Tracker(plan, results, no_word)
     for count, number in enumerate(replay(plan, results)):
         tracker.changed(number)
@@ -380,7 +380,7 @@ def test_standings_are_current_while_a_sweep_runs(plan: SweepPlan, monkeypatch: 
     """After each pass that had the time: front and knee are those of the trials that finished, and each has a rank."""
     monkeypatch.setattr(tracker_module, "PASS_SECONDS", 1000.0)
     results = SweepState(plan.objectives, {}, total=plan.trials)
-    results.facts = results_of(plan).facts
+    results.data_summary = results_of(plan).data_summary
     tracker, finished = Tracker(plan, results, no_word), 0
     for number in replay(plan, results):
         tracker.changed(number)

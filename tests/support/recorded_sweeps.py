@@ -64,7 +64,7 @@ def events_of(records: Iterable[TrialRecord]) -> Iterator[Event]:
 def results_of(plan: SweepPlan) -> SweepState:
     """What a sweep's ledger holds."""
     results = SweepState(plan.objectives, read_ledger(plan.folder).trials, total=plan.trials)
-    results.facts = read_data_summary(plan.folder)
+    results.data_summary = read_data_summary(plan.folder)
     return results
 
 

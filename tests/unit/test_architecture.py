@@ -29,7 +29,7 @@ ROOMS = [
     ["trainer.summary", "trainer.training"],
     ["trainer.__main__"],
     ["search_spaces"],
-    ["sweep.front"],
+    ["sweep.front", "sweep.ray_internals"],
     ["sweep.plan"],
     ["sweep.ledger"],
     ["sweep.state"],
@@ -300,6 +300,7 @@ LIGHT = [
     "sweep.plan.paths",
     "sweep.cli.commands",
     "sweep.cluster",
+    "sweep.report",
 ]
 
 

@@ -18,8 +18,8 @@ from mlflow.store.db import utils as database_utils
 from mlflow.utils import mlflow_tags, validation
 
 from sweep.plan.plan_file import read_plan
-from sweep.report.links import FRONT, view_key, view_link
 from sweep.tracking import mlflow_internals as internals
+from sweep.tracking.links import FRONT, view_key, view_link
 from sweep.tracking.metrics import MetricRow
 from sweep.tracking.views import view_tags
 

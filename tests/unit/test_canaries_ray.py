@@ -1,6 +1,6 @@
 """Everything undocumented of Ray that this project uses: one test per symbol or text.
 
-It is in `sweep.engine.ray_internals`, in the Ray Tune adapters beside it and in `sweep.RAY_ENVIRONMENT`. A failure
+It is in `sweep.ray_internals`, in the Ray Tune adapters in `sweep.engine` and in `sweep.RAY_ENVIRONMENT`. A failure
 names the symbol, what it is for and the versions that had it. No test starts Ray.
 """
 
@@ -23,7 +23,7 @@ from ray.tune.search import ConcurrencyLimiter, Searcher
 from ray.tune.utils import flatten_dict
 
 from sweep import RAY_ENVIRONMENT
-from sweep.engine import ray_internals as internals
+from sweep import ray_internals as internals
 from sweep.engine.pack_worker import PackFailed
 from sweep.engine.result_keys import REPORT, report_of
 
@@ -198,6 +198,29 @@ def test_an_actors_obituary_ends_with_its_constructors_exception() -> None:
     for symbol, line in (("first", internals.first_line), ("last", internals.last_line)):
         assert line(ActorDiedError()).strip(), told(f"{symbol} line of ActorDiedError", "why it died")
     assert internals.last_line(ActorDiedError(cause)) == "ValueError: no room", told("str(ActorDiedError)", "its cause")
+
+
+# --------------------------------------------------------------------------------------------------------------- jobs
+
+SUPERVISOR = "ray.dashboard.modules.job.job_supervisor"
+
+
+def test_the_line_before_a_jobs_own_log() -> None:
+    text = internals.ENTRYPOINT_LINE
+    assert f'f"{text} ' in source_of(SUPERVISOR), told(text, "the head of a job's log, which is not shown")
+    log = f"2026 INFO job_manager.py -- Runtime env is setting up.\n{text} a: python\nours\nmore"
+    assert internals.strip_preamble(log) == "ours\nmore"
+    assert internals.strip_preamble("2026 INFO job_manager.py -- Runtime env is setting up.\n") == ""
+
+
+def test_the_seconds_that_ray_waits_for_a_job_to_stop() -> None:
+    variable = internals.STOP_WAIT_VARIABLE
+    assert f'"{variable}"' in source_of(SUPERVISOR), told(variable, "epochs in flight end before a job is killed")
+
+
+@pytest.mark.parametrize("logger", internals.JOB_LOGGERS)
+def test_loggers_of_the_job_client(logger: str) -> None:
+    assert "logger = logging.getLogger(__name__)" in source_of(logger), told(logger, "silenced: errors told in a line")
 
 
 # ----------------------------------------------------------------------------------------------------------- Ray Tune

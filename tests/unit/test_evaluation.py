@@ -20,7 +20,7 @@ from trainer.errors import TrialFailed
 from trainer.invariance.judge import ABSTAINS
 from trainer.invariance.perturbations import JudgingSet
 from trainer.models import Prediction
-from trainer.training.evaluation import Evaluation, evaluate, judging_attacks
+from trainer.training.evaluation import Evaluation, evaluate, evaluation_attacks
 
 CLASSES = 5
 
@@ -236,7 +236,7 @@ def test_the_judging_attack_is_the_plans() -> None:
         eval_sensitivity_steps=9,
         eval_sensitivity_restarts=3,
     )
-    (attack,) = judging_attacks(evaluation)
+    (attack,) = evaluation_attacks(evaluation)
     assert attack.rounds == 3
     calls = []
 

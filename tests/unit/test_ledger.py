@@ -303,12 +303,12 @@ class TestDamage:
     def test_the_time_in_a_slot_is_the_longest_that_was_told(self, tmp_path):
         with LedgerWriter(tmp_path) as writer:
             writer.started(0, config={}, seed=0, attempt=1, host="", time=0.0)
-            writer.reported(0, report(1), time=1.0, held=7.5)
-            writer.ended(0, state="failed", time=2.0, held=9.25)
+            writer.reported(0, report(1), time=1.0, slot_seconds=7.5)
+            writer.ended(0, state="failed", time=2.0, slot_seconds=9.25)
             writer.started(0, config={}, seed=0, attempt=2, host="", time=3.0)
-            writer.reported(0, report(1), time=4.0, held=9.0)
+            writer.reported(0, report(1), time=4.0, slot_seconds=9.0)
         ledger = read_ledger(tmp_path)
-        assert ledger.trials[0].held == 9.25
+        assert ledger.trials[0].slot_seconds == 9.25
         assert ledger.to_table()["held"].to_pylist() == [9.25]
 
     def test_numbers_of_damaged_lines_are_not_given_again_even_if_no_other_is_left(self, tmp_path):

@@ -127,7 +127,7 @@ def test_who_breaks_it_is_on_no_front(plan: SweepPlan, results: SweepState) -> N
     assert results.hypervolume == pytest.approx(0.28)
     assert sorted(results.infeasible) == [1, 3]
     assert results.ranks() == {0: 0, 4: 0, 2: 1, 3: 2, 1: 3}
-    assert results.told_together(1, {}) == {"violation": pytest.approx(0.5)}
+    assert results.configuration_metrics(1, {}) == {"violation": pytest.approx(0.5)}
     assert [each.number for each in choose_finalists(results, images=10**6)] == [0, 4]
 
 
@@ -188,8 +188,10 @@ def test_the_sampler_is_told_and_a_rebuilt_one_too(sampler: str) -> None:
             numbers = {"sensitivity_accuracy": epsilon, "invariance_accuracy": epsilon, "clean_accuracy": 1 - epsilon}
             report = {"epoch": 1, "final": True, **numbers}
             found.on_trial_complete("slot", flatten_dict({"report": report}))
-            config, noted = proposal["config"], proposal["sampler_state"]
-            records.append(TrialRecord(proposal["number"], config, 3, "finished", noted=noted, reports=[report]))
+            config, drawn = proposal["config"], proposal["sampler_state"]
+            records.append(
+                TrialRecord(proposal["number"], config, 3, "finished", sampler_state=drawn, reports=[report])
+            )
         return records
 
     undisturbed = TunedSearch(space, OBJECTIVES, **options)

@@ -615,7 +615,7 @@ def test_what_a_sweep_proposed_is_what_a_search_rebuilt_from_its_ledger_proposes
         assert rebuilt.suggest("slot") == {
             "number": number,
             "config": trials[number].config,
-            "sampler_state": trials[number].noted,
+            "sampler_state": trials[number].sampler_state,
         }
 
 

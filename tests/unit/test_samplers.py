@@ -63,5 +63,5 @@ def test_a_sweep_runs_to_its_front_and_could_be_rebuilt_at_any_trial(storage: Pa
             history=[trials[earlier] for earlier in range(number)],
         )
         assert rebuilt.window.get_trial(0).state == TrialState.FAIL
-        proposed = {"number": number, "config": trials[number].config, "sampler_state": trials[number].noted}
+        proposed = {"number": number, "config": trials[number].config, "sampler_state": trials[number].sampler_state}
         assert rebuilt.suggest("slot") == proposed

@@ -59,7 +59,7 @@ def run(found: TunedSearch, count: int) -> list[TrialRecord]:
         result: dict[str, Any] = {FAILURE: "on purpose"} if failed else outcome(config, number)
         found.on_trial_complete("slot", flatten_dict(result))
         record = TrialRecord(number, config, config["seed"], "failed" if failed else "finished")
-        record.noted = proposal["sampler_state"]
+        record.sampler_state = proposal["sampler_state"]
         if not failed:
             record.reports = [result["report"]]
         records.append(record)
@@ -124,7 +124,7 @@ def test_in_several_slots_too_a_killed_search_is_rebuilt_as_it_was(space: Space,
         while len(under_way) < 3:
             proposal = found.suggest(f"slot {len(records)}")
             config = proposal["config"]
-            record = TrialRecord(proposal["number"], config, config["seed"], noted=proposal["sampler_state"])
+            record = TrialRecord(proposal["number"], config, config["seed"], sampler_state=proposal["sampler_state"])
             records[record.number] = record
             under_way.append(record)
         if step % 9 == 8:

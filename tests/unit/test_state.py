@@ -40,20 +40,22 @@ def courses(draw: st.DrawFn) -> tuple[int, list[tuple[str, int, dict[str, Any]]]
             running[number] = 0
             config = {"seed": number % seeds, "epochs": EPOCHS}
             begun = {"config": config, "seed": number % seeds, "attempt": attempts[number], "host": "here"}
-            calls.append(("started", number, {**begun, "time": float(time), "noted": draw(st.sampled_from(["", "x"]))}))
+            calls.append(
+                ("started", number, {**begun, "time": float(time), "sampler_state": draw(st.sampled_from(["", "x"]))})
+            )
             continue
         kind = draw(st.sampled_from(["reported", "reported", "decided", "ended", "lost"]))
-        held = {"time": float(time), "held": float(time)}
+        timed = {"time": float(time), "slot_seconds": float(time)}
         if kind == "reported" and running[number] < EPOCHS:
             running[number] += 1
-            calls.append((kind, number, {"report": report(draw, running[number], final=False), **held}))
+            calls.append((kind, number, {"report": report(draw, running[number], final=False), **timed}))
         elif kind == "decided" and running[number]:
             calls.append((kind, number, {"decision": {"epoch": running[number], "chance": 0.5}, "time": float(time)}))
         elif kind == "ended" and running[number]:
             state = draw(st.sampled_from(["finished", "finished", "stopped", "failed"]))
             if state == "finished":
-                calls.append(("reported", number, {"report": report(draw, running[number], final=True), **held}))
-            calls.append((kind, number, {"state": state, "reason": state, **held}))
+                calls.append(("reported", number, {"report": report(draw, running[number], final=True), **timed}))
+            calls.append((kind, number, {"state": state, "reason": state, **timed}))
             del running[number]
         elif kind == "lost":
             del running[number]
@@ -74,7 +76,7 @@ def empty(seeds: int) -> SweepState:
 def write(ledger: LedgerWriter, call: tuple[str, int, dict[str, Any]]) -> Any:
     kind, number, options = call
     if kind == "reported":
-        return ledger.reported(number, options["report"], time=options["time"], held=options["held"])
+        return ledger.reported(number, options["report"], time=options["time"], slot_seconds=options["slot_seconds"])
     if kind == "decided":
         return ledger.decided(number, options["decision"], time=options["time"])
     return getattr(ledger, kind)(number, **options)

@@ -18,7 +18,7 @@ from trainer.invariance.judge import ROLES, Judge, build_judge
 from trainer.invariance.recipes import Recipe, UnevenInk, recipe_for
 from trainer.parallel import map_on_threads
 
-TRAINING_BATCH = 128
+_TRAINING_BATCH = 128
 """Images of a training step."""
 _LEAST_STEPS = 300
 """Least number of training steps: few images are passed over more often, or the members would doubt everything."""
@@ -59,12 +59,12 @@ def train_judge(
     recipe = recipe_for(dataset)
     own = training_half(len(labels), role)
     ensemble = build_judge(dataset, role, tuple(images.shape[1:]), classes).to(images.device)
-    done, total = itertools.count(1), training_passes(recipe, len(labels[own])) * len(ensemble.members)
+    done, total = itertools.count(1), _training_passes(recipe, len(labels[own])) * len(ensemble.members)
 
     def train(number: int) -> None:
         generator = torch.Generator(images.device).manual_seed(_member_seed(seed, role, number))
         uneven = recipe.uneven if recipe.thresholds[number] == 0 else None
-        train_member(ensemble.members[number], images[own], labels[own], recipe, uneven, generator, on_epoch)
+        _train_member(ensemble.members[number], images[own], labels[own], recipe, uneven, generator, on_epoch)
 
     def on_epoch() -> None:
         progress(next(done), total)
@@ -73,9 +73,9 @@ def train_judge(
     return ensemble.eval().requires_grad_(False)
 
 
-def training_passes(recipe: Recipe, images: int) -> int:
+def _training_passes(recipe: Recipe, images: int) -> int:
     """Return the number of epochs on so many images."""
-    return max(recipe.epochs, -(-_LEAST_STEPS // -(-images // TRAINING_BATCH)))
+    return max(recipe.epochs, -(-_LEAST_STEPS // -(-images // _TRAINING_BATCH)))
 
 
 def _member_seed(seed: int, role: str, number: int) -> int:
@@ -91,7 +91,7 @@ def _initialise(network: nn.Module, generator: torch.Generator) -> None:
             nn.init.zeros_(module.bias)  # type: ignore[arg-type]
 
 
-def train_member(
+def _train_member(
     member: nn.Module,
     images: Tensor,
     labels: Tensor,
@@ -113,12 +113,12 @@ def train_member(
     """
     _initialise(member, generator)
     member.train().requires_grad_(True)
-    steps, epochs = -(-len(labels) // TRAINING_BATCH), training_passes(recipe, len(labels))
+    steps, epochs = -(-len(labels) // _TRAINING_BATCH), _training_passes(recipe, len(labels))
     optimizer = torch.optim.AdamW(member.parameters(), lr=recipe.learning_rate, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, total_steps=steps * epochs)
     for _ in range(epochs):
         order = torch.randperm(len(labels), generator=generator, device=generator.device)
-        for chosen in order.split(TRAINING_BATCH):
+        for chosen in order.split(_TRAINING_BATCH):
             seen = augment(images[chosen], recipe, generator)
             if uneven:
                 seen = draw_unevenly(seen, uneven, generator)

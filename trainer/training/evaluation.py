@@ -113,7 +113,7 @@ def mean(flags: Tensor) -> float:
     return flags.double().mean().item() if len(flags) else 0.0
 
 
-def judging_attacks(evaluation: EvaluationConfig) -> list[Attack]:
+def evaluation_attacks(evaluation: EvaluationConfig) -> list[Attack]:
     """Return the fixed attack by which every epoch of every trial is evaluated: PGD with the plan's budget."""
     return [
         pgd_attack(

@@ -16,14 +16,8 @@ from trainer.files import Store
 from trainer.invariance import Prepared, TrainingPerturbation
 from trainer.objective import Knobs, LossTerms, total_loss
 from trainer.report import EpochReport, check_finite
-from trainer.training.batches import (
-    batches,
-    find_largest_class,
-    random_stream,
-    shuffled_rows,
-    to_device,
-)
-from trainer.training.evaluation import evaluate, judging_attacks, judging_generator
+from trainer.training.batches import batches, find_largest_class, random_stream, shuffled_rows, to_device
+from trainer.training.evaluation import evaluate, evaluation_attacks, judging_generator
 from trainer.training.step import detach, diagnose, forward, summarise, update
 from trainer.training.trial import Trial, TrialState
 
@@ -78,7 +72,7 @@ def run_trial(
         start = time.perf_counter()
         terms = train_epoch(state, train, trial.perturbation, config, knobs, progress)
         trained = time.perf_counter()
-        attacks = judging_attacks(trial.epoch_evaluation)
+        attacks = evaluation_attacks(trial.epoch_evaluation)
         measured = evaluate(state.model, validation, judging, attacks, generator=judging_generator(evaluation, where))
         yield trial.close_epoch(
             measured, terms, train_seconds=trained - start, evaluation_seconds=time.perf_counter() - trained

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
@@ -22,20 +24,19 @@ from trainer.config import EvaluationConfig, TrialConfig, check_packable
 from trainer.cost import Cost
 from trainer.data import Split, load_data
 from trainer.files import NotPrepared, ReadOnlyCache, Store
-from trainer.invariance import JudgingSet, Prepared, TrainingPerturbation
+from trainer.invariance import JudgingSet, PreparationPipeline, Prepared, TrainingPerturbation
 from trainer.objective import Knobs
 from trainer.training.batches import check_batch_size, to_device, training_perturbation
 from trainer.training.evaluation import (
     BATCH,
     Evaluation,
     evaluate,
-    judging_attacks,
+    evaluation_attacks,
     judging_generator,
     predict_labels,
 )
 from trainer.training.loop import train_epoch
 from trainer.training.model_file import MODEL_FILE
-from trainer.training.preparation_profiling import PreparationTimer
 from trainer.training.stacked_models import StackedAdamW, StackedModel
 from trainer.training.stacked_training import train_stack
 from trainer.training.trial import Trial, TrialState, initial_state
@@ -44,7 +45,7 @@ _LEAST_STEPS, _MOST_STEPS = 3, 12
 """Limits of the number of steps that are timed, after a first one that warms up."""
 
 _SECONDS = 1.0
-"""Default time for the steps of one configuration."""
+"""Time for the steps of one configuration."""
 
 
 class _EvaluationTime(NamedTuple):
@@ -77,8 +78,8 @@ class Timer:
         self.evaluation, self.device = evaluation, torch.device(device)
         data = load_data(evaluation, data_dir=data_dir, cache_dir=cache_dir)
         cache = ReadOnlyCache(cache_dir / "prepared")
-        self.stages = PreparationTimer(data, evaluation, cache, lambda stage, done, total: None)
-        self.prepared = Prepared(data, evaluation, self.stages)
+        pipeline = PreparationPipeline(data, evaluation, cache, lambda stage, done, total: None)
+        self.prepared = Prepared(data, evaluation, pipeline)
         self.train, self.validation = (to_device(split, self.device) for split in (data.train, data.validation))
         self.judging = self._judging_set().to(self.device)
         initial_state(TrialConfig(), self.prepared, self.device)  # torch imports much at its first optimiser
@@ -87,13 +88,12 @@ class Timer:
         self._evaluations: dict[tuple[str, int], _EvaluationTime] = {}
         """Evaluation times by architecture and embedding size."""
 
-    def cost(self, config: TrialConfig, store: Store, *, seconds: float = _SECONDS) -> Cost:
+    def cost(self, config: TrialConfig, store: Store) -> Cost:
         """Measure what a trial of a configuration costs.
 
         Args:
             config: the configuration.
             store: receives a checkpoint and a model, which are deleted again.
-            seconds: time for the steps, of which at least 3 and at most 12 are timed.
 
         Raises:
             InputError: for a batch larger than the training split.
@@ -106,7 +106,7 @@ class Timer:
         perturbation, perturbing = self._perturbation(config) if config.uses_invariance else (None, 0.0)
         steps = len(self.train.labels) // config.batch_size
         [warm_up], _ = self._time_steps(state, config, perturbation, 1)
-        count = min(max(_LEAST_STEPS, int(seconds / warm_up)), _MOST_STEPS, steps)
+        count = min(max(_LEAST_STEPS, int(_SECONDS / warm_up)), _MOST_STEPS, steps)
         times, terms = self._time_steps(state, config, perturbation, count)
         step = fmean(times[:-1] or times)
         evaluation = self._time_evaluation(state, config)
@@ -137,6 +137,12 @@ class Timer:
             wall=wall,
             report=report.to_dict(),
         )
+
+    def missing(self, norms: Iterable[str]) -> list[str]:
+        """Return which parts of the preparation the cache lacks; `norms` are those of the training perturbations."""
+        parts: dict[str, Callable[[], object]] = {"judging set": lambda: self.prepared.judging}
+        parts |= {f"{norm} perturbations": partial(self.prepared.perturbations, norm) for norm in norms}
+        return [name for name, part in parts.items() if _is_missing(part)]
 
     def pack_gain(self, config: TrialConfig, trials: int) -> float:
         """Return how many times faster the steps of some trials are in a pack than one after the other.
@@ -191,7 +197,7 @@ class Timer:
         share = count / len(self.validation.labels)
         images = self.validation.images[:count]
         judging = JudgingSet(*(field[: math.ceil(share * len(self.judging.images))] for field in self.judging))
-        attacks = judging_attacks(self.evaluation.replace(eval_sensitivity_epsilon=0.0))
+        attacks = evaluation_attacks(self.evaluation.replace(eval_sensitivity_epsilon=0.0))
         with frozen(state.model):
             answers = predict_labels(state.model, images, batch_size=count)
 
@@ -236,6 +242,14 @@ class Timer:
         elif torch.get_num_threads() == 1:
             return time.process_time()
         return time.perf_counter()
+
+
+def _is_missing(part: Callable[[], object]) -> bool:
+    try:
+        part()
+    except NotPrepared:
+        return True
+    return False
 
 
 def stand_in(train: Split, *, epsilon: float) -> TrainingPerturbation:

@@ -40,7 +40,7 @@ def evaluate_stack(
     *,
     generator: torch.Generator,
 ) -> list[Evaluation | OtsweepError]:
-    """Return what `evaluate` returns or raises for each trial's model under `judging_attacks`.
+    """Return what `evaluate` returns or raises for each trial's model under `evaluation_attacks`.
 
     The model is left exactly as it was found.
 

@@ -1,4 +1,4 @@
-"""The front as the description of a sweep's run in MLflow, and the commands that run a point again."""
+"""Descriptions of runs in MLflow: the front of a sweep, and the commands that run a point again."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from sweep.plan import SweepPlan
-from sweep.report.links import FRONT, view_key, view_link
-from sweep.report.rows import cells, front_rows, headings, row_name, trial_label
-from sweep.report.verdicts import short_verdict, verdict
+from sweep.report import cells, front_rows, headings, row_name, short_verdict, trial_label, verdict
 from sweep.state import SweepState
+from sweep.tracking.links import FRONT, view_key, view_link
 from trainer.config import DATASET_DEFAULTS, EvaluationConfig, TrialConfig
 
 _LONGEST_NOTE = 7_800

@@ -11,8 +11,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ray.exceptions import RayError
-
 TRIED_VERSIONS = ("2.60.0",)
 """Ray versions with which everything here was tried."""
 
@@ -101,11 +99,36 @@ def forgive_failure(trial: Any) -> None:
     trial.run_metadata.num_failures = max(0, trial.run_metadata.num_failures - 1)
 
 
-def first_line(error: RayError) -> str:
-    """Return the line of Ray's message that says what happened."""
-    return str(error).strip().splitlines()[0]
+def first_line(error: object) -> str:
+    """Return the line of an error's message that says what happened; the name of its class if it has no message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
-def last_line(error: RayError) -> str:
+def last_line(error: Exception) -> str:
     """Return the line of an actor's obituary that says which exception its constructor raised."""
     return str(error).strip().splitlines()[-1]
+
+
+# --------------------------------------------------------------------------------------------------------------- jobs
+
+JOB_LOGGERS = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
+"""Loggers of the client of Ray's job API."""
+
+STOP_WAIT_VARIABLE = "RAY_JOB_STOP_WAIT_TIME_S"
+"""Setting of a job: the seconds for which Ray waits for it to end once it was asked to, before it kills it."""
+
+ENTRYPOINT_LINE = "Running entrypoint for job"
+"""Begin of the last line that Ray itself writes into a job's log."""
+
+
+def silence_job_client() -> None:
+    """Keep from the terminal what the client logs about errors, which it raises too."""
+    for name in ("ray", *JOB_LOGGERS):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def strip_preamble(log: str) -> str:
+    """Remove what Ray writes at the head of a job's log: setting up its environment, and its command line."""
+    lines = log.splitlines(keepends=True)
+    begun = [index for index, line in enumerate(lines) if ENTRYPOINT_LINE in line]
+    return "".join(lines[begun[0] + 1 :] if begun else [])
