@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -19,15 +20,18 @@ from trainer.config import EvaluationConfig, TrialConfig
 from trainer.errors import InputError, StorageFailed, TrialFailed
 from trainer.files.checkpoints import FolderStore, from_bytes, load_checkpoint, save_checkpoint
 from trainer.invariance.preparation import Prepared
-from trainer.objective.terms import LossTerms
+from trainer.objective import regularizers
+from trainer.objective.terms import Knobs, LossTerms
+from trainer.objective.transport import cosine_cost
 from trainer.report import EpochReport
 from trainer.training import loop
 from trainer.training import trial as trial_module
+from trainer.training.batches import training_perturbation
 from trainer.training.evaluation import Evaluation, predict_labels
-from trainer.training.loop import run_trial
+from trainer.training.loop import run_trial, train_epoch
 from trainer.training.model_file import MODEL_FILE, load_model
 from trainer.training.step import summarise
-from trainer.training.trial import TrialState, advance
+from trainer.training.trial import TrialState, advance, initial_state
 
 EPOCHS = 3
 SHORT: dict[str, Any] = {"architecture": "mlp", "epochs": EPOCHS, "batch_size": 50, "sensitivity_steps": 2}
@@ -455,3 +459,37 @@ def test_what_can_not_work_is_refused_at_once(prepared: Prepared, tmp_path: Path
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(StorageFailed, match="cannot write '.*/file/checkpoint-000001.pt': "):
         run(config_of("baseline"), prepared, store=FolderStore(tmp_path / "file"))
+
+
+# ------------------------------------------------------------------------------- what a regulariser does to the classes
+
+
+def distance_between_classes(prepared: Prepared, **changes: Any) -> float:
+    """Return the mean cosine distance between the classes' mean embeddings of clean images, after 30 epochs."""
+    config = config_of("baseline", architecture="mlp", epochs=30, learning_rate=2e-3, **changes)
+    state = initial_state(config, prepared, torch.device("cpu"))
+    perturbation = training_perturbation(config, prepared, torch.device("cpu"))
+    knobs = Knobs.of(config, torch.device("cpu"))
+    for _ in range(config.epochs):
+        train_epoch(state, prepared.data.train, perturbation, config, knobs, lambda *step: None)
+        state.epoch += 1
+    split = prepared.data.validation
+    with torch.no_grad():
+        embedding = F.normalize(state.model.eval()(split.images).embedding, dim=1)
+    means = torch.stack([embedding[split.labels == c].mean(0) for c in split.labels.unique()])
+    distance = cosine_cost(means, means)
+    return distance[~torch.eye(len(means), dtype=torch.bool)].mean().item()
+
+
+def test_sinkhorn_over_changed_images_draws_classes_together_no_more_than_over_matched_ones(
+    prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compare with the same term where the labels on both sides agree, and with one blind to class masses."""
+    plain = distance_between_classes(prepared)
+    matched = distance_between_classes(prepared, regularizer="sinkhorn", sensitivity_weight=1.0)
+    changed = {"regularizer": "sinkhorn", "invariance_weight": 1.0, "invariance_ce_weight": 0.5}
+    ours = distance_between_classes(prepared, **changed)
+    monkeypatch.setattr(regularizers, "_of_same_class", lambda side, other: torch.ones_like(side.labels))
+    blind = distance_between_classes(prepared, **changed)
+    assert blind < 0.85 * matched < matched < plain
+    assert ours > 0.95 * matched
