@@ -231,7 +231,7 @@ def _train(
         reports[last.final, last.epoch] = last.to_dict()
         content = {
             **head,
-            "oracle": prepared.judge_quality._asdict(),
+            "judge": {"crowd": prepared.crowd.name, **prepared.judge_quality._asdict()},
             "reports": [reports[key] for key in sorted(reports)],
         }
         _write_json(store, content)
@@ -275,7 +275,7 @@ def _compare_with_people(
     from trainer.training import MODEL_FILE, load_model
 
     model = load_model(folder / MODEL_FILE)
-    agreement = ask_people(examples, sets, {JUDGE: prepared.judge.label, MODEL: answers_of(model)})
+    agreement = ask_people(examples, sets, {JUDGE: prepared.answer, MODEL: answers_of(model)})
     store = FolderStore(folder)
     _write_json(store, {**json.loads(store.read(REPORT_FILE)), "people": dataclasses.asdict(agreement)})
     return agreement

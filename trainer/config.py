@@ -25,6 +25,9 @@ _GROUND_METRICS = ("cosine", "euclidean")
 _SENSITIVITY_NORMS = ("linf", "l2")
 _INVARIANCE_NORMS = ("linf", "l0")
 
+UNANIMOUS = "unanimous"
+"""Name of the judge of earlier versions, which gave one label or none: what it judged can be shown, not added to."""
+
 _LARGEST_L2 = 64
 """Upper limit of an L2 budget: a CIFAR-10 image has 3,072 pixel values, so no two are more than 55.4 apart."""
 
@@ -248,6 +251,10 @@ class EvaluationConfig(CheckedFields):
     eval_invariance_size: int = knob(0, low=0, high=1_000_000)
     """Validation images that the invariance attack starts from; 0 takes all."""
 
+    crowd: str = knob("strict", choices=("strict", "lenient", UNANIMOUS))
+    """The people whose answers the invariance axis goes by: `strict` overlooks pale ink, `lenient` doesn't. Where no
+    people's answers are known, neither is calibrated and both are the same."""
+
     def _check_together(self) -> None:
         check_budget("eval_sensitivity_epsilon", self.eval_sensitivity_epsilon, self.eval_sensitivity_norm)
 
@@ -257,7 +264,14 @@ _PART = {"validation_size": 2000, "eval_invariance_size": 500}
 
 DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
     "digits": {},
-    "mnist": {**_PART, "eval_sensitivity_epsilon": 0.3, "sensitivity_epsilon": 0.3},
+    # At an invariance budget of 0.3 two groups of people disagree whether anything has changed.
+    "mnist": {
+        **_PART,
+        "eval_sensitivity_epsilon": 0.3,
+        "sensitivity_epsilon": 0.3,
+        "eval_invariance_epsilon": 0.4,
+        "invariance_epsilon": 0.4,
+    },
     "fashion_mnist": {**_PART, "eval_sensitivity_epsilon": 0.1, "sensitivity_epsilon": 0.1},
     "cifar10": {
         **_PART,
@@ -267,6 +281,12 @@ DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }
 """Defaults of a single trial that differ from those above, by data set: the budgets of its literature."""
+
+
+def usual_evaluation(dataset: str) -> EvaluationConfig:
+    """Return the evaluation of a single trial on a data set, where nothing else is given."""
+    usual = {**DATASET_DEFAULTS[dataset], "dataset": dataset}
+    return EvaluationConfig(**{name: value for name, value in usual.items() if name in EvaluationConfig.fields()})
 
 
 for _record in (TrialConfig, EvaluationConfig):

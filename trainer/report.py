@@ -26,6 +26,14 @@ def check_finite(epoch: int, numbers: Mapping[str, float]) -> None:
         raise TrialFailed(f"not finite in epoch {epoch}: {', '.join(bad)}")
 
 
+def images_behind(numbers: Mapping[str, Any]) -> int:
+    """Return how many changed images a flat report's invariance accuracy is measured on: the effective number.
+
+    In reports of earlier versions, whose judge gave one label, that is the number of images.
+    """
+    return int(numbers.get("invariance_effective_size", numbers.get("invariance_changed_size", 0)))
+
+
 def collapse(numbers: Mapping[str, Any]) -> str:
     """Return a warning in words if a flat report says that the embeddings have collapsed, else an empty text."""
     if not numbers.get("collapsed"):
@@ -55,16 +63,22 @@ class EpochReport:
     """Share of images right when clean and under every sensitivity attack."""
 
     invariance_accuracy: float
-    """Share of the changed images C to which the model gives the judge's label."""
+    """Share of times that the model gives the answer of a random person of the crowd who sees a change: the sum over
+    the perturbed images of q(the model's answer), where that is not the source's label, over their changed mass."""
 
     invariance_stuck: float
-    """Share of C, among images right when clean, where the model still gives the source's label."""
+    """Share of times that the model still gives the source's label where a random person sees a change, among sources
+    that are right when clean."""
 
     invariance_unchanged: float
-    """Agreement with the judge on perturbed images whose label, by its answer, is unchanged."""
+    """Share of times that the model gives the source's label where a random person sees no change."""
 
-    invariance_changed_size: int
-    """Size of C."""
+    invariance_changed_mass: float
+    """Sum over the perturbed images of the share of the crowd who see a change: the number of changed images."""
+
+    invariance_effective_size: float
+    """Number of equally weighted images that would measure as surely: squared sum of these shares over sum of their
+    squares."""
 
     invariance_original_label: float
     """Agreement with the source's label over all perturbed images: what the published tables call invariance accuracy.
@@ -76,9 +90,10 @@ class EpochReport:
     """Wall-clock time. A trial in a pack gets an equal share, so that the shares add up to the device's time."""
 
     terms: dict[str, float] = field(default_factory=dict)
-    """Further numbers by name. `loss/<term>`: unweighted, mean over the epoch. `marginal_error`: the largest of the
-    epoch's transport problems. From the epoch's last step `gradient_share/<term>`, the norm of a weighted term's
-    gradient over that of the cross-entropy; `embedding_rank`, `embedding_spread`, and `collapsed` (0 or 1)."""
+    """Further numbers by name. `<crowd>/invariance_...`: those above by another crowd. `loss/<term>`: unweighted, mean
+    over the epoch. `marginal_error`: the largest of the epoch's transport problems. From the epoch's last step
+    `gradient_share/<term>`, the norm of a weighted term's gradient over that of the cross-entropy; `embedding_rank`,
+    `embedding_spread`, and `collapsed` (0 or 1)."""
 
     def __post_init__(self) -> None:
         check_finite(self.epoch, self.to_dict())

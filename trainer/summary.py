@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from trainer.config import TrialConfig
+from trainer.crowds import crowd_line
 from trainer.human_agreement import HEADINGS, LEGEND, HumanAgreement, cells, unknown_agreement
 from trainer.intervals import wilson_interval
 from trainer.report import collapse
@@ -28,11 +29,12 @@ def brief(report: EpochReport | None) -> str:
 
 def summary(report: EpochReport, config: TrialConfig, prepared: Prepared) -> str:
     """Return what was measured in the end, with the intervals that tell how surely."""
-    images, changed = len(prepared.data.validation.labels), report.invariance_changed_size
+    images = len(prepared.data.validation.labels)
     evaluation, judge = prepared.evaluation, prepared.judge_quality
-    unchanged = int(prepared.judging.unchanged.sum())
     attack = f"PGD-{evaluation.eval_sensitivity_steps}, {evaluation.eval_sensitivity_norm}"
     perturbed = f"{evaluation.eval_invariance_norm} {evaluation.eval_invariance_epsilon:.3g}"
+    mass, counted = report.invariance_changed_mass, int(report.invariance_effective_size)
+    judged = len(prepared.judging.images)
     return "\n".join(
         [
             f"{evaluation.dataset}: epoch {report.epoch} of {config.epochs} chosen",
@@ -47,18 +49,22 @@ def summary(report: EpochReport, config: TrialConfig, prepared: Prepared) -> str
             _row(
                 "invariance",
                 report.invariance_accuracy,
-                f"{changed} changed by {perturbed}: new label given",
-                size=changed,
+                f"people who see {perturbed} change it: agrees",
+                size=counted,
             ),
-            _row("  stuck", report.invariance_stuck, "those right before: old label given"),
-            _row(
-                "  unchanged",
-                report.invariance_unchanged,
-                f"{unchanged} not changed by it: old label given",
-                size=unchanged,
+            _row("  stuck", report.invariance_stuck, "them, where right before: old label given"),
+            _row("  unchanged", report.invariance_unchanged, "people who see no change: agrees"),
+            *(
+                _row(f"  {name.split('/')[0]}", value, "the other crowd who see a change: agrees")
+                for name, value in report.terms.items()
+                if name.endswith("/invariance_accuracy")
             ),
-            "Which images are changed, and to which label, says a judge, a proxy for people.",
-            f"It labels {judge.coverage:.1%} of the unperturbed images, {judge.accuracy:.1%} of these rightly.",
+            *textwrap.wrap(
+                f"{mass / judged:.1%} of the answers to {judged} perturbed images see a change; they weigh as "
+                f"{counted} images would. What people see says a judge: {crowd_line(prepared.crowd)}. It reads "
+                f"{judge.accuracy:.1%} of the unperturbed images rightly.",
+                _COLUMNS,
+            ),
             *([f"Warning: {alarm}."] if (alarm := collapse(report.to_dict())) else []),
         ]
     )

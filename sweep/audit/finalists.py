@@ -5,7 +5,7 @@ Shapes: n finalists, d objectives.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
@@ -19,11 +19,15 @@ from sweep.report import ACCURACIES
 from sweep.state import SweepState
 from trainer.config import TrialConfig
 from trainer.intervals import wilson_interval
+from trainer.report import images_behind
 
 MEASURED = ("sensitivity_accuracy", "invariance_accuracy", "clean_accuracy")
 """Report fields that can be compared with what was selected, since the images behind each share are counted."""
 
-COUNTS = {"invariance_accuracy": "invariance_changed_size", "adversary_accuracy": "adversary_size"}
+COUNTS: dict[str, Callable[[Mapping[str, float]], int]] = {
+    "invariance_accuracy": images_behind,
+    "adversary_accuracy": lambda result: int(result["adversary_size"]),
+}
 """Shares whose number of images is in the result itself; the others with an interval are of all test images."""
 
 
@@ -80,7 +84,7 @@ def cloud(results: Sequence[Mapping[str, float]], objectives: Objectives, *, ima
 
 def share_interval(name: str, result: Mapping[str, float], *, images: int) -> tuple[float, float]:
     """Return Wilson's 95% interval of a share of `images`, or of as many as the result itself counts."""
-    count = int(result[COUNTS[name]]) if name in COUNTS else images
+    count = COUNTS[name](result) if name in COUNTS else images
     return wilson_interval(round(result[name] * count), count)
 
 

@@ -13,19 +13,19 @@ from sweep.audit.audit import Audit
 from sweep.audit.figures import audit_figure, curves_figure
 from sweep.audit.finalists import COUNTS, MEASURED, Finalist, cloud, share_interval, verdicts
 from sweep.front import Objectives, front_mask, hypervolume
-from sweep.plan import AUDIT_OPTIONS, flag, storage_folder
-from sweep.report import ACCURACIES, percent, plain_table, save_figure, trial_label
+from sweep.plan import AUDIT_OPTIONS, SweepPlan, flag, storage_folder
+from sweep.report import accuracies, judge_line, percent, plain_table, save_figure, trial_label
 from trainer.human_agreement import EXAMPLES_OPTION, HEADINGS, LEGEND, MODEL, HumanAgreement, cells, unknown_agreement
+from trainer.report import images_behind
 
 _FRONT_PICTURE, _CURVES_PICTURE = "audit.png", "curves.png"
 
-ROWS = {
-    **ACCURACIES,
+_ROWS = {
     "adversary_accuracy": "per-model invariance",
     "adversary_stuck": "per-model stuck",
     "curve_area": "curve area",
 }
-"""Numbers of a finalist's rows, and their headings."""
+"""Numbers of a finalist's rows beside its accuracies, and their headings."""
 
 
 def show_audit(audit: Audit, console: Console) -> bool:
@@ -78,10 +78,8 @@ def _summary(audit: Audit, finalists: Sequence[Finalist]) -> str:
         f"sensitivity under {evaluation.eval_sensitivity_norm} {evaluation.eval_sensitivity_epsilon:.3g} (APGD-CE, "
         f"APGD-T and the embedding's, {options.steps} steps; Square, {options.queries} queries); invariance under "
         f"{evaluation.eval_invariance_norm} {evaluation.eval_invariance_epsilon:.3g} on "
-        f"{mean['invariance_changed_size']:.0f} changed images, the per-model attack on {mean['adversary_size']:.0f}, "
-        f"labelled by the judge (a proxy for people; on clean "
-        f"validation images it answers {percent(known['oracle_coverage'])} and is right on "
-        f"{percent(known['oracle_accuracy'])} of those)."
+        f"the worth of {images_behind(mean)} changed images, the per-model attack on that of "
+        f"{mean['adversary_size']:.0f}, by the judge, a proxy for people: {judge_line(evaluation, known)}"
     )
 
 
@@ -99,11 +97,16 @@ def finalist_lines(audit: Audit, finalists: Sequence[Finalist]) -> list[str]:
     for one, verdict in zip(finalists, finalist_verdicts(audit, finalists), strict=True):
         seeds = "" if len(one.runs) == audit.options.seeds else f" ({len(one.runs)} of {audit.options.seeds} seeds)"
         lines.append(f"  {one.record.number:03d}  {verdict}{seeds}: {trial_label(audit.plan.space, one.record.config)}")
-        lines += [_row(one, name) for name in ROWS]
+        lines += [_row(one, name, heading) for name, heading in rows(audit.plan).items()]
     return lines
 
 
-def _row(one: Finalist, name: str) -> str:
+def rows(plan: SweepPlan) -> dict[str, str]:
+    """Return the numbers of a finalist's rows, and their headings."""
+    return accuracies(plan) | _ROWS
+
+
+def _row(one: Finalist, name: str, heading: str) -> str:
     """Return a number as selected and as audited, and the latter's interval where its images are counted."""
     selected = percent(one.selected[name]) if name in one.selected else ""
     audited = f"{percent(one.mean[name])} ± {100 * one.spread(name):4.1f}"
@@ -111,7 +114,7 @@ def _row(one: Finalist, name: str) -> str:
     if name in MEASURED or name in COUNTS:
         low, high = share_interval(name, one.mean, images=one.images)
         interval = f"{percent(low)} to {percent(high)}"
-    return f"{'':5}  {ROWS[name]:20}  {selected:>8}  {audited:>14}  {interval:>16}"
+    return f"{'':5}  {heading:20}  {selected:>8}  {audited:>14}  {interval:>16}"
 
 
 def _warnings(finalists: Sequence[Finalist]) -> list[str]:

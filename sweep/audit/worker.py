@@ -17,7 +17,7 @@ from trainer.config import TrialConfig
 from trainer.human_agreement import JUDGE, MODEL, ExamplesFolder
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from trainer.attacks import Evidence
     from trainer.data import Split
@@ -119,7 +119,7 @@ def _evaluate(
         config=task.config,
         judged_by=judged_by(options),
         images=len(test.labels),
-        numbers={**judged._asdict(), **_attack_invariance(common, model), "curve_area": evidence.curve.area},
+        numbers={**judged.numbers(), **_attack_invariance(common, model), "curve_area": evidence.curve.area},
         curve={name: list(values) for name, values in evidence.curve._asdict().items()},
         evidence={name: value for name, value in vars(evidence).items() if name != "curve"},
         warnings=evidence.warnings,
@@ -127,33 +127,38 @@ def _evaluate(
 
 
 def _attack_invariance(common: Task, model: nn.Module) -> dict[str, float]:
-    """Run the per-model attack beside the fixed set, over the test images with a candidate that the judge sees changed.
+    """Run the per-model attack beside the fixed set, over all candidates of the test images.
 
     Returns:
-        `adversary_accuracy`, the share where the model too sees the change in every candidate; `adversary_stuck`,
-        among those that it had right when clean, the share where its answer to some candidate is still the same; and
-        `adversary_size`, the number of those test images.
+        `adversary_accuracy`: of the people who see a change at most, the share whose answer the model gives even at
+        its worst candidate; `adversary_stuck`: among images that it had right when clean, the share of these people
+        who see a change in a candidate to which its answer is still the same; `adversary_size`: the number of images
+        that would measure as surely, were all seen as changed by everybody.
     """
     import torch
 
     from trainer.attacks import frozen
-    from trainer.training import mean
 
     device = next(model.parameters()).device
     with frozen(model), torch.no_grad():
         found = shared(common).adversary("test").run(lambda images: model(images.to(device)).logits.cpu())
     return {
-        "adversary_accuracy": mean(found.accurate[found.attackable]),
-        "adversary_stuck": mean(found.stuck[found.attackable & found.right]),
-        "adversary_size": int(found.attackable.sum()),
+        "adversary_accuracy": 1 - _ratio(found.missed.sum(), found.changed.sum()),
+        "adversary_stuck": _ratio(found.stuck[found.right].sum(), found.changed[found.right].sum()),
+        "adversary_size": _ratio(found.changed.sum() ** 2, found.changed.square().sum()),
     }
+
+
+def _ratio(part: Tensor, whole: Tensor) -> float:
+    """Return a quotient of two sums; 0 if there is nothing to divide by."""
+    return float(part / whole) if whole > 0 else 0.0
 
 
 def _compare_with_people(common: Task, model: nn.Module, examples: ExamplesFolder) -> dict[str, Any]:
     """Return how far the judge and the model agree with people, in plain values."""
     from trainer.invariance import answers_of, ask_people
 
-    answerers = {JUDGE: shared(common).judge.label, MODEL: answers_of(model)}
+    answerers = {JUDGE: shared(common).answer, MODEL: answers_of(model)}
     return dataclasses.asdict(ask_people(examples, _labelled_sets(common, examples), answerers))
 
 

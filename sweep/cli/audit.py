@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from sweep.cli.console import DONE, FAILED, INTERRUPTED, add_name, console, errors, find_plan, mlflow_progress, program
+from trainer.crowds import check_crowd
 from trainer.errors import InputError
 from trainer.human_agreement import EXAMPLES_OPTION, find_examples
 from trainer.progress import ProgressLine
@@ -32,6 +33,7 @@ def audit(arguments: argparse.Namespace) -> int:
     from sweep.state import read_state
 
     plan = find_plan(arguments)
+    check_crowd(plan.space.evaluation)
     if url := url_of(plan.folder):
         raise InputError(f"{url}: a sweep at a URL can't be audited there; copy its folder here and give --storage DIR")
     examples = find_examples(

@@ -15,6 +15,7 @@ from sweep.cli.audit import add_audit, add_trial, audit, trial
 from sweep.cli.cluster import add_address, add_job, add_logs, jobs, logs, stop, submit
 from sweep.cli.console import BAD_INPUT, FAILED, INTERRUPTED, errors
 from sweep.cli.mlflow import add_sync, add_ui, sync, ui
+from sweep.cli.people import add_people, people
 from sweep.cli.run import add_plan, add_resume, add_run, add_submit, plan, resume, run
 from sweep.cli.show import add_compare, add_front, add_replay, compare, front, replay
 from trainer.arguments import Parser
@@ -44,6 +45,9 @@ COMMANDS = {
     "front": _Command(add_front, front, "Show the front of a sweep, finished or running."),
     "replay": _Command(add_replay, replay, "Show what another rule for early stopping would have saved and lost."),
     "audit": _Command(add_audit, audit, "Train the finalists again and judge them on the test split by every attack."),
+    "people": _Command(
+        add_people, people, "Say what a crowd of people would read in images, and hold it against people."
+    ),
     "trial": _Command(add_trial, trial, "Train and judge one configuration, here, without Ray."),
     "compare": _Command(add_compare, compare, "Compare the fronts of two sweeps, each on one seed or several."),
     "sync": _Command(add_sync, sync, "Bring MLflow up to date from a sweep's ledger, or fill another server or store."),

@@ -106,11 +106,11 @@ def data_summary_of(prepared: Prepared, task: Task) -> dict[str, Any]:
         "data_fingerprint": prepared.data.fingerprint,
         "validation_images": len(prepared.data.validation.labels),
         "judged_images": len(judging.images),
-        "changed_images": int(judging.changed.sum()),
-        "unchanged_images": int(judging.unchanged.sum()),
-        "oracle_accuracy": judge.accuracy,
-        "oracle_coverage": judge.coverage,
-        "people": dataclasses.asdict(ask_people(examples, sets, {JUDGE: prepared.judge.label})) if examples else None,
+        "crowd": prepared.crowd.name,
+        "changed_mass": judging.changed.sum().item(),
+        "judge_accuracy": judge.accuracy,
+        "judge_agreement": judge.agreement,
+        "people": dataclasses.asdict(ask_people(examples, sets, {JUDGE: prepared.answer})) if examples else None,
     }
 
 

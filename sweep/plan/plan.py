@@ -17,7 +17,7 @@ from sweep.plan.mlflow_address import absolute_uri, check_mlflow_uri
 from sweep.plan.objectives import OBJECTIVES, check_objectives, objectives_to_dict
 from sweep.plan.options import check_typed, declared, option, options_of
 from sweep.plan.paths import CACHE, check_name, existing_folder
-from trainer.config import TrialConfig, check_packable
+from trainer.config import UNANIMOUS, TrialConfig, check_packable
 from trainer.errors import InputError
 
 SAMPLERS = ("tpe", "nsga2", "nsga3", "gp", "random", "qmc")
@@ -229,7 +229,14 @@ class SweepPlan:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values by field name."""
         plain = {spec.name: getattr(self, spec.name) for spec in dataclasses.fields(self)}
-        return plain | {"space": self.space.to_dict(), "objectives": objectives_to_dict(self.objectives)}
+        return plain | {"space": self._plain_space(), "objectives": objectives_to_dict(self.objectives)}
+
+    def _plain_space(self) -> dict[str, Any]:
+        """Return the space's plain values; one that the judge of earlier versions judged names no crowd, as then."""
+        plain = self.space.to_dict()
+        if self.space.evaluation.crowd == UNANIMOUS:
+            plain["evaluation"] = {name: value for name, value in plain["evaluation"].items() if name != "crowd"}
+        return plain
 
 
 def _check_together(plan: SweepPlan) -> None:

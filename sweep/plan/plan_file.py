@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from search_spaces import Located, dump_yaml, read_yaml, space_from_yaml
+from search_spaces import Located, Space, dump_yaml, read_yaml, space_from_yaml
 from sweep.plan.mlflow_address import default_mlflow_uri
 from sweep.plan.objectives import read_objectives
 from sweep.plan.paths import PLAN, check_name, name_taken, nearest_sweeps, storage_folder
 from sweep.plan.plan import SweepPlan, plan_digest
 from sweep.plan.remote_storage import pull_remote, push_remote, url_of
+from trainer.config import UNANIMOUS
 from trainer.errors import InputError
 from trainer.files import make_whole_folder, write_whole
 
@@ -98,7 +99,7 @@ def plan_from_tree(root: Located) -> SweepPlan:
     if missing:
         raise root.error(f"is cut off or damaged: {', '.join(missing)} missing")
     values = {key: item.plain() for key, item in entries.items()}
-    values["space"] = space_from_yaml(entries["space"], name="")
+    values["space"] = _read_space(entries["space"])
     values["versions"] = {key: item.word(key) for key, item in entries["versions"].mapping("versions").items()}
     if "objectives" in entries:
         values["objectives"] = read_objectives(entries["objectives"])
@@ -107,3 +108,12 @@ def plan_from_tree(root: Located) -> SweepPlan:
             entries[key].word(key)
     with root.error_context():
         return SweepPlan(**values)
+
+
+def _read_space(node: Located) -> Space:
+    """Return a plan's space; one that names no crowd was judged by the judge of earlier versions."""
+    space = space_from_yaml(node, name="")
+    evaluation = node.mapping("a space").get("evaluation")
+    if evaluation is not None and "crowd" not in evaluation.mapping("evaluation"):
+        space = dataclasses.replace(space, evaluation=space.evaluation.replace(crowd=UNANIMOUS))
+    return space

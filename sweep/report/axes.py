@@ -9,7 +9,8 @@ import numpy as np
 from sweep.front import Objectives
 from sweep.report.spots import AXES
 from sweep.report.style import GRID, INK, MUTED
-from trainer.config import EvaluationConfig
+from trainer.config import UNANIMOUS, EvaluationConfig
+from trainer.crowds import crowd_for
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -68,5 +69,12 @@ def budgets(evaluation: EvaluationConfig, *, attack: str = "") -> str:
     return (
         f"{evaluation.dataset}; sensitivity: {NORMS[evaluation.eval_sensitivity_norm]} "
         f"{evaluation.eval_sensitivity_epsilon:g}, {attack or pgd}; invariance: "
-        f"{NORMS[evaluation.eval_invariance_norm]} {evaluation.eval_invariance_epsilon:g}"
+        f"{NORMS[evaluation.eval_invariance_norm]} {evaluation.eval_invariance_epsilon:g}, {_crowd_name(evaluation)}"
     )
+
+
+def _crowd_name(evaluation: EvaluationConfig) -> str:
+    """Return whose answers the invariance axis goes by, as a picture names them."""
+    if evaluation.crowd == UNANIMOUS:
+        return "judge of an earlier version"
+    return f"{crowd_for(evaluation.dataset, evaluation.crowd).name} crowd"

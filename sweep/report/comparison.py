@@ -22,11 +22,16 @@ from sweep.plan import SweepPlan, read_plan
 from sweep.state import SweepState, read_state
 from trainer.errors import InputError
 from trainer.intervals import Interval
+from trainer.report import images_behind
 
 DRAWS = 1000
 """Resamples of the interval."""
-_SAME_SUMMARY = ("data_fingerprint", "judged_images", "changed_images", "oracle_accuracy", "oracle_coverage")
-"""Keys of the data summary that must agree beside the evaluation: the data, the judged images and their judge."""
+_SAME_SUMMARY = (
+    *("data_fingerprint", "judged_images", "changed_mass", "judge_accuracy", "judge_agreement"),
+    *("changed_images", "oracle_accuracy", "oracle_coverage"),
+)
+"""Keys of the data summary that must agree beside the evaluation: the data, the judged images and their judge, here and
+in earlier versions."""
 
 
 class Sweep(NamedTuple):
@@ -189,10 +194,9 @@ def _resampled_hypervolume(sweep: Sweep, generator: np.random.Generator) -> floa
 def _image_counts(sweep: Sweep, finished: Sequence[TrialRecord]) -> np.ndarray:
     """Return the number of images (n, d) behind every share."""
     images = int(sweep.results.data_summary.get("validation_images", 0)) or 10**9
-    counts = {"invariance_accuracy": "invariance_changed_size", "invariance_stuck": "invariance_changed_size"}
-    names = sweep.plan.objectives.names
+    names, weighted = sweep.plan.objectives.names, ("invariance_accuracy", "invariance_stuck")
     results = [record.result or {} for record in finished]
-    return np.array([[int(result.get(counts.get(name, ""), images)) for name in names] for result in results])
+    return np.array([[images_behind(result) if name in weighted else images for name in names] for result in results])
 
 
 def heights(points: np.ndarray, objectives: Objectives, x: np.ndarray) -> np.ndarray:

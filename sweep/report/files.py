@@ -13,7 +13,7 @@ from sweep.report.formats import front_csv
 from sweep.report.front_figure import front_picture
 from sweep.report.importance import importance_csv, importance_figure, importances
 from sweep.report.page import front_page
-from sweep.report.rows import ACCURACIES
+from sweep.report.rows import accuracies
 from sweep.report.style import save_figure
 from sweep.state import SweepState
 
@@ -48,13 +48,13 @@ def ledger_metadata(plan: SweepPlan, results: SweepState) -> dict[str, str]:
 
 def _trials_table(plan: SweepPlan, results: SweepState) -> dict[str, Any]:
     """Return a row per trial in the form that MLflow's page shows as a table: the finished by rank, then the others."""
-    ranks, swept = results.ranks(), list(plan.space.swept)
-    columns = ["trial", "state", "rank", *ACCURACIES.values(), "epoch", *swept, "reason"]
+    ranks, swept, shown = results.ranks(), list(plan.space.swept), accuracies(plan)
+    columns = ["trial", "state", "rank", *shown.values(), "epoch", *swept, "reason"]
     first = sorted(results.trials.values(), key=lambda record: (ranks.get(record.number, len(ranks)), record.number))
     rows = []
     for record in first:
         result, active = record.result or {}, plan.space.active(record.config)
-        numbers = [result.get(name) for name in (*ACCURACIES, "epoch")]
+        numbers = [result.get(name) for name in (*shown, "epoch")]
         settings = [active.get(name) for name in swept]
         rows.append([record.number, record.state, ranks.get(record.number), *numbers, *settings, record.reason])
     return {"columns": columns, "data": rows}

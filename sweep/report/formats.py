@@ -18,7 +18,9 @@ def front_table(plan: SweepPlan, results: SweepState) -> Table:
     table = plain_table(*columns, fold=[len(columns) - 1])
     for row in front_rows(plan, results):
         mark = "  <- knee" if row["knee"] else ""
-        table.add_row(row_name(row), *cells(row), trial_label(plan.space, results.trials[row["trial"]].config) + mark)
+        table.add_row(
+            row_name(row), *cells(plan, row), trial_label(plan.space, results.trials[row["trial"]].config) + mark
+        )
     return table
 
 

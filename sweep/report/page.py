@@ -8,7 +8,7 @@ from typing import Any
 
 from sweep.front import front_mask
 from sweep.plan import SweepPlan
-from sweep.report.rows import ACCURACIES
+from sweep.report.rows import accuracies
 from sweep.report.spots import AXES, front_spots, in_units, staircase
 from sweep.report.style import LOOKS, UNKNOWN_LOOK
 from sweep.report.verdicts import verdict
@@ -35,7 +35,7 @@ def _page_data(plan: SweepPlan, results: SweepState) -> dict[str, Any]:
     plane, units = in_units(plan.objectives)
     points = results.points(finished)[:, :2] * units
     on_front, ranks, knee = front_mask(points, plane), results.ranks(), results.knee
-    groups = [str(record.config.get("regularizer", "unknown")) for record in finished]
+    shown, groups = accuracies(plan), [str(record.config.get("regularizer", "unknown")) for record in finished]
     drawn = [
         {
             "trial": record.number,
@@ -45,7 +45,9 @@ def _page_data(plan: SweepPlan, results: SweepState) -> dict[str, Any]:
             "knee": record.number == knee,
             "rank": ranks[record.number],
             "group": group,
-            "numbers": {ACCURACIES[name]: percent(record.result[name]) for name in ACCURACIES}
+            "numbers": {
+                heading: percent(record.result[name]) for name, heading in shown.items() if name in record.result
+            }
             | {"epoch": str(record.result["epoch"])},
             "config": plan.space.active(record.config),
         }

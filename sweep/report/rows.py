@@ -9,6 +9,8 @@ from search_spaces import Space
 from sweep.plan import SweepPlan
 from sweep.report.words import brief, percent
 from sweep.state import Replicates, SweepState
+from trainer.config import UNANIMOUS
+from trainer.crowds import other_crowds
 from trainer.words import SHORT_NAMES
 
 ACCURACIES = {
@@ -18,6 +20,15 @@ ACCURACIES = {
     "clean_accuracy": "clean",
 }
 """Report fields of a front's row, and their headings."""
+
+
+def accuracies(plan: SweepPlan) -> dict[str, str]:
+    """Return `ACCURACIES` and, beside them, the invariance accuracy by every other crowd."""
+    evaluation = plan.space.evaluation
+    if evaluation.crowd == UNANIMOUS:
+        return ACCURACIES
+    others = other_crowds(evaluation.dataset, evaluation.crowd)
+    return ACCURACIES | {f"{crowd.name}/invariance_accuracy": crowd.name for crowd in others}
 
 
 def trial_label(space: Space, config: Mapping[str, Any]) -> str:
@@ -39,7 +50,7 @@ def front_rows(plan: SweepPlan, results: SweepState) -> list[dict[str, Any]]:
         rows.append(
             {
                 "trial": record.number,
-                **{name: record.result[name] for name in ACCURACIES},
+                **{name: record.result[name] for name in accuracies(plan) if name in record.result},
                 **(_replicate_columns(plan, replicates[record.number]) if replicates else {}),
                 "epoch": record.result["epoch"],
                 "knee": record.number == knee,
@@ -59,14 +70,17 @@ def _replicate_columns(plan: SweepPlan, replicates: Replicates) -> dict[str, flo
 
 def headings(plan: SweepPlan) -> list[str]:
     """Return the headings of `cells`."""
-    return [*ACCURACIES.values(), *(["P(front)"] if plan.seeds > 1 else [])]
+    return [*accuracies(plan).values(), *(["P(front)"] if plan.seeds > 1 else [])]
 
 
-def cells(row: Mapping[str, Any]) -> list[str]:
+def cells(plan: SweepPlan, row: Mapping[str, Any]) -> list[str]:
     """Return a row's accuracies, with several seeds as `40.7±3.1%` (half of the 95% interval), and its P(front)."""
     shares = []
-    for name in ACCURACIES:
+    for name in accuracies(plan):
         half = (row[f"{name}_high"] - row[f"{name}_low"]) / 2 if f"{name}_low" in row else None
+        if name not in row:
+            shares.append("-")
+            continue
         shares.append(percent(row[name]) if half is None else f"{percent(row[name])[:-1]}±{percent(half)}")
     return [*shares, *([percent(row["p_front"])] if "p_front" in row else [])]
 

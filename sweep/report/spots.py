@@ -14,13 +14,14 @@ from sweep.front import Objectives
 from sweep.ledger import TrialRecord
 from sweep.state import Replicates
 from trainer.intervals import wilson_interval
+from trainer.report import images_behind
 
 AXES = {
     "sensitivity_accuracy": "Sensitivity accuracy (%)",
-    "invariance_accuracy": "Invariance accuracy (%), a proxy: labelled by the judge",
+    "invariance_accuracy": "Invariance accuracy (%), a proxy: read by the judge",
     "clean_accuracy": "Clean accuracy (%)",
-    "invariance_stuck": "Invariance stuck (%), a proxy: labelled by the judge",
-    "invariance_unchanged": "Invariance unchanged (%), a proxy: labelled by the judge",
+    "invariance_stuck": "Invariance stuck (%), a proxy: read by the judge",
+    "invariance_unchanged": "Invariance unchanged (%), a proxy: read by the judge",
 }
 """Labels of the objectives that are shares, and so are drawn in percent."""
 
@@ -83,7 +84,7 @@ def wilson_segments(spots: Sequence[Spot], plane: Objectives, validation_images:
         images = {
             "clean_accuracy": validation_images,
             "sensitivity_accuracy": validation_images,
-            "invariance_accuracy": int(value_of(spot.trials[0], "invariance_changed_size")),
+            "invariance_accuracy": images_behind(spot.trials[0].result or {}),
         }
         across, up = (images.get(metric, 0) for metric in plane.names)
         segments += [[(x, spot.y) for x in _wilson_percent(spot.x, across)]] if across > 0 else []

@@ -8,6 +8,8 @@ from sweep.plan import SweepPlan
 from sweep.report.rows import ACCURACIES
 from sweep.report.words import percent
 from sweep.state import DataSummary, SweepState
+from trainer.config import UNANIMOUS, EvaluationConfig
+from trainer.crowds import crowd_for, crowd_line
 from trainer.human_agreement import JUDGE, HumanAgreement, Share
 from trainer.report import collapse
 
@@ -27,7 +29,8 @@ def verdict(plan: SweepPlan, results: SweepState) -> str:
         f"hypervolume {results.hypervolume:.4f} of 1. Sensitivity under {evaluation.eval_sensitivity_norm} "
         f"{evaluation.eval_sensitivity_epsilon:.3g} (PGD-{evaluation.eval_sensitivity_steps}); invariance under "
         f"{evaluation.eval_invariance_norm} {evaluation.eval_invariance_epsilon:.3g}, a proxy: "
-        f"{_describe_judge(results.data_summary)}{_collapsed_trials(results)}"
+        f"{judge_line(evaluation, results.data_summary)}{''.join(_human_agreement(results.data_summary))}"
+        f"{_collapsed_trials(results)}"
     )
 
 
@@ -60,14 +63,28 @@ def _collapsed_trials(results: SweepState) -> str:
     return f" The embeddings of {len(numbers)} finished {trials} have collapsed: {' '.join(numbers[:_NAMED])}{more}."
 
 
-def _describe_judge(summary: DataSummary) -> str:
-    """Return who labels perturbed images, and how good that judge is known to be."""
+def judge_line(evaluation: EvaluationConfig, summary: DataSummary) -> str:
+    """Return whose answers the invariance axis goes by, and how well the judge is known to predict them."""
+    if evaluation.crowd == UNANIMOUS:
+        return _unanimous_line(summary)
+    line = crowd_line(crowd_for(evaluation.dataset, evaluation.crowd))
+    if summary:
+        mass, judged = summary["changed_mass"], summary["judged_images"]
+        line += (
+            f"; it reads {percent(summary['judge_accuracy'])} of the clean images rightly, and of the answers to "
+            f"{judged} perturbed ones {percent(mass / judged)} see a change"
+        )
+    return f"{line}."
+
+
+def _unanimous_line(summary: DataSummary) -> str:
+    """Return what is known of the judge of earlier versions, which gave one label or none."""
     if not summary:
-        return "labelled by the judge, not by people."
+        return "labelled by the judge of an earlier version, not by people."
     return (
-        f"labelled by the judge, not by people (it labels {percent(summary['oracle_coverage'])} of the clean images, "
-        f"{percent(summary['oracle_accuracy'])} of those rightly; it sees {summary['changed_images']} of "
-        f"{summary['judged_images']} perturbed ones as changed).{''.join(_human_agreement(summary))}"
+        "labelled by the judge of an earlier version, not by people (it labels "
+        f"{percent(summary['oracle_coverage'])} of the clean images, {percent(summary['oracle_accuracy'])} of those "
+        f"rightly; it sees {summary['changed_images']} of {summary['judged_images']} perturbed ones as changed)."
     )
 
 

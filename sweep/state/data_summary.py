@@ -11,14 +11,8 @@ from trainer.errors import InputError
 DATA_SUMMARY = "prepared.json"
 """File in a sweep's folder with the data's fingerprint and what is known of the judge."""
 
-REQUIRED_KEYS = {
-    "data_fingerprint",
-    "validation_images",
-    "judged_images",
-    "changed_images",
-    "oracle_accuracy",
-    "oracle_coverage",
-}
+REQUIRED_KEYS = {"data_fingerprint", "validation_images", "judged_images"}
+"""Keys that every version wrote; what is known of the judge has other names in earlier ones."""
 
 DataSummary = dict[str, Any]
 

@@ -65,7 +65,7 @@ def _markdown_row(
     name = f"[{name}](#/experiments/{experiment}/runs/{runs[number]})" if number in runs else name
     mark = " **knee**" if row["knee"] else ""
     label = trial_label(plan.space, results.trials[number].config)
-    return f"| {name} | {' | '.join(cells(row))} | `{label}`{mark} |"
+    return f"| {name} | {' | '.join(cells(plan, row))} | `{label}`{mark} |"
 
 
 def _fitting(lines: list[str], room: int, more: str) -> tuple[list[str], int]:

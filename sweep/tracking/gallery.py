@@ -36,13 +36,15 @@ class _Example(NamedTuple):
     probability: float
     """The model's probability for its answer."""
     judged: int
-    """The judge's answer to the perturbed image; -1 if it abstains."""
+    """The answer that most of the crowd give to the perturbed image, by the judge."""
+    share: float
+    """The share of the crowd who give it."""
 
 
 def draw_gallery(plan: SweepPlan, number: int, model: nn.Module, prepared: Prepared, path: Path) -> None:
     """Draw both attacks' worst examples as one picture."""
     changed = "Sensitivity: too little changed for a person, the model changed its answer"
-    kept = "Invariance: the judge, a proxy for people, sees another class; the model kept its answer"
+    kept = "Invariance: by the judge, a proxy for people, many see another class; the model kept its answer"
     groups = {changed: sensitivity_examples(model, prepared), kept: invariance_examples(model, prepared)}
     draw(f"{plan.name}, trial {number:03d}", groups, path)
 
@@ -68,15 +70,15 @@ def sensitivity_examples(model: nn.Module, prepared: Prepared) -> list[_Example]
 
 
 def invariance_examples(model: nn.Module, prepared: Prepared) -> list[_Example]:
-    """Find images whose class changed for the judge but not for the model; the model's highest probability comes
-    first."""
+    """Find images to which the model gives the source's label, those that most of the crowd see as changed."""
     from trainer.training import predict_labels
 
     judging = prepared.judging
     answers = predict_labels(model, judging.images, batch_size=_ATTACKED)
-    stuck = judging.changed & (answers == judging.source_labels)
-    sources = judging.source_images[stuck]
-    return _worst(model, prepared, sources, judging.images[stuck], judging.source_labels[stuck])
+    stuck = (answers == judging.source_labels).nonzero().squeeze(1)
+    seen = judging.changed[stuck].sort(descending=True, stable=True).indices
+    worst = stuck[seen[:EXAMPLES]]
+    return _worst(model, prepared, judging.source_images[worst], judging.images[worst], judging.source_labels[worst])
 
 
 def _worst(model: nn.Module, prepared: Prepared, sources: Tensor, perturbed: Tensor, labels: Tensor) -> list[_Example]:
@@ -88,8 +90,8 @@ def _worst(model: nn.Module, prepared: Prepared, sources: Tensor, perturbed: Ten
     with torch.no_grad():
         probabilities, answers = model(perturbed).logits.softmax(1).max(1)
     chosen = probabilities.sort(descending=True, stable=True).indices[:EXAMPLES]
-    judged = prepared.judge.label(perturbed[chosen])
-    columns = (labels[chosen], answers[chosen], probabilities[chosen], judged)
+    shares, judged = prepared.judge.shares(perturbed[chosen], prepared.crowd).max(1)
+    columns = (labels[chosen], answers[chosen], probabilities[chosen], judged, shares)
     return [
         _Example(sources[index].numpy(), perturbed[index].numpy(), *row)
         for index, *row in zip(chosen.tolist(), *(column.tolist() for column in columns), strict=True)
@@ -120,7 +122,7 @@ def _draw_examples(axes: np.ndarray, examples: Sequence[_Example]) -> None:
     for column, example in zip(axes.T, examples, strict=False):
         difference = example.perturbed - example.source
         _show(column[0], example.source, f"shows {example.label}", INK)
-        judged = f"judge {example.judged}" if example.judged >= 0 else "judge in doubt"
+        judged = f"{example.share:.0%} of people {example.judged}"
         answer = f"model {example.answer} ({example.probability:.0%})"
         _show(column[1], example.perturbed, f"{answer}\n{judged}", KNEE_COLOUR)
         _show(column[2], difference, f"largest change {abs(difference).max():.2f}", MUTED, signed=True)

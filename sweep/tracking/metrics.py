@@ -16,10 +16,14 @@ ONCE_PER_REPORT = ("clean_accuracy", "sel_clean")
 _CHOSEN = {
     "sensitivity_accuracy": "sel_sens",
     "invariance_accuracy": "sel_inv",
+    "invariance_changed_mass": "sel_inv_mass",
     "clean_accuracy": "sel_clean",
     "epoch": "sel_epoch",
 }
 """Names of the chosen checkpoint's numbers: short, so that the page does not cut them off."""
+
+_OTHER = "sel_inv_"
+"""Prefix of the chosen checkpoint's invariance accuracy by another crowd, as in `sel_inv_lenient`."""
 
 
 class MetricRow(NamedTuple):
@@ -41,7 +45,9 @@ def report_metrics(report: Mapping[str, Any]) -> list[MetricRow]:
     """Return a report's numbers: an epoch's under their own names, the chosen checkpoint's under short ones."""
     timestamp = milliseconds(report["time"])
     if report["final"]:
-        return [MetricRow(short, float(report[name]), timestamp, 0) for name, short in _CHOSEN.items()]
+        chosen = {name: short for name, short in _CHOSEN.items() if name in report}
+        chosen |= {name: f"{_OTHER}{name.split('/')[0]}" for name in report if name.endswith("/invariance_accuracy")}
+        return [MetricRow(short, float(report[name]), timestamp, 0) for name, short in chosen.items()]
     skipped = ("epoch", "final", "time")
     return [
         MetricRow(key, float(value), timestamp, report["epoch"]) for key, value in report.items() if key not in skipped

@@ -115,7 +115,7 @@ def curve(number: int) -> Iterator[dict[str, Any]]:
             "invariance_accuracy": invariance,
             "invariance_stuck": 1 - invariance,
             "invariance_unchanged": 0.9,
-            "invariance_changed_size": 300,
+            "invariance_effective_size": 300,
             "invariance_original_label": 0.8,
             "learning_rate": 1e-3,
             "train_seconds": 1.0,

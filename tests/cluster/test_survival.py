@@ -235,7 +235,7 @@ def test_other_data_on_the_other_machine_is_refused(tmp_path: Path) -> None:
 
     facts = dict.fromkeys(REQUIRED_KEYS, 1) | {"data_fingerprint": "d1g1t5"}
     record_data_summary(tmp_path, facts)
-    record_data_summary(tmp_path, facts | {"oracle_accuracy": 2})
+    record_data_summary(tmp_path, facts | {"judge_accuracy": 2})
     with pytest.raises(InputError, match="began with fingerprint d1g1t5, and finds 0th3r now; give it the same files"):
         record_data_summary(tmp_path, facts | {"data_fingerprint": "0th3r"})
     assert read_data_summary(tmp_path) == facts

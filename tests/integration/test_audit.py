@@ -38,12 +38,12 @@ from sweep.audit.finalists import (
 )
 from sweep.audit.results import AuditResult, judged_by, sealed
 from sweep.audit.tables import (
-    ROWS,
     command,
     doubles,
     finalist_lines,
     finalist_verdicts,
     front_line,
+    rows,
     show_people,
 )
 from sweep.audit.worker import draw
@@ -91,7 +91,7 @@ def shares(sensitivity: float, invariance: float, *, clean: float = 0.9, changed
         "invariance_accuracy": invariance,
         "clean_accuracy": clean,
         "invariance_stuck": 0.5,
-        "invariance_changed_size": changed,
+        "invariance_effective_size": changed,
     }
 
 
@@ -165,7 +165,12 @@ def shown_people(audit: Audit, finalists: Sequence[Finalist]) -> str:
 
 def audit_of(plan: SweepPlan, trials: Sequence[TrialRecord], **options: int) -> Audit:
     results = SweepState(plan.objectives, {record.number: record for record in trials}, total=plan.trials)
-    results.data_summary = {"validation_images": IMAGES, "oracle_accuracy": 0.99, "oracle_coverage": 0.8}
+    results.data_summary = {
+        "validation_images": IMAGES,
+        "judged_images": 300,
+        "changed_mass": 90.0,
+        "judge_accuracy": 1,
+    }
     return Audit(plan, results, AuditOptions(**options))
 
 
@@ -380,7 +385,7 @@ class TestReport:
 
     def test_every_number_has_a_line_that_fits_a_terminal(self, plan: SweepPlan, finalists: list[Finalist]) -> None:
         lines = finalist_lines(audit_of(plan, [one.record for one in finalists], seeds=2), finalists)
-        assert len(lines) == 1 + len(finalists) * (1 + len(ROWS))
+        assert len(lines) == 1 + len(finalists) * (1 + len(rows(plan)))
         assert all(len(line) <= 80 for line in lines if ":" not in line)
         [first, *_] = [line for line in lines if " sensitivity " in line]
         low, high = share_interval("sensitivity_accuracy", shares(0.5, 0.31), images=IMAGES)
@@ -619,7 +624,7 @@ def test_an_audit_ends_with_what_held(
         assert [run.images for run in one.runs] == [40, 40]
         assert one.mean["sensitivity_accuracy"] <= one.mean["clean_accuracy"]
         # Whatever the fixed set changed, the per-model attack may show as well.
-        assert one.mean["adversary_size"] >= one.mean["invariance_changed_size"] > 0
+        assert one.mean["adversary_size"] >= one.mean["invariance_effective_size"] > 0
         assert f"{one.mean['sensitivity_accuracy']:.1%} ±" in first.stdout
         assert all(run.evidence["transfer_accuracy"] is not None for run in one.runs)
         for warning in (warning for run in one.runs for warning in run.warnings):

@@ -34,9 +34,9 @@ FACTS = {
     "data_fingerprint": "d",
     "validation_images": 300,
     "judged_images": 300,
-    "changed_images": 90,
-    "oracle_accuracy": 0.99,
-    "oracle_coverage": 0.9,
+    "changed_mass": 90.5,
+    "judge_accuracy": 0.99,
+    "judge_agreement": 0.9,
 }
 COUNT = 90
 
@@ -54,7 +54,7 @@ def side(plan: SweepPlan, name: str, *clouds: list[tuple[float, float]]) -> Side
         for number, (sensitivity, invariance) in enumerate(cloud):
             final = {"epoch": 1, "final": True, "clean_accuracy": 0.9, "invariance_stuck": 0.1}
             final |= {"sensitivity_accuracy": sensitivity, "invariance_accuracy": invariance}
-            final |= {"invariance_changed_size": COUNT, "time": 1.0}
+            final |= {"invariance_effective_size": COUNT, "time": 1.0}
             trials[number] = TrialRecord(number, TrialConfig().to_dict(), 0, "finished", ended=1.0, reports=[final])
         results = SweepState(plan.objectives, trials, total=len(trials))
         results.data_summary = dict(FACTS)
@@ -145,7 +145,7 @@ def test_more_seeds_are_a_mean_and_a_band(plan: SweepPlan) -> None:
     ("change", "named"),
     [
         ({"data_fingerprint": "other"}, "data_fingerprint = d and other"),
-        ({"changed_images": 4}, "changed_images = 90 and 4"),
+        ({"changed_mass": 4}, "changed_mass = 90.5 and 4"),
     ],
     ids=["data", "judge"],
 )

@@ -124,7 +124,7 @@ def ended(number: int, robust: float, invariant: float, state: str = "finished")
     told = {"sensitivity_accuracy": robust, "invariance_accuracy": invariant, "clean_accuracy": 0.9, "epoch": 2}
     told |= {
         "invariance_stuck": 0.1,
-        "invariance_changed_size": 40,
+        "invariance_effective_size": 40,
         "time": 1.0,
         "train_seconds": 1.0,
         "evaluation_seconds": 1.0,

@@ -24,6 +24,7 @@ ROOMS = [
     ["trainer.words", "trainer.intervals", "trainer.parallel", "trainer.progress"],
     ["trainer.fields", "trainer.presets", "trainer.report", "trainer.cost", "trainer.arguments", "trainer.files"],
     ["trainer.config", "trainer.human_agreement"],
+    ["trainer.crowds"],
     ["trainer.data", "trainer.models", "trainer.attacks"],
     ["trainer.invariance", "trainer.objective"],
     ["trainer.summary", "trainer.training"],

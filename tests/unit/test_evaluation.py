@@ -17,7 +17,6 @@ from trainer.attacks.gradient import pgd_attack
 from trainer.config import EvaluationConfig
 from trainer.data.datasets import Split
 from trainer.errors import TrialFailed
-from trainer.invariance.judge import ABSTAINS
 from trainer.invariance.perturbations import JudgingSet
 from trainer.models import Prediction
 from trainer.training.evaluation import Evaluation, evaluate, evaluation_attacks
@@ -48,21 +47,30 @@ def showing(classes: list[int]) -> Tensor:
     return images
 
 
-def judged(rows: list[tuple[int, int, int, int]]) -> JudgingSet:
-    """Return a judging set; a row holds the model's answers when perturbed and clean, source's and judge's label."""
-    perturbed, clean, source, oracle = (list(column) for column in zip(*rows, strict=True))
+_Row = tuple[int, int, int, list[int]]
+
+
+def judged(rows: list[_Row]) -> JudgingSet:
+    """Return a judging set; a row holds the model's answers when perturbed and clean, the source's, and people's."""
+    perturbed, clean, source, votes = (list(column) for column in zip(*rows, strict=True))
     return JudgingSet(
-        showing(perturbed), showing(clean), torch.tensor(source), torch.arange(len(rows)), torch.tensor(oracle)
+        showing(perturbed), showing(clean), torch.tensor(source), torch.arange(len(rows)), {"all": shares(votes)}
     )
+
+
+def shares(votes: list[list[int]]) -> Tensor:
+    """Return the share (N, K) of the people who gave each answer."""
+    return torch.stack([torch.tensor(each).bincount(minlength=CLASSES) / len(each) for each in votes])
 
 
 def run(model: nn.Module, split: Split, judging: JudgingSet, attacks: list[Attack]) -> Evaluation:
     return evaluate(model, split, judging, attacks, generator=torch.Generator().manual_seed(0))
 
 
+ZERO = torch.tensor([0])
 ONE_PIXEL = torch.zeros(1, 1, 1, 1)
-ONE_PIXEL_JUDGED = JudgingSet(ONE_PIXEL, ONE_PIXEL, torch.tensor([0]), torch.tensor([0]), torch.tensor([1]))
-NOTHING_JUDGED = judged([(0, 0, 0, 1)])
+ONE_PIXEL_JUDGED = JudgingSet(ONE_PIXEL, ONE_PIXEL, ZERO, ZERO, {"all": torch.tensor([[0.0, 1.0]])})
+NOTHING_JUDGED = judged([(0, 0, 0, [1])])
 ONE_IMAGE = Split(showing([0]), torch.tensor([0]))
 
 
@@ -71,31 +79,72 @@ def share(flags: list[bool]) -> float:
 
 
 labels = st.integers(0, CLASSES - 1)
+people = st.lists(labels, min_size=1, max_size=4)
 
 
-@given(st.lists(st.tuples(labels, labels, labels, st.integers(ABSTAINS, CLASSES - 1)), min_size=1, max_size=12))
-def test_invariance_numbers_are_those_of_the_definition(rows: list[tuple[int, int, int, int]]) -> None:
-    changed = [row for row in rows if row[3] not in (ABSTAINS, row[2])]
+@given(st.lists(st.tuples(labels, labels, labels, people), min_size=1, max_size=12))
+def test_invariance_numbers_are_those_of_the_definition(rows: list[_Row]) -> None:
+    """Count person by person, each image's people weighing one together."""
+    said = [
+        (Fraction(1, len(votes)), answer, clean, source, vote)
+        for answer, clean, source, votes in rows
+        for vote in votes
+    ]
+    changed = [each for each in said if each[4] != each[3]]
+
+    def weigh(
+        part: list[tuple[Fraction, int, int, int, int]], whole: list[tuple[Fraction, int, int, int, int]]
+    ) -> float:
+        return float(sum(each[0] for each in part) / sum(each[0] for each in whole)) if whole else 0.0
+
     found = run(Steps(), ONE_IMAGE, judged(rows), [])
-    assert found.invariance_changed_size == len(changed)
-    assert found.invariance_accuracy == share([answer == oracle for answer, _, _, oracle in changed])
-    assert found.invariance_stuck == share(
-        [answer == source for answer, clean, source, _ in changed if clean == source]
-    )
-    unchanged = [answer == oracle for answer, _, source, oracle in rows if oracle == source]
-    assert found.invariance_unchanged == share(unchanged)
+    masses = [Fraction(sum(vote != source for vote in votes), len(votes)) for _, _, source, votes in rows]
+    assert found.invariance_changed_mass == pytest.approx(float(sum(masses)), abs=1e-6)
+    effective = sum(masses) ** 2 / sum(mass**2 for mass in masses) if changed else 0
+    assert found.invariance_effective_size == pytest.approx(float(effective), abs=1e-5)
+    agreeing = weigh([each for each in changed if each[1] == each[4]], changed)
+    assert found.invariance_accuracy == pytest.approx(agreeing, abs=1e-6)
+    right = [each for each in changed if each[2] == each[3]]
+    stuck = weigh([each for each in right if each[1] == each[3]], right)
+    assert found.invariance_stuck == pytest.approx(stuck, abs=1e-6)
+    unchanged = [each for each in said if each[4] == each[3]]
+    kept = weigh([each for each in unchanged if each[1] == each[3]], unchanged)
+    assert found.invariance_unchanged == pytest.approx(kept, abs=1e-6)
     assert found.invariance_original_label == share([answer == source for answer, _, source, _ in rows])
 
 
-def test_invariance_goes_by_the_judge_and_never_by_the_source() -> None:
+def test_invariance_goes_by_people_and_never_by_the_source() -> None:
     """Measure a model that never changes its answer, which agreement with the source's label would call perfect."""
-    found = run(Steps(), ONE_IMAGE, judged([(1, 1, 1, 2), (3, 3, 3, 4), (2, 2, 2, 2), (0, 0, 0, ABSTAINS)]), [])
-    assert found[2:] == (0.0, 1.0, 1.0, 2, 1.0)
+    found = run(Steps(), ONE_IMAGE, judged([(1, 1, 1, [2]), (3, 3, 3, [4]), (2, 2, 2, [2])]), [])
+    assert found[2:8] == (0.0, 1.0, 1.0, 2.0, 2.0, 1.0)
 
 
 def test_what_was_wrong_when_clean_is_not_stuck() -> None:
-    found = run(Steps(), ONE_IMAGE, judged([(1, 0, 1, 2), (1, 1, 1, 2), (3, 1, 1, 2)]), [])
+    found = run(Steps(), ONE_IMAGE, judged([(1, 0, 1, [2]), (1, 1, 1, [2]), (3, 1, 1, [2])]), [])
     assert found.invariance_stuck == 0.5
+
+
+def test_an_image_on_which_people_disagree_counts_by_their_shares() -> None:
+    """Three of four people see 2 instead of 1: a model that says 2 agrees with all of these, and with no other."""
+    found = run(Steps(), ONE_IMAGE, judged([(2, 1, 1, [2, 2, 2, 1]), (0, 1, 1, [1, 1, 3, 3])]), [])
+    assert found.invariance_changed_mass == 1.25
+    assert found.invariance_accuracy == 0.6
+    assert found.invariance_unchanged == 0
+
+
+def test_the_other_crowd_stands_beside_under_its_own_name() -> None:
+    ours = judged([(1, 1, 1, [1, 2]), (2, 2, 2, [2, 2])])
+    theirs = judged([(1, 1, 1, [2, 2]), (2, 2, 2, [3, 2])])
+    both = run(Steps(), ONE_IMAGE, ours._replace(shares={"mine": ours.crowd, "theirs": theirs.crowd}), [])
+    assert both[:8] == run(Steps(), ONE_IMAGE, ours, [])[:8]
+    alone = run(Steps(), ONE_IMAGE, theirs, []).numbers()
+    assert both.others == {
+        f"theirs/{name}": alone[name]
+        for name in (
+            *("invariance_accuracy", "invariance_stuck", "invariance_unchanged"),
+            *("invariance_changed_mass", "invariance_effective_size"),
+        )
+    }
 
 
 pixels = st.lists(st.tuples(st.integers(0, 100).map(lambda k: k / 100), st.integers(0, 1)), min_size=1, max_size=12)
@@ -254,6 +303,7 @@ def test_the_judging_attack_is_the_plans() -> None:
 
 
 def test_accuracies_do_not_depend_on_the_order_of_the_judging_set() -> None:
-    rows = [(random.Random(k).randrange(CLASSES), k % 3, k % 4, k % CLASSES - 1) for k in range(40)]
+    rows = [(random.Random(k).randrange(CLASSES), k % 3, k % 4, [k % CLASSES, k % 3]) for k in range(40)]
     shuffled = random.Random(7).sample(rows, len(rows))
-    assert run(Steps(), ONE_IMAGE, judged(rows), []) == run(Steps(), ONE_IMAGE, judged(shuffled), [])
+    one, other = (run(Steps(), ONE_IMAGE, judged(each), []).numbers() for each in (rows, shuffled))
+    assert one == pytest.approx(other)

@@ -202,7 +202,7 @@ def test_a_folder_without_sets_is_refused(tmp_path: Path, test_split: Split) -> 
 def labelled() -> LabelledSet:
     """Build a set of which people see 0 and 1 unchanged, 2 to 5 changed, and are undecided on 6."""
     sources = Split(torch.zeros(7, 1, 2, 2), torch.tensor([0, 1, 2, 3, 4, 5, 6]))
-    return LabelledSet("set", torch.ones(7, 1, 2, 2), torch.tensor([0, 1, 8, 8, 8, 8, -1]), sources)
+    return LabelledSet("set", torch.ones(7, 1, 2, 2), torch.tensor([0, 1, 8, 8, 8, 8, -1]), sources, torch.arange(7))
 
 
 def test_agreement_counts_each_part() -> None:

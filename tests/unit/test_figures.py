@@ -42,7 +42,7 @@ def trial(
                 "clean_accuracy": 0.9,
                 "sensitivity_accuracy": sensitivity,
                 "invariance_accuracy": invariance,
-                "invariance_changed_size": size,
+                "invariance_effective_size": size,
             },
         )
     )

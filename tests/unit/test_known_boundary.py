@@ -34,6 +34,7 @@ from trainer.invariance.class_index import Neighbours
 from trainer.invariance.judge import Judge
 from trainer.invariance.perturbations import JudgingSet, Pairs
 from trainer.invariance.preparation import PreparationPipeline, Prepared
+from trainer.invariance.readings import Readings
 from trainer.models import Prediction
 from trainer.training.evaluation import Evaluation, ensemble, evaluate
 
@@ -127,19 +128,20 @@ class OverRobust(nn.Module):
 
 
 class Truth(Judge):
-    """A judge that always knows."""
+    """A judge that always knows, and whose people all agree."""
 
     def __init__(self) -> None:
         nn.Module.__init__(self)  # it has no members
 
-    def label(self, images: Tensor) -> Tensor:
-        return truth(images)
+    def read(self, images: Tensor) -> Readings:
+        known = nn.functional.one_hot(truth(images), CLASSES).float()
+        return Readings(known[None], thresholds=False, ink=True)
 
 
 class KnownPipeline(PreparationPipeline):
-    """A preparation labelled by the truth; neighbours are not aligned, as a turned stroke is of another class."""
+    """A preparation judged by the truth; neighbours are not aligned, as a turned stroke is of another class."""
 
-    def ensemble(self, role: str) -> Judge:
+    def judge(self) -> Judge:
         return Truth()
 
     def _pairs(self, split: str, norm: str, *, nearest: int) -> Pairs:
@@ -184,7 +186,7 @@ def survival(model: nn.Module, split: Split, *, epsilon: float, norm: str = "lin
         *ensemble(norm=norm, epsilon=epsilon, steps=20, queries=60, model=model),
         pgd_attack(norm=norm, epsilon=epsilon, steps=20),
     ]
-    image, zero, one = torch.zeros(1, 1, SIZE, SIZE), torch.tensor([0]), torch.tensor([1])
+    image, zero, one = torch.zeros(1, 1, SIZE, SIZE), torch.tensor([0]), {"all": torch.tensor([[0.0, 1.0]])}
     generator = torch.Generator().manual_seed(0)
     unread = JudgingSet(image, image, zero, zero, one)
     return evaluate(model, split, unread, attacks, generator=generator).sensitivity_accuracy
@@ -215,10 +217,10 @@ def test_the_ideal_classifier_scores_one_on_both_axes(known: Prepared) -> None:
     found = judge(Ideal(), known, epsilon=0.2)
     assert found.clean_accuracy == found.sensitivity_accuracy == found.invariance_accuracy == 1
     assert found.invariance_stuck == 0
-    assert found.invariance_changed_size == 24
+    assert found.invariance_changed_mass == found.invariance_effective_size == 24
     attack = known.adversary("test").run(lambda images: Ideal()(images).logits)
-    assert attack.attackable.all()
-    assert attack.accurate.all()
+    assert (attack.changed == 1).all()
+    assert not attack.missed.any()
     assert not attack.stuck.any()
 
 
@@ -226,16 +228,16 @@ def test_a_constant_classifier_scores_the_share_of_its_class(known: Prepared) ->
     found = judge(Constant(), known, epsilon=0.2)
     assert found.clean_accuracy == found.sensitivity_accuracy == 1 / CLASSES
     judging = known.judging_set("test")
-    assert judging.changed.all()
+    assert (judging.changed == 1).all()
     by_truth = (truth(judging.images) == CONSTANT).double().mean()
     assert 0 < by_truth < 1
     assert found.invariance_accuracy == by_truth
     # It is right when clean on its own class alone, and no changed image of that class still shows it.
     assert found.invariance_stuck == 1
     attack = known.adversary("test").run(lambda images: Constant()(images).logits)
-    assert attack.stuck.all()
+    assert (attack.stuck == 1).all()
     # Candidates turn every source into each other class, so that none has that of one class alone.
-    assert not attack.accurate.any()
+    assert (attack.missed == 1).all()
     assert torch.equal(attack.right, known.data.test.labels == CONSTANT)
 
 
@@ -246,8 +248,8 @@ def test_an_over_robust_classifier_scores_one_and_nothing(known: Prepared) -> No
     assert found.invariance_stuck == 1
     assert found.invariance_original_label == 1
     attack = known.adversary("test").run(lambda images: OverRobust()(images).logits)
-    assert attack.stuck.all()
-    assert not attack.accurate.any()
+    assert (attack.stuck == 1).all()
+    assert (attack.missed == 1).all()
 
 
 # -------------------------------------------------------------------------------------------- budgets at the boundary
@@ -290,7 +292,7 @@ def test_the_invariance_attack_changes_the_class_from_half_the_gap_on(levels: in
 
 
 def test_below_half_the_gap_there_is_nothing_to_judge_by(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="the judge sees none as changed"):
+    with pytest.raises(InputError, match="hardly anybody of the crowd sees a change"):
         prepared_in(tmp_path, epsilon=(GAP / 2 - 1) / WHITE).judging_set("test")
 
 
@@ -298,7 +300,7 @@ def test_the_l0_attack_changes_the_class_where_it_may_move_both_strokes(tmp_path
     """Let a stroke give its ink to another: both are clusters of the difference; the marks' corners are two more."""
     prepared = prepared_in(tmp_path, epsilon=1.0, norm="l0", gap=200)
     found = judge(Ideal(), prepared, epsilon=0.2)
-    assert found.invariance_changed_size == 24
+    assert found.invariance_changed_mass == found.invariance_effective_size == 24
     assert found.invariance_accuracy == 1
     # All that differs is moved, the marks too: who looks at them alone is right for the wrong reason.
     assert judge(OverRobust(), prepared, epsilon=0.2).invariance_accuracy == 1

@@ -87,7 +87,8 @@ def report(epoch: int, *, final: bool = False, accuracy: float = 0.5) -> dict[st
         invariance_accuracy=0.4,
         invariance_stuck=0.2,
         invariance_unchanged=0.9,
-        invariance_changed_size=92,
+        invariance_changed_mass=92.5,
+        invariance_effective_size=81.25,
         invariance_original_label=0.7,
         learning_rate=1e-3,
         train_seconds=1.5,
@@ -544,7 +545,7 @@ class TestTable:
         fill(tmp_path, range(1))
         schema = read_ledger(tmp_path).to_table().schema
         types = {name: str(schema.field(name).type) for name in schema.names}
-        assert types["invariance_changed_size"] == types["config.batch_size"] == types["epoch"] == "int64"
+        assert types["config.batch_size"] == types["epoch"] == "int64"
         assert types["cross_entropy"] == types["config.margin"] == types["started"] == "double"
         assert types["config.regularizer"] == types["state"] == "string"
         assert types["final"] == "bool"

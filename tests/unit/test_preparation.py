@@ -14,9 +14,8 @@ from trainer.data.datasets import Split
 from trainer.errors import InputError
 from trainer.invariance.attacks import INVARIANCE_ATTACKS
 from trainer.invariance.class_index import Neighbours
-from trainer.invariance.judge import ABSTAINS
-from trainer.invariance.judge_training import train_judge
-from trainer.invariance.perturbations import InvarianceAdversary, Pairs, PerturbationCache
+from trainer.invariance.judge_training import train_ensemble
+from trainer.invariance.perturbations import InvarianceAdversary, JudgingSet, Pairs, PerturbationCache
 from trainer.invariance.preparation import Prepared, prepare
 from trainer.invariance.recipes import RECIPES
 
@@ -32,21 +31,31 @@ def test_judging_set_keeps_its_budget_and_knows_its_sources(prepared: Prepared) 
     assert torch.equal(judging.source_labels, validation.labels[judging.source_index])
 
 
-def test_changed_unchanged_and_abstained_part_the_judging_set(prepared: Prepared) -> None:
+def test_every_image_has_the_shares_of_the_whole_crowd(prepared: Prepared) -> None:
     judging = prepared.judging
-    abstained = judging.judge_labels == ABSTAINS
-    assert (judging.changed.int() + judging.unchanged.int() + abstained.int() == 1).all()
-    assert judging.changed.any()
-    assert judging.unchanged.any()
+    assert list(judging.shares) == ["uncalibrated"]
+    torch.testing.assert_close(judging.crowd.sum(1), torch.ones(len(judging.images)))
+    assert judging.crowd.min() >= 0
+    own = judging.crowd[torch.arange(len(judging.images)), judging.source_labels]
+    assert torch.equal(judging.changed, 1 - own)
+    torch.testing.assert_close(judging.crowd, prepared.judge.shares(judging.images, prepared.crowd))
 
 
 def test_moving_a_judging_set_keeps_its_fields(prepared: Prepared) -> None:
-    assert all(torch.equal(a, b) for a, b in zip(prepared.judging, prepared.judging.to("cpu"), strict=True))
+    assert same(prepared.judging, prepared.judging.to("cpu"))
+    assert len(prepared.judging.first(3).crowd) == 3
+
+
+def same(one: JudgingSet, other: JudgingSet) -> bool:
+    """Return whether two judging sets are equal, field by field."""
+    return all(torch.equal(a, b) for a, b in zip(one[:4], other[:4], strict=True)) and all(
+        torch.equal(share, other.shares[name]) for name, share in one.shares.items()
+    )
 
 
 def test_digest_tells_judging_sets_apart(prepared: Prepared) -> None:
     judging = prepared.judging
-    other = judging._replace(judge_labels=judging.judge_labels.roll(1))
+    other = judging._replace(shares={"uncalibrated": judging.crowd.roll(1, 0)})
     assert judging.digest == judging._replace(images=judging.images.clone()).digest
     assert judging.digest != other.digest
 
@@ -57,13 +66,14 @@ def test_second_preparation_computes_nothing(prepared: Prepared, cache_dir: Path
         prepared.evaluation, cache_dir=cache_dir, progress=lambda stage, done, total: reported.append(stage)
     )
     assert reported == []
-    assert all(torch.equal(a, b) for a, b in zip(prepared.judging, again.judging, strict=True))
+    assert same(prepared.judging, again.judging)
     assert torch.equal(prepared.perturbations("linf").answers, again.perturbations("linf").answers)
 
 
 def test_progress_of_every_stage_ends_at_its_total(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(RECIPES, "digits", dataclasses.replace(RECIPES["digits"], epochs=20))
-    monkeypatch.setattr(sys.modules[train_judge.__module__], "_LEAST_STEPS", 80)
+    for recipes in RECIPES.values():
+        monkeypatch.setitem(recipes, "digits", dataclasses.replace(recipes["digits"], epochs=20))
+    monkeypatch.setattr(sys.modules[train_ensemble.__module__], "_LEAST_STEPS", 80)
     reported: dict[str, list[tuple[int, int]]] = {}
     small = EvaluationConfig(train_size=60, validation_size=40)
     prepare(small, cache_dir=tmp_path, progress=lambda stage, *rest: reported.setdefault(stage, []).append(rest))
@@ -162,33 +172,40 @@ def brightness_model(threshold: float) -> Callable[[Tensor], Tensor]:
     ).float()
 
 
-@pytest.mark.parametrize(
-    ("threshold", "stuck", "accurate"), [(0.55, False, True), (0.75, True, False), (2.0, True, False)]
-)
-def test_per_model_attack_finds_where_the_answer_does_not_change(threshold: float, stuck: bool, accurate: bool) -> None:
-    """Let the judge see a change at brightness 0.6 and 0.8, so that a model that reacts later, or never, is stuck."""
+def crowd_of(*rows: tuple[float, float]) -> Tensor:
+    """Return shares (J, 10) of people who say 4, the source's class, and 7; the others say 9."""
+    shares = torch.zeros(len(rows), 10)
+    shares[:, 4], shares[:, 7] = torch.tensor(rows).T
+    shares[:, 9] = 1 - shares.sum(1)
+    return shares
+
+
+@pytest.mark.parametrize(("threshold", "stuck", "missed"), [(0.55, 0.0, 0.25), (0.75, 0.5, 0.5), (2.0, 0.75, 0.75)])
+def test_per_model_attack_finds_where_the_answer_does_not_change(threshold: float, stuck: float, missed: float) -> None:
+    """Let half of the people see a change at brightness 0.6 and three quarters at 0.8: a model that reacts later, or
+    never, is stuck; of the three quarters one in three says 9, which no model here does."""
     adversary = InvarianceAdversary(
-        "linf", pairs_of(2), torch.tensor([0, 0]), torch.tensor([0.1, 0.3]), torch.tensor([7, 7])
+        "linf", pairs_of(2), torch.tensor([0, 0]), torch.tensor([0.1, 0.3]), crowd_of((0.5, 0.5), (0.25, 0.5))
     )
     found = adversary.run(brightness_model(threshold))
     assert found.right.tolist() == [True, True]
-    assert found.attackable.tolist() == [True, False]
-    assert found.stuck.tolist() == [stuck, False]
-    assert found.accurate.tolist() == [accurate, False]
-    expected = 0.6 if threshold == 0.75 else 0.8 if stuck else 0.5
+    assert found.changed.tolist() == [0.75, 0]
+    assert found.stuck.tolist() == [stuck, 0]
+    assert found.missed.tolist() == [missed, 0]
+    expected = {0.0: 0.5, 0.5: 0.6, 0.75: 0.8}[stuck]
     assert found.images[0].mean().item() == pytest.approx(expected, abs=1e-3)
     assert found.images[1].mean() == 0.5
 
 
 def test_per_model_attack_is_no_weaker_than_the_transfer_attack(prepared: Prepared) -> None:
-    """Check that a model stuck on a changed image of the fixed set is stuck here, where it is among the candidates."""
+    """Check that a model stuck on an image of the fixed set is stuck here, where that is among the candidates."""
     adversary, judging = prepared.adversary("validation"), prepared.judging
     answers = torch.zeros(10)
     answers[3] = 1
     found = adversary.run(lambda images: answers.expand(len(images), 10))
-    assert torch.equal(found.stuck, found.attackable)
-    assert found.attackable[judging.source_index[judging.changed]].all()
-    assert (adversary.label != adversary.pairs.sources.labels[adversary.pairs.neighbours.source[adversary.pair]]).all()
+    assert torch.equal(found.stuck, found.changed)
+    assert (found.changed[judging.source_index] >= judging.changed - 1e-6).all()
+    assert (found.missed <= found.changed).all()
     assert (found.images - adversary.pairs.sources.images).abs().max() <= LIMIT + 1e-6
 
 

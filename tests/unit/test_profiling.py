@@ -123,8 +123,8 @@ def test_a_cache_that_is_only_read_makes_nothing(tmp_path: Path, prepared: Prepa
     pipeline = PreparationPipeline(
         prepared.data, FEW, ReadOnlyCache(tmp_path / "none"), lambda stage, done, total: None
     )
-    with pytest.raises(NotPrepared, match="judge oracle"):
-        pipeline.ensemble("judge")
+    with pytest.raises(NotPrepared, match="judge"):
+        pipeline.judge()
     assert not (tmp_path / "none").exists()
 
 

@@ -42,7 +42,7 @@ FOUND = [(0.5, 0.5, 0.95), (0.9, 0.9, 0.45), (0.4, 0.4, 0.9), (0.8, 0.1, 0.81), 
 
 def record(number: int, found: tuple[float, float, float]) -> TrialRecord:
     numbers = dict(zip((*OBJECTIVES.names, "clean_accuracy"), found, strict=True))
-    numbers |= {"invariance_stuck": 0.1, "invariance_changed_size": 40, "time": float(number)}
+    numbers |= {"invariance_stuck": 0.1, "invariance_effective_size": 40, "time": float(number)}
     numbers |= {"train_seconds": 1.0, "evaluation_seconds": 1.0}
     reports = [{"epoch": 1, "final": final, **numbers} for final in (False, True)]
     config = {**load_space("digits").points[0], "margin": 0.1 + number / 10, "seed": 0}

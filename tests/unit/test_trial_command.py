@@ -77,7 +77,7 @@ def test_report_and_model_are_written(prepared: Prepared, tmp_path: Path, capsys
     assert TrialConfig(**written["config"]) == TrialConfig(**SHORT, sensitivity_weight=0.5, regularizer="triplet")
     assert EvaluationConfig(**written["evaluation"]) == prepared.evaluation
     assert written["data_fingerprint"] == prepared.data.fingerprint
-    assert written["oracle"] == prepared.judge_quality._asdict()
+    assert written["judge"] == {"crowd": "uncalibrated", **prepared.judge_quality._asdict()}
     assert [(report["epoch"], report["final"]) for report in written["reports"][:-1]] == [(1, False), (2, False)]
     assert written["reports"][-1]["final"] is True
     images = prepared.data.validation.images
@@ -105,18 +105,19 @@ def test_the_summary_tells_each_number_with_its_interval(
     sizes = {
         "clean": ("clean_accuracy", 60),
         "sensitivity": ("sensitivity_accuracy", 60),
-        "invariance": ("invariance_accuracy", final["invariance_changed_size"]),
-        "unchanged": ("invariance_unchanged", int(prepared.judging.unchanged.sum())),
+        "invariance": ("invariance_accuracy", int(final["invariance_effective_size"])),
     }
     for name, (key, size) in sizes.items():
         low, high = (100 * bound for bound in wilson_interval(round(final[key] * size), size))
         (line,) = [line for line in summary.splitlines() if line.split()[:1] == [name]]
         assert line.split()[1:5] == [f"{final[key]:.1%}", f"{low:.1f}", "to", f"{high:.1f}"]
-        assert f" {size} " in line or size == 60
     assert f"epoch {final['epoch']} of 2 chosen" in summary
-    (stuck,) = [line for line in summary.splitlines() if line.split()[:1] == ["stuck"]]
-    assert stuck.split()[1] == f"{final['invariance_stuck']:.1%}"
-    assert "a proxy for people" in summary
+    for name in ("stuck", "unchanged"):
+        (line,) = [line for line in summary.splitlines() if line.split()[:1] == [name]]
+        assert line.split()[1] == f"{final[f'invariance_{name}']:.1%}"
+    said = " ".join(summary.split())
+    assert "What people see says a judge: its crowd is uncalibrated" in said
+    assert f"they weigh as {int(final['invariance_effective_size'])} images would" in said
     assert str(tmp_path / "model.pt") in summary
     assert max(len(line) for line in summary.splitlines() if str(tmp_path) not in line) <= 80
 

@@ -1,17 +1,8 @@
 """Invariance attacks and their judge: alignments, neighbours, perturbations, human-labelled sets, preparation."""
 
+from trainer.invariance.crowd_fitting import Calibration, calibrate
+from trainer.invariance.judge import Judge
 from trainer.invariance.labelled_sets import LabelledSet, answers_of, ask_people, read_examples
+from trainer.invariance.people import read_perturbed
 from trainer.invariance.perturbations import JudgingSet, TrainingPerturbation
-from trainer.invariance.preparation import PreparationPipeline, Prepared, prepare
-
-__all__ = [
-    "answers_of",
-    "ask_people",
-    "JudgingSet",
-    "LabelledSet",
-    "PreparationPipeline",
-    "prepare",
-    "Prepared",
-    "read_examples",
-    "TrainingPerturbation",
-]
+from trainer.invariance.preparation import PreparationPipeline, Prepared, open_judge, prepare

@@ -1,4 +1,4 @@
-"""Random changes of training images for the judge: slant, turn, shift, and uneven ink.
+"""Random changes of training images for the judge: slant, turn, shift, thresholds, and uneven ink.
 
 Shapes: N images, C channels, H rows, W columns.
 """
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from trainer.crowds import LARGEST_THRESHOLD, LEAST_THRESHOLD
 from trainer.invariance.recipes import Recipe, UnevenInk
 
 _CELLS = 8
@@ -53,6 +54,12 @@ def draw_unevenly(images: Tensor, uneven: UnevenInk, generator: torch.Generator)
     own = images * (1 - faded) * (1 - missing)
     clutter = others * torch.maximum(pale * uneven.pale_strength * draw(), specks)
     return torch.maximum(own, clutter)
+
+
+def black_and_white(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Make each of `images` (N, C, H, W) in [0, 1] black and white at a random threshold."""
+    drawn = torch.rand(len(images), 1, 1, 1, generator=generator, device=images.device)
+    return (images > LEAST_THRESHOLD + (LARGEST_THRESHOLD - LEAST_THRESHOLD) * drawn).to(images.dtype)
 
 
 def regions(share: Tensor, size: torch.Size, generator: torch.Generator) -> Tensor:

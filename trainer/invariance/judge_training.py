@@ -6,16 +6,15 @@ Shapes: N images, C channels, H rows, W columns, K classes.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainer.invariance.augmentation import augment, draw_unevenly
-from trainer.invariance.judge import ROLES, Judge, build_judge
-from trainer.invariance.recipes import Recipe, UnevenInk, recipe_for
+from trainer.invariance.augmentation import augment, black_and_white, draw_unevenly
+from trainer.invariance.recipes import ANY, ROLES, Recipe, recipe_for
 from trainer.parallel import map_on_threads
 
 _TRAINING_BATCH = 128
@@ -32,45 +31,44 @@ def training_half(count: int, role: str) -> slice:
     return slice(ROLES.index(role), count, 2)
 
 
-def train_judge(
+def train_ensemble(
+    members: Sequence[nn.Module],
     dataset: str,
     role: str,
     images: Tensor,
     labels: Tensor,
     *,
-    classes: int,
     seed: int,
     progress: _Progress = lambda done, total: None,
-) -> Judge:
+) -> None:
     """Train every member on the role's half of the training images.
 
     Args:
-        dataset: names the recipe.
+        members: those of the untrained judge or teacher, in the order of the recipe's thresholds.
+        dataset: names the recipe, with the role.
         role: `judge` or `teacher`.
         images: the whole training split, (N, C, H, W) in [0, 1].
         labels: (N,) int64.
-        classes: K.
         seed: with the role and the member decides initial weights, order of images and augmentation.
         progress: called with epochs done and epochs in all, over all members.
 
     Raises:
         InputError: for an unknown data set or role.
     """
-    recipe = recipe_for(dataset)
+    recipe = recipe_for(dataset, role)
     own = training_half(len(labels), role)
-    ensemble = build_judge(dataset, role, tuple(images.shape[1:]), classes).to(images.device)
-    done, total = itertools.count(1), _training_passes(recipe, len(labels[own])) * len(ensemble.members)
+    done, total = itertools.count(1), _training_passes(recipe, len(labels[own])) * len(members)
 
     def train(number: int) -> None:
         generator = torch.Generator(images.device).manual_seed(_member_seed(seed, role, number))
-        uneven = recipe.uneven if recipe.thresholds[number] == 0 else None
-        _train_member(ensemble.members[number], images[own], labels[own], recipe, uneven, generator, on_epoch)
+        threshold = recipe.thresholds[number]
+        _train_member(members[number], images[own], labels[own], recipe, threshold, generator, on_epoch)
+        members[number].eval().requires_grad_(False)
 
     def on_epoch() -> None:
         progress(next(done), total)
 
-    map_on_threads(train, range(len(ensemble.members)))
-    return ensemble.eval().requires_grad_(False)
+    map_on_threads(train, range(len(members)))
 
 
 def _training_passes(recipe: Recipe, images: int) -> int:
@@ -83,11 +81,11 @@ def _member_seed(seed: int, role: str, number: int) -> int:
     return int(np.random.SeedSequence([seed, ROLES.index(role), number]).generate_state(1)[0])
 
 
-def _initialise(network: nn.Module, generator: torch.Generator) -> None:
+def _initialise(network: nn.Module, slope: float, generator: torch.Generator) -> None:
     """Draw Kaiming-uniform weights from `generator`, as construction draws from the global state; clear biases."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
-            nn.init.kaiming_uniform_(module.weight, nonlinearity="relu", generator=generator)
+            nn.init.kaiming_uniform_(module.weight, a=slope, generator=generator)
             nn.init.zeros_(module.bias)  # type: ignore[arg-type]
 
 
@@ -96,7 +94,7 @@ def _train_member(
     images: Tensor,
     labels: Tensor,
     recipe: Recipe,
-    uneven: UnevenInk | None,
+    threshold: float,
     generator: torch.Generator,
     on_epoch: Callable[[], None],
 ) -> None:
@@ -107,11 +105,11 @@ def _train_member(
         images: (N, C, H, W) in [0, 1].
         labels: (N,) int64.
         recipe: epochs, augmentation and learning rate.
-        uneven: how images are drawn unevenly; None leaves that out.
+        threshold: the member's, of the recipe's; decides in which contrast it learns.
         generator: seeds weights, order and augmentation.
         on_epoch: called after every epoch.
     """
-    _initialise(member, generator)
+    _initialise(member, recipe.slope, generator)
     member.train().requires_grad_(True)
     steps, epochs = -(-len(labels) // _TRAINING_BATCH), _training_passes(recipe, len(labels))
     optimizer = torch.optim.AdamW(member.parameters(), lr=recipe.learning_rate, weight_decay=1e-2)
@@ -120,8 +118,10 @@ def _train_member(
         order = torch.randperm(len(labels), generator=generator, device=generator.device)
         for chosen in order.split(_TRAINING_BATCH):
             seen = augment(images[chosen], recipe, generator)
-            if uneven:
-                seen = draw_unevenly(seen, uneven, generator)
+            if threshold == ANY:
+                seen = black_and_white(seen, generator)
+            elif threshold == 0 and recipe.uneven:
+                seen = draw_unevenly(seen, recipe.uneven, generator)
             loss = F.cross_entropy(member(seen), labels[chosen])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()

@@ -36,7 +36,7 @@ from trainer.invariance.judge import ABSTAINS
 _INDICES = "indexs.npy"
 _BATCH = 500
 """Images that a model answers at once."""
-_WHITE = 255
+WHITE = 255
 """Greatest pixel value in the published sets, whatever their type."""
 
 
@@ -51,7 +51,9 @@ class LabelledSet(NamedTuple):
     """(N,) int64, -1 where people did not agree on any class."""
     sources: Split
     """The N images that these were made from, with their labels."""
-    white: int = _WHITE
+    source_index: Tensor
+    """(N,) int64, their positions among the test images."""
+    white: int = WHITE
     """The pixel value that was taken for white."""
 
     @property
@@ -88,14 +90,14 @@ def read_examples(folder: Path, test: Split, *, classes: int) -> list[LabelledSe
 
 def _read_set(folder: Path, name: str, test: Split, *, classes: int) -> LabelledSet:
     """Read the set of one name; arguments and errors as of `read_examples`."""
-    labels, indices_file = _load_array(folder / f"{name}{LABELS}"), _find_indices(folder, name)
-    indices = _load_array(indices_file)
-    if labels.ndim != 1 or not _in_range(labels, ABSTAINS, classes - 1):
+    labels, indices_file = load_array(folder / f"{name}{LABELS}"), _find_indices(folder, name)
+    indices = load_array(indices_file)
+    if labels.ndim != 1 or not in_range(labels, ABSTAINS, classes - 1):
         raise InputError(
             f"{folder / name}{LABELS}: must hold (N,) whole numbers from 0 to {classes - 1}, or {ABSTAINS} for none"
         )
-    images, white = _read_images(folder / f"{name}.npy", len(labels), tuple(test.images.shape[1:]))
-    if indices.shape != labels.shape or not _in_range(indices, 0, len(test.labels) - 1):
+    images, white = read_images(folder / f"{name}.npy", len(labels), tuple(test.images.shape[1:]))
+    if indices.shape != labels.shape or not in_range(indices, 0, len(test.labels) - 1):
         raise InputError(
             f"{indices_file}: holds {indices.shape} indices from {indices.min():g} to {indices.max():g}; for "
             f"{name}.npy it must hold ({len(labels)},) whole numbers from 0 to {len(test.labels) - 1} (indices of this "
@@ -104,24 +106,24 @@ def _read_set(folder: Path, name: str, test: Split, *, classes: int) -> Labelled
     chosen = torch.from_numpy(indices.astype(np.int64))
     sources = Split(test.images[chosen], test.labels[chosen])
     _check_sources(name, images, sources.images, indices_file)
-    return LabelledSet(name, images, torch.from_numpy(labels.astype(np.int64)), sources, white)
+    return LabelledSet(name, images, torch.from_numpy(labels.astype(np.int64)), sources, chosen, white)
 
 
-def _read_images(path: Path, count: int, shape: tuple[int, ...]) -> tuple[Tensor, int]:
+def read_images(path: Path, count: int, shape: tuple[int, ...]) -> tuple[Tensor, int]:
     """Read `count` images (N, *shape) in [0, 1], and the pixel value that was taken for white.
 
     Raises:
         InputError: naming the file, for another shape or pixels outside the range.
     """
-    levels = _load_array(path)
+    levels = load_array(path)
     channels, rows, columns = shape
     allowed = [(count, rows, columns), (count, rows * columns), (count, rows, columns, channels)]
     if levels.shape not in allowed:
         raise InputError(f"{path}: images {levels.shape}: must be {', '.join(map(str, allowed))} for {count} labels")
     low, high = levels.min(), levels.max()
-    if not (low >= 0 and high <= _WHITE):
-        raise InputError(f"{path}: pixels from {low:g} to {high:g}: must lie in [0, {_WHITE}], or in [0, 1]")
-    white = 1 if high <= 1 else _WHITE
+    if not (low >= 0 and high <= WHITE):
+        raise InputError(f"{path}: pixels from {low:g} to {high:g}: must lie in [0, {WHITE}], or in [0, 1]")
+    white = 1 if high <= 1 else WHITE
     return torch.from_numpy(levels.astype(np.float32).reshape(count, *shape) / white), white
 
 
@@ -148,7 +150,7 @@ def _find_indices(folder: Path, name: str) -> Path:
     return next((file for file in [*own, *common] if file.exists()), folder / _INDICES)
 
 
-def _load_array(path: Path) -> np.ndarray:
+def load_array(path: Path) -> np.ndarray:
     """Load the numbers in one file, without unpickling.
 
     Raises:
@@ -166,7 +168,7 @@ def _load_array(path: Path) -> np.ndarray:
     return array
 
 
-def _in_range(numbers: np.ndarray, low: int, high: int) -> bool:
+def in_range(numbers: np.ndarray, low: int, high: int) -> bool:
     """Return whether all are whole numbers from `low` to `high`."""
     return bool((numbers == np.floor(numbers)).all() and numbers.min() >= low and numbers.max() <= high)
 

@@ -7,7 +7,7 @@ budgets, J candidates.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -30,7 +30,7 @@ Progress = Callable[[str, int, int], None]
 
 
 class JudgingSet(NamedTuple):
-    """Perturbed images of the fixed transfer attack, and their labels by the judge."""
+    """Perturbed images of the fixed transfer attack, and what crowds of people see in them, by the judge."""
 
     images: Tensor
     """(M, C, H, W) in [0, 1], perturbed."""
@@ -40,31 +40,42 @@ class JudgingSet(NamedTuple):
     """(M,) int64 classes."""
     source_index: Tensor
     """(M,) int64, positions in the split."""
-    judge_labels: Tensor
-    """(M,) int64, -1 where the judge abstained."""
+    shares: Mapping[str, Tensor]
+    """Crowds by name, first that of the evaluation, each with q, the share (M, K) of it who give each answer."""
+
+    @property
+    def crowd(self) -> Tensor:
+        """The shares (M, K) of the evaluation's crowd."""
+        return next(iter(self.shares.values()))
 
     @property
     def changed(self) -> Tensor:
-        """C, (M,) bool: the judge sees another class than the source's."""
-        return (self.judge_labels != ABSTAINS) & (self.judge_labels != self.source_labels)
-
-    @property
-    def unchanged(self) -> Tensor:
-        """(M,) bool: the judge still sees the source's class."""
-        return self.judge_labels == self.source_labels
+        """The share (M,) of the evaluation's crowd who see another class than the source's."""
+        return 1 - self.crowd.gather(1, self.source_labels[:, None]).squeeze(1)
 
     @property
     def digest(self) -> str:
-        """Digest of the perturbed images and their labels; trials may be compared only where it is the same.
+        """Digest of the perturbed images and the crowd's answers; trials may be compared only where it is the same.
 
-        A judge that was trained on another kind of processor can differ in single answers.
+        A judge that was trained on another kind of processor can differ a little.
         """
-        content = self.images.numpy().tobytes() + self.judge_labels.numpy().tobytes()
+        content = self.images.numpy().tobytes() + self.crowd.numpy().tobytes()
         return hashlib.sha256(content).hexdigest()[:16]
 
     def to(self, device: torch.device | str) -> JudgingSet:
         """Copy all fields to a device."""
-        return JudgingSet(*(field.to(device) for field in self))
+        return self._each(lambda field: field.to(device))
+
+    def first(self, count: int) -> JudgingSet:
+        """Return the first so many images."""
+        return self._each(lambda field: field[:count])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> JudgingSet:
+        """Return the set with every tensor changed alike."""
+        shares = {name: change(crowd) for name, crowd in self.shares.items()}
+        return self._replace(
+            **{name: change(field) for name, field in self._asdict().items() if name != "shares"}, shares=shares
+        )
 
 
 class TrainingPerturbation(NamedTuple):
@@ -141,23 +152,24 @@ class PerturbationCache:
 
 
 class _ModelAttack(NamedTuple):
-    """The outcome of the per-model attack on N sources."""
+    """The outcome of the per-model attack on N sources; shares are of the crowd, in [0, 1]."""
 
     right: Tensor
     """(N,) bool: the model had the source right when clean."""
-    attackable: Tensor
-    """(N,) bool: the judge sees another class in some candidate."""
+    changed: Tensor
+    """(N,): the largest share who see a change in one of the candidates."""
     stuck: Tensor
-    """(N,) bool: to some candidate the model gives the same answer as to the clean source."""
-    accurate: Tensor
-    """(N,) bool: the source is attackable, and the model gives the judge's label to every candidate."""
+    """(N,): the largest share who see a change in a candidate to which the model gives the same answer as to the clean
+    source."""
+    missed: Tensor
+    """(N,): the largest share who see a change in a candidate and give another answer than the model."""
     images: Tensor
-    """(N, C, H, W): a candidate at which the model is stuck, or the source where there is none."""
+    """(N, C, H, W): the candidate of `stuck`, or the source where there is none."""
 
 
 @dataclass(frozen=True)
 class InvarianceAdversary:
-    """The per-model invariance attack: all candidates in which the judge sees another class, whatever the model.
+    """The per-model invariance attack: of all candidates those that are worst for the model.
 
     Candidates are targets times neighbours, each with its alignment, times budgets up to the limit.
     """
@@ -168,35 +180,45 @@ class InvarianceAdversary:
     """(J,) int64, sorted: the pair of each candidate."""
     epsilon: Tensor
     """(J,) float32: the budget of each candidate."""
-    label: Tensor
-    """(J,) int64: the class that the judge sees, never the source's."""
+    shares: Tensor
+    """(J, K): the share of the crowd who give each answer to each candidate."""
 
     def run(self, logits: Callable[[Tensor], Tensor]) -> _ModelAttack:
-        """Find for every source a candidate at which the model's answer does not change.
+        """Find the worst candidate of every source.
 
         Args:
             logits: the model, from images (B, C, H, W) in [0, 1] to logits (B, K).
         """
-        sources, count = self.pairs.sources, len(self.pairs.sources.labels)
+        sources, source = self.pairs.sources, self.pairs.neighbours.source[self.pair]
         clean = torch.cat([logits(part).argmax(1) for part in sources.images.split(BATCH)])
-        source = self.pairs.neighbours.source[self.pair]
-        stuck, missed = torch.zeros(len(source), dtype=torch.bool), torch.zeros(len(source), dtype=torch.bool)
-        images = sources.images.clone()
-        for part in torch.arange(len(source)).split(BATCH):
-            candidates = self.pairs.perturb(self.attack, self.pair[part], self.epsilon[part])
-            answers = logits(candidates).argmax(1)
-            stuck[part], missed[part] = answers == clean[source[part]], answers != self.label[part]
-            images[source[part][stuck[part]]] = candidates[stuck[part]]
-        attackable = _marked(source, count)
+        answers = torch.cat(
+            [
+                logits(self.pairs.perturb(self.attack, self.pair[part], self.epsilon[part])).argmax(1)
+                for part in torch.arange(len(source)).split(BATCH)
+            ]
+        )
+        own = sources.labels[source]
+        changed = 1 - self.shares.gather(1, own[:, None]).squeeze(1)
+        shared = torch.where(answers == own, 0.0, self.shares.gather(1, answers[:, None]).squeeze(1))
+        stuck = torch.where(answers == clean[source], changed, 0.0)
         return _ModelAttack(
             right=clean == sources.labels,
-            attackable=attackable,
-            stuck=_marked(source[stuck], count),
-            accurate=attackable & ~_marked(source[missed], count),
-            images=images,
+            changed=self._largest(changed),
+            stuck=self._largest(stuck),
+            missed=self._largest(changed - shared),
+            images=self._worst_images(stuck),
         )
 
+    def _largest(self, values: Tensor) -> Tensor:
+        """Return the largest of the candidates' values (J,) of every source (N,); 0 where there is no candidate."""
+        index = self.pairs.neighbours.source[self.pair]
+        return torch.zeros(len(self.pairs.sources.labels)).scatter_reduce_(0, index, values, "amax")
 
-def _marked(index: Tensor, count: int) -> Tensor:
-    """Return (count,) bool, True at every position that `index` names."""
-    return torch.zeros(count, dtype=torch.bool).index_fill_(0, index, True)
+    def _worst_images(self, stuck: Tensor) -> Tensor:
+        """Return every source's candidate of the largest value (J,) above 0, else the source: (N, C, H, W)."""
+        source = self.pairs.neighbours.source[self.pair]
+        worst = ((stuck > 0) & (stuck == self._largest(stuck)[source])).nonzero().squeeze(1)
+        images = self.pairs.sources.images.clone()
+        for part in worst.split(BATCH):
+            images[source[part]] = self.pairs.perturb(self.attack, self.pair[part], self.epsilon[part])
+        return images

@@ -19,13 +19,14 @@ import torch
 from torch import Tensor
 
 from trainer.config import EvaluationConfig
+from trainer.crowds import THRESHOLDS, Crowd, check_crowd, crowd_for, other_crowds
 from trainer.data import Data, Split, load_data
 from trainer.errors import InputError
 from trainer.files import Cache
 from trainer.invariance.attacks import INVARIANCE_ATTACKS, allowed_targets
 from trainer.invariance.class_index import ClassIndex, Neighbours
-from trainer.invariance.judge import ABSTAINS, Judge, Quality, build_judge
-from trainer.invariance.judge_training import train_judge
+from trainer.invariance.judge import Judge, Quality, Teacher, build_judge, build_teacher
+from trainer.invariance.judge_training import train_ensemble
 from trainer.invariance.neighbours import bring_back, find_neighbours
 from trainer.invariance.perturbations import (
     BATCH,
@@ -37,7 +38,8 @@ from trainer.invariance.perturbations import (
     Progress,
 )
 from trainer.invariance.published import PAPER_TARGETS, alignments_for
-from trainer.invariance.recipes import recipe_for
+from trainer.invariance.readings import Readings
+from trainer.invariance.recipes import ANY, recipe_for
 from trainer.parallel import map_on_threads
 from trainer.words import did_you_mean
 
@@ -63,7 +65,7 @@ class Prepared:
         """Return the judging set of `validation`, or for an audit of `test`.
 
         Raises:
-            InputError: if the judge sees no changed image at the evaluation's budget.
+            InputError: if hardly anybody of the crowd sees a change at the evaluation's budget.
         """
         return self._pipeline.judging_set(split)
 
@@ -81,13 +83,22 @@ class Prepared:
 
     @cached_property
     def judge(self) -> Judge:
-        """The judge, which says what a judged image shows."""
-        return self._pipeline.ensemble("judge")
+        """The judge, which says what people see in an image."""
+        return self._pipeline.judge()
+
+    @property
+    def crowd(self) -> Crowd:
+        """The crowd of the evaluation, by which trials are judged."""
+        return crowd_for(self.data.name, self.evaluation.crowd)
+
+    def answer(self, images: Tensor) -> Tensor:
+        """Return the answer (N,) int64 that most of the crowd give to `images` (N, C, H, W) in [0, 1]."""
+        return self.judge.shares(images, self.crowd).argmax(1)
 
     @cached_property
     def judge_quality(self) -> Quality:
-        """The judge's accuracy and coverage on clean validation images, on which it was not trained."""
-        return self.judge.quality(*self.data.validation)
+        """The crowd's answers to clean validation images, on which the judge was not trained."""
+        return self.judge.quality(*self.data.validation, self.crowd)
 
 
 def prepare(
@@ -108,8 +119,10 @@ def prepare(
         progress: called with a stage's name, how much of it is done, and how much there is.
 
     Raises:
-        InputError: for data that can't be had, an unknown norm, or a judging attack that changes no image's class.
+        InputError: for data that can't be had, an unknown norm, a judging attack that changes no image's class, or the
+            definition of earlier versions.
     """
+    check_crowd(evaluation)
     data = load_data(evaluation, data_dir=data_dir, cache_dir=cache_dir)
     pipeline = PreparationPipeline(
         data, evaluation, Cache(cache_dir / "prepared"), progress or (lambda stage, done, total: None)
@@ -121,10 +134,17 @@ def prepare(
     return prepared
 
 
+def open_judge(
+    data: Data, evaluation: EvaluationConfig, *, cache_dir: Path, progress: Progress = lambda stage, done, total: None
+) -> Judge:
+    """Return the judge of trials with this evaluation on its data, from the cache or trained now."""
+    return PreparationPipeline(data, evaluation, Cache(cache_dir / "prepared"), progress).judge()
+
+
 class PreparationPipeline:
     """The steps of the preparation: each makes its part from the ones before it, through the cache.
 
-    The names of stages and the keys of parameters name the cached files, so they stay as they are, "oracle" among them.
+    The names of stages and the keys of parameters name the cached files, so they stay as they are.
     """
 
     def __init__(self, data: Data, evaluation: EvaluationConfig, cache: Cache, progress: Progress) -> None:
@@ -134,34 +154,46 @@ class PreparationPipeline:
         self._common = {
             "data": data.fingerprint,
             "table": self._table,
-            "oracle": dataclasses.asdict(recipe_for(data.name)),
             "seed": evaluation.split_seed,
         }
 
-    def ensemble(self, role: str) -> Judge:
-        """Return the ensemble of a role, `judge` or `teacher`, trained on its half of the training images."""
-        train, classes = self._data.train, self._data.classes
-        ensemble = build_judge(self._data.name, role, tuple(train.images.shape[1:]), classes)
+    def judge(self) -> Judge:
+        """Return the judge, trained on its half of the training images."""
+        judge = build_judge(self._data.name, self._data.shape, self._data.classes)
+        self._load("judge", judge)
+        return judge
+
+    def teacher(self) -> Teacher:
+        """Return the teacher, trained on the other half."""
+        teacher = build_teacher(self._data.name, self._data.shape, self._data.classes)
+        self._load("teacher", teacher)
+        return teacher
+
+    def _load(self, role: str, ensemble: Judge | Teacher) -> None:
+        """Give an untrained ensemble its trained weights."""
 
         def make() -> dict[str, Tensor]:
-            trained = train_judge(
+            train_ensemble(
+                list(ensemble.members),
                 self._data.name,
                 role,
-                *train,
-                classes=classes,
+                *self._data.train,
                 seed=self._evaluation.split_seed,
                 progress=lambda done, total: self._progress(role, done, total),
             )
-            return trained.state_dict()
+            return ensemble.state_dict()
 
-        ensemble.load_state_dict(self._cache.get(f"{role} oracle", {**self._common, "role": role}, make))
-        return ensemble
+        ensemble.load_state_dict(self._cache.get(role, {**self._common, **self._recipe(role)}, make))
+
+    def _recipe(self, role: str) -> dict[str, Any]:
+        """Return what an ensemble depends on beside the data."""
+        return {"role": role, "recipe": dataclasses.asdict(recipe_for(self._data.name, role))}
 
     def judging_set(self, split: str) -> JudgingSet:
-        """Return the fixed transfer attack on a split, labelled by the judge.
+        """Return the fixed transfer attack on a split, with the crowds' answers.
 
         Raises:
-            InputError: for an unknown split, or if the judge sees no changed image at the evaluation's budget.
+            InputError: for an unknown split, or if hardly anybody sees a change at the evaluation's budget.
         """
         norm, epsilon = self._evaluation.eval_invariance_norm, self._evaluation.eval_invariance_epsilon
         stage = f"{split} judging set"
@@ -170,38 +202,43 @@ class PreparationPipeline:
             pairs = self._pairs(split, norm, nearest=1)
             images, chosen = pairs.perturb_all(norm, epsilon)
             index = (chosen >= 0).nonzero().squeeze(1)
-            sources = Split(*(field[index] for field in pairs.sources))
-            labels = self._ask("judge", stage, len(index), lambda part: images[index[part]])
-            fields = JudgingSet(images[index], *sources, index, labels)._asdict()
-            fields["oracle_labels"] = fields.pop("judge_labels")
-            return fields
+            source_images, source_labels = (field[index] for field in pairs.sources)
+            return {
+                "images": images[index],
+                "source_images": source_images,
+                "source_labels": source_labels,
+                "source_index": index,
+                "readings": self._read(stage, len(index), lambda part: images[index[part]]),
+            }
 
-        stored = self._cache.get(stage, self._judged(split), make)
-        judging = JudgingSet(judge_labels=stored.pop("oracle_labels"), **stored)
-        if not judging.changed.any():
+        stored = dict(self._cache.get(stage, self._judged(split), make))
+        readings = self._readings(stored.pop("readings"))
+        crowds = (self._crowd, *other_crowds(self._data.name, self._evaluation.crowd))
+        judging = JudgingSet(shares={crowd.name: readings.shares(crowd) for crowd in crowds}, **stored)
+        if judging.changed.sum() < 1 or torch.equal(judging.images, judging.source_images):
             raise InputError(
-                f"eval_invariance_epsilon = {epsilon:g} ({norm}): of {len(judging.images)} perturbed {split} images "
-                "the judge sees none as changed, so there is nothing to judge invariance by: give a larger budget, or "
-                "a larger eval_invariance_size"
+                f"eval_invariance_epsilon = {epsilon:g} ({norm}): in {len(judging.images)} perturbed {split} images "
+                "hardly anybody of the crowd sees a change, so there is nothing to judge invariance by: give a larger "
+                "budget, or a larger eval_invariance_size"
             )
         return judging
 
     def adversary(self, split: str) -> InvarianceAdversary:
-        """Return the per-model attack on a split: every candidate in which the judge sees another class."""
+        """Return the per-model attack on a split: all candidates, with the answers of the crowd."""
         norm, limit = self._evaluation.eval_invariance_norm, self._evaluation.eval_invariance_epsilon
         stage = f"{split} adversary"
         pairs = self._pairs(split, norm, nearest=NEAREST)
+        pair = torch.arange(len(pairs.plan)).repeat_interleave(len(_SHARES))
+        epsilon = (torch.tensor(_SHARES) * limit).repeat(len(pairs.plan))
 
         def make() -> dict[str, Tensor]:
-            pair = torch.arange(len(pairs.plan)).repeat_interleave(len(_SHARES))
-            epsilon = (torch.tensor(_SHARES) * limit).repeat(len(pairs.plan))
-            labels = self._ask("judge", stage, len(pair), lambda part: pairs.perturb(norm, pair[part], epsilon[part]))
-            source = pairs.sources.labels[pairs.neighbours.source[pair]]
-            changed = (labels != ABSTAINS) & (labels != source)
-            return {"pair": pair[changed], "epsilon": epsilon[changed], "label": labels[changed]}
+            return {
+                "readings": self._read(stage, len(pair), lambda part: pairs.perturb(norm, pair[part], epsilon[part]))
+            }
 
         key = {**self._judged(split), "nearest": NEAREST, "shares": _SHARES}
-        return InvarianceAdversary(norm, pairs, **self._cache.get(stage, key, make))
+        readings = self._readings(self._cache.get(stage, key, make)["readings"])
+        return InvarianceAdversary(norm, pairs, pair, epsilon, readings.shares(self._crowd))
 
     def perturbations(self, norm: str) -> PerturbationCache:
         """Return the training perturbations of a norm, labelled by the teacher at every budget of the attack.
@@ -219,14 +256,14 @@ class PreparationPipeline:
             own = pairs.sources.labels[pairs.neighbours.source].to(torch.int8)
             # Budget by budget, all pairs at each; budget 0 needs no answer.
             answers = self._ask(
-                "teacher",
-                stage,
+                self.teacher().label,
+                f"{stage}: teacher",
                 count * (len(budgets) - 1),
                 lambda part: pairs.perturb(norm, part % count, torch.tensor(budgets)[1 + part // count]),
             )
             return {"answers": torch.cat([own[None], answers.view(-1, count).to(torch.int8)])}
 
-        key = {**self._common, "norm": norm, "budgets": budgets}
+        key = {**self._common, **self._recipe("teacher"), "norm": norm, "budgets": budgets}
         return PerturbationCache(norm, pairs, self._cache.get(stage, key, make)["answers"])
 
     def _judged(self, split: str) -> dict[str, Any]:
@@ -234,23 +271,43 @@ class PreparationPipeline:
         evaluation = self._evaluation
         return {
             **self._common,
+            **self._recipe("judge"),
+            "thresholds": THRESHOLDS,
             "split": split,
             "size": evaluation.eval_invariance_size,
             "norm": evaluation.eval_invariance_norm,
             "epsilon": evaluation.eval_invariance_epsilon,
         }
 
-    def _ask(self, role: str, stage: str, count: int, images: Callable[[Tensor], Tensor]) -> Tensor:
-        """Label, in a role, images that are made batch by batch: (count,) int64."""
-        ensemble, done = self.ensemble(role), itertools.count(1)
-        parts = torch.arange(count).split(BATCH)
+    @property
+    def _crowd(self) -> Crowd:
+        return crowd_for(self._data.name, self._evaluation.crowd)
 
-        def label(part: Tensor) -> Tensor:
-            labels = ensemble.label(images(part))
-            self._progress(f"{stage}: {role}", min(next(done) * BATCH, count), count)
-            return labels
+    def _read(self, stage: str, count: int, images: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return the judge's readings (R, count, K) of images that are made batch by batch."""
+        read = self.judge().read
+        # Images first, so that batches can be joined as the answers of the teacher are.
+        return self._ask(lambda part: read(part).values.transpose(0, 1), f"{stage}: judge", count, images).transpose(
+            0, 1
+        )
 
-        return torch.cat(map_on_threads(label, parts)) if count else torch.empty(0, dtype=torch.int64)
+    def _readings(self, values: Tensor) -> Readings:
+        """Return stored readings with what the recipe says of them."""
+        kinds = recipe_for(self._data.name, "judge").thresholds
+        return Readings(values, thresholds=ANY in kinds, ink=0 in kinds)
+
+    def _ask(
+        self, answer: Callable[[Tensor], Tensor], stage: str, count: int, images: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """Return the answers (count, ...) to images that are made batch by batch."""
+        done = itertools.count(1)
+
+        def ask(part: Tensor) -> Tensor:
+            answers = answer(images(part))
+            self._progress(stage, min(next(done) * BATCH, count), count)
+            return answers
+
+        return torch.cat(map_on_threads(ask, torch.arange(count).split(BATCH)))
 
     def _pairs(self, split: str, norm: str, *, nearest: int) -> Pairs:
         """Find the aligned nearest training images of a split's sources."""

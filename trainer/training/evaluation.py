@@ -7,7 +7,7 @@ classes, D embedding size.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -33,16 +33,28 @@ BATCH = {"cpu": 256, "cuda": 2048}
 """Images per pass of the model, by type of device: as many as a CPU's caches hold, or as fill a GPU."""
 
 
+_TINY = 1e-30
+"""Stands for a sum of squares of 0."""
+
+
 class Evaluation(NamedTuple):
-    """Accuracies and shares in [0, 1]; the field names are those of `EpochReport`."""
+    """Accuracies and shares in [0, 1], masses in images; the field names are those of `EpochReport`."""
 
     clean_accuracy: float
     sensitivity_accuracy: float
     invariance_accuracy: float
     invariance_stuck: float
     invariance_unchanged: float
-    invariance_changed_size: int
+    invariance_changed_mass: float
+    invariance_effective_size: float
     invariance_original_label: float
+    others: Mapping[str, float]
+    """The invariance numbers by the other crowds, such as `lenient/invariance_accuracy`."""
+
+    def numbers(self) -> dict[str, float]:
+        """Return all numbers by name, in one flat mapping."""
+        plain = self._asdict()
+        return plain | plain.pop("others")
 
 
 def evaluate(
@@ -58,7 +70,7 @@ def evaluate(
     Args:
         model: images (B, C, H, W) to a `Prediction`.
         split: images (N, C, H, W) in [0, 1] for clean and sensitivity accuracy.
-        judging: perturbed images with the judge's labels, for invariance accuracy.
+        judging: perturbed images with the crowds' answers, for invariance accuracy.
         attacks: the sensitivity attacks; an image counts as robust only if it survives all of them.
         generator: draws the attacks' random starts.
 
@@ -91,16 +103,46 @@ def accuracies(
         answers: (M,) int64, its answers to the judging set's perturbed images.
         right_when_clean: (M,) bool, whether it is right on their sources.
     """
-    changed, unchanged = judging.changed, judging.unchanged
+    of_crowds = {
+        name: _by_crowd(shares, judging.source_labels, answers, right_when_clean)
+        for name, shares in judging.shares.items()
+    }
+    own, *others = of_crowds
     return Evaluation(
         clean_accuracy=mean(clean),
         sensitivity_accuracy=mean(survived),
-        invariance_accuracy=mean((answers == judging.judge_labels)[changed]),
-        invariance_stuck=mean((answers == judging.source_labels)[changed & right_when_clean]),
-        invariance_unchanged=mean((answers == judging.judge_labels)[unchanged]),
-        invariance_changed_size=int(changed.sum()),
+        **of_crowds[own],
         invariance_original_label=mean(answers == judging.source_labels),
+        others={f"{name}/{number}": value for name in others for number, value in of_crowds[name].items()},
     )
+
+
+def _by_crowd(shares: Tensor, sources: Tensor, answers: Tensor, right_when_clean: Tensor) -> dict[str, float]:
+    """Compute the invariance numbers of a model's answers (M,) by a crowd.
+
+    Args:
+        shares: (M, K), q: the share of the crowd who give each answer.
+        sources: (M,) int64, the labels of the sources.
+        answers: (M,) int64, those of the model to the perturbed images.
+        right_when_clean: (M,) bool, whether it is right on their sources.
+    """
+    shares = shares.double()
+    unchanged, agreeing = (shares.gather(1, labels[:, None]).squeeze(1) for labels in (sources, answers))
+    changed, kept = 1 - unchanged, answers == sources
+    mass = changed.sum().item()
+    return {
+        "invariance_accuracy": _share(agreeing[~kept], changed),
+        "invariance_stuck": _share(changed[kept & right_when_clean], changed[right_when_clean]),
+        "invariance_unchanged": _share(unchanged[kept], unchanged),
+        "invariance_changed_mass": mass,
+        "invariance_effective_size": mass**2 / max(changed.square().sum().item(), _TINY),
+    }
+
+
+def _share(part: Tensor, whole: Tensor) -> float:
+    """Return the sum of a part's weights over that of the whole's; 0 of nothing."""
+    total = whole.sum().item()
+    return part.sum().item() / total if total > 0 else 0.0
 
 
 def predict_labels(model: nn.Module, images: Tensor, *, batch_size: int) -> Tensor:

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from trainer.attacks import frozen
 from trainer.config import EvaluationConfig, TrialConfig, check_packable
@@ -196,7 +197,7 @@ class Timer:
         count = min(len(self.validation.labels), BATCH[self.device.type])
         share = count / len(self.validation.labels)
         images = self.validation.images[:count]
-        judging = JudgingSet(*(field[: math.ceil(share * len(self.judging.images))] for field in self.judging))
+        judging = self.judging.first(math.ceil(share * len(self.judging.images)))
         attacks = evaluation_attacks(self.evaluation.replace(eval_sensitivity_epsilon=0.0))
         with frozen(state.model):
             answers = predict_labels(state.model, images, batch_size=count)
@@ -233,7 +234,8 @@ class Timer:
         except NotPrepared:
             count = self.evaluation.eval_invariance_size or len(self.prepared.data.validation.labels)
             images, labels = (field[:count] for field in self.prepared.data.validation)
-            return JudgingSet(images, images, labels, torch.arange(len(labels)), labels)
+            crowd = F.one_hot(labels, self.prepared.data.classes).float()
+            return JudgingSet(images, images, labels, torch.arange(len(labels)), {"nobody": crowd})
 
     def _now(self) -> float:
         """Return seconds, after the device's work is done; on one core its own clock, free of other processes."""

@@ -47,7 +47,7 @@ def evaluate_stack(
     Args:
         model: the trials' models, stacked.
         split: images (N, C, H, W) in [0, 1] for clean and sensitivity accuracy.
-        judging: perturbed images with the judge's labels, for invariance accuracy.
+        judging: perturbed images with the crowds' answers, for invariance accuracy.
         evaluation: the attack's norm, budget, steps and restarts.
         generator: draws the attack's random starts, the same for all trials as for one.
     """

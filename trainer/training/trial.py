@@ -96,14 +96,17 @@ class Trial:
             TrialFailed: if a number is not finite; nothing is saved then.
             StorageFailed: if the store can't be written.
         """
+        own = {name: value for name, value in measured._asdict().items() if name != "others"}
         report = EpochReport(
             epoch=self.state.epoch + 1,
             final=False,
-            **measured._asdict(),
+            **own,
             learning_rate=self.config.learning_rate,
             train_seconds=train_seconds,
             evaluation_seconds=evaluation_seconds,
-            terms=terms | ({STRENGTH: attack_steps(self.epoch_evaluation)} if self.ladder else {}),
+            terms=terms
+            | dict(measured.others)
+            | ({STRENGTH: attack_steps(self.epoch_evaluation)} if self.ladder else {}),
         )
         advance(self.state, report, self.config)
         if self.store is not None:

@@ -1,0 +1,163 @@
+"""The command `people`: the judge held against people."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import io
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sweep.cli.console import DONE, add_format, add_storage, check_format, console
+from trainer.config import DATASETS, usual_evaluation
+from trainer.crowds import Prediction, crowd_for, crowd_line, crowds_for
+from trainer.errors import InputError
+from trainer.progress import ProgressLine
+from trainer.words import did_you_mean
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from trainer.data import Data
+    from trainer.invariance import Calibration, Judge
+
+
+def add_people(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--predict", type=Path, metavar="IMAGES.npy", help="write what a crowd of people would say to these images"
+    )
+    parser.add_argument("--dataset", metavar="NAME", default="mnist", help="the images' data set (default: mnist)")
+    parser.add_argument("--crowd", metavar="NAME", default="strict", help="strict or lenient (default: strict)")
+    parser.add_argument("--out", type=Path, metavar="SHARES.npy", help="file for the shares, (images, classes) float32")
+    parser.add_argument(
+        "--fit",
+        action="store_true",
+        help="fit the crowds anew on the answers of people in the data folder, and show how well they predict them",
+    )
+    parser.add_argument("--data-dir", type=Path, metavar="DIR", help="folder with data sets (or OTSWEEP_DATA_DIR)")
+    add_storage(parser)
+    add_format(parser, ("table", "json"))
+
+
+def people(arguments: argparse.Namespace) -> int:
+    check_format(arguments)
+    if arguments.dataset not in DATASETS:
+        raise InputError(f"--dataset {arguments.dataset!r}: {did_you_mean(arguments.dataset, DATASETS)}")
+    if arguments.fit:
+        return _fit(arguments)
+    if arguments.predict:
+        return _predict(arguments)
+    raise InputError("people: give --predict IMAGES.npy with --out SHARES.npy, or --fit")
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    """Write the shares of a crowd for a file of images."""
+    import numpy as np
+
+    from trainer.files import write_whole
+    from trainer.invariance import read_perturbed
+
+    if arguments.crowd not in (names := ("strict", "lenient")):
+        raise InputError(f"--crowd {arguments.crowd!r}: {did_you_mean(arguments.crowd, names)}")
+    if arguments.out is None or not arguments.out.absolute().parent.is_dir():
+        raise InputError(f"--out {str(arguments.out or '')!r}: must name a file in a folder that exists")
+    crowd, data = crowd_for(arguments.dataset, arguments.crowd), _open_data(arguments)
+    images = read_perturbed(arguments.predict, data.shape)
+    judge = _open_judge(arguments, data)
+    shares, buffer = judge.shares(images, crowd).numpy().astype(np.float32), io.BytesIO()
+    np.save(buffer, shares)
+    try:
+        write_whole(arguments.out, buffer.getvalue())
+    except OSError as error:
+        raise InputError(f"--out {str(arguments.out)!r}: can't be written: {error}") from None
+    console.print(f"{arguments.out}: {shares.shape} shares, by the judge: {crowd_line(crowd)}.", markup=False)
+    return DONE
+
+
+def _fit(arguments: argparse.Namespace) -> int:
+    """Fit the crowds on the people's answers in the data folder, and show how well they predict them."""
+    from trainer.invariance import calibrate
+
+    folder = arguments.data_dir or os.environ.get("OTSWEEP_DATA_DIR")
+    if not folder:
+        raise InputError("--fit: name the folder with people's answers with --data-dir or OTSWEEP_DATA_DIR")
+    if arguments.dataset != "mnist":
+        raise InputError(f"--fit --dataset {arguments.dataset!r}: people's answers are of mnist alone")
+    data = _open_data(arguments)
+    judge = _open_judge(arguments, data)
+    found = calibrate(judge, data.test, Path(folder), classes=data.classes)
+    if arguments.format == "json":
+        print(json.dumps([dataclasses.asdict(each.crowd) for each in found], indent=2))
+        return DONE
+    for line in _fitted_lines(found):
+        console.print(line, markup=False)
+    console.print(_quality_table(found), soft_wrap=False)
+    return DONE
+
+
+def _open_data(arguments: argparse.Namespace) -> Data:
+    """Return the data set that is named, in its usual sizes."""
+    from trainer.data import load_data
+
+    return load_data(
+        usual_evaluation(arguments.dataset), data_dir=arguments.data_dir, cache_dir=_cache_folder(arguments)
+    )
+
+
+def _open_judge(arguments: argparse.Namespace, data: Data) -> Judge:
+    """Return the judge of a data set, trained now where the cache lacks it."""
+    from trainer.invariance import open_judge
+
+    with ProgressLine(sys.stderr) as line:
+        return open_judge(
+            data,
+            usual_evaluation(arguments.dataset),
+            cache_dir=_cache_folder(arguments),
+            progress=lambda stage, done, total: line.show(f"preparing: {stage}", done, total),
+        )
+
+
+def _cache_folder(arguments: argparse.Namespace) -> Path:
+    from sweep.plan import CACHE, storage_folder
+
+    return storage_folder(arguments.storage) / CACHE
+
+
+def _fitted_lines(found: list[Calibration]) -> Iterator[str]:
+    """Yield the numbers of every crowd as fitted now, and as they stand in the code."""
+    known = {crowd.name: crowd for crowd in crowds_for("mnist")}
+    for crowd, _ in found:
+        yield f"{crowd.name}: {_numbers(crowd.numbers)}; in the code {_numbers(known[crowd.name].numbers)}"
+
+
+def _numbers(numbers: tuple[float, ...]) -> str:
+    names = ("threshold", "concentration", "strength", "lapse")
+    return ", ".join(f"{name} {value:.4g}" for name, value in zip(names, numbers, strict=True))
+
+
+def _quality_table(found: list[Calibration]) -> Table:
+    """Return how well each crowd predicts people: cross-validated on those it was fitted on, else plainly."""
+    from sweep.report import plain_table
+
+    table = plain_table(
+        "crowd", "people", "images", "saw", "predicted", "Brier", "log loss", "AUC", left=[0, 1], fold=[1]
+    )
+    for crowd, elsewhere in found:
+        for each in crowd.predictions:
+            table.add_row(crowd.name, f"{each.people}, cross-validated", *_cells(each))
+        for each in elsewhere:
+            table.add_row(crowd.name, each.people, *_cells(each))
+    return table
+
+
+def _cells(prediction: Prediction) -> list[str]:
+    measured = (prediction.changed, prediction.brier, prediction.log_loss, prediction.auc)
+    return [
+        str(prediction.images),
+        f"{prediction.people_changed:.3f}",
+        *(f"{value:.3f} ({low:.3f} to {high:.3f})" for value, (low, high) in measured),
+    ]
