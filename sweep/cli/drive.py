@@ -54,9 +54,7 @@ def drive(plan: SweepPlan, *, fresh: bool) -> int:
             screen.log(f"ledger: {warning}")
         results.load(recorded.to_go_on_from())
         results.data_summary = read_data_summary(plan.folder)
-        screen.open(resumed=bool(recorded.trials))
-        for remark in remarks(plan):
-            screen.log(remark)
+        screen.open(resumed=bool(recorded.trials), remarks=remarks(plan))
         try:
             complete = run_plan(
                 plan,

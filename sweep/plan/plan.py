@@ -283,13 +283,8 @@ RESUMABLE = tuple(name for name, spec in OPTIONS.items() if spec.metadata["resum
 """Options that a resume may change."""
 
 
-def check_option(name: str, value: Any) -> Any:
-    """Return an option's value in its own type; text is read as a number where the option is one.
-
-    Raises:
-        InputError: naming the option as it is typed, the value and what would be right.
-    """
-    return check_typed(name, value, OPTIONS)
+check_option = partial(check_typed, options=OPTIONS)
+"""Check a plan's option by its name and value, as `check_typed` does."""
 
 
 def plan_digest(plain: Mapping[str, Any]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich.columns import Columns
@@ -39,8 +39,8 @@ class Screen:
         """Shows how far it is before the first trial and after the last one."""
         self.live = contextlib.ExitStack()
 
-    def open(self, *, resumed: bool) -> None:
-        """Print the first line: what is going to be done."""
+    def open(self, *, resumed: bool, remarks: Iterable[str]) -> None:
+        """Print what is going to be done, and remarks on it."""
         plan = self.plan
         work = f"{plan.name}: {plan.trials} trials"
         if resumed:
@@ -51,6 +51,8 @@ class Screen:
         if plan.pack > 1:
             work += f", in packs of {plan.pack},"
         self.log(f"{work} of {plan.epochs_per_trial} epochs on {plan.space.evaluation.dataset}, seed {plan.seed}")
+        for remark in remarks:
+            self.log(remark)
         if self.line.living:
             self.line.begin("Starting Ray ...")
 

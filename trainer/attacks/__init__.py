@@ -18,28 +18,3 @@ from trainer.attacks.logits import frozen, predict
 from trainer.attacks.norms import NORMS, Draws
 from trainer.attacks.square import square_attack
 from trainer.attacks.worst_cases import worst_case
-
-__all__ = [
-    "apgd_attack",
-    "Attack",
-    "check_logits",
-    "cross_entropy_loss",
-    "cross_entropy_scores",
-    "Draws",
-    "embedding_attack",
-    "Evidence",
-    "fgsm",
-    "frozen",
-    "gather_evidence",
-    "kl_loss",
-    "Loss",
-    "NORMS",
-    "pgd",
-    "pgd_attack",
-    "predict",
-    "score_with_gradient",
-    "square_attack",
-    "targeted_apgd_attack",
-    "Victim",
-    "worst_case",
-]

@@ -2,10 +2,3 @@
 
 from trainer.data.catalogue import SIZES
 from trainer.data.datasets import Data, Split, load_data
-
-__all__ = [
-    "Data",
-    "load_data",
-    "SIZES",
-    "Split",
-]
