@@ -35,10 +35,12 @@ class Cost(NamedTuple):
     """Wall-clock seconds of the same measurements: more if other processes use the processors."""
     report: dict[str, Any]
     """A report of such a trial after an epoch."""
+    finishing: float = 0.0
+    """Seconds of judging the chosen epoch once more, if all images withstand the attacks."""
 
     def slowed(self, factor: float) -> Cost:
         """Return the cost if everything takes `factor` times as long."""
-        fields = ("beginning", "step", "diagnosis", "judging_low", "judging_high")
+        fields = ("beginning", "step", "diagnosis", "judging_low", "judging_high", "finishing")
         return self._replace(**{name: factor * getattr(self, name) for name in fields})
 
     def epoch(self, standing: float) -> float:

@@ -15,6 +15,10 @@ STRENGTH = "evaluation_strength"
 gradient steps per image, over all restarts."""
 
 
+OF_EPOCH = "epoch_sensitivity_accuracy"
+"""Term of the final report: the sensitivity accuracy by which the epoch was chosen, under the cheap attack."""
+
+
 def check_finite(epoch: int, numbers: Mapping[str, float]) -> None:
     """Check that no NaN or infinity enters a front or a searcher.
 
@@ -54,7 +58,8 @@ class EpochReport:
     """Number of epochs trained so far, from 1; in the last report the epoch whose model was chosen."""
 
     final: bool
-    """True for the last report, which repeats the numbers of the chosen checkpoint."""
+    """True for the last report, which repeats the numbers of the chosen checkpoint, with its sensitivity accuracy under
+    stronger attacks."""
 
     clean_accuracy: float
     """Accuracy on unperturbed images."""

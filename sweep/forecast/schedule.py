@@ -76,7 +76,8 @@ def mean_epochs(plan: SweepPlan, rungs: Sequence[RungForecast]) -> Span:
 def length(timed: TimedConfiguration, epochs: float, which: int) -> float:
     """Return the seconds for which a trial of so many epochs holds its slot; `which` is LOW, EXPECTED or HIGH."""
     cost = timed.cost
-    return cost.beginning + epochs * (cost.epoch(STANDING[which]) + REPORT_SECONDS) + BETWEEN_SECONDS
+    once = cost.beginning + STANDING[which] * cost.finishing + BETWEEN_SECONDS
+    return once + epochs * (cost.epoch(STANDING[which]) + REPORT_SECONDS)
 
 
 def may_be_drawn(measured: ProfileResult) -> list[TimedConfiguration]:

@@ -235,7 +235,8 @@ class SweepPlan:
         """Return the space's plain values; one that the judge of earlier versions judged names no crowd, as then."""
         plain = self.space.to_dict()
         if self.space.evaluation.crowd == UNANIMOUS:
-            plain["evaluation"] = {name: value for name, value in plain["evaluation"].items() if name != "crowd"}
+            later = ("crowd", "eval_final_steps")
+            plain["evaluation"] = {name: value for name, value in plain["evaluation"].items() if name not in later}
         return plain
 
 

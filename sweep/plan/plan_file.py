@@ -111,9 +111,9 @@ def plan_from_tree(root: Located) -> SweepPlan:
 
 
 def _read_space(node: Located) -> Space:
-    """Return a plan's space; one that names no crowd was judged by the judge of earlier versions."""
+    """Return a plan's space; one that names no crowd was judged as earlier versions judged."""
     space = space_from_yaml(node, name="")
     evaluation = node.mapping("a space").get("evaluation")
     if evaluation is not None and "crowd" not in evaluation.mapping("evaluation"):
-        space = dataclasses.replace(space, evaluation=space.evaluation.replace(crowd=UNANIMOUS))
+        space = dataclasses.replace(space, evaluation=space.evaluation.replace(crowd=UNANIMOUS, eval_final_steps=0))
     return space

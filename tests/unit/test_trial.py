@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from trainer.attacks import worst_case
 from trainer.config import EvaluationConfig, TrialConfig
 from trainer.errors import InputError, StorageFailed, TrialFailed
 from trainer.files.checkpoints import FolderStore, from_bytes, load_checkpoint, save_checkpoint
@@ -23,11 +24,11 @@ from trainer.invariance.preparation import Prepared
 from trainer.objective import regularizers
 from trainer.objective.terms import Knobs, LossTerms
 from trainer.objective.transport import cosine_cost
-from trainer.report import EpochReport
+from trainer.report import OF_EPOCH, EpochReport
 from trainer.training import loop
 from trainer.training import trial as trial_module
 from trainer.training.batches import training_perturbation
-from trainer.training.evaluation import Evaluation, predict_labels
+from trainer.training.evaluation import Evaluation, final_attacks, judging_generator, predict_labels
 from trainer.training.loop import run_trial, train_epoch
 from trainer.training.model_file import MODEL_FILE, load_model
 from trainer.training.step import summarise
@@ -420,7 +421,13 @@ def test_the_last_report_and_the_model_are_those_of_the_chosen_epoch(
 ) -> None:
     config, store = config_of(name), FolderStore(tmp_path)
     *epochs, final = start(config, prepared, store=store)
-    assert final == dataclasses.replace(epochs[final.epoch - 1], final=True)
+    chosen = epochs[final.epoch - 1]
+    repeated = dataclasses.replace(
+        final, final=False, sensitivity_accuracy=chosen.sensitivity_accuracy, terms=chosen.terms, evaluation_seconds=0.0
+    )
+    assert repeated == dataclasses.replace(chosen, evaluation_seconds=0.0)
+    assert final.terms == {**chosen.terms, OF_EPOCH: chosen.sensitivity_accuracy}
+    assert final.sensitivity_accuracy <= chosen.sensitivity_accuracy
     assert 2 * final.epoch > EPOCHS
     assert model_of(store)["epoch"] == final.epoch
     model = load_model(store.folder / MODEL_FILE)
@@ -494,3 +501,33 @@ def test_sinkhorn_over_changed_images_draws_classes_together_no_more_than_over_m
     blind = distance_between_classes(prepared, **changed)
     assert blind < 0.85 * matched < matched < plain
     assert ours > 0.95 * matched
+
+
+# --------------------------------------------------------------------------------------- the chosen epoch, judged again
+
+
+def test_the_final_number_is_that_of_the_stronger_attacks(prepared: Prepared, tmp_path: Path) -> None:
+    """Check it against the attacks on the model that was kept, one after the other."""
+    config, store = config_of("pgd", epochs=6, sensitivity_epsilon=0.2), FolderStore(tmp_path)
+    *_, final = start(config, prepared, store=store)
+    model, evaluation = load_model(store.folder / MODEL_FILE), prepared.evaluation
+    names = [attack.name for attack in final_attacks(evaluation, classes=10)]
+    assert names == ["pgd", "apgd-ce", "apgd-t"]
+    survived = worst_case(
+        lambda images: model(images).logits,
+        *prepared.data.validation,
+        final_attacks(evaluation, classes=10),
+        generator=judging_generator(evaluation, torch.device("cpu")),
+    ).survived
+    assert final.sensitivity_accuracy == survived.double().mean().item()
+    assert 0 < final.sensitivity_accuracy < final.terms[OF_EPOCH]
+
+
+def test_without_steps_the_final_number_is_the_epochs(prepared: Prepared) -> None:
+    earlier = dataclasses.replace(prepared, evaluation=prepared.evaluation.replace(eval_final_steps=0))
+    *epochs, final = start(config_of("baseline", architecture="mlp"), earlier)
+    assert final == dataclasses.replace(epochs[final.epoch - 1], final=True)
+
+
+def test_few_classes_are_attacked_without_targets() -> None:
+    assert [attack.name for attack in final_attacks(EvaluationConfig(), classes=3)] == ["pgd", "apgd-ce"]

@@ -7,7 +7,6 @@ from trainer.training.evaluation import (
     evaluate,
     evaluation_attacks,
     judging_generator,
-    mean,
     predict_labels,
 )
 from trainer.training.loop import run_trial
@@ -23,7 +22,6 @@ __all__ = [
     "evaluation_attacks",
     "judging_generator",
     "load_model",
-    "mean",
     "MODEL_FILE",
     "Pack",
     "PackedTrial",

@@ -1,6 +1,6 @@
 """The training loop of one trial, as a generator: train an epoch, evaluate, save, report.
 
-The last report repeats that of the chosen epoch, whose model is kept.
+The last report repeats that of the chosen epoch, whose model is kept and attacked once more, harder.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def run_trial(
         yield trial.close_epoch(
             measured, terms, train_seconds=trained - start, evaluation_seconds=time.perf_counter() - trained
         )
-    yield trial.finish()
+    yield trial.finish(validation)
 
 
 def train_epoch(

@@ -6,6 +6,7 @@ the other way round. Trials of one structure are stacked for each epoch (see `st
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -139,7 +140,7 @@ class Pack:
                 assert trial.state.last is not None
                 outcome[trial], trial.repeats_report = trial.state.last, False
             elif trial.state.epoch == trial.config.epochs:
-                outcome[trial] = _attempt(trial.finish)
+                outcome[trial] = _attempt(functools.partial(trial.finish, self.validation))
             else:
                 stacks.setdefault((trial.structure, trial.epoch_evaluation), []).append(trial)
         for stack in stacks.values():

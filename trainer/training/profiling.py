@@ -33,6 +33,7 @@ from trainer.training.evaluation import (
     Evaluation,
     evaluate,
     evaluation_attacks,
+    final_effort,
     judging_generator,
     predict_labels,
 )
@@ -120,7 +121,7 @@ class Timer:
             evaluation.measured, terms, train_seconds=steps * step, evaluation_seconds=evaluation.high
         )
         saving = time.perf_counter() - begun
-        trial.finish()
+        trial.finish(Split(self.validation.images[:1], self.validation.labels[:1]))
         sizes = {name: len(store.read(name)) for name in store.names()}
         for name in sizes:
             store.delete(name)
@@ -137,6 +138,7 @@ class Timer:
             timed=timed,
             wall=wall,
             report=report.to_dict(),
+            finishing=evaluation.high * final_effort(self.evaluation, classes=self.prepared.data.classes),
         )
 
     def missing(self, norms: Iterable[str]) -> list[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
@@ -11,13 +13,21 @@ import torch
 from torch import Tensor, nn
 
 from trainer.config import EvaluationConfig, TrialConfig, with_weights
+from trainer.data import Split
 from trainer.errors import InputError
 from trainer.files import Store, load_checkpoint, save_checkpoint, to_bytes
 from trainer.invariance import Prepared, TrainingPerturbation
 from trainer.models import build_model, move_to_device
-from trainer.report import STRENGTH, EpochReport
+from trainer.report import OF_EPOCH, STRENGTH, EpochReport
 from trainer.training.batches import check_batch_size, training_perturbation
-from trainer.training.evaluation import Evaluation, attack_steps, on_ladder
+from trainer.training.evaluation import (
+    Evaluation,
+    attack_steps,
+    final_attacks,
+    judging_generator,
+    on_ladder,
+    sensitivity_accuracy,
+)
 from trainer.training.model_file import MODEL_FILE, model_content
 from trainer.training.step import make_optimizer
 
@@ -113,18 +123,41 @@ class Trial:
             save_checkpoint(self.store, report.epoch, self._checkpoint())
         return report
 
-    def finish(self) -> EpochReport:
+    def finish(self, validation: Split) -> EpochReport:
         """Write the chosen epoch's model beside the checkpoints; return the last report, that of this epoch.
+
+        Its sensitivity accuracy is measured once more, under `final_attacks`.
+
+        Args:
+            validation: the validation images, on the device.
 
         Raises:
             StorageFailed: if the store can't be written.
         """
         best = self.state.best
         assert best is not None
+        assert self.state.best_weights is not None
         if self.store is not None:
             content = model_content(self.config, self.prepared.data, epoch=best.epoch, weights=self.state.best_weights)
             self.store.write(MODEL_FILE, to_bytes(content))
-        return dataclasses.replace(best, final=True)
+        if not self.evaluation.eval_final_steps:
+            return dataclasses.replace(best, final=True)
+        begun = time.perf_counter()
+        model = copy.deepcopy(self.state.model)
+        model.load_state_dict(self.state.best_weights)
+        accuracy = sensitivity_accuracy(
+            model,
+            validation,
+            final_attacks(self.evaluation, classes=self.prepared.data.classes),
+            generator=judging_generator(self.evaluation, validation.images.device),
+        )
+        return dataclasses.replace(
+            best,
+            final=True,
+            sensitivity_accuracy=accuracy,
+            evaluation_seconds=time.perf_counter() - begun,
+            terms=best.terms | {OF_EPOCH: best.sensitivity_accuracy},
+        )
 
     @property
     def _identity(self) -> dict[str, Any]:
