@@ -1,4 +1,4 @@
-"""Sweeps that the version before the two levels wrote (commit 0f66ced) are read, compared, synced and resumed.
+"""Sweeps that the version before the two levels wrote (commit 0f66ced) are read, compared and synced.
 
 `tests/recorded/version_0_1_0` holds a whole sweep, one that kill -9 cut during its fourth trial (without checkpoints),
 and what that version made of both.
@@ -63,17 +63,15 @@ def test_mlflow_is_written_anew(storage: Path, tmp_path: Path) -> None:
     assert all(run.info.status == "FINISHED" for run in runs)
 
 
-@pytest.mark.slow
-def test_a_sweep_that_was_cut_is_resumed(storage: Path) -> None:
+def test_a_sweep_that_was_cut_keeps_its_judge_and_is_not_mixed_with_another(
+    storage: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Check that it stands as it was left: the judge of then gave labels, the judge of now gives shares of people."""
     before = trials(storage, "cut")
-    otsweep(storage, "resume", "cut", "--max-concurrent", "1", "--mlflow-uri", f"sqlite:///{storage / 'own.db'}")
-    after = trials(storage, "cut")
-    finished = [number for number, (state, *_) in before.items() if state == "finished"]
-    assert finished == [0, 1, 2]
-    assert {number: after[number] for number in finished} == {number: before[number] for number in finished}
-    assert {state for state, *_ in after.values()} <= {"finished", "stopped"}
-    drawn = {
-        number: {name: after[int(number)][1][name] for name in config}
-        for number, config in EXPECTED["interrupted"]["configs"].items()
-    }
-    assert drawn == EXPECTED["interrupted"]["configs"]
+    assert main(["resume", "cut", "--storage", str(storage)]) == 2
+    assert "judge of earlier versions" in capsys.readouterr().err
+    assert trials(storage, "cut") == before
+    assert [number for number, (state, *_) in before.items() if state == "finished"] == [0, 1, 2]
+    for number, (_, config, _) in before.items():
+        expected = EXPECTED["interrupted"]["configs"][str(number)]
+        assert {name: config[name] for name in expected} == expected
