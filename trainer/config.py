@@ -76,6 +76,10 @@ class TrialConfig(CheckedFields):
     margin: float = knob(0.05, low=0, high=100)
     """m of `triplet` and `ot_triplet`, in units of the ground metric."""
 
+    label_smoothing: float = knob(0.0, low=0, high=1)
+    """Share of a label's weight that the cross-entropies spread evenly over all classes, as PyTorch's do; an attack
+    maximises the cross-entropy of the label itself."""
+
     mining: str = knob("hard", choices=("hard", "semihard"))
     """The negatives of `triplet`: the nearest, or the nearest beyond the positive, which avoids collapse."""
 
@@ -102,6 +106,10 @@ class TrialConfig(CheckedFields):
     sensitivity_steps: int = knob(7, low=1, high=1000)
     """Steps of the training attack: 1 is FGSM from the image, more is PGD from a random start."""
 
+    sensitivity_step_size: float = knob(0.0, low=0, high=_LARGEST_L2)
+    """Length of a step of PGD, in pixel units, at least epsilon / steps, so that the edge of the ball is in reach;
+    0 is 2.5 epsilon / steps. FGSM's one step is epsilon."""
+
     sensitivity_objective: str = knob("cross_entropy", choices=("cross_entropy", "kl", "transport"))
     """The quantity that the training attack maximises: cross-entropy, KL from the clean prediction (TRADES), or the
     batch transport between clean and perturbed logits (feature scattering)."""
@@ -112,11 +120,25 @@ class TrialConfig(CheckedFields):
     invariance_epsilon: float = knob(0.3, low=0, high=1)
     """Training budget of the invariance attack: pixel units for Linf, share of pixels for L0."""
 
+    augmentation: str = knob("none", choices=("none", "crop_flip"))
+    """Random changes of the training images before they are attacked: `crop_flip` pads by 4 black pixels, crops to the
+    old size at random, and flips half of the images left to right, each with its invariance perturbation."""
+
+    optimizer: str = knob("adamw", choices=("adamw", "sgd"))
+    """`adamw`, or `sgd` with momentum."""
+
     learning_rate: float = knob(1e-3, above=0, high=10)
-    """Step size of AdamW."""
+    """Step size of the optimiser, the largest of its schedule."""
+
+    learning_rate_schedule: str = knob("constant", choices=("constant", "one_cycle", "piecewise"))
+    """`constant`; `one_cycle`, up from 1/25 of the rate in the first 30% of training, then down to nearly 0; or
+    `piecewise`, a tenth of the rate after half of training and a hundredth after three quarters."""
+
+    momentum: float = knob(0.9, low=0, high=0.999)
+    """Momentum of `sgd`."""
 
     weight_decay: float = knob(0.0, low=0, high=10)
-    """Decoupled weight decay of AdamW."""
+    """Weight decay: decoupled in `adamw`, added to the gradient in `sgd`."""
 
     batch_size: int = knob(128, low=2, high=65536)
     """Images per step; the regularisers see pairs inside a batch."""
@@ -125,7 +147,7 @@ class TrialConfig(CheckedFields):
     """Passes over the training split."""
 
     seed: int = knob(0, low=0, high=2**31 - 1)
-    """Seed of the initial weights, the order of images and the attacks' random starts."""
+    """Seed of the initial weights, the order of images, their augmentation and the attacks' random starts."""
 
     def _check_together(self) -> None:
         check_budget("sensitivity_epsilon", self.sensitivity_epsilon, self.sensitivity_norm)

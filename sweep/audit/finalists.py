@@ -144,6 +144,9 @@ def effective(config: Mapping[str, Any]) -> dict[str, Any]:
         "transport": transported,
         "entropy": transported and trained.transport == "entropic",
         "label_cost": regularizer == "sinkhorn",
+        "negative_share": regularizer == "ot_triplet",
+        "sensitivity_step_size": trained.uses_sensitivity and not trained.is_fgsm,
+        "momentum": trained.optimizer == "sgd",
         "seed": False,
     }
     return {name: value for name, value in trained.to_dict().items() if used.get(name, True)}

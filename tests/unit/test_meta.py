@@ -17,8 +17,9 @@ from trainer.invariance import TrainingPerturbation
 from trainer.models import build_model
 from trainer.objective.terms import Knobs, total_loss
 from trainer.training import stacked_training, step
+from trainer.training.augmentation import augment
 from trainer.training.batches import Batch
-from trainer.training.stacked_models import StackedAdamW, StackedModel
+from trainer.training.stacked_models import StackedModel, stack_optimizers
 
 META = torch.device("meta")
 SIZE, CLASSES, TRIALS = 8, 10, 3
@@ -32,6 +33,8 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "all views": {"sensitivity_ce_weight": 0.5, "invariance_ce_weight": 0.5},
     "TRADES": {"trades_weight": 6.0, "sensitivity_objective": "kl"},
     "feature scattering": {"sensitivity_ce_weight": 1.0, "sensitivity_objective": "transport"},
+    "smooth labels": {"sensitivity_ce_weight": 1.0, "invariance_ce_weight": 0.5, "label_smoothing": 0.1},
+    "crop and flip, SGD": {"sensitivity_ce_weight": 1.0, "augmentation": "crop_flip", "optimizer": "sgd"},
 }
 
 
@@ -56,6 +59,11 @@ def config_of(architecture: str, regularizer: str, objective: str) -> TrialConfi
 def noise() -> torch.Generator:
     """Return a generator of random starts; it has no other device without a GPU, and so the starts are copied."""
     return torch.Generator().manual_seed(0)
+
+
+def optimizer_of(model: torch.nn.Module, config: TrialConfig) -> torch.optim.Optimizer:
+    """Return an optimiser that is not fused: the fused kernels don't know the device."""
+    return {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[config.optimizer](model.parameters())
 
 
 def batch_of(architecture: str, trials: int = 1) -> Batch:
@@ -85,8 +93,8 @@ def model_of(config: TrialConfig, batch: Batch) -> torch.nn.Module:
 def test_a_step_never_looks_at_its_data(architecture: str, regularizer: str, objective: str) -> None:
     config, batch = config_of(architecture, regularizer, objective), batch_of(architecture)
     model, knobs = model_of(config, batch), Knobs.of(config, META)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate)
-    taken = step.forward(model, batch, config, knobs, noise(), largest_class=SIZE)
+    optimizer = optimizer_of(model, config)
+    taken = step.forward(model, augment(batch, config, noise()), config, knobs, noise(), largest_class=SIZE)
     step.diagnose(taken, model, knobs)
     step.update(optimizer, total_loss(taken.terms, knobs))
 
@@ -97,9 +105,10 @@ def test_a_stacked_step_never_looks_at_its_data(architecture: str, regularizer: 
     check_packable(config)
     models = [model_of(config, batch) for _ in range(TRIALS)]
     model = StackedModel(models)
-    optimizer = StackedAdamW(model, [torch.optim.AdamW(each.parameters()) for each in models])
+    optimizer = stack_optimizers(model, [optimizer_of(each, config) for each in models])
     shared, knobs = stacked_training.stack_knobs([config] * TRIALS, META)
-    taken = stacked_training.forward(model, batch, shared, knobs, [noise()] * TRIALS, largest_class=SIZE)
+    changed = augment(batch, shared, [noise()] * TRIALS)
+    taken = stacked_training.forward(model, changed, shared, knobs, [noise()] * TRIALS, largest_class=SIZE)
     step.diagnose(taken, model, knobs)
     optimizer.step(torch.autograd.grad(total_loss(taken.terms, knobs).sum(), optimizer.parameters))
 

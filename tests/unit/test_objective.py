@@ -588,6 +588,20 @@ def test_a_cross_entropy_of_weight_0_is_left_out(view: str) -> None:
     assert [name for name in LossTerms._fields if getattr(terms, name) is not None] == [f"{view}_ce"]
 
 
+@pytest.mark.parametrize("smoothing", [0.1, 5 / 9, 1.0])
+def test_smooth_labels_are_pytorchs(smoothing: float) -> None:
+    config = TrialConfig(sensitivity_ce_weight=1.0, invariance_ce_weight=1.0, label_smoothing=smoothing)
+    seen = predictions()
+    terms = terms_of(config, seen)
+    expected = {
+        "clean_ce": (seen["clean"].logits, LABELS),
+        "sensitivity_ce": (seen["sensitivity"].logits, LABELS),
+        "invariance_ce": (seen["invariance"].logits[KEEP], INVARIANCE_LABELS[KEEP]),
+    }
+    for name, (logits, labels) in expected.items():
+        torch.testing.assert_close(getattr(terms, name), F.cross_entropy(logits, labels, label_smoothing=smoothing))
+
+
 def test_cross_entropy_over_nothing_is_zero_with_zero_gradient() -> None:
     logits = torch.randn(3, CLASSES, requires_grad=True)
     value = terms_module.cross_entropy(logits, LABELS[:3], torch.zeros(3, dtype=torch.bool))

@@ -39,6 +39,13 @@ def test_published_configurations_are_all_there() -> None:
         assert config.uses_invariance == (name in ("nll-invariance", "nll-ml-invariance", "nll-ml-sens-invar"))
 
 
+def test_baselines_get_the_same_attack() -> None:
+    """Check the steps of their papers on MNIST, which are the same for all of them."""
+    for name in ("pgd-at", "trades", "tla", "sat"):
+        settings = preset(name)
+        assert (settings["sensitivity_steps"], settings["sensitivity_step_size"]) == (40, 0.01), name
+
+
 def test_preset_is_a_copy() -> None:
     preset("trades")["trades_weight"] = 0.0
     assert preset("trades")["trades_weight"] == 6.0

@@ -18,11 +18,11 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from search_spaces.reading import FOLDER, load_space, names, space_from_dict, space_from_yaml
 from search_spaces.space import Space
-from search_spaces.swept import Range
+from search_spaces.swept import Choices, Range
 from search_spaces.yaml_file import LARGEST_FILE, LONGEST_TEXT, dump_yaml, parse_yaml
 from trainer.config import TrialConfig
 from trainer.errors import InputError
-from trainer.presets import PRESETS
+from trainer.presets import PRESETS, preset
 
 NAMES = names()
 CONDITIONAL = """\
@@ -85,6 +85,37 @@ def test_an_embedded_space_covers_weights_margin_and_budgets(name: str) -> None:
     knobs = {"sensitivity_weight", "invariance_weight", "margin", "sensitivity_epsilon", "invariance_epsilon"}
     assert knobs <= set(swept)
     assert all("none" not in swept[knob].when.get("regularizer", ()) for knob in ("sensitivity_weight", "margin"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_embedded_space_draws_no_regulariser_as_often_as_any(name: str) -> None:
+    """Check that the baselines get as many trials as any idea: a choice draws evenly, so each stands there once."""
+    swept = load_space(name).swept["regularizer"]
+    assert isinstance(swept.domain, Choices)
+    assert "none" in swept.domain.options
+    assert len(set(swept.domain.options)) == len(swept.domain.options)
+    assert not swept.when
+
+
+def test_the_related_methods_of_the_paper_space_get_the_attack_of_their_papers() -> None:
+    related = ("pgd-at", "trades", "tla", "sat")
+    points = load_space("paper").points
+    chosen = [next(point for point in points if preset(name).items() <= point.items()) for name in related]
+    attacks = {(p["sensitivity_epsilon"], p["sensitivity_steps"], p["sensitivity_step_size"]) for p in chosen}
+    assert attacks == {(0.3, 40, 0.01)}
+
+
+def test_points_of_the_cifar_space_train_as_its_draws_do() -> None:
+    space = load_space("cifar10")
+    shared = {"augmentation": "crop_flip", "optimizer": "sgd", "momentum": 0.9, "weight_decay": 5e-4}
+    assert shared.items() <= space.fixed.items()
+    rates = space.swept["learning_rate"].domain
+    assert isinstance(rates, Range)
+    for point in space.points:
+        assert shared.items() <= point.items()
+        assert rates.low <= point["learning_rate"] <= rates.high
+        attacked = TrialConfig.from_mapping(point).uses_sensitivity
+        assert not attacked or (point["sensitivity_steps"], point["sensitivity_step_size"]) == (10, 0.0078431)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -613,7 +644,8 @@ def test_a_space_with_the_older_knob_draws_it_and_gives_weights() -> None:
 def test_the_plain_form_of_an_older_space_is_what_it_was() -> None:
     """Check what a sweep's plan holds, whose digest a resumed sweep must meet."""
     plain = read(OLDER).to_dict()
-    assert plain["points"] == [{"cross_entropy_on": "invariance"}, {"cross_entropy_on": "sensitivity"}]
+    attack = {"sensitivity_steps": 40, "sensitivity_step_size": 0.01}
+    assert plain["points"] == [{"cross_entropy_on": "invariance"}, {"cross_entropy_on": "sensitivity", **attack}]
     assert read(yaml.safe_dump(plain)).to_dict() == plain
 
 

@@ -14,12 +14,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from trainer import models
+from trainer.attacks import NORMS, cross_entropy_loss, pgd
 from trainer.config import TrialConfig
 from trainer.data.datasets import Split
 from trainer.errors import InputError
 from trainer.invariance.perturbations import TrainingPerturbation
 from trainer.models import Prediction, build_model, move_to_device, transposed_convolution
 from trainer.objective.terms import Knobs, LossTerms, loss_terms, total_loss
+from trainer.presets import preset
 from trainer.training.batches import PURPOSES, Batch, batches, check_batch_size, random_stream, shuffled_rows
 from trainer.training.step import LARGEST_SHARE, diagnose, forward, make_optimizer, update
 from trainer.training.views import CleanPass, batch_views, clean_pass, predict_views, sensitivity_images
@@ -418,6 +420,37 @@ def test_fgsm_is_one_step_of_the_whole_budget_from_the_image() -> None:
     assert torch.equal(found, attacked(model, batch, seed=1, sensitivity_steps=1))
 
 
+@pytest.mark.parametrize(
+    ("given", "steps", "length"),
+    [
+        pytest.param(0.0, 40, 2.5 * 0.3 / 40, id="left to the rule"),
+        pytest.param(0.01, 40, 0.01, id="40 steps of 0.01"),
+        pytest.param(0.5, 3, 0.5, id="longer than the budget"),
+        pytest.param(0.01, 5, 0.3 / 5, id="too short to reach the edge"),
+    ],
+)
+def test_a_step_of_the_training_attack_has_this_length(given: float, steps: int, length: float) -> None:
+    batch, model = a_batch(), a_model()
+    found = attacked(
+        model, batch, sensitivity_epsilon=0.3, sensitivity_steps=steps, sensitivity_step_size=given, seed=3
+    )
+    loss = cross_entropy_loss(lambda images: model(images).logits, batch.labels)
+    norm = NORMS["linf"]
+    expected = pgd(loss, batch.images, norm=norm, epsilon=0.3, steps=steps, step_size=length, generator=seeded(3))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+def test_feature_scattering_takes_one_step_of_the_budget_from_its_start() -> None:
+    batch, model = a_batch(), a_model()
+    settings = preset("feature-scattering") | {"sensitivity_epsilon": 0.2}
+    config = TrialConfig.from_mapping(settings)
+    found = sensitivity_images(model, batch, config, Knobs.of(config, CPU), seeded())
+    start = (batch.images + NORMS["linf"].random_start(batch.images, 0.2, seeded())).clamp(0, 1)
+    one, other = ((start + sign * 0.2).clamp(batch.images - 0.2, batch.images + 0.2).clamp(0, 1) for sign in (-1, 1))
+    nearest = torch.minimum((found - one).abs(), (found - other).abs())
+    assert nearest.max() < 1e-6
+
+
 @pytest.mark.parametrize("name", sorted(set(ATTACKS) - {"fgsm"}))
 def test_all_other_attacks_start_at_random(name: str) -> None:
     batch, model = a_batch(), a_model()
@@ -491,6 +524,16 @@ def test_weight_decay_is_decoupled() -> None:
     optimizer = make_optimizer(model, TrialConfig(learning_rate=0.1, weight_decay=0.5))
     update(optimizer, 0 * sum(parameter.sum() for parameter in model.parameters()))  # type: ignore[arg-type]
     torch.testing.assert_close(weights(model), 0.95 * before)
+
+
+def test_sgd_is_pytorchs_with_the_decay_in_the_gradient() -> None:
+    ours, theirs, batch = a_model(), a_model(), a_batch()
+    config = TrialConfig(optimizer="sgd", learning_rate=0.1, momentum=0.8, weight_decay=0.5)
+    optimizers = make_optimizer(ours, config), torch.optim.SGD(theirs.parameters(), 0.1, momentum=0.8, weight_decay=0.5)
+    for _ in range(3):
+        for model, optimizer in zip((ours, theirs), optimizers, strict=True):
+            update(optimizer, F.cross_entropy(model(batch.images).logits, batch.labels))
+    torch.testing.assert_close(weights(ours), weights(theirs))
 
 
 def test_an_update_accepts_parameters_without_a_gradient() -> None:

@@ -49,6 +49,15 @@ TRIALS: dict[str, dict[str, Any]] = {
         "sensitivity_ce_weight": 1.0,
     },
     "ot_triplet": {"regularizer": "ot_triplet", "sensitivity_weight": 0.5, "invariance_weight": 0.5},
+    "sgd": {
+        "optimizer": "sgd",
+        "learning_rate": 0.05,
+        "learning_rate_schedule": "one_cycle",
+        "weight_decay": 5e-4,
+        "augmentation": "crop_flip",
+        "invariance_ce_weight": 0.5,
+        "label_smoothing": 0.1,
+    },
 }
 
 
@@ -112,6 +121,12 @@ def test_stopped_after_every_epoch_it_ends_the_same(prepared: Prepared, tmp_path
         reports.close()  # type: ignore[attr-defined]
     once = {(report["final"], report["epoch"]): report for report in numbers(received)}
     assert list(once.values()) == run(config, prepared)
+
+
+def test_an_epoch_reports_the_learning_rate_at_its_end(prepared: Prepared) -> None:
+    config = config_of("sgd", learning_rate_schedule="piecewise", learning_rate=0.1, epochs=4, batch_size=100)
+    rates = [report["learning_rate"] for report in run(config, prepared)[:-1]]
+    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.001])
 
 
 def test_a_report_is_delivered_at_least_once(prepared: Prepared, tmp_path: Path) -> None:

@@ -15,6 +15,6 @@ from trainer.attacks.gradient import (
     score_with_gradient,
 )
 from trainer.attacks.logits import frozen, predict
-from trainer.attacks.norms import NORMS, Draws
+from trainer.attacks.norms import NORMS, Draws, uniform
 from trainer.attacks.square import square_attack
 from trainer.attacks.worst_cases import worst_case

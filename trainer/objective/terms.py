@@ -44,7 +44,9 @@ class Knobs(NamedTuple):
     entropy: Tensor
     label_cost: Tensor
     negative_share: Tensor
+    label_smoothing: Tensor
     sensitivity_epsilon: Tensor
+    sensitivity_step_size: Tensor
     sensitivity_steps: Tensor | None = None
     """Steps of the attack that each trial takes, int64, if stacked trials take different numbers; None takes all."""
 
@@ -128,8 +130,9 @@ def loss_terms(
         if config.regularizer != "none" and getattr(config, f"{name}_weight") > 0
     }
     errors = [penalty.marginal_error for penalty in penalties.values() if penalty.marginal_error is not None]
+    smoothing = knobs.label_smoothing if config.label_smoothing > 0 else None
     cross_entropies = {
-        f"{name}_ce": cross_entropy(predictions[name].logits, sides[name].labels, sides[name].keep)
+        f"{name}_ce": cross_entropy(predictions[name].logits, sides[name].labels, sides[name].keep, smoothing)
         for name in config.cross_entropy_views
     }
     return LossTerms(
@@ -144,11 +147,24 @@ def loss_terms(
     )
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, keep: Tensor | None = None) -> Tensor:
-    """Return the mean over the images kept, (); 0 if none is. Logits (B, K), labels (B,), keep (B,) bool."""
-    if keep is None:
+def cross_entropy(
+    logits: Tensor, labels: Tensor, keep: Tensor | None = None, smoothing: Tensor | None = None
+) -> Tensor:
+    """Return the mean over the images kept, (); 0 if none is.
+
+    Args:
+        logits: (B, K).
+        labels: (B,).
+        keep: (B,) bool; None keeps all.
+        smoothing: () share of each label that is spread over all classes; None is none. `F.cross_entropy` takes a
+            number only, which can't differ between stacked trials.
+    """
+    if keep is None and smoothing is None:
         return F.cross_entropy(logits, labels)
-    return mean_where(F.cross_entropy(logits, labels, reduction="none"), keep)
+    losses = F.cross_entropy(logits, labels, reduction="none")
+    if smoothing is not None:
+        losses = torch.lerp(losses, -logits.log_softmax(1).mean(1), smoothing)
+    return losses.mean() if keep is None else mean_where(losses, keep)
 
 
 def embedding_norm(embeddings: list[Tensor]) -> Tensor:

@@ -17,8 +17,9 @@ from trainer.data import Split
 from trainer.errors import InputError
 from trainer.invariance import Prepared, TrainingPerturbation
 
-PURPOSES = ("order", "attack")
-"""Uses of random numbers in training; each has a stream of its own."""
+PURPOSES = ("order", "attack", "augment")
+"""Uses of random numbers in training; each has a stream of its own. A new one goes to the end, or the
+streams of others would change."""
 
 
 class Batch(NamedTuple):

@@ -16,8 +16,10 @@ from trainer.files import Store
 from trainer.invariance import Prepared, TrainingPerturbation
 from trainer.objective import Knobs, LossTerms, total_loss
 from trainer.report import EpochReport, check_finite
-from trainer.training.batches import batches, find_largest_class, random_stream, shuffled_rows, to_device
+from trainer.training.augmentation import augment
+from trainer.training.batches import PURPOSES, batches, find_largest_class, random_stream, shuffled_rows, to_device
 from trainer.training.evaluation import evaluate, evaluation_attacks, judging_generator
+from trainer.training.schedules import learning_rate, set_learning_rate, share_done
 from trainer.training.step import detach, diagnose, forward, summarise, update
 from trainer.training.trial import Trial, TrialState
 
@@ -94,7 +96,7 @@ def train_epoch(
         TrialFailed: if a term of the loss is not finite.
     """
     epoch, device = state.epoch + 1, train.images.device
-    order, noise = (random_stream(config.seed, purpose, epoch, device) for purpose in ("order", "attack"))
+    order, noise, changes = (random_stream(config.seed, purpose, epoch, device) for purpose in PURPOSES)
     rows_of_steps = shuffled_rows(len(train.labels), batch_size=config.batch_size, generator=order)
     bound = None
     if config.regularizer == "ot_triplet":
@@ -103,7 +105,9 @@ def train_epoch(
     numbers: dict[str, float] = {}
     state.model.train()
     for batch in batches(train, perturbation, rows_of_steps):
-        step = forward(state.model, batch, config, knobs, noise, largest_class=bound)
+        share = share_done(epoch, len(history), steps=len(rows_of_steps), epochs=config.epochs)
+        set_learning_rate(state.optimizer, learning_rate(config, share))
+        step = forward(state.model, augment(batch, config, changes), config, knobs, noise, largest_class=bound)
         history.append(detach(step.terms))
         if len(history) == len(rows_of_steps):
             numbers = summarise(history)

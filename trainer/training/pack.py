@@ -22,12 +22,13 @@ from trainer.report import EpochReport
 from trainer.training.batches import to_device
 from trainer.training.evaluation import Evaluation, judging_generator
 from trainer.training.stacked_evaluation import evaluate_stack
-from trainer.training.stacked_models import StackedAdamW, StackedModel
+from trainer.training.stacked_models import StackedModel, stack_optimizers
 from trainer.training.stacked_training import train_stack
 from trainer.training.trial import Trial
 
 _FREE = (
     "sensitivity_epsilon",
+    "sensitivity_step_size",
     "invariance_norm",
     "invariance_epsilon",
     "margin",
@@ -35,6 +36,8 @@ _FREE = (
     "label_cost",
     "negative_share",
     "learning_rate",
+    "learning_rate_schedule",
+    "momentum",
     "weight_decay",
     "epochs",
     "seed",
@@ -44,8 +47,9 @@ _FREE = (
 _SWITCHES = (
     *("clean_ce_weight", "sensitivity_ce_weight", "invariance_ce_weight"),
     *("sensitivity_weight", "invariance_weight", "norm_weight", "trades_weight"),
+    "label_smoothing",
 )
-"""Knobs of which only this matters: above 0 the objective has one more term."""
+"""Knobs of which only this matters: above 0 the objective has one more term, or smooth labels."""
 
 
 def structure(config: TrialConfig) -> TrialConfig:
@@ -153,7 +157,7 @@ class Pack:
         perturbations = [trial.perturbation for trial in stack if trial.perturbation is not None]
         start = time.perf_counter()
         model = StackedModel(models)
-        optimizer = StackedAdamW(model, optimizers)
+        optimizer = stack_optimizers(model, optimizers)
         trained = train_stack(
             model,
             optimizer,

@@ -39,7 +39,7 @@ from trainer.training.evaluation import (
 )
 from trainer.training.loop import train_epoch
 from trainer.training.model_file import MODEL_FILE
-from trainer.training.stacked_models import StackedAdamW, StackedModel
+from trainer.training.stacked_models import StackedModel, stack_optimizers
 from trainer.training.stacked_training import train_stack
 from trainer.training.trial import Trial, TrialState, initial_state
 
@@ -158,7 +158,7 @@ class Timer:
         states = [initial_state(each, self.prepared, self.device) for each in configs]
         perturbation = self._perturbation(config)[0] if config.uses_invariance else None
         model = StackedModel([state.model for state in states])
-        optimizer = StackedAdamW(model, [state.optimizer for state in states])
+        optimizer = stack_optimizers(model, [state.optimizer for state in states])
 
         def time_stack(steps: int) -> float:
             part, perturbed = self._first(steps * config.batch_size, perturbation)

@@ -7,8 +7,9 @@ all trials in one batch (T B, C, H, W), trial after trial.
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -58,42 +59,71 @@ def _without_numbers(model: nn.Module) -> nn.Module:
     return empty
 
 
-class StackedAdamW:
-    """AdamW (Loshchilov and Hutter 2019, algorithm 2) on stacked parameters, each trial with its own rates and state.
+class StackedOptimizer(ABC):
+    """An optimiser of stacked parameters, each trial with its own rates and state.
 
-    It performs the operations of `torch.optim.AdamW`'s fused kernel in the same order. It starts from the state of such
-    optimisers, and `unstack` writes its own back.
+    It starts from the state of single trials' optimisers, and `unstack` writes its own back.
     """
+
+    state_names: ClassVar[tuple[str, ...]]
+    """The names under which torch's optimiser keeps its state, a tensor of each parameter's shape."""
 
     def __init__(self, model: StackedModel, optimizers: Sequence[torch.optim.Optimizer]) -> None:
         self.parameters = list(model.stacked)
-        groups = [optimizer.param_groups[0] for optimizer in optimizers]
-        self.betas, self.eps = groups[0]["betas"], groups[0]["eps"]
-        device = self.parameters[0].device
-        self.learning_rate, self.decay = (
-            torch.tensor([group[name] for group in groups], dtype=torch.float64, device=device)
-            for name in ("lr", "weight_decay")
-        )
+        self.learning_rate, self.decay = (self._rates(optimizers, name) for name in ("lr", "weight_decay"))
         states = [[optimizer.state.get(p, {}) for p in optimizer.param_groups[0]["params"]] for optimizer in optimizers]
-        self.steps = torch.tensor([float(own[0].get("step", 0)) for own in states], dtype=torch.float64).to(device)
-        self.first, self.second = (
+        self.state = [
             [
                 torch.stack([own[i][name] if own[i] else torch.zeros_like(p[0]) for own in states])
-                for i, p in enumerate(self.parameters)
+                for name in self.state_names
             ]
-            for name in ("exp_avg", "exp_avg_sq")
-        )
+            for i, p in enumerate(self.parameters)
+        ]
+        """The state of each parameter, in the order of `state_names`, (T, ...) each."""
+
+    def _rates(self, optimizers: Sequence[torch.optim.Optimizer], name: str) -> Tensor:
+        """Return a setting of all trials' optimisers, (T,)."""
+        values = [optimizer.param_groups[0][name] for optimizer in optimizers]
+        return torch.tensor(values, dtype=torch.float64, device=self.parameters[0].device)
+
+    @abstractmethod
+    def step(self, gradients: Sequence[Tensor]) -> None:
+        """Take one step down the gradients, (T, ...) each in the parameters' order."""
+
+    @torch.no_grad()
+    def unstack(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        """Copy each trial's rate and state into its optimiser."""
+        for index, (optimizer, rate) in enumerate(zip(optimizers, self.learning_rate.tolist(), strict=True)):
+            optimizer.param_groups[0]["lr"] = rate
+            for p, stacked in zip(optimizer.param_groups[0]["params"], self.state, strict=True):
+                for name, values in zip(self.state_names, stacked, strict=True):
+                    optimizer.state[p][name] = torch.empty_like(p).copy_(values[index])  # in the parameter's layout
+
+
+class StackedAdamW(StackedOptimizer):
+    """AdamW (Loshchilov and Hutter 2019, algorithm 2).
+
+    It performs the operations of `torch.optim.AdamW`'s fused kernel in the same order.
+    """
+
+    state_names = ("exp_avg", "exp_avg_sq")
+
+    def __init__(self, model: StackedModel, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        super().__init__(model, optimizers)
+        group, device = optimizers[0].param_groups[0], self.parameters[0].device
+        self.betas, self.eps = group["betas"], group["eps"]
+        states = [optimizer.state.get(optimizer.param_groups[0]["params"][0], {}) for optimizer in optimizers]
+        self.steps = torch.tensor([float(own.get("step", 0)) for own in states], dtype=torch.float64).to(device)
 
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor]) -> None:
-        """Take one step down the gradients, (T, ...) each in the parameters' order."""
         self.steps += 1
         beta1, beta2 = self.betas
         shrink = 1 - self.learning_rate * self.decay
         length = self.learning_rate / (1 - beta1**self.steps)
         root = (1 - beta2**self.steps).sqrt()
-        for p, gradient, m, v in zip(self.parameters, gradients, self.first, self.second, strict=True):
-            keep, advance, correction = (each.to(p).view(-1, *[1] * (p.ndim - 1)) for each in (shrink, length, root))
+        for p, gradient, (m, v) in zip(self.parameters, gradients, self.state, strict=True):
+            keep, advance, correction = (_per_trial(each, p) for each in (shrink, length, root))
             p.mul_(keep)
             m.lerp_(gradient, 1 - beta1)
             v.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
@@ -101,13 +131,44 @@ class StackedAdamW:
 
     @torch.no_grad()
     def unstack(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
-        """Copy each trial's state into its optimiser."""
-        for index, optimizer in enumerate(optimizers):
-            for i, p in enumerate(optimizer.param_groups[0]["params"]):
-                state = optimizer.state[p]
-                state["step"] = self.steps[index].float()
-                for name, stacked in (("exp_avg", self.first), ("exp_avg_sq", self.second)):
-                    state[name] = torch.empty_like(p).copy_(stacked[i][index])  # in the parameter's layout
+        super().unstack(optimizers)
+        for optimizer, steps in zip(optimizers, self.steps, strict=True):
+            for p in optimizer.param_groups[0]["params"]:
+                optimizer.state[p]["step"] = steps.float()
+
+
+class _StackedSGD(StackedOptimizer):
+    """SGD with momentum as in `torch.optim.SGD`: weight decay is added to the gradient, and nothing is damped."""
+
+    state_names = ("momentum_buffer",)
+
+    def __init__(self, model: StackedModel, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        super().__init__(model, optimizers)
+        self.momentum = self._rates(optimizers, "momentum")
+
+    @torch.no_grad()
+    def step(self, gradients: Sequence[Tensor]) -> None:
+        for p, gradient, (velocity,) in zip(self.parameters, gradients, self.state, strict=True):
+            rate, decay, momentum = (_per_trial(each, p) for each in (self.learning_rate, self.decay, self.momentum))
+            velocity.mul_(momentum).add_(gradient + decay * p)
+            p.sub_(rate * velocity)
+
+    def unstack(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        super().unstack(optimizers)
+        for optimizer in optimizers:
+            if optimizer.param_groups[0]["momentum"] == 0:
+                optimizer.state.clear()  # torch keeps no state without momentum
+
+
+def stack_optimizers(model: StackedModel, optimizers: Sequence[torch.optim.Optimizer]) -> StackedOptimizer:
+    """Return the optimiser of stacked models that does what each of these does for its own, all of one kind."""
+    kind = _StackedSGD if isinstance(optimizers[0], torch.optim.SGD) else StackedAdamW
+    return kind(model, optimizers)
+
+
+def _per_trial(values: Tensor, parameter: Tensor) -> Tensor:
+    """Return the values (T,), of a parameter's type, in a shape that broadcasts over it, (T, ...)."""
+    return values.to(parameter).view(-1, *[1] * (parameter.ndim - 1))
 
 
 def by_trial(folded: Tensor, trials: int) -> Tensor:

@@ -21,16 +21,18 @@ from trainer.invariance import TrainingPerturbation
 from trainer.models import Prediction
 from trainer.objective import Knobs, LossTerms, loss_terms, total_loss
 from trainer.report import check_finite
-from trainer.training.batches import Batch, find_largest_class, random_stream, shuffled_rows
+from trainer.training.augmentation import augment
+from trainer.training.batches import PURPOSES, Batch, find_largest_class, random_stream, shuffled_rows
+from trainer.training.schedules import learning_rate, share_done
 from trainer.training.stacked_evaluation import error_of
-from trainer.training.stacked_models import StackedAdamW, StackedModel, by_trial, of_trial, tensor_fields
+from trainer.training.stacked_models import StackedModel, StackedOptimizer, by_trial, of_trial, tensor_fields
 from trainer.training.step import Step, detach, diagnose, summarise
 from trainer.training.views import batch_views, clean_pass, predict_views
 
 
 def train_stack(
     model: StackedModel,
-    optimizer: StackedAdamW,
+    optimizer: StackedOptimizer,
     configs: Sequence[TrialConfig],
     epochs: Sequence[int],
     train: Split,
@@ -46,9 +48,9 @@ def train_stack(
         perturbations: one per trial, X_v and y_v of all training images, if the objective uses them.
     """
     device, size = train.images.device, configs[0].batch_size
-    orders, noise = (
+    orders, noise, changes = (
         [random_stream(c.seed, purpose, epoch, device) for c, epoch in zip(configs, epochs, strict=True)]
-        for purpose in ("order", "attack")
+        for purpose in PURPOSES
     )
     rows_of_trials = [shuffled_rows(len(train.labels), batch_size=size, generator=order) for order in orders]
     bound = (
@@ -60,8 +62,11 @@ def train_stack(
     history: list[LossTerms] = []
     outcomes: list[dict[str, float] | OtsweepError] = []
     model.train()
-    for rows in zip(*rows_of_trials, strict=True):
-        step = forward(model, fold_batch(train, perturbations, rows), shared, knobs, noise, largest_class=bound)
+    rates = _learning_rates(configs, epochs, steps=len(rows_of_trials[0]), device=device)
+    for rate, *rows in zip(rates, *rows_of_trials, strict=True):
+        optimizer.learning_rate = rate
+        batch = augment(fold_batch(train, perturbations, rows), shared, changes)
+        step = forward(model, batch, shared, knobs, noise, largest_class=bound)
         history.append(detach(step.terms))
         if len(history) == len(rows_of_trials[0]):
             means = summarise(history)
@@ -72,6 +77,17 @@ def train_stack(
             ]
         optimizer.step(torch.autograd.grad(total_loss(step.terms, knobs).sum(), optimizer.parameters))
     return outcomes
+
+
+def _learning_rates(
+    configs: Sequence[TrialConfig], epochs: Sequence[int], *, steps: int, device: torch.device
+) -> Tensor:
+    """Return the learning rates of an epoch's steps, (steps, T), so that no step has to copy its own to the device."""
+    rates = [
+        [learning_rate(c, share_done(epoch, step, steps=steps, epochs=c.epochs)) for step in range(steps)]
+        for c, epoch in zip(configs, epochs, strict=True)
+    ]
+    return torch.tensor(rates, dtype=torch.float64, device=device).T
 
 
 def stack_knobs(configs: Sequence[TrialConfig], device: torch.device) -> tuple[TrialConfig, Knobs]:
@@ -114,11 +130,9 @@ def forward(
         largest_class: at least as many images as one class has on either side.
     """
     size = len(batch.labels) // batch.trials
-    epsilon, steps = knobs.sensitivity_epsilon, knobs.sensitivity_steps
-    for_attack = knobs._replace(
-        sensitivity_epsilon=epsilon.repeat_interleave(size),
-        sensitivity_steps=None if steps is None else steps.repeat_interleave(size),
-    )
+    names = ("sensitivity_epsilon", "sensitivity_step_size", "sensitivity_steps")
+    given = {name: value for name, value in tensor_fields(knobs).items() if name in names}
+    for_attack = knobs._replace(**{name: value.repeat_interleave(size) for name, value in given.items()})
     clean = clean_pass(model, batch, config)
     views = batch_views(model, batch, config, for_attack, noise, clean)
     predictions = predict_views(model, views, clean, trials=batch.trials)

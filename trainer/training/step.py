@@ -31,8 +31,11 @@ class Step(NamedTuple):
 
 
 def make_optimizer(model: nn.Module, config: TrialConfig) -> torch.optim.Optimizer:
-    """Return AdamW with decoupled weight decay, fused into one kernel."""
-    return torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
+    """Return AdamW with decoupled weight decay, or SGD with momentum, fused into one kernel."""
+    shared: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.weight_decay, "fused": True}
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(model.parameters(), momentum=config.momentum, **shared)
+    return torch.optim.AdamW(model.parameters(), **shared)
 
 
 def forward(

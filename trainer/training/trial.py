@@ -111,7 +111,7 @@ class Trial:
             epoch=self.state.epoch + 1,
             final=False,
             **own,
-            learning_rate=self.config.learning_rate,
+            learning_rate=self.state.optimizer.param_groups[0]["lr"],
             train_seconds=train_seconds,
             evaluation_seconds=evaluation_seconds,
             terms=terms

@@ -87,8 +87,16 @@ def sensitivity_images(
             epsilon=knobs.sensitivity_epsilon,
             steps=config.sensitivity_steps,
             taken=knobs.sensitivity_steps,
+            step_size=_step_size(config, knobs),
             generator=generator,
         )
+
+
+def _step_size(config: TrialConfig, knobs: Knobs) -> Tensor:
+    """Return the length of a step of PGD: the knob, if it is not 0 and reaches the edge of the ball in all steps."""
+    steps = config.sensitivity_steps if knobs.sensitivity_steps is None else knobs.sensitivity_steps
+    epsilon, given = knobs.sensitivity_epsilon, knobs.sensitivity_step_size
+    return torch.where(given > 0, torch.maximum(given, epsilon / steps), 2.5 * epsilon / steps)
 
 
 def _attack_loss(model: nn.Module, batch: Batch, config: TrialConfig, clean: CleanPass | None) -> Loss:
