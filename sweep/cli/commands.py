@@ -46,7 +46,7 @@ COMMANDS = {
     "replay": _Command(add_replay, replay, "Show what another rule for early stopping would have saved and lost."),
     "audit": _Command(add_audit, audit, "Train the finalists again and judge them on the test split by every attack."),
     "people": _Command(
-        add_people, people, "Say what a crowd of people would read in images, and hold it against people."
+        add_people, people, "Ask people on a page what images show, or predict what a crowd of people would say."
     ),
     "trial": _Command(add_trial, trial, "Train and judge one configuration, here, without Ray."),
     "compare": _Command(add_compare, compare, "Compare the fronts of two sweeps, each on one seed or several."),

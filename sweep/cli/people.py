@@ -1,4 +1,4 @@
-"""The command `people`: the judge held against people."""
+"""The command `people`: people asked on a page, and the judge held against people."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sweep.cli.console import DONE, add_format, add_storage, check_format, console
+from sweep.cli.survey import add_survey, survey
 from trainer.config import DATASETS, usual_evaluation
 from trainer.crowds import Prediction, crowd_for, crowd_line, crowds_for
 from trainer.errors import InputError
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 
 def add_people(parser: argparse.ArgumentParser) -> None:
+    add_survey(parser)
     parser.add_argument(
         "--predict", type=Path, metavar="IMAGES.npy", help="write what a crowd of people would say to these images"
     )
@@ -51,7 +53,9 @@ def people(arguments: argparse.Namespace) -> int:
         return _fit(arguments)
     if arguments.predict:
         return _predict(arguments)
-    raise InputError("people: give --predict IMAGES.npy with --out SHARES.npy, or --fit")
+    if arguments.name:
+        return survey(arguments)
+    raise InputError("people: name a sweep, or give --predict IMAGES.npy with --out SHARES.npy, or --fit")
 
 
 def _predict(arguments: argparse.Namespace) -> int:

@@ -35,7 +35,7 @@ ROOMS = [
     ["sweep.ledger"],
     ["sweep.state"],
     ["sweep.search"],
-    ["sweep.engine", "sweep.report"],
+    ["sweep.engine", "sweep.people", "sweep.report"],
     ["sweep.forecast", "sweep.audit", "sweep.cluster"],
     ["sweep.tracking"],
     ["sweep.cli"],
