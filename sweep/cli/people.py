@@ -21,8 +21,6 @@ from trainer.progress import ProgressLine
 from trainer.words import did_you_mean
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from trainer.data import Data
     from trainer.invariance import Calibration, Judge
 
@@ -97,9 +95,7 @@ def _fit(arguments: argparse.Namespace) -> int:
     if arguments.format == "json":
         print(json.dumps([dataclasses.asdict(each.crowd) for each in found], indent=2))
         return DONE
-    for line in _fitted_lines(found):
-        console.print(line, markup=False)
-    console.print(_quality_table(found), soft_wrap=False)
+    console.print(*_fitted_lines(found), "", *_quality_lines(found), sep="\n", markup=False)
     return DONE
 
 
@@ -143,25 +139,21 @@ def _numbers(numbers: tuple[float, ...]) -> str:
     return ", ".join(f"{name} {value:.4g}" for name, value in zip(names, numbers, strict=True))
 
 
-def _quality_table(found: list[Calibration]) -> Table:
-    """Return how well each crowd predicts people: cross-validated on those it was fitted on, else plainly."""
-    from sweep.report import plain_table
-
-    table = plain_table(
-        "crowd", "people", "images", "saw", "predicted", "Brier", "log loss", "AUC", left=[0, 1], fold=[1]
-    )
+def _quality_lines(found: list[Calibration]) -> Iterator[str]:
+    """Yield how well each crowd predicts people: cross-validated on those it was fitted on, else plainly."""
     for crowd, elsewhere in found:
         for each in crowd.predictions:
-            table.add_row(crowd.name, f"{each.people}, cross-validated", *_cells(each))
+            yield from _prediction_lines(crowd.name, each, "cross-validated")
         for each in elsewhere:
-            table.add_row(crowd.name, each.people, *_cells(each))
-    return table
+            yield from _prediction_lines(crowd.name, each, "not fitted on")
 
 
-def _cells(prediction: Prediction) -> list[str]:
-    measured = (prediction.changed, prediction.brier, prediction.log_loss, prediction.auc)
-    return [
-        str(prediction.images),
-        f"{prediction.people_changed:.3f}",
-        *(f"{value:.3f} ({low:.3f} to {high:.3f})" for value, (low, high) in measured),
-    ]
+def _prediction_lines(name: str, prediction: Prediction, how: str) -> Iterator[str]:
+    """Yield the numbers of a prediction, each with its 95% interval over sources."""
+    images, saw = prediction.images, prediction.people_changed
+    yield f"{name}, {prediction.people} ({images} images, {how}): saw {saw:.3f} changed"
+    named = {"predicted": prediction.changed, "Brier": prediction.brier}
+    named |= {"log loss": prediction.log_loss, "AUC": prediction.auc}
+    yield "  " + ", ".join(
+        f"{key} {value:.3f} ({low:.3f} to {high:.3f})" for key, (value, (low, high)) in named.items()
+    )

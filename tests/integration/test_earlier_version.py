@@ -1,4 +1,4 @@
-"""Sweeps that the version before the two levels wrote (commit 0f66ced) are read, compared and synced.
+"""Sweeps that the version before the two levels wrote (commit 0f66ced) are read, compared and synced, not resumed.
 
 `tests/recorded/version_0_1_0` holds a whole sweep, one that kill -9 cut during its fourth trial (without checkpoints),
 and what that version made of both.
@@ -7,6 +7,7 @@ and what that version made of both.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 import shutil
@@ -16,9 +17,14 @@ from typing import Any
 
 import mlflow
 import pytest
+import yaml
 
+from search_spaces.yaml_file import locate
 from sweep.cli import main
 from sweep.ledger.reading import read_ledger
+from sweep.plan.plan import plan_digest
+from sweep.plan.plan_file import parse_plan, plan_text, read_plan, write_plan
+from trainer.config import UNANIMOUS
 
 RECORDED = Path(__file__).parents[1] / "recorded" / "version_0_1_0"
 EXPECTED = json.loads((RECORDED / "expected.json").read_text())
@@ -75,3 +81,30 @@ def test_a_sweep_that_was_cut_keeps_its_judge_and_is_not_mixed_with_another(
     for number, (_, config, _) in before.items():
         expected = EXPECTED["interrupted"]["configs"][str(number)]
         assert {name: config[name] for name in expected} == expected
+
+
+def test_its_judge_keeps_its_name_and_its_words(storage: Path) -> None:
+    plan = read_plan("whole", storage=str(storage))
+    assert plan.space.evaluation.crowd == UNANIMOUS
+    written = yaml.safe_load((storage / "whole" / "plan.yaml").read_text())
+    assert "crowd" not in written["space"]["evaluation"]
+    assert read_plan("whole", storage=str(storage)).hash == plan_digest(plan.to_dict()) == plan.hash
+    assert parse_plan(locate(yaml.safe_load(plan_text(plan)), "plan")) == plan
+    said = " ".join(otsweep(storage, "front", "whole").split())
+    assert "labelled by the judge of an earlier version" in said
+
+
+def test_it_is_not_compared_with_what_people_judge(storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = read_plan("whole", storage=str(storage))
+    space = dataclasses.replace(plan.space, evaluation=plan.space.evaluation.replace(crowd="strict"))
+    now = dataclasses.replace(plan, name="now", space=space)
+    write_plan(now)
+    for name in ("ledger", "prepared.json"):
+        (now.folder / name).symlink_to(plan.folder / name)
+    assert main(["compare", "whole", "now", "--storage", str(storage)]) == 2
+    assert "crowd = unanimous and strict" in " ".join(capsys.readouterr().err.split())
+
+
+def test_it_is_not_audited(storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["audit", "whole", "--storage", str(storage)]) == 2
+    assert "nothing new is judged by it" in " ".join(capsys.readouterr().err.split())

@@ -132,7 +132,7 @@ class TestContent:
             assert part in words
         axes = figure.axes[0]
         assert axes.get_xlabel() == "Sensitivity accuracy (%)"
-        assert axes.get_ylabel() == "Invariance accuracy (%), a proxy: labelled by the judge"
+        assert axes.get_ylabel() == "Invariance accuracy (%), a proxy: read by the judge"
 
     def test_the_knee_is_ringed_and_named(self):
         figure = draw(sweep(BENT))

@@ -207,7 +207,7 @@ class PreparationPipeline:
                 "images": images[index],
                 "source_images": source_images,
                 "source_labels": source_labels,
-                "source_index": index,
+                "source_index": self._drawn(split)[index],
                 "readings": self._read(stage, len(index), lambda part: images[index[part]]),
             }
 
@@ -274,7 +274,7 @@ class PreparationPipeline:
             **self._recipe("judge"),
             "thresholds": THRESHOLDS,
             "split": split,
-            "size": evaluation.eval_invariance_size,
+            "drawn": len(self._drawn(split)),
             "norm": evaluation.eval_invariance_norm,
             "epsilon": evaluation.eval_invariance_epsilon,
         }
@@ -311,10 +311,8 @@ class PreparationPipeline:
 
     def _pairs(self, split: str, norm: str, *, nearest: int) -> Pairs:
         """Find the aligned nearest training images of a split's sources."""
-        if split not in _SPLITS:
-            raise InputError(f"no split {split!r}: {did_you_mean(split, _SPLITS)}")
-        size = None if split == "train" else self._evaluation.eval_invariance_size or None
-        sources = Split(*(field[:size] for field in getattr(self._data, split)))
+        drawn = self._drawn(split)
+        sources = Split(*(field[drawn] for field in getattr(self._data, split)))
         alignments, stage = alignments_for(self._data.name, norm), f"{split} neighbours ({norm})"
 
         def make() -> dict[str, Tensor]:
@@ -332,7 +330,7 @@ class PreparationPipeline:
             **self._common,
             "alignments": dataclasses.asdict(alignments),
             "split": split,
-            "size": size,
+            "drawn": len(drawn),
             "nearest": nearest,
         }
         stored = dict(self._cache.get(stage, key, make))
@@ -340,6 +338,17 @@ class PreparationPipeline:
         neighbours = Neighbours(**stored)
         plan = INVARIANCE_ATTACKS[norm].plan(sources.images[neighbours.source], aligned)
         return Pairs(sources, neighbours, plan)
+
+    def _drawn(self, split: str) -> Tensor:
+        """Return the positions of the sources in a split, in order: drawn by the seed, for training all of them."""
+        if split not in _SPLITS:
+            raise InputError(f"no split {split!r}: {did_you_mean(split, _SPLITS)}")
+        count = len(getattr(self._data, split).labels)
+        size = 0 if split == "train" else self._evaluation.eval_invariance_size
+        if not 0 < size < count:
+            return torch.arange(count)
+        generator = torch.Generator().manual_seed(self._evaluation.split_seed)
+        return torch.randperm(count, generator=generator)[:size].sort().values
 
     def _index(self, norm: str) -> ClassIndex:
         """Return the index of the training images; it is kept, because several splits are searched in it."""

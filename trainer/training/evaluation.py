@@ -109,10 +109,10 @@ def accuracies(
     }
     own, *others = of_crowds
     return Evaluation(
-        clean_accuracy=mean(clean),
-        sensitivity_accuracy=mean(survived),
+        clean_accuracy=_mean(clean),
+        sensitivity_accuracy=_mean(survived),
         **of_crowds[own],
-        invariance_original_label=mean(answers == judging.source_labels),
+        invariance_original_label=_mean(answers == judging.source_labels),
         others={f"{name}/{number}": value for name in others for number, value in of_crowds[name].items()},
     )
 
@@ -150,7 +150,7 @@ def predict_labels(model: nn.Module, images: Tensor, *, batch_size: int) -> Tens
     return predict_logits(lambda batch: model(batch).logits, images, batch_size=batch_size).argmax(1)
 
 
-def mean(flags: Tensor) -> float:
+def _mean(flags: Tensor) -> float:
     """Return the share of true flags, in [0, 1]; 0 of no flags, so a model that is never right is not called stuck."""
     return flags.double().mean().item() if len(flags) else 0.0
 
@@ -203,7 +203,7 @@ def sensitivity_accuracy(
         model, split, attacks, generator: those of `evaluate`.
     """
     with frozen(model):
-        return mean(
+        return _mean(
             worst_case(
                 lambda images: model(images).logits,
                 split.images,
