@@ -34,7 +34,10 @@ from trainer.words import did_you_mean
 
 AUDIT_FOLDER = "audit"
 
-_UNDEFENDED_KEEPS = ("architecture", "embedding_size", "learning_rate", "weight_decay", "batch_size", "epochs")
+_UNDEFENDED_KEEPS = (
+    *("architecture", "embedding_size", "batch_size", "epochs", "augmentation"),
+    *("optimizer", "learning_rate", "learning_rate_schedule", "momentum", "weight_decay"),
+)
 """Settings that an undefended baseline shares with its finalist; every weight of a defence is at its default, 0."""
 
 

@@ -141,7 +141,12 @@ def in_double(monkeypatch: pytest.MonkeyPatch, prepared: Prepared) -> Iterator[P
     """Put data, models and steps in double precision. A trial alone solves transports to the end, as a pack does."""
 
     def doubled(fields: Any) -> Any:
-        return type(fields)(*(each.double() if each.is_floating_point() else each for each in fields))
+        def change(each: Any) -> Any:
+            if isinstance(each, dict):
+                return {name: change(value) for name, value in each.items()}
+            return each.double() if each.is_floating_point() else each
+
+        return type(fields)(*map(change, fields))
 
     found, solver = trial_module.training_perturbation, regularizers.solver
 
