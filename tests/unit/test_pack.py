@@ -150,7 +150,11 @@ def in_double(monkeypatch: pytest.MonkeyPatch, prepared: Prepared) -> Iterator[P
     """Put data, models and steps in double precision. A trial alone solves transports to the end, as a pack does."""
 
     def doubled(fields: Any) -> Any:
-        return type(fields)(*(each.double() if each.is_floating_point() else each for each in fields))
+        if isinstance(fields, Tensor):
+            return fields.double() if fields.is_floating_point() else fields
+        if isinstance(fields, dict):
+            return {name: doubled(each) for name, each in fields.items()}
+        return type(fields)(*map(doubled, fields))
 
     found, solver = trial_module.training_perturbation, regularizers.solver
 
