@@ -19,6 +19,9 @@ ARCHITECTURES = ("cnn", "mlp", "resnet18")
 _PACKABLE = ("cnn", "mlp")
 """Architectures whose trials can share a vectorised step. `resnet18` is missing: a pass changes batch normalisation's
 running statistics in place, which `torch.vmap` can't do for several models."""
+_CERTIFIABLE = ("cnn", "mlp")
+"""Architectures that the certified term can train. Interval bounds grow with every layer: those of a new `resnet18` at
+8/255 leave margins of -6e20, where those of `cnn` leave -1e4, and no ramp or learning rate bridges that."""
 _VIEWS = ("clean", "sensitivity", "invariance")
 REGULARIZERS = ("none", "triplet", "sinkhorn", "ot_triplet")
 _GROUND_METRICS = ("cosine", "euclidean")
@@ -72,6 +75,21 @@ class TrialConfig(CheckedFields):
 
     trades_weight: float = knob(0.0, low=0, high=1000)
     """beta of TRADES: weight of KL(clean || sensitivity-perturbed) of the predictions."""
+
+    certified_ce_weight: float = knob(0.0, low=0, high=1000)
+    """a_b, weight of the cross-entropy on the worst logits that proven bounds allow around clean images. Until the end
+    of the ramp a part of it weighs the clean cross-entropy instead."""
+
+    certified_epsilon: float = knob(0.1, low=0, high=1)
+    """Training budget of the certified term, Linf in pixel units."""
+
+    certified_ramp: float = knob(0.5, low=0, high=1)
+    """Share of the training over which budget and weight of the certified term grow linearly, step by step, from 0 to
+    their values; 0 has both whole from the first step."""
+
+    certified_method: str = knob("ibp", choices=("ibp", "crown-ibp"))
+    """Bounds of the certified term: `ibp` (intervals), or `crown-ibp`, whose last bound is CROWN's at the ramp's begin
+    and the interval's at its end."""
 
     margin: float = knob(0.05, low=0, high=100)
     """m of `triplet` and `ot_triplet`, in units of the ground metric."""
@@ -151,6 +169,11 @@ class TrialConfig(CheckedFields):
 
     def _check_together(self) -> None:
         check_budget("sensitivity_epsilon", self.sensitivity_epsilon, self.sensitivity_norm)
+        if self.certified_ce_weight > 0 and self.architecture not in _CERTIFIABLE:
+            raise InputError(
+                f"architecture = {self.architecture!r}: can't be trained by certified_ce_weight (the bounds of its new "
+                f"weights are some 1e20 wide), must be one of {', '.join(_CERTIFIABLE)}"
+            )
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Self:
@@ -163,8 +186,13 @@ class TrialConfig(CheckedFields):
 
     @property
     def cross_entropy_views(self) -> tuple[str, ...]:
-        """The views that the cross-entropies see; the clean one, at weight 0, if nothing teaches the classes."""
-        return tuple(view for view in _VIEWS if getattr(self, f"{view}_ce_weight") > 0) or ("clean",)
+        """The views that the cross-entropies see; the clean one, at weight 0, if nothing teaches the classes.
+
+        The clean one is also where the weight of the certified term lies until its ramp's end.
+        """
+        weights = {view: getattr(self, f"{view}_ce_weight") for view in _VIEWS}
+        weights["clean"] += self.certified_ce_weight
+        return tuple(view for view, weight in weights.items() if weight > 0) or ("clean",)
 
     @property
     def uses_regularizer(self) -> bool:
@@ -295,6 +323,7 @@ DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
         **_PART,
         "eval_sensitivity_epsilon": 0.3,
         "sensitivity_epsilon": 0.3,
+        "certified_epsilon": 0.3,
         "eval_invariance_epsilon": 0.4,
         "invariance_epsilon": 0.4,
     },
@@ -304,6 +333,7 @@ DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
         "architecture": "resnet18",
         "eval_sensitivity_epsilon": 8 / 255,
         "sensitivity_epsilon": 8 / 255,
+        "certified_epsilon": 8 / 255,
     },
 }
 """Defaults of a single trial that differ from those above, by data set: the budgets of its literature."""

@@ -23,6 +23,9 @@ _PGD = {"sensitivity_steps": 40, "sensitivity_step_size": 0.01}
 """The training attack of Madry et al. 2018 and of those who compare with them on MNIST, at a budget of 0.3. At another
 budget or number of steps a step is never shorter than epsilon / steps."""
 
+_CERTIFIED = {"clean_ce_weight": 0.5, "certified_ce_weight": 0.5}
+"""Certified training; at the ramp's end clean and worst-case cross-entropy weigh the same."""
+
 _FGSM = {"sensitivity_steps": 1, "sensitivity_epsilon": 0.01}
 """Their FGSM. Their budget was 0.01 of the normalised image, which is 0.0031 of the pixel range, clamped to [0,1]."""
 
@@ -71,6 +74,11 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "sensitivity_step_size": 0.01,
         "label_smoothing": 5 / 9,
     },
+    # Gowal et al. 2018: half of the loss on clean images, half on the worst logits that intervals allow, along a ramp.
+    # The budget belongs to the data; theirs was somewhat above the one judged by (MNIST: 0.4 for 0.3).
+    "ibp": _CERTIFIED,
+    # Zhang et al. 2020: the same with CROWN's last bound over intervals, passing into intervals along the ramp.
+    "crown-ibp": {**_CERTIFIED, "certified_method": "crown-ibp"},
     # The eight published configurations. "nll" is the cross-entropy on clean images unless a perturbation follows; "ml"
     # is the triplet term over the perturbation named. Invariance images carry the teacher's label; theirs kept the
     # source's.

@@ -17,6 +17,8 @@ SHORT_NAMES = {
     "clean_ce_weight": "ac",
     "sensitivity_ce_weight": "as",
     "invariance_ce_weight": "av",
+    "certified_ce_weight": "ab",
+    "certified_epsilon": "epsb",
     "negative_share": "rho",
     "entropy": "ent",
     "sensitivity_steps": "steps",

@@ -134,11 +134,13 @@ def effective(config: Mapping[str, Any]) -> dict[str, Any]:
     transported = regularizer in ("sinkhorn", "ot_triplet")
     sensitivity = ("sensitivity_norm", "sensitivity_epsilon", "sensitivity_steps", "sensitivity_objective")
     invariance = ("invariance_norm", "invariance_epsilon")
+    certified = ("certified_epsilon", "certified_ramp", "certified_method")
     regularised = ("regularizer", "regularizer_on", "ground_metric", "sensitivity_weight", "invariance_weight")
     used = {
         **dict.fromkeys(sensitivity, trained.uses_sensitivity),
         **dict.fromkeys(invariance, trained.uses_invariance),
         **dict.fromkeys(regularised, regularizer != "none"),
+        **dict.fromkeys(certified, trained.certified_ce_weight > 0),
         "margin": regularizer in ("triplet", "ot_triplet"),
         "mining": regularizer == "triplet",
         "transport": transported,

@@ -15,12 +15,16 @@ from sweep.audit.finalists import COUNTS, MEASURED, Finalist, cloud, share_inter
 from sweep.front import Objectives, front_mask, hypervolume
 from sweep.plan import AUDIT_OPTIONS, SweepPlan, flag, storage_folder
 from sweep.report import accuracies, judge_line, percent, plain_table, save_figure, trial_label
+from trainer.config import EvaluationConfig
 from trainer.human_agreement import EXAMPLES_OPTION, HEADINGS, LEGEND, MODEL, HumanAgreement, cells, unknown_agreement
 from trainer.report import images_behind
 
 _FRONT_PICTURE, _CURVES_PICTURE = "audit.png", "curves.png"
 
+_CERTIFIED = "certified_accuracy"
+
 _ROWS = {
+    _CERTIFIED: "certified",
     "adversary_accuracy": "per-model invariance",
     "adversary_stuck": "per-model stuck",
     "curve_area": "curve area",
@@ -76,11 +80,19 @@ def _summary(audit: Audit, finalists: Sequence[Finalist]) -> str:
         f"audited: {front_line([one.mean for one in finalists], finalists, plan.objectives)}.\n"
         f"Audited on {finalists[0].images} test images, mean ± standard deviation over {options.seeds} fresh seeds: "
         f"sensitivity under {evaluation.eval_sensitivity_norm} {evaluation.eval_sensitivity_epsilon:.3g} (APGD-CE, "
-        f"APGD-T and the embedding's, {options.steps} steps; Square, {options.queries} queries); invariance under "
+        f"APGD-T and the embedding's, {options.steps} steps; Square, {options.queries} queries), "
+        f"{_proof(evaluation)}; invariance under "
         f"{evaluation.eval_invariance_norm} {evaluation.eval_invariance_epsilon:.3g} on "
         f"the worth of {images_behind(mean)} changed images, the per-model attack on that of "
         f"{mean['adversary_size']:.0f}, by the judge, a proxy for people: {judge_line(evaluation, known)}"
     )
+
+
+def _proof(evaluation: EvaluationConfig) -> str:
+    """Return how robustness was proven, or why it was not."""
+    if evaluation.eval_sensitivity_norm == "linf":
+        return "certified at the same budget by intervals and CROWN's bounds"
+    return "not certified (bounds are known for linf alone)"
 
 
 def front_line(points: Sequence[Mapping[str, float]], finalists: Sequence[Finalist], objectives: Objectives) -> str:
@@ -103,7 +115,8 @@ def finalist_lines(audit: Audit, finalists: Sequence[Finalist]) -> list[str]:
 
 def rows(plan: SweepPlan) -> dict[str, str]:
     """Return the numbers of a finalist's rows, and their headings."""
-    return accuracies(plan) | _ROWS
+    certified = plan.space.evaluation.eval_sensitivity_norm == "linf"
+    return accuracies(plan) | {name: heading for name, heading in _ROWS.items() if certified or name != _CERTIFIED}
 
 
 def _row(one: Finalist, name: str, heading: str) -> str:
@@ -111,7 +124,7 @@ def _row(one: Finalist, name: str, heading: str) -> str:
     selected = percent(one.selected[name]) if name in one.selected else ""
     audited = f"{percent(one.mean[name])} ± {100 * one.spread(name):4.1f}"
     interval = ""
-    if name in MEASURED or name in COUNTS:
+    if name in (*MEASURED, *COUNTS, _CERTIFIED):
         low, high = share_interval(name, one.mean, images=one.images)
         interval = f"{percent(low)} to {percent(high)}"
     return f"{'':5}  {heading:20}  {selected:>8}  {audited:>14}  {interval:>16}"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sweep.audit.results import AuditResult, AuditTask, judged_by, read_result, result_file, sealed
 from sweep.engine import Task, evaluation_of, explain, shared
 from sweep.plan import AuditOptions
-from trainer.config import TrialConfig
+from trainer.config import EvaluationConfig, TrialConfig
 from trainer.human_agreement import JUDGE, MODEL, ExamplesFolder
 
 if TYPE_CHECKING:
@@ -113,17 +113,34 @@ def _evaluate(
     )
     judging = prepared.judging_set("test").to(device)
     judged = evaluate(model, test, judging, attacks, generator=judging_generator(evaluation, device))
+    proven = _certify(model, test, evaluation)
+    assert proven.get("certified_accuracy", 0) <= judged.sensitivity_accuracy, "an attack broke what was proven robust"
     evidence = _check(common, model, baseline, test, options)
     return AuditResult(
         number=task.number,
         config=task.config,
         judged_by=judged_by(options),
         images=len(test.labels),
-        numbers={**judged.numbers(), **_attack_invariance(common, model), "curve_area": evidence.curve.area},
+        numbers={**judged.numbers(), **proven, **_attack_invariance(common, model), "curve_area": evidence.curve.area},
         curve={name: list(values) for name, values in evidence.curve._asdict().items()},
         evidence={name: value for name, value in vars(evidence).items() if name != "curve"},
         warnings=evidence.warnings,
     )
+
+
+def _certify(model: nn.Module, test: Split, evaluation: EvaluationConfig) -> dict[str, float]:
+    """Return `certified_accuracy`, the share of test images that are proven robust at the judging budget.
+
+    An L2 budget has no such number: the bounds are those of boxes, and the box around an L2 ball is far larger.
+    """
+    from trainer.models import Classifier
+    from trainer.objective import certified_images
+
+    if evaluation.eval_sensitivity_norm != "linf":
+        return {}
+    assert isinstance(model, Classifier)
+    proven = certified_images(model, *test, evaluation.eval_sensitivity_epsilon)
+    return {"certified_accuracy": proven.double().mean().item()}
 
 
 def _attack_invariance(common: Task, model: nn.Module) -> dict[str, float]:

@@ -52,7 +52,7 @@ _WORK = {"mlp": 1.0, "cnn": 3.0, "resnet18": 100.0}
 _COST_KNOBS = (
     *("architecture", "regularizer", "sensitivity_weight", "invariance_weight", "trades_weight", "norm_weight"),
     *("clean_ce_weight", "sensitivity_ce_weight", "invariance_ce_weight"),
-    *("entropy", "sensitivity_steps", "sensitivity_objective"),
+    *("certified_ce_weight", "certified_method", "entropy", "sensitivity_steps", "sensitivity_objective"),
 )
 """Knobs that `work` depends on."""
 
@@ -202,6 +202,8 @@ def work(values: dict[str, Any]) -> float:
     # Forward and back, a pass through the network counts for three.
     attack_passes = 3.0 * config.sensitivity_steps + (config.sensitivity_objective != "cross_entropy")
     views = 1 + config.uses_sensitivity + config.uses_invariance
-    passes = config.uses_sensitivity * attack_passes + 3.0 * views + 0.1 * (config.norm_weight > 0)
+    # A box has two ends; CROWN carries a row back for every class.
+    bounds = (config.certified_ce_weight > 0) * (6.0 if config.certified_method == "ibp" else 40.0)
+    passes = config.uses_sensitivity * attack_passes + 3.0 * views + bounds + 0.1 * (config.norm_weight > 0)
     # The less entropy, the more steps of the solver.
     return _WORK[config.architecture] * passes + regularised * (2.0 + 0.1 / config.entropy)

@@ -38,6 +38,7 @@ from sweep.audit.finalists import (
 )
 from sweep.audit.results import AuditResult, judged_by, sealed
 from sweep.audit.tables import (
+    _summary,
     command,
     doubles,
     finalist_lines,
@@ -123,6 +124,7 @@ def audited(number: int, seed: int, numbers: Mapping[str, float]) -> AuditResult
         numbers={
             **numbers,
             "curve_area": 0.4,
+            "certified_accuracy": 0.05,
             "adversary_accuracy": 0.1,
             "adversary_stuck": 0.8,
             "adversary_size": CHANGED,
@@ -391,7 +393,19 @@ class TestReport:
         low, high = share_interval("sensitivity_accuracy", shares(0.5, 0.31), images=IMAGES)
         assert re.search(rf"60\.0% +50\.0% ± +0\.0 +{low:.1%} to {high:.1%}$", first)
         with_intervals = [line for line in lines if " to " in line]
-        assert len(with_intervals) == len(finalists) * len({*MEASURED, *COUNTS})
+        assert len(with_intervals) == len(finalists) * len({*MEASURED, *COUNTS, "certified_accuracy"})
+        low, high = share_interval("certified_accuracy", finalists[0].mean, images=IMAGES)
+        assert re.search(rf" certified +5\.0% ± +0\.0 +{low:.1%} to {high:.1%}$", "\n".join(lines), re.MULTILINE)
+
+    def test_an_l2_budget_has_no_certificate_and_the_summary_says_why(
+        self, plan: SweepPlan, finalists: list[Finalist]
+    ) -> None:
+        assert "certified at the same budget" in _summary(audit_of(plan, [one.record for one in finalists]), finalists)
+        evaluation = plan.space.evaluation.replace(eval_sensitivity_norm="l2")
+        other = dataclasses.replace(plan, space=dataclasses.replace(plan.space, evaluation=evaluation))
+        audit = audit_of(other, [one.record for one in finalists])
+        assert not any("certified" in line for line in finalist_lines(audit, finalists))
+        assert "not certified (bounds are known for linf alone)" in _summary(audit, finalists)
 
     def test_a_finalist_that_lacks_a_seed_says_so(self, plan: SweepPlan, finalists: list[Finalist]) -> None:
         text = "\n".join(finalist_lines(audit_of(plan, [one.record for one in finalists], seeds=3), finalists))
@@ -476,6 +490,7 @@ class TestEffective:
         "trades": {"trades_weight": 2.0, "sensitivity_objective": "kl"},
         "triplet": {"regularizer": "triplet", "sensitivity_weight": 0.5},
         "sinkhorn": {"regularizer": "sinkhorn", "sensitivity_weight": 0.5, "invariance_weight": 0.5},
+        "certified": {"certified_ce_weight": 0.5},
         "ot_triplet": {"regularizer": "ot_triplet", "invariance_weight": 0.5},
     }
     OTHER: ClassVar[dict[str, Any]] = {
@@ -490,6 +505,9 @@ class TestEffective:
         "sensitivity_steps": 3,
         "sensitivity_objective": "kl",
         "invariance_epsilon": 0.45,
+        "certified_epsilon": 0.2,
+        "certified_ramp": 0.1,
+        "certified_method": "crown-ibp",
     }
 
     @pytest.mark.parametrize("settings", CASES.values(), ids=CASES.keys())
@@ -517,6 +535,8 @@ class TestEffective:
         for change in ({"margin": 0.3}, {"entropy": 0.3}, {"sensitivity_epsilon": 0.3}, {"invariance_epsilon": 0.5}):
             assert effective({**config, **change}) != effective(config), change
         assert effective({**config, "seed": 5}) == effective(config)
+        certified = {"certified_ce_weight": 0.5}
+        assert effective({**certified, "certified_ramp": 0.1}) != effective(certified)
 
     def test_a_regulariser_takes_a_name_and_a_weight(self) -> None:
         neither, named, weighted = {}, {"regularizer": "triplet"}, {"sensitivity_weight": 1.0}
@@ -623,6 +643,9 @@ def test_an_audit_ends_with_what_held(
     for one in finalists:
         assert [run.images for run in one.runs] == [40, 40]
         assert one.mean["sensitivity_accuracy"] <= one.mean["clean_accuracy"]
+        for run in one.runs:
+            assert 0 <= run.numbers["certified_accuracy"] <= run.numbers["sensitivity_accuracy"]
+        assert re.search(rf" certified +{one.mean['certified_accuracy']:.1%} ±", first.stdout)
         # Whatever the fixed set changed, the per-model attack may show as well.
         assert one.mean["adversary_size"] >= one.mean["invariance_effective_size"] > 0
         assert f"{one.mean['sensitivity_accuracy']:.1%} ±" in first.stdout

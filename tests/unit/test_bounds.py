@@ -16,14 +16,9 @@ from trainer.attacks import worst_case
 from trainer.attacks.gradient import pgd_attack
 from trainer.errors import InputError
 from trainer.models import Classifier, build_model
-from trainer.objective.bounds import (
-    METHODS,
-    certified,
-    certified_cross_entropy,
-    crown_margins,
-    image_box,
-    worst_margins,
-)
+from trainer.objective.bounds import image_box, worst_margins
+from trainer.objective.certificates import METHODS, certified
+from trainer.objective.crown import crown_margins
 
 MODELS = {"mlp": (1, 8, 8), "cnn": (1, 8, 8), "resnet18": (3, 8, 8)}
 
@@ -199,28 +194,6 @@ def test_no_image_is_certified_that_an_attack_breaks(architecture: str) -> None:
         for method in ("interval",) if architecture == "resnet18" else METHODS:
             assert not (certified(model, images, labels, epsilon, method=method) & ~found.survived).any()
     assert certified(model, images, labels, 0.0).all()
-
-
-def test_interval_training_certifies_what_ordinary_training_does_not(digits: object) -> None:
-    """Gowal et al. 2018: with the worst logits' cross-entropy in the loss a certificate above chance appears."""
-    images, labels = digits.train.images[:600], digits.train.labels[:600]  # type: ignore[attr-defined]
-    share = {}
-    for weight in (0.0, 0.5):
-        model = build_model(
-            "mlp", shape=(1, 8, 8), classes=10, embedding_size=16, mean=torch.zeros(1), std=torch.ones(1), seed=0
-        )
-        optimizer = torch.optim.Adam(model.parameters(), 2e-3)
-        for step in range(200):
-            optimizer.zero_grad()
-            epsilon = 0.05 * min(1.0, step / 100)
-            loss = (1 - weight) * torch.nn.functional.cross_entropy(model(images).logits, labels)
-            if weight:
-                loss = loss + weight * certified_cross_entropy(model, images, labels, epsilon)
-            loss.backward()
-            optimizer.step()
-        share[weight] = certified(model, images, labels, 0.05).float().mean().item()
-    assert share[0.5] > 0.5
-    assert share[0.0] < 0.05
 
 
 def test_what_has_no_bounds_is_refused_by_name() -> None:

@@ -39,7 +39,12 @@ def values_of(spec: dataclasses.Field) -> st.SearchStrategy:
 
 
 def configs(record: type) -> st.SearchStrategy:
-    return st.builds(record.from_mapping, st.fixed_dictionaries({n: values_of(f) for n, f in record.fields().items()}))
+    """Draw any record, but none of an architecture that its certified term could not train."""
+    values = st.fixed_dictionaries({n: values_of(f) for n, f in record.fields().items()})
+    fit = values.map(
+        lambda drawn: drawn if drawn.get("architecture") != "resnet18" else {**drawn, "certified_ce_weight": 0}
+    )
+    return st.builds(record.from_mapping, fit if record is TrialConfig else values)
 
 
 ANYTHING = st.recursive(
@@ -340,6 +345,28 @@ def test_perturbations_are_made_only_where_a_term_needs_them(
 ) -> None:
     chosen = TrialConfig(**changes)
     assert (chosen.uses_sensitivity, chosen.uses_invariance) == (sensitivity, invariance)
+
+
+@pytest.mark.parametrize(
+    ("changes", "views"),
+    [
+        ({}, ("clean",)),
+        ({"certified_ce_weight": 0.5}, ("clean",)),
+        ({"certified_ce_weight": 0.5, "clean_ce_weight": 0.0, "sensitivity_ce_weight": 1.0}, ("clean", "sensitivity")),
+        ({"certified_ce_weight": 0.5, "clean_ce_weight": 0.0, "certified_ramp": 0.0}, ("clean",)),
+    ],
+)
+def test_what_the_certified_term_does_not_have_yet_goes_to_the_clean_images(
+    changes: dict[str, Any], views: tuple[str, ...]
+) -> None:
+    assert TrialConfig(**changes).cross_entropy_views == views
+
+
+def test_certified_training_refuses_an_architecture_whose_bounds_explode() -> None:
+    message = "architecture = 'resnet18': can't be trained by certified_ce_weight .* must be one of cnn, mlp"
+    with pytest.raises(InputError, match=message):
+        TrialConfig(architecture="resnet18", certified_ce_weight=0.5)
+    TrialConfig(architecture="resnet18", certified_method="crown-ibp", certified_epsilon=0.3)
 
 
 # The module

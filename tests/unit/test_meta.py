@@ -32,6 +32,8 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "changed images": {"invariance_ce_weight": 1.0, "norm_weight": 0.1},
     "all views": {"sensitivity_ce_weight": 0.5, "invariance_ce_weight": 0.5},
     "TRADES": {"trades_weight": 6.0, "sensitivity_objective": "kl"},
+    "certified": {"certified_ce_weight": 0.5},
+    "certified by CROWN": {"certified_ce_weight": 0.5, "certified_method": "crown-ibp"},
     "feature scattering": {"sensitivity_ce_weight": 1.0, "sensitivity_objective": "transport"},
     "smooth labels": {"sensitivity_ce_weight": 1.0, "invariance_ce_weight": 0.5, "label_smoothing": 0.1},
     "crop and flip, SGD": {"sensitivity_ce_weight": 1.0, "augmentation": "crop_flip", "optimizer": "sgd"},
@@ -43,6 +45,7 @@ def combinations(*architectures: str) -> list[Any]:
     return [
         pytest.param(*case, marks=[pytest.mark.slow] * (case[0] == "resnet18"))
         for case in itertools.product(architectures, REGULARIZERS, OBJECTIVES)
+        if not (case[0] == "resnet18" and "certified" in case[2])  # refused by the configuration
     ]
 
 
@@ -92,7 +95,7 @@ def model_of(config: TrialConfig, batch: Batch) -> torch.nn.Module:
 @pytest.mark.parametrize(("architecture", "regularizer", "objective"), combinations(*ARCHITECTURES))
 def test_a_step_never_looks_at_its_data(architecture: str, regularizer: str, objective: str) -> None:
     config, batch = config_of(architecture, regularizer, objective), batch_of(architecture)
-    model, knobs = model_of(config, batch), Knobs.of(config, META)
+    model, knobs = model_of(config, batch), Knobs.of(config, META).at(torch.empty((), device=META))
     optimizer = optimizer_of(model, config)
     taken = step.forward(model, augment(batch, config, noise()), config, knobs, noise(), largest_class=SIZE)
     step.diagnose(taken, model, knobs)
@@ -106,7 +109,8 @@ def test_a_stacked_step_never_looks_at_its_data(architecture: str, regularizer: 
     models = [model_of(config, batch) for _ in range(TRIALS)]
     model = StackedModel(models)
     optimizer = stack_optimizers(model, [optimizer_of(each, config) for each in models])
-    shared, knobs = stacked_training.stack_knobs([config] * TRIALS, META)
+    shared, whole = stacked_training.stack_knobs([config] * TRIALS, META)
+    knobs = whole.at(torch.empty(TRIALS, device=META))
     changed = augment(batch, shared, [noise()] * TRIALS)
     taken = stacked_training.forward(model, changed, shared, knobs, [noise()] * TRIALS, largest_class=SIZE)
     step.diagnose(taken, model, knobs)

@@ -1,9 +1,12 @@
 """The objective of a trial, term by term: transport, regularisers, weights."""
 
+from trainer.objective.certificates import certified_cross_entropy, certified_images
 from trainer.objective.diagnosis import embedding_spread, gradient_shares
 from trainer.objective.terms import Knobs, LossTerms, loss_terms, total_loss, transport_attack_loss
 
 __all__ = [
+    "certified_cross_entropy",
+    "certified_images",
     "embedding_spread",
     "gradient_shares",
     "Knobs",

@@ -5,8 +5,10 @@ one class has, T stacked trials.
 
     L = a_c CE(X, y) + a_s CE(X_s, y) + a_v CE(X_v, y_v)
         + w_s R(f(X_s), y ; f(X), y) + w_v R(f(X_v), y_v ; f(X), y) + w_n mean |f| + beta KL
+        + r a_b CE(worst logits around X, y) + (1 - r) a_b CE(X, y)
 
-A term of weight 0 is left out and costs nothing.
+A term of weight 0 is left out and costs nothing. The certified term, over the ball of r times its budget, comes in
+along a ramp: r grows from 0 to 1, and what it does not have yet goes to the clean images (Gowal et al. 2018).
 
 In R(anchors ; clean) the anchors are the perturbed embeddings, as in TLA (Mao et al. 2019, eq. 4); they are compared
 with the clean ones. Row i of both comes from one source image. A clean image is never the positive of its own
@@ -47,14 +49,33 @@ class Knobs(NamedTuple):
     label_smoothing: Tensor
     sensitivity_epsilon: Tensor
     sensitivity_step_size: Tensor
+    certified_ce_weight: Tensor
+    certified_epsilon: Tensor
+    certified_ramp: Tensor
+    certified_share: Tensor
+    """r, the share of the ramp that is done at this step; 1 unless `at` says otherwise."""
     sensitivity_steps: Tensor | None = None
     """Steps of the attack that each trial takes, int64, if stacked trials take different numbers; None takes all."""
 
     @classmethod
     def of(cls, config: TrialConfig, device: torch.device) -> Knobs:
         """Return the knobs of one configuration, () each."""
-        continuous = (name for name in cls._fields if name != "sensitivity_steps")
-        return cls(*(torch.tensor(getattr(config, name), device=device) for name in continuous))
+        names = (name for name in cls._fields if name not in ("certified_share", "sensitivity_steps"))
+        values = {name: getattr(config, name) for name in names} | {"certified_share": 1.0}
+        return cls(**{name: torch.tensor(value, device=device) for name, value in values.items()})
+
+    def at(self, done: Tensor) -> Knobs:
+        """Return the knobs of a step before which the share `done` of the training was done, () or (T,) in [0, 1].
+
+        Both the certified term's weight and its budget grow linearly (Gowal et al. 2018, section 4).
+        """
+        share = torch.where(self.certified_ramp > 0, (done / self.certified_ramp).clamp(max=1), 1)
+        return self._replace(
+            clean_ce_weight=self.clean_ce_weight + (1 - share) * self.certified_ce_weight,
+            certified_ce_weight=share * self.certified_ce_weight,
+            certified_epsilon=share * self.certified_epsilon,
+            certified_share=share,
+        )
 
 
 class LossTerms(NamedTuple):
@@ -67,6 +88,7 @@ class LossTerms(NamedTuple):
     invariance: Tensor | None = None
     norm: Tensor | None = None
     trades: Tensor | None = None
+    certified_ce: Tensor | None = None
     marginal_error: Tensor | None = None
     """The largest marginal error of the transport problems, in [0, 2]; not a term of the loss."""
 
@@ -74,7 +96,7 @@ class LossTerms(NamedTuple):
 CROSS_ENTROPIES = ("clean_ce", "sensitivity_ce", "invariance_ce")
 """The cross-entropies, of which a configuration has at least one; the weight of each is the knob `<term>_weight`."""
 
-OTHER_TERMS = ("sensitivity", "invariance", "norm", "trades")
+OTHER_TERMS = ("sensitivity", "invariance", "norm", "trades", "certified_ce")
 """Every other term; its weight is the knob `<term>_weight`."""
 
 
@@ -95,7 +117,7 @@ def loss_terms(
     largest_class: int | None = None,
     early_stop: bool = True,
 ) -> LossTerms:
-    """Compute every term that the configuration asks for.
+    """Compute every term that the configuration asks for, but the certified one, which needs more than predictions.
 
     Args:
         config: the structure of the objective.

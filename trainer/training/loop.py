@@ -19,7 +19,7 @@ from trainer.report import EpochReport, check_finite
 from trainer.training.augmentation import augment
 from trainer.training.batches import PURPOSES, batches, find_largest_class, random_stream, shuffled_rows, to_device
 from trainer.training.evaluation import evaluate, evaluation_attacks, judging_generator
-from trainer.training.schedules import learning_rate, set_learning_rate, share_done
+from trainer.training.schedules import config_of_epoch, learning_rate, set_learning_rate, share_done
 from trainer.training.step import detach, diagnose, forward, summarise, update
 from trainer.training.trial import Trial, TrialState
 
@@ -87,15 +87,23 @@ def train_epoch(
     train: Split,
     perturbation: TrainingPerturbation | None,
     config: TrialConfig,
-    knobs: Knobs,
+    whole: Knobs,
     progress: _Progress,
 ) -> dict[str, float]:
     """Train on every image once; return the epoch's mean loss terms and a diagnosis of its last step, by name.
+
+    Args:
+        state: that of the trial; its model is trained in place.
+        train, perturbation: the training images, and X_v and y_v of them if the objective uses them.
+        config: the trial's configuration.
+        whole: its knobs, without the ramp of the certified term.
+        progress: called after every step.
 
     Raises:
         TrialFailed: if a term of the loss is not finite.
     """
     epoch, device = state.epoch + 1, train.images.device
+    config = config_of_epoch(config, epoch)
     order, noise, changes = (random_stream(config.seed, purpose, epoch, device) for purpose in PURPOSES)
     rows_of_steps = shuffled_rows(len(train.labels), batch_size=config.batch_size, generator=order)
     bound = None
@@ -104,9 +112,12 @@ def train_epoch(
     history: list[LossTerms] = []
     numbers: dict[str, float] = {}
     state.model.train()
-    for batch in batches(train, perturbation, rows_of_steps):
-        share = share_done(epoch, len(history), steps=len(rows_of_steps), epochs=config.epochs)
-        set_learning_rate(state.optimizer, learning_rate(config, share))
+    steps = len(rows_of_steps)
+    shares = [share_done(epoch, step, steps=steps, epochs=config.epochs) for step in range(steps)]
+    done = torch.tensor(shares, device=device)  # so that no step has to copy its own to the device
+    for index, batch in enumerate(batches(train, perturbation, rows_of_steps)):
+        set_learning_rate(state.optimizer, learning_rate(config, shares[index]))
+        knobs = whole.at(done[index]) if config.certified_ce_weight > 0 else whole
         step = forward(state.model, augment(batch, config, changes), config, knobs, noise, largest_class=bound)
         history.append(detach(step.terms))
         if len(history) == len(rows_of_steps):

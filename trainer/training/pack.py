@@ -29,6 +29,8 @@ from trainer.training.trial import Trial
 _FREE = (
     "sensitivity_epsilon",
     "sensitivity_step_size",
+    "certified_epsilon",
+    "certified_ramp",
     "invariance_norm",
     "invariance_epsilon",
     "margin",
@@ -48,6 +50,7 @@ _SWITCHES = (
     *("clean_ce_weight", "sensitivity_ce_weight", "invariance_ce_weight"),
     *("sensitivity_weight", "invariance_weight", "norm_weight", "trades_weight"),
     "label_smoothing",
+    "certified_ce_weight",
 )
 """Knobs of which only this matters: above 0 the objective has one more term, or smooth labels."""
 
@@ -68,6 +71,8 @@ def structure(config: TrialConfig) -> TrialConfig:
     if not config.uses_sensitivity:
         names = ("sensitivity_norm", "sensitivity_objective", "sensitivity_steps")
         alike |= {name: getattr(default, name) for name in names}
+    if config.certified_ce_weight == 0:
+        alike["certified_method"] = default.certified_method
     return config.replace(**alike)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -39,6 +39,17 @@ class StackedModel(nn.Module):
         predictions = torch.vmap(self._forward_one)(weights, self._buffers_of_all, by_trial(images, self.trials))
         return Prediction(*(part.flatten(0, 1) for part in predictions))
 
+    def each(self, function: Callable[..., Tensor], *columns: Tensor) -> Tensor:
+        """Return `function(model, *arguments)` of every trial, (T, ...), from arguments (T, ...) each."""
+        applied = _Applied(self._skeleton[0], function)
+        weights = {f"model.{name}": value for name, value in zip(self.names, self.stacked, strict=True)}
+        buffers = {f"model.{name}": value for name, value in self._buffers_of_all.items()}
+
+        def of_one(weights: dict[str, Tensor], buffers: dict[str, Tensor], *arguments: Tensor) -> Tensor:
+            return functional_call(applied, (weights, buffers), arguments)
+
+        return torch.vmap(of_one)(weights, buffers, *columns)
+
     def _forward_one(self, weights: dict[str, Tensor], buffers: dict[str, Tensor], images: Tensor) -> Prediction:
         return functional_call(self._skeleton[0], (weights, buffers), (images,))
 
@@ -48,6 +59,17 @@ class StackedModel(nn.Module):
         for name, values in zip(self.names, self.stacked, strict=True):
             for model, value in zip(models, values, strict=True):
                 model.get_parameter(name).copy_(value)
+
+
+class _Applied(nn.Module):
+    """A function of a model, as a module: so `functional_call` reaches the model's weights."""
+
+    def __init__(self, model: nn.Module, function: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.model, self.function = model, function
+
+    def forward(self, *arguments: Tensor) -> Tensor:
+        return self.function(self.model, *arguments)
 
 
 def _without_numbers(model: nn.Module) -> nn.Module:

@@ -10,6 +10,7 @@ Shape letters: T stacked trials, B images of each in a batch, N training images,
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,11 +20,11 @@ from trainer.data import Split
 from trainer.errors import OtsweepError
 from trainer.invariance import TrainingPerturbation
 from trainer.models import Prediction
-from trainer.objective import Knobs, LossTerms, loss_terms, total_loss
+from trainer.objective import Knobs, LossTerms, certified_cross_entropy, loss_terms, total_loss
 from trainer.report import check_finite
 from trainer.training.augmentation import augment
 from trainer.training.batches import PURPOSES, Batch, find_largest_class, random_stream, shuffled_rows
-from trainer.training.schedules import learning_rate, share_done
+from trainer.training.schedules import config_of_epoch, learning_rate, share_done
 from trainer.training.stacked_evaluation import error_of
 from trainer.training.stacked_models import StackedModel, StackedOptimizer, by_trial, of_trial, tensor_fields
 from trainer.training.step import Step, detach, diagnose, summarise
@@ -58,13 +59,14 @@ def train_stack(
         if configs[0].regularizer == "ot_triplet"
         else size
     )
-    shared, knobs = stack_knobs(configs, device)
+    shared, whole = stack_knobs([config_of_epoch(c, epoch) for epoch, c in zip(epochs, configs, strict=True)], device)
     history: list[LossTerms] = []
     outcomes: list[dict[str, float] | OtsweepError] = []
     model.train()
-    rates = _learning_rates(configs, epochs, steps=len(rows_of_trials[0]), device=device)
-    for rate, *rows in zip(rates, *rows_of_trials, strict=True):
+    done, rates = _schedules(configs, epochs, steps=len(rows_of_trials[0]), device=device)
+    for share, rate, *rows in zip(done, rates, *rows_of_trials, strict=True):
         optimizer.learning_rate = rate
+        knobs = whole.at(share) if shared.certified_ce_weight > 0 else whole
         batch = augment(fold_batch(train, perturbations, rows), shared, changes)
         step = forward(model, batch, shared, knobs, noise, largest_class=bound)
         history.append(detach(step.terms))
@@ -79,25 +81,31 @@ def train_stack(
     return outcomes
 
 
-def _learning_rates(
+def _schedules(
     configs: Sequence[TrialConfig], epochs: Sequence[int], *, steps: int, device: torch.device
-) -> Tensor:
-    """Return the learning rates of an epoch's steps, (steps, T), so that no step has to copy its own to the device."""
-    rates = [
-        [learning_rate(c, share_done(epoch, step, steps=steps, epochs=c.epochs)) for step in range(steps)]
+) -> tuple[Tensor, Tensor]:
+    """Return the share of training done before each step of an epoch, and its learning rate, (steps, T) each.
+
+    They lie on the device, so that no step has to copy its own there.
+    """
+    shares = [
+        [share_done(epoch, step, steps=steps, epochs=c.epochs) for step in range(steps)]
         for c, epoch in zip(configs, epochs, strict=True)
     ]
-    return torch.tensor(rates, dtype=torch.float64, device=device).T
+    rates = [[learning_rate(c, share) for share in own] for c, own in zip(configs, shares, strict=True)]
+    return torch.tensor(shares, device=device).T, torch.tensor(rates, dtype=torch.float64, device=device).T
 
 
 def stack_knobs(configs: Sequence[TrialConfig], device: torch.device) -> tuple[TrialConfig, Knobs]:
-    """Return a configuration that stands for all, with the most attack steps of any, and all knobs, (T,) each."""
+    """Return a configuration that stands for all, with the most attack steps and dearest bounds of any, and all knobs,
+    (T,) each."""
     steps = [config.sensitivity_steps for config in configs]
-    columns = zip(*(Knobs.of(config, device)[:-1] for config in configs), strict=True)
-    knobs = Knobs(*(torch.stack(column) for column in columns))
+    each = [tensor_fields(Knobs.of(config, device)) for config in configs]
+    knobs = Knobs(**{name: torch.stack([fields[name] for fields in each]) for name in each[0]})
     if len(set(steps)) > 1:
         knobs = knobs._replace(sensitivity_steps=torch.tensor(steps, device=device))
-    return configs[0].replace(sensitivity_steps=max(steps)), knobs
+    method = "crown-ibp" if any(config.certified_method == "crown-ibp" for config in configs) else "ibp"
+    return configs[0].replace(sensitivity_steps=max(steps), certified_method=method), knobs
 
 
 def fold_batch(train: Split, perturbations: Sequence[TrainingPerturbation] | None, rows: Sequence[Tensor]) -> Batch:
@@ -141,6 +149,11 @@ def forward(
         for name, prediction in predictions.items()
     }
     terms = _terms_by_trial(config, knobs, unfolded, batch, largest_class=largest_class)
+    if config.certified_ce_weight > 0:
+        worst = partial(certified_cross_entropy, method=config.certified_method)
+        clean_batch = by_trial(batch.images, batch.trials), by_trial(batch.labels, batch.trials)
+        budget = knobs.certified_epsilon, knobs.certified_share
+        terms = terms._replace(certified_ce=model.each(worst, *clean_batch, *budget))
     return Step(terms, unfolded[config.cross_entropy_views[0]].embedding)
 
 

@@ -11,7 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from trainer.config import TrialConfig
-from trainer.objective import Knobs, LossTerms, embedding_spread, gradient_shares, loss_terms
+from trainer.models import Classifier
+from trainer.objective import (
+    Knobs,
+    LossTerms,
+    certified_cross_entropy,
+    embedding_spread,
+    gradient_shares,
+    loss_terms,
+)
 from trainer.training.batches import Batch
 from trainer.training.views import batch_views, clean_pass, predict_views
 
@@ -53,7 +61,7 @@ def forward(
         model: images (B, C, H, W) in [0, 1] to a `Prediction`.
         batch: B images.
         config: the structure of the objective.
-        knobs: () each.
+        knobs: () each; those of this step (`Knobs.at`).
         generator: draws the attack's random starts.
         largest_class: at least as many images as one class has on either side; None looks at the batch, which means
             waiting for a GPU.
@@ -70,6 +78,11 @@ def forward(
         invariance_keep=None if batch.invariance is None else batch.invariance.keep,
         largest_class=largest_class,
     )
+    if config.certified_ce_weight > 0:
+        assert isinstance(model, Classifier)
+        budget = knobs.certified_epsilon, knobs.certified_share
+        worst = certified_cross_entropy(model, batch.images, batch.labels, *budget, method=config.certified_method)
+        terms = terms._replace(certified_ce=worst)
     return Step(terms, predictions[config.cross_entropy_views[0]].embedding)
 
 
