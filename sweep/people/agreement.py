@@ -1,4 +1,4 @@
-"""How far people agree with the judge, and with each other, on the images of a survey.
+"""The agreement of people with the judge, and with each other, on the images of a survey.
 
 Shapes: N images, P people.
 """

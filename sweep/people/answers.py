@@ -1,4 +1,4 @@
-"""What people answered: a log that keeps each answer at once, and the votes in the layout of published studies."""
+"""The answers of people: a log that keeps each at once, and the votes in the layout of published studies."""
 
 from __future__ import annotations
 
