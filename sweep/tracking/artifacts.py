@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -10,9 +11,9 @@ from pathlib import Path
 from sweep.ledger import TrialRecord
 from sweep.plan import SweepPlan, trial_folder
 from sweep.state import SweepState
-from sweep.tracking.curves import write_curves
+from sweep.tracking.curves import audited_numbers, write_curves
 from sweep.tracking.gallery import GALLERY
-from sweep.tracking.metrics import parameter_text, report_metrics
+from sweep.tracking.metrics import MetricRow, milliseconds, parameter_text, report_metrics
 from sweep.tracking.model_export import MODEL, export_models
 from sweep.tracking.store import Log, Store
 from sweep.tracking.trial_runs import TrialRun, TrialRuns
@@ -46,7 +47,7 @@ def _once(store: Store, run: TrialRun, tag: str, value: str, write: Callable[[],
 def _write_pictures(
     plan: SweepPlan, state: SweepState, store: Store, run: TrialRun, number: int, gallery: Path
 ) -> None:
-    """Upload a trial's worst examples and, if it was audited, its accuracy over epsilon."""
+    """Upload a trial's worst examples and, if it was audited, its numbers then and its accuracy over epsilon."""
     upload = partial(store.client.log_artifact, run.run_id)
     if gallery.exists():
         _once(store, run, "otsweep.gallery", GALLERY, partial(upload, str(gallery)))
@@ -54,6 +55,11 @@ def _write_pictures(
         audited = Path(scratch) / "audit"
         if digest := write_curves(plan, state, number, audited):
             _once(store, run, "otsweep.audit", digest, partial(upload, str(audited)))
+    if numbers := audited_numbers(plan, number):
+        timestamp = milliseconds(state.trials[number].reports[-1]["time"])
+        rows = [MetricRow(name, value, timestamp, 0) for name, value in numbers.items()]
+        write = partial(store.log_batch, run.run_id, metrics=rows)
+        _once(store, run, "otsweep.audit_numbers", json.dumps(numbers), write)
 
 
 def _write_model(

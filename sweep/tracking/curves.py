@@ -1,13 +1,34 @@
-"""An audited trial's accuracy over epsilon, as files for its run in MLflow."""
+"""An audited trial's numbers and its accuracy over epsilon, for its run in MLflow."""
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING
 
 from sweep.plan import AuditOptions, SweepPlan
 from sweep.report import save_figure
 from sweep.state import SweepState
+
+if TYPE_CHECKING:
+    from sweep.audit import AuditResult
+
+
+def audited_numbers(plan: SweepPlan, number: int) -> dict[str, float]:
+    """Return every number of a trial's audits, mean over their seeds, as `audit/<name>`; none if there is no audit."""
+    runs = _runs(plan, number)
+    names = runs[0].numbers if runs else {}
+    return {f"audit/{name}": fmean(run.numbers[name] for run in runs) for name in names}
+
+
+def _runs(plan: SweepPlan, number: int) -> list[AuditResult]:
+    """Return the audits of a trial that compare, one a seed."""
+    from sweep.audit import AUDIT_FOLDER, read_audited
+
+    found = [read_audited(path) for path in sorted((plan.folder / AUDIT_FOLDER).glob(f"{number:04d}-*.json"))]
+    known = [audited for audited in found if audited is not None]
+    return [audited for audited in known if audited.judged_by == known[0].judged_by]
 
 
 def write_curves(plan: SweepPlan, state: SweepState, number: int, folder: Path) -> str:
@@ -19,11 +40,9 @@ def write_curves(plan: SweepPlan, state: SweepState, number: int, folder: Path) 
     Returns:
         A digest of what is shown; empty for a trial that was never audited.
     """
-    from sweep.audit import AUDIT_FOLDER, Audit, Finalist, curves_figure, read_audited
+    from sweep.audit import Audit, Finalist, curves_figure
 
-    found = [read_audited(path) for path in sorted((plan.folder / AUDIT_FOLDER).glob(f"{number:04d}-*.json"))]
-    known = [audited for audited in found if audited is not None]
-    runs = [audited for audited in known if audited.judged_by == known[0].judged_by]
+    runs = _runs(plan, number)
     if not runs:
         return ""
     options = {name: value for name, value in runs[0].judged_by.items() if name != "format"}

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sweep.audit.results import AuditResult, sealed
-from sweep.tracking.curves import write_curves
+from sweep.tracking.curves import audited_numbers, write_curves
 from sweep.tracking.gallery import EXAMPLES, draw, invariance_examples, sensitivity_examples
 from tests.support.recorded_sweeps import recorded, results_of
 from trainer.invariance.preparation import Prepared
@@ -25,7 +25,7 @@ def audited(seed: int, accuracies: list[float]) -> AuditResult:
         config={"seed": seed},
         judged_by={"format": 1, "test_size": 40, "steps": 10, "queries": 20},
         images=40,
-        numbers={"curve_area": 0.5},
+        numbers={"curve_area": 0.5, "certified_accuracy": seed / 10},
         curve={"epsilons": [0.0, 0.1, 0.2], "accuracies": accuracies, "alone": accuracies},
         evidence={},
         warnings=[],
@@ -47,6 +47,8 @@ def test_the_curve_of_an_audited_trial(tmp_path: Path) -> None:
     assert (tmp_path / "some" / "curve.png").stat().st_size > 5000
     assert digest == write_curves(plan, results, TRIAL, tmp_path / "again")
     assert write_curves(plan, results, TRIAL + 1, tmp_path / "other") == ""
+    assert audited_numbers(plan, TRIAL) == {"audit/curve_area": 0.5, "audit/certified_accuracy": pytest.approx(0.75)}
+    assert audited_numbers(plan, TRIAL + 1) == {}
 
 
 @pytest.mark.slow

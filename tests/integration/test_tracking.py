@@ -15,6 +15,7 @@ from typing import Any
 import mlflow
 import pytest
 
+from sweep.audit.results import sealed
 from sweep.ledger.records import TrialRecord
 from sweep.plan.plan import SweepPlan
 from sweep.state.sweep_state import SweepState
@@ -27,6 +28,7 @@ from sweep.tracking.store import connect
 from sweep.tracking.tracker import TIME_SHARE, Tracker
 from sweep.tracking.views import MOST_SWEEPS, NAMES, outdated, view_tags
 from sweep.tracking.writer import Writer, is_over, sync
+from tests.integration.test_model_export import audited
 from tests.support import events
 from tests.support.mlflow_stores import contents
 from tests.support.recorded_sweeps import recorded, replay, results_of
@@ -155,6 +157,23 @@ def test_the_front_as_files(plan: SweepPlan) -> None:
     table = json.loads((folder / "trials.json").read_text())
     assert table["columns"][:3] == ["trial", "state", "rank"]
     assert len(table["data"]) == TRIALS
+
+
+def test_an_audits_numbers_are_metrics_of_the_run_written_once(plan: SweepPlan) -> None:
+    number = results_of(plan).front_records[0].number
+    (plan.folder / "audit").mkdir()
+    for seed in (7, 8):
+        found = dataclasses.replace(audited(seed, [0.9, 0.5, 0.1]), number=number)
+        (plan.folder / "audit" / f"{number:04d}-{seed}.json").write_bytes(sealed(found))
+    for _ in range(2):
+        sync(plan, plan.mlflow_uri, log=no_word)
+    client = connect(plan.mlflow_uri)
+    experiment = client.get_experiment_by_name("digits")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], "metrics.`audit/certified_accuracy` > 0")
+    assert [run.data.tags["otsweep.trial"] for run in runs] == [str(number)]
+    history = client.get_metric_history(runs[0].info.run_id, "audit/certified_accuracy")
+    assert [point.value for point in history] == [0.75]
 
 
 def test_a_command_runs_the_same_point_again(plan: SweepPlan) -> None:
