@@ -70,12 +70,14 @@ def sensitivity_examples(model: nn.Module, prepared: Prepared) -> list[_Example]
 
 
 def invariance_examples(model: nn.Module, prepared: Prepared) -> list[_Example]:
-    """Find images to which the model gives the source's label, those that most of the crowd see as changed."""
+    """Find images to which the model gives the source's label, and the crowd another class more often than that; those
+    that most of it sees as changed come first."""
     from trainer.training import predict_labels
 
     judging = prepared.judging
     answers = predict_labels(model, judging.images, batch_size=_ATTACKED)
-    stuck = (answers == judging.source_labels).nonzero().squeeze(1)
+    changed = judging.crowd.argmax(1) != judging.source_labels
+    stuck = (changed & (answers == judging.source_labels)).nonzero().squeeze(1)
     seen = judging.changed[stuck].sort(descending=True, stable=True).indices
     worst = stuck[seen[:EXAMPLES]]
     return _worst(model, prepared, judging.source_images[worst], judging.images[worst], judging.source_labels[worst])
