@@ -108,6 +108,7 @@ def data_summary_of(prepared: Prepared, task: Task) -> dict[str, Any]:
         "judged_images": len(judging.images),
         "crowd": prepared.crowd.name,
         "changed_mass": judging.changed.sum().item(),
+        "attainable_accuracy": judging.attainable,
         "judge_accuracy": judge.accuracy,
         "judge_agreement": judge.agreement,
         "people": dataclasses.asdict(ask_people(examples, sets, {JUDGE: prepared.answer})) if examples else None,

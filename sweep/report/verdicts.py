@@ -74,6 +74,8 @@ def judge_line(evaluation: EvaluationConfig, summary: DataSummary) -> str:
             f"; it reads {percent(summary['judge_accuracy'])} of the clean images rightly, and of the answers to "
             f"{judged} perturbed ones {percent(mass / judged)} see a change"
         )
+        if "attainable_accuracy" in summary:
+            line += f", and no model can give more than {percent(summary['attainable_accuracy'])} of these"
     return f"{line}."
 
 

@@ -54,6 +54,12 @@ class JudgingSet(NamedTuple):
         return 1 - self.crowd.gather(1, self.source_labels[:, None]).squeeze(1)
 
     @property
+    def attainable(self) -> float:
+        """The largest invariance accuracy that any model can have: people who see a change disagree, and some slip."""
+        others = self.crowd.scatter(1, self.source_labels[:, None], 0.0)
+        return (others.amax(1).sum() / others.sum()).item()
+
+    @property
     def digest(self) -> str:
         """Digest of the perturbed images and the crowd's answers; trials may be compared only where it is the same.
 
