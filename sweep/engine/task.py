@@ -97,7 +97,7 @@ def data_folder(task: Task) -> Path | None:
 def data_summary_of(prepared: Prepared, task: Task) -> dict[str, Any]:
     """Return what is known of a sweep's data, judging set and judge, in plain values."""
     from trainer.human_agreement import JUDGE, find_examples
-    from trainer.invariance import ask_people, read_examples
+    from trainer.invariance import ask_people, ceiling, read_examples
 
     judge, judging, data = prepared.judge_quality, prepared.judging, prepared.data
     examples = find_examples(None, dataset=data.name, data_dir=task.data_dir)
@@ -109,6 +109,7 @@ def data_summary_of(prepared: Prepared, task: Task) -> dict[str, Any]:
         "crowd": prepared.crowd.name,
         "changed_mass": judging.changed.sum().item(),
         "attainable_accuracy": judging.attainable,
+        "ceiling": ceiling(judging, prepared.evaluation, images=len(data.validation.labels)),
         "judge_accuracy": judge.accuracy,
         "judge_agreement": judge.agreement,
         "people": dataclasses.asdict(ask_people(examples, sets, {JUDGE: prepared.answer})) if examples else None,

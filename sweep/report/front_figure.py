@@ -46,6 +46,11 @@ _DOMINATED: dict[str, Any] = {"s": 18, "alpha": 0.6, "linewidths": 0, "zorder": 
 _MEMBER: dict[str, Any] = {"s": (1.7 * MEMBER_RADIUS) ** 2, "edgecolors": INK, "linewidths": 0.9, "zorder": 5}
 _MEMBER |= {"clip_on": False, "gid": "front"}
 
+_BOUNDED = ("sensitivity_accuracy", "invariance_accuracy")
+"""Axes between which there can be a ceiling."""
+_CEILING: dict[str, Any] = {"color": MUTED, "linestyle": "--", "linewidth": 1, "zorder": 1, "gid": "ceiling"}
+_CEILING |= {"scalex": False, "scaley": False}
+
 
 def front_picture(plan: SweepPlan, results: SweepState) -> Figure:
     """Draw all finished trials, or configurations, of a sweep and their front."""
@@ -57,6 +62,7 @@ def front_picture(plan: SweepPlan, results: SweepState) -> Figure:
         objectives=plan.objectives,
         evaluation=plan.space.evaluation,
         validation_images=results.data_summary.get("validation_images"),
+        ceiling=results.data_summary.get("ceiling", ()),
     )
 
 
@@ -69,6 +75,7 @@ def front_figure(
     validation_images: int | None = None,
     infeasible: Container[int] = (),
     replicates: Mapping[int, Replicates] | None = None,
+    ceiling: Sequence[Sequence[float]] = (),
 ) -> Figure:
     """Draw the front between the first two objectives: all finished trials, staircase, knee and dominated area.
 
@@ -80,6 +87,8 @@ def front_figure(
         infeasible: numbers of the trials that violate the requirements: drawn as crosses, and on no front.
         replicates: results over several seeds, by number: the front's error bars then, and in its labels the
             probability of being on it.
+        ceiling: points (sensitivity accuracy, invariance accuracy) of the line that no classifier can cross, if there
+            is one; drawn where these are the axes.
     """
     drawn = [trial for trial in trials if trial.result is not None]
     plane = objectives.plane()
@@ -104,10 +113,14 @@ def front_figure(
         segments = wilson_segments(spots if validation_images else [], plane, validation_images or 0)
     with house_figure() as (figure, axes):
         draw_axes(axes, np.vstack([points, *segments]), plane)
+        bounded = bool(ceiling) and plane.names == _BOUNDED
+        if bounded:
+            axes.plot(*(np.array(ceiling) * units).T, **_CEILING)
         _draw_infeasible(axes, points[~feasible])
         eligible = [drawn[i] for i in np.flatnonzero(feasible)]
         draw_front(axes, eligible, points[feasible], on_front[feasible], spots, segments, plane)
-        draw_title(axes, name, f"{budgets(evaluation)}\n{summary}")
+        limit = "; dashed: no classifier lies beyond" if bounded else ""
+        draw_title(axes, name, f"{budgets(evaluation)}\n{summary}{limit}")
         draw_legend(figure, axes, with_dominated=not on_front[feasible].all())
         draw_labels(figure, axes, spots, points, plane)
     return figure

@@ -254,3 +254,14 @@ class TestSaving:
         root = Path(__file__).parents[2]
         done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
         assert done.stdout.strip() == "[]"
+
+
+def test_the_line_that_no_classifier_can_cross_is_drawn_where_there_is_one() -> None:
+    places = [(0.4, 0.5), (0.5, 0.3)]
+    figure = draw(sweep(places), ceiling=[(0.0, 0.9), (1.0, 0.0)])
+    (line,) = artists(figure, "ceiling")
+    np.testing.assert_allclose(line.get_xydata(), [[0, 90], [100, 0]])
+    assert "dashed: no classifier lies beyond" in all_text(figure)
+    without = draw(sweep(places))
+    assert artists(without, "ceiling") == []
+    assert figure.axes[0].get_xlim() == without.axes[0].get_xlim(), "the line does not decide what is shown"

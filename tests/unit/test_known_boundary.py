@@ -17,9 +17,12 @@ Shapes: N images of H x W, K classes.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -35,6 +38,7 @@ from trainer.invariance.judge import Judge
 from trainer.invariance.perturbations import JudgingSet, Pairs
 from trainer.invariance.preparation import PreparationPipeline, Prepared
 from trainer.invariance.readings import Readings
+from trainer.invariance.tradeoff import ceiling
 from trainer.models import Prediction
 from trainer.training.evaluation import Evaluation, ensemble, evaluate
 
@@ -304,3 +308,55 @@ def test_the_l0_attack_changes_the_class_where_it_may_move_both_strokes(tmp_path
     assert found.invariance_accuracy == 1
     # All that differs is moved, the marks too: who looks at them alone is right for the wrong reason.
     assert judge(OverRobust(), prepared, epsilon=0.2).invariance_accuracy == 1
+
+
+# --------------------------------------------------------------------------------------- the line that nobody can cross
+
+
+class Blend(nn.Module):
+    """A classifier that sees both strokes and marks, the marks by a weight of its own."""
+
+    def __init__(self, marks: float) -> None:
+        super().__init__()
+        self.marks = marks
+
+    def forward(self, images: Tensor) -> Prediction:
+        seen = (1 - self.marks) * ink(images, STROKES) + self.marks * ink(images, MARKS)
+        return Prediction(10 * seen, seen)
+
+
+def test_no_classifier_lies_beyond_the_ceiling_and_some_lie_on_it(tmp_path: Path) -> None:
+    evaluation = BOTH_AXES.replace(eval_sensitivity_epsilon=0.4)
+    prepared = prepared_in(tmp_path, epsilon=0.4)
+    line = ceiling(prepared.judging_set("test"), evaluation, images=24)
+    models = [Ideal(), OverRobust(), Constant(), *map(Blend, (0.2, 0.4, 0.6, 0.8))]
+    found = [judge(model, prepared, epsilon=0.4) for model in models]
+    points = [(each.sensitivity_accuracy, each.invariance_accuracy) for each in found]
+    beyond = [v - np.interp(s, *zip(*line, strict=True)) for s, v in points]
+    assert max(beyond) < 1e-9
+    assert {points[0], points[1]} == {(0.0, 1.0), (1.0, 0.0)}, "the ends of the line"
+    assert beyond[0] == beyond[1] == 0
+
+
+def test_people_who_disagree_lower_the_ceiling_and_sources_left_alone_widen_it() -> None:
+    """Compare with the best of all choices of who is robust, tried one by one."""
+    shares = torch.tensor([[0.5, 0.3, 0.2], [0.0, 0.9, 0.1], [0.8, 0.1, 0.1], [0.2, 0.4, 0.4]])
+    image, labels = torch.zeros(4, 1, 2, 2), torch.zeros(4, dtype=torch.int64)
+    judging = JudgingSet(image, image, labels, torch.arange(4), {"crowd": shares})
+    evaluation = EvaluationConfig(eval_sensitivity_epsilon=0.3, eval_invariance_epsilon=0.3)
+    line = ceiling(judging, evaluation, images=6)
+    gain, changed = [0.3, 0.9, 0.1, 0.4], 0.5 + 1.0 + 0.2 + 0.8
+    for robust in range(7):
+        choices = itertools.combinations(range(6), robust)
+        best = max(sum(g for i, g in enumerate(gain) if i not in chosen) for chosen in choices)
+        assert line[robust] == (pytest.approx(robust / 6), pytest.approx(best / changed))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"eval_invariance_epsilon": 0.4}, {"eval_invariance_norm": "l0"}, {"eval_sensitivity_norm": "l2"}],
+    ids=["larger budget", "other norm", "other norm of the attack"],
+)
+def test_there_is_no_ceiling_where_the_changed_image_is_out_of_reach(changes: dict[str, Any], known: Prepared) -> None:
+    evaluation = EvaluationConfig(eval_sensitivity_epsilon=0.3, eval_invariance_epsilon=0.3).replace(**changes)
+    assert ceiling(known.judging_set("test"), evaluation, images=24) == []

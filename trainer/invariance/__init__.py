@@ -6,3 +6,4 @@ from trainer.invariance.labelled_sets import LabelledSet, answers_of, ask_people
 from trainer.invariance.people import read_perturbed
 from trainer.invariance.perturbations import JudgingSet, TrainingPerturbation
 from trainer.invariance.preparation import PreparationPipeline, Prepared, open_judge, prepare
+from trainer.invariance.tradeoff import ceiling
