@@ -62,9 +62,11 @@ points:
 TRIALS, EPOCHS, DIVERGING = 6, 5, 1
 PACK = re.compile("ray::PackWorker")
 """Name of a process in which a pack trains."""
-TOLERANCE, ONE_IMAGE = 2e-3, 0.04
-"""Relative, over five epochs of six steps: 2e-6 was seen in most numbers, 4e-4 in the diagnoses of the last epoch. And
+TOLERANCE, ONE_STEP, ONE_IMAGE = 2e-3, 2e-2, 0.04
+"""Relative, over five epochs of six steps: 2e-6 was seen in most numbers. In the diagnoses, which look at one step,
+6e-3, as another negative is the nearest where two are about as near; in double precision they agree (see test_pack.py). And
 the share of the smallest set, of 26 images, that one image on the edge makes."""
+DIAGNOSES = ("embedding_", "gradient_share/")
 SHARES = ("accuracy", "stuck", "unchanged", "original_label")
 
 
@@ -193,7 +195,8 @@ def assert_alike(packed: list[dict[str, Any]], alone: list[dict[str, Any]]) -> N
         assert ours.keys() == theirs.keys()
         for name in ours.keys() - set(TIMES):
             slack = ONE_IMAGE if name.endswith(SHARES) else 1e-6
-            assert ours[name] == pytest.approx(theirs[name], rel=TOLERANCE, abs=slack), name
+            tolerance = ONE_STEP if name.startswith(DIAGNOSES) else TOLERANCE
+            assert ours[name] == pytest.approx(theirs[name], rel=tolerance, abs=slack), name
 
 
 @pytest.mark.slow
