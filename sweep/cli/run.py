@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from sweep.cli.cluster import add_address, add_wait, resume_there
 from sweep.cli.console import DONE, add_format, add_name, check_format, console, find_plan, program
 from sweep.cli.drive import drive
-from trainer.crowds import check_crowd
 from trainer.progress import ProgressLine
 
 if TYPE_CHECKING:
@@ -110,6 +109,4 @@ def resume(arguments: argparse.Namespace) -> int:
         return resume_there(arguments)
     from sweep.plan import with_resume_overrides
 
-    plan = find_plan(arguments)
-    check_crowd(plan.space.evaluation)
-    return drive(with_resume_overrides(plan, vars(arguments)), fresh=False)
+    return drive(with_resume_overrides(find_plan(arguments), vars(arguments)), fresh=False)

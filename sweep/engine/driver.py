@@ -29,6 +29,7 @@ from sweep.ledger import LedgerWriter
 from sweep.plan import SweepPlan, url_of
 from sweep.search import Budget, ParetoSearch, Rungs, rung_levels
 from sweep.state import SweepState
+from trainer.crowds import check_crowd
 
 LOST_WORKER_RETRIES = 3
 """Times that a trial is brought back after its worker was lost: killed, or out of memory. Nodes that left are not
@@ -63,6 +64,7 @@ def run_plan(
     """
     if len(state.ended) >= plan.trials:
         return True
+    check_crowd(plan.space.evaluation)
     # In this order: Ray installs a handler of its own for SIGTERM.
     with ray_session(), SignalHandler() as signals:
         concurrent = concurrency(plan, progress)
