@@ -29,7 +29,7 @@ NOT_GIVEN = {"seed": "the sweep gives it (--seed)"}
 
 TRIAL_FIELDS = TrialConfig.fields() | OLDER_FIELDS
 """Every setting of a trial that a space may name."""
-_TRIAL_DEFAULTS = TrialConfig().to_dict()
+_TRIAL_DEFAULTS = {name: spec.default for name, spec in TRIAL_FIELDS.items()}
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ SHORT_NAMES = {
     "certified_ce_weight": "ab",
     "certified_epsilon": "epsb",
     "negative_share": "rho",
+    "cross_entropy_on": "ce",
     "entropy": "ent",
     "sensitivity_steps": "steps",
 }

@@ -89,7 +89,7 @@ def run_again(plan: SweepPlan, config: Mapping[str, Any]) -> str:
     usual = TrialConfig().to_dict() | EvaluationConfig().to_dict() | DATASET_DEFAULTS[evaluation["dataset"]]
     usual["dataset"] = evaluation["dataset"]
     words = ["otsweep trial", f"--dataset {shlex.quote(evaluation['dataset'])}"]
-    for name, value in {**config, **evaluation}.items():
+    for name, value in {**TrialConfig.from_mapping(config).to_dict(), **evaluation}.items():
         if value != usual.get(name):
             text = str(value).lower() if isinstance(value, bool) else str(value)
             words.append(f"--set {shlex.quote(f'{name}={text}')}")

@@ -95,7 +95,7 @@ def test_what_the_sweep_stands_on_is_kept(storage: Path, undisturbed: subprocess
     facts = json.loads((storage / "undisturbed" / "prepared.json").read_text())
     metadata = pq.read_schema(storage / "undisturbed" / "ledger.parquet").metadata
     assert metadata[b"data_fingerprint"].decode() == facts["data_fingerprint"]
-    assert {b"plan_hash", b"code_version", b"oracle_accuracy"} <= metadata.keys()
+    assert {b"plan_hash", b"code_version", b"judge_accuracy"} <= metadata.keys()
     assert "a proxy: labelled by the judge" in undisturbed.stdout
 
 

@@ -32,6 +32,7 @@ from tests.integration.test_model_export import audited
 from tests.support import events
 from tests.support.mlflow_stores import contents
 from tests.support.recorded_sweeps import recorded, replay, results_of
+from trainer.config import TrialConfig
 from trainer.errors import InputError
 
 TRIALS = 5
@@ -188,7 +189,7 @@ def test_a_command_runs_the_same_point_again(plan: SweepPlan) -> None:
         parser = argparse.ArgumentParser()
         add_arguments(parser)
         config, evaluation = configs(parser.parse_args(shlex.split(run_again(plan, record.config))[2:]))
-        assert config.to_dict() == record.config
+        assert config == TrialConfig.from_mapping(record.config)
         assert evaluation == plan.space.evaluation
 
 

@@ -15,7 +15,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.config import DATASET_DEFAULTS, DATASETS, EvaluationConfig, TrialConfig, view_of_cross_entropy
+from trainer.config import (
+    DATASET_DEFAULTS,
+    DATASETS,
+    OLDER_FIELDS,
+    EvaluationConfig,
+    TrialConfig,
+    view_of_cross_entropy,
+)
 from trainer.errors import InputError, OtsweepError
 from trainer.fields import describe_range, field_type, parse_settings
 from trainer.words import SHORT_NAMES, did_you_mean
@@ -271,7 +278,7 @@ def test_a_slip_is_answered_with_the_knob_that_was_meant(record: type, name: str
 
 def test_a_short_name_of_the_tables_is_answered_with_its_knob() -> None:
     for name, short in SHORT_NAMES.items():
-        assert did_you_mean(short, TrialConfig.fields()) == f"did you mean {name!r}?"
+        assert did_you_mean(short, TrialConfig.fields() | OLDER_FIELDS) == f"did you mean {name!r}?"
 
 
 def test_what_is_like_nothing_gets_the_whole_list() -> None:
@@ -280,7 +287,7 @@ def test_what_is_like_nothing_gets_the_whole_list() -> None:
 
 
 def test_short_names_are_of_knobs_and_distinct() -> None:
-    assert SHORT_NAMES.keys() <= TrialConfig.fields().keys()
+    assert SHORT_NAMES.keys() <= (TrialConfig.fields() | OLDER_FIELDS).keys()
     assert len(set(SHORT_NAMES.values())) == len(SHORT_NAMES)
 
 
