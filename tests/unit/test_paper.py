@@ -48,7 +48,7 @@ def test_every_published_configuration_is_a_given_point(plan: SweepPlan) -> None
     found = published_trials(plan, finished(plan, len(plan.space.points)))
     published = {name.removeprefix(PREFIX) for name in PRESETS if name.startswith(PREFIX)}
     assert found.keys() == {*published, *RELATED}
-    assert {*published, *RELATED, "baseline"} == {name.removeprefix(PREFIX) for name in PRESETS}
+    assert {*published, *RELATED, "baseline", "ibp", "crown-ibp"} == {name.removeprefix(PREFIX) for name in PRESETS}
     assert {found[name].config["sensitivity_epsilon"] for name in RELATED} == {0.3}
     assert PUBLISHED.keys() < found.keys()
     assert found["clean-nll"].number == 0

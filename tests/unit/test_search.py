@@ -154,7 +154,9 @@ def test_generations_learn_also_from_given_points(space: Space, sampler: str) ->
 
 
 def test_what_lies_outside_of_the_space_is_no_parent(space: Space) -> None:
-    """Give points whose regularizer can't be drawn, as the space's own are: drawing from such parents would fail."""
+    """Give points with a budget that can't be drawn: drawing from such parents would fail."""
+    beyond = ({**space.points[0], "sensitivity_epsilon": 0.5 + number / 10} for number in range(4))
+    space = dataclasses.replace(space, points=tuple(beyond))
     found = search(space, "nsga2")
     run(found, 30)
     shown = {trial.number for trial in found.study.get_trials(deepcopy=False)}
