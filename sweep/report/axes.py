@@ -9,6 +9,7 @@ import numpy as np
 from sweep.front import Objectives
 from sweep.report.spots import AXES
 from sweep.report.style import GRID, INK, MUTED
+from sweep.report.words import attack_words
 from trainer.config import UNANIMOUS, EvaluationConfig
 from trainer.crowds import crowd_for
 
@@ -62,13 +63,11 @@ def budgets(evaluation: EvaluationConfig, *, attack: str = "") -> str:
     """Return what the trials were judged by, in one line.
 
     Args:
-        attack: the sensitivity attack in words; empty for that of a sweep, PGD.
+        attack: the sensitivity attack in words; empty for that of a sweep.
     """
-    restarts = evaluation.eval_sensitivity_restarts
-    pgd = f"PGD-{evaluation.eval_sensitivity_steps}{f', {restarts} restarts' if restarts > 1 else ''}"
     return (
         f"{evaluation.dataset}; sensitivity: {NORMS[evaluation.eval_sensitivity_norm]} "
-        f"{evaluation.eval_sensitivity_epsilon:g}, {attack or pgd}; invariance: "
+        f"{evaluation.eval_sensitivity_epsilon:g}, {attack or attack_words(evaluation)}; invariance: "
         f"{NORMS[evaluation.eval_invariance_norm]} {evaluation.eval_invariance_epsilon:g}, {_crowd_name(evaluation)}"
     )
 

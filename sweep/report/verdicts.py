@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from sweep.plan import SweepPlan
 from sweep.report.rows import ACCURACIES
-from sweep.report.words import percent
+from sweep.report.words import attack_words, percent
 from sweep.state import DataSummary, SweepState
 from trainer.config import UNANIMOUS, EvaluationConfig
 from trainer.crowds import crowd_for, crowd_line
@@ -27,7 +27,7 @@ def verdict(plan: SweepPlan, results: SweepState) -> str:
         f"{evaluation.dataset}: front of {len(results.front_records)} among {len(results.configurations)} finished "
         f"{units}{violated}{stopped}, "
         f"hypervolume {results.hypervolume:.4f} of 1. Sensitivity under {evaluation.eval_sensitivity_norm} "
-        f"{evaluation.eval_sensitivity_epsilon:.3g} (PGD-{evaluation.eval_sensitivity_steps}); invariance under "
+        f"{evaluation.eval_sensitivity_epsilon:.3g} ({attack_words(evaluation)}); invariance under "
         f"{evaluation.eval_invariance_norm} {evaluation.eval_invariance_epsilon:.3g}, a proxy: "
         f"{judge_line(evaluation, results.data_summary)}{''.join(_human_agreement(results.data_summary))}"
         f"{_collapsed_trials(results)}"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from trainer.config import EvaluationConfig
+
 
 def duration(seconds: float) -> str:
     """Return `0:42`, `12:05` or `3:04:05`."""
@@ -15,6 +17,13 @@ def duration(seconds: float) -> str:
 def percent(share: float) -> str:
     """Return a share as `40.7%`."""
     return f"{share:.1%}"
+
+
+def attack_words(evaluation: EvaluationConfig) -> str:
+    """Return the sensitivity attacks of a sweep, such as `PGD-20, 3 restarts, APGD-20`."""
+    restarts, steps = evaluation.eval_sensitivity_restarts, evaluation.eval_final_steps
+    pgd = f"PGD-{evaluation.eval_sensitivity_steps}{f', {restarts} restarts' if restarts > 1 else ''}"
+    return f"{pgd}, APGD-{steps}" if steps else pgd
 
 
 def brief(value: Any) -> str:
