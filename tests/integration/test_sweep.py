@@ -96,7 +96,7 @@ def test_what_the_sweep_stands_on_is_kept(storage: Path, undisturbed: subprocess
     metadata = pq.read_schema(storage / "undisturbed" / "ledger.parquet").metadata
     assert metadata[b"data_fingerprint"].decode() == facts["data_fingerprint"]
     assert {b"plan_hash", b"code_version", b"judge_accuracy"} <= metadata.keys()
-    assert "a proxy: labelled by the judge" in undisturbed.stdout
+    assert "a proxy: its crowd is uncalibrated" in undisturbed.stdout
 
 
 def test_the_ledger_holds_every_report_of_every_trial(
