@@ -62,10 +62,10 @@ points:
 TRIALS, EPOCHS, DIVERGING = 6, 5, 1
 PACK = re.compile("ray::PackWorker")
 """Name of a process in which a pack trains."""
-TOLERANCE, ONE_STEP, ONE_IMAGE = 2e-3, 2e-2, 0.04
-"""Relative, over five epochs of six steps: 2e-6 was seen in most numbers. In the diagnoses, which look at one step,
-6e-3, as another negative is the nearest where two are about as near; in double precision they agree (test_pack.py).
-And the share of the smallest set, of 26 images, that one image on the edge makes."""
+TOLERANCE, ONE_STEP, ONE_IMAGE = 2e-3, 0.2, 0.04
+"""Relative, over five epochs of six steps: 2e-6 was seen in most numbers. In the diagnoses, which look at one step, up
+to 0.09, as batch-hard mining takes another negative where two are about as near; test_pack.py compares them in double
+precision. And the share of the smallest set, of 26 images, that one image on the edge makes."""
 DIAGNOSES = ("embedding_", "gradient_share/")
 SHARES = ("accuracy", "stuck", "unchanged", "original_label")
 
