@@ -7,6 +7,7 @@ import os
 import re
 import threading
 import time
+from typing import IO
 
 import numpy as np
 
@@ -17,6 +18,14 @@ _CANNOT_TELL = -1
 """Answer of a person who can't tell."""
 
 _PERSON = re.compile(r"[\w][\w .'-]{0,39}")
+
+
+def _ends_a_line(log: IO[bytes]) -> bool:
+    """Return whether a log is empty or its last line is whole, not cut while it was written."""
+    if log.seek(0, os.SEEK_END) == 0:
+        return True
+    log.seek(-1, os.SEEK_END)
+    return log.read(1) == b"\n"
 
 
 def check_person(name: str) -> str:
@@ -74,8 +83,9 @@ class AnswerLog:
             raise InputError(f"answer {answer}: must be from 0 to {self.survey.classes - 1}, or {_CANNOT_TELL}")
         entry = {"person": person, "image": image, "answer": answer, "time": time.time()}
         with self._lock:
-            with self.path.open("a", encoding="utf-8") as log:
-                log.write(json.dumps(entry) + "\n")
+            with self.path.open("a+b") as log:
+                log.write(b"" if _ends_a_line(log) else b"\n")
+                log.write(json.dumps(entry).encode() + b"\n")
                 log.flush()
                 os.fsync(log.fileno())
             self._answers.setdefault(person, {})[image] = answer

@@ -72,6 +72,8 @@ def test_an_answer_is_on_disk_at_once_and_the_newest_counts(log: AnswerLog) -> N
     assert again.people == ["Ann", "Bob"]
     assert again.of("Ann") == {3: 2}
     assert again.votes()[3].tolist() == [2, -1]
+    again.add("Bob", 4, 1)
+    assert AnswerLog(log.survey).of("Bob") == {3: -1, 4: 1}, "what follows a cut line is not lost with it"
 
 
 @pytest.mark.parametrize(

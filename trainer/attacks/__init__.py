@@ -17,4 +17,4 @@ from trainer.attacks.gradient import (
 from trainer.attacks.logits import frozen, predict
 from trainer.attacks.norms import NORMS, Draws, uniform
 from trainer.attacks.square import square_attack
-from trainer.attacks.worst_cases import worst_case
+from trainer.attacks.worst_cases import WorstCase, worst_case

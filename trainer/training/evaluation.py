@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from trainer.attacks import (
     Attack,
+    WorstCase,
     apgd_attack,
     embedding_attack,
     frozen,
@@ -79,14 +80,7 @@ def evaluate(
     """
     batch = BATCH[split.images.device.type]
     with frozen(model):
-        result = worst_case(
-            lambda images: model(images).logits,
-            split.images,
-            split.labels,
-            attacks,
-            generator=generator,
-            batch_size=batch,
-        )
+        result = _attacked(model, split, attacks, generator=generator)
         answers = predict_labels(model, judging.images, batch_size=batch)
         right_when_clean = predict_labels(model, judging.source_images, batch_size=batch) == judging.source_labels
     return accuracies(result.clean, result.survived, judging, answers, right_when_clean)
@@ -203,16 +197,19 @@ def sensitivity_accuracy(
         model, split, attacks, generator: those of `evaluate`.
     """
     with frozen(model):
-        return _mean(
-            worst_case(
-                lambda images: model(images).logits,
-                split.images,
-                split.labels,
-                attacks,
-                generator=generator,
-                batch_size=BATCH[split.images.device.type],
-            ).survived
-        )
+        return _mean(_attacked(model, split, attacks, generator=generator).survived)
+
+
+def _attacked(model: nn.Module, split: Split, attacks: Sequence[Attack], *, generator: torch.Generator) -> WorstCase:
+    """Return what a frozen model has right, and what of it is left under every attack."""
+    return worst_case(
+        lambda images: model(images).logits,
+        split.images,
+        split.labels,
+        attacks,
+        generator=generator,
+        batch_size=BATCH[split.images.device.type],
+    )
 
 
 def judging_generator(evaluation: EvaluationConfig, device: torch.device) -> torch.Generator:

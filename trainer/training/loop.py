@@ -120,10 +120,10 @@ def train_epoch(
         knobs = whole.at(done[index]) if config.certified_ce_weight > 0 else whole
         step = forward(state.model, augment(batch, config, changes), config, knobs, noise, largest_class=bound)
         history.append(detach(step.terms))
-        if len(history) == len(rows_of_steps):
+        if len(history) == steps:
             numbers = summarise(history)
             check_finite(epoch, numbers)
             numbers |= {name: value.item() for name, value in diagnose(step, state.model, knobs).items()}
         update(state.optimizer, total_loss(step.terms, knobs))
-        progress(epoch, len(history), len(rows_of_steps))
+        progress(epoch, len(history), steps)
     return numbers
