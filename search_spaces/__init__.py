@@ -3,15 +3,18 @@
 from search_spaces.reading import load_space, read_point, space_from_yaml
 from search_spaces.requirement import MEASURES, Requirement, violation
 from search_spaces.space import NOT_GIVEN, NOT_SWEPT, TRIAL_FIELDS, Space
+from search_spaces.study import Study, load_study, names_study, study_from_yaml
 from search_spaces.yaml_file import LARGEST_FILE, Located, dump_yaml, locate, parse_yaml, read_yaml
 
 __all__ = [
     "dump_yaml",
     "LARGEST_FILE",
     "load_space",
+    "load_study",
     "locate",
     "Located",
     "MEASURES",
+    "names_study",
     "NOT_GIVEN",
     "NOT_SWEPT",
     "parse_yaml",
@@ -20,6 +23,8 @@ __all__ = [
     "Requirement",
     "Space",
     "space_from_yaml",
+    "Study",
+    "study_from_yaml",
     "TRIAL_FIELDS",
     "violation",
 ]

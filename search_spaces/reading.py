@@ -41,6 +41,8 @@ def space_from_yaml(root: Located, *, name: str) -> Space:
     Raises:
         InputError: with file and line, for the first thing that is wrong.
     """
+    if is_study(root):
+        raise root.error("is a study, since it has 'arms': run it by `otsweep study FILE`")
     sections = root.mapping("a search space", known=_SECTIONS)
     if "space" not in sections:
         raise root.error("a search space needs the section 'space:' (fields of TrialConfig: what is swept)")
@@ -56,6 +58,11 @@ def space_from_yaml(root: Located, *, name: str) -> Space:
         trials=_read_trials(sections.get("trials"), sections["space"], drawn=bool(swept), points=len(points)),
     )
     return dataclasses.replace(space, points=tuple(map(space.complete, points)))
+
+
+def is_study(root: Located) -> bool:
+    """Return whether a YAML tree is meant as a study, not as a search space."""
+    return isinstance(root.value, dict) and "arms" in root.value
 
 
 def load_space(name_or_path: str) -> Space:
@@ -104,12 +111,12 @@ def _read_evaluation(node: Located | None) -> EvaluationConfig:
     for key, item in entries.items():
         if key in TRIAL_FIELDS:
             raise item.error(f"{key!r} is what a trial trains with: it belongs under 'space'")
-    values = _check_fields(entries, EvaluationConfig.fields())
+    values = check_fields(entries, EvaluationConfig.fields())
     with _error_at_field(entries, node):
         return EvaluationConfig.from_mapping(values)
 
 
-def _check_fields(entries: Mapping[str, Located], fields: Mapping[str, dataclasses.Field]) -> dict[str, Any]:
+def check_fields(entries: Mapping[str, Located], fields: Mapping[str, dataclasses.Field]) -> dict[str, Any]:
     """Return values in their fields' types; an error names the line of the wrong one."""
     values = {}
     for key, item in entries.items():
@@ -139,7 +146,7 @@ def _read_space(node: Located) -> tuple[dict[str, Any], dict[str, Swept]]:
             raise item.error(f"{key!r} is what every trial is judged by: it belongs under 'evaluation'")
         if key not in TRIAL_FIELDS:
             raise item.error(f"unknown setting {key!r}: {did_you_mean(key, TRIAL_FIELDS)}")
-    fixed = _check_fields(
+    fixed = check_fields(
         {key: item for key, item in entries.items() if not isinstance(item.value, (dict, list))}, TRIAL_FIELDS
     )
     swept = {key: read_swept(key, item) for key, item in entries.items() if key not in fixed}
@@ -190,6 +197,6 @@ def read_point(node: Located, fixed: Mapping[str, Any]) -> dict[str, Any]:
     if based_on is not None:
         with based_on.error_context():
             values |= preset(based_on.word("preset"))
-    values |= with_weights(_check_fields(entries, TRIAL_FIELDS))
+    values |= with_weights(check_fields(entries, TRIAL_FIELDS))
     with _error_at_field(entries, node):
         return without_seed(TrialConfig.from_mapping(values))

@@ -3,5 +3,6 @@
 from sweep.audit.audit import AUDIT_FOLDER, Audit, run_audit
 from sweep.audit.figures import curves_figure
 from sweep.audit.finalists import Finalist
+from sweep.audit.pool import AuditProgress
 from sweep.audit.results import AuditResult, read_audited
 from sweep.audit.tables import command, show_audit

@@ -124,8 +124,11 @@ class Audit:
         return sorted(finalists, key=lambda one: (sign * one.selected[first], one.record.number))
 
 
-def run_audit(audit: Audit, console: Console) -> bool:
+def run_audit(audit: Audit, console: Console, progress: AuditProgress | None = None) -> bool:
     """Run what is not done yet; return False if it was interrupted, and so can be resumed.
+
+    Args:
+        progress: shows how far it is; None for a line of its own.
 
     Raises:
         InputError: if the cluster can't give what one trial needs, the data can't be had or is not the sweep's, or
@@ -134,7 +137,8 @@ def run_audit(audit: Audit, console: Console) -> bool:
     if audit.results.data_summary and not audit.missing():
         return True
     # In this order: Ray installs a handler of its own for SIGTERM.
-    with AuditProgress(console.file, "starting Ray") as progress, ray_session(), SignalHandler() as signals:
+    line = progress or AuditProgress(console.file, "starting Ray")
+    with line as progress, ray_session(), SignalHandler() as signals:
         pool = TaskPool(audit.plan, concurrency(audit.plan, progress.prepare), signals, progress)
         common = make_task(audit.plan)
         prepared = prepare(common, audit.plan, progress.prepare, signals)

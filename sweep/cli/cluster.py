@@ -9,6 +9,7 @@ import time
 from rich.table import Table
 
 from sweep.cli.console import DONE, console, errors
+from sweep.cli.study import study_options
 from sweep.cluster import (
     ENDED,
     RUNNING,
@@ -22,6 +23,7 @@ from sweep.cluster import (
     refuse_duplicate,
     send,
     send_resume,
+    study_submission,
     wait_for_start,
 )
 from trainer.progress import ProgressLine
@@ -52,19 +54,8 @@ def add_logs(parser: argparse.ArgumentParser) -> None:
 
 
 def submit(arguments: argparse.Namespace) -> int:
-    """Check everything here, ask the cluster what it runs, and send the sweep."""
-    from sweep.plan import OPTIONS, PLACES
-
-    given = {option: getattr(arguments, option) for option in OPTIONS}
-    submission = Submission.of(
-        arguments.space,
-        name=arguments.name,
-        options={name: value for name, value in given.items() if name not in PLACES and name != "name"},
-        paths={place: given[place] for place in PLACES},
-        require=arguments.require,
-        points=arguments.points,
-        front_of=arguments.front_of,
-    )
+    """Check everything here, ask the cluster what it runs, and send the sweep or the study."""
+    submission = _submission_of(arguments)
     cluster = Cluster(arguments.address)
     known = cluster.jobs()
     refuse_duplicate(submission, known)
@@ -81,6 +72,27 @@ def submit(arguments: argparse.Namespace) -> int:
     view = f"otsweep ui {submission.plan.name} --storage {shlex.quote(storage)}, where that folder is mounted"
     console.print(f"MLflow   {uri or view}", markup=False)
     return _wait(cluster, job_id, arguments)
+
+
+def _submission_of(arguments: argparse.Namespace) -> Submission:
+    """Return the sweep, or the study, that the arguments describe."""
+    from search_spaces import names_study
+    from sweep.plan import OPTIONS, PLACES
+
+    is_study = names_study(arguments.space)
+    given = study_options(arguments) if is_study else {option: getattr(arguments, option) for option in OPTIONS}
+    paths = {place: given.pop(place) for place in PLACES}
+    if is_study:
+        return study_submission(arguments.space, name=arguments.name, options=given, paths=paths)
+    return Submission.of(
+        arguments.space,
+        name=given.pop("name"),
+        options=given,
+        paths=paths,
+        require=arguments.require,
+        points=arguments.points,
+        front_of=arguments.front_of,
+    )
 
 
 def resume_there(arguments: argparse.Namespace) -> int:

@@ -18,6 +18,7 @@ from sweep.cli.mlflow import add_sync, add_ui, sync, ui
 from sweep.cli.people import add_people, people
 from sweep.cli.run import add_plan, add_resume, add_run, add_submit, plan, resume, run
 from sweep.cli.show import add_compare, add_front, add_replay, compare, front, replay
+from sweep.cli.study import add_study, study
 from trainer.arguments import Parser
 from trainer.errors import InputError, OtsweepError
 from trainer.words import did_you_mean
@@ -36,12 +37,14 @@ class _Command(NamedTuple):
 
 COMMANDS = {
     "run": _Command(add_run, run, "Run a sweep on this machine, or on the Ray cluster that this machine belongs to."),
-    "plan": _Command(add_plan, plan, "Estimate what a sweep would take and leave behind, without running it."),
-    "submit": _Command(add_submit, submit, "Send a sweep to a Ray cluster as a job."),
+    "plan": _Command(add_plan, plan, "Estimate what a sweep or a study would take, without running it."),
+    "submit": _Command(add_submit, submit, "Send a sweep or a study to a Ray cluster as a job."),
     "jobs": _Command(add_address, jobs, "List the sweeps of a cluster."),
     "logs": _Command(add_logs, logs, "Show the log of a job."),
     "stop": _Command(add_job, stop, "Stop a job as Ctrl-C would; `resume` continues its sweep."),
-    "resume": _Command(add_resume, resume, "Continue a sweep after any crash or Ctrl-C, here or on a cluster."),
+    "resume": _Command(
+        add_resume, resume, "Continue a sweep or a study after any crash or Ctrl-C, here or on a cluster."
+    ),
     "front": _Command(add_front, front, "Show the front of a sweep, finished or running."),
     "replay": _Command(add_replay, replay, "Show what another rule for early stopping would have saved and lost."),
     "audit": _Command(add_audit, audit, "Train the finalists again and judge them on the test split by every attack."),
@@ -50,6 +53,7 @@ COMMANDS = {
     ),
     "trial": _Command(add_trial, trial, "Train and judge one configuration, here, without Ray."),
     "compare": _Command(add_compare, compare, "Compare the fronts of two sweeps, each on one seed or several."),
+    "study": _Command(add_study, study, "Sweep the arms of a question at equal effort, audit and compare them."),
     "sync": _Command(add_sync, sync, "Bring MLflow up to date from a sweep's ledger, or fill another server or store."),
     "ui": _Command(add_ui, ui, "Open MLflow on this machine's store, at the front."),
 }

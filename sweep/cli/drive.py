@@ -21,22 +21,38 @@ from trainer.errors import InputError, StorageFailed
 
 if TYPE_CHECKING:
     from sweep.plan import SweepPlan
+    from sweep.report import Screen
     from sweep.state import SweepState
 
 
 def drive(plan: SweepPlan, *, fresh: bool) -> int:
     """Run a fresh sweep, or what is left of one, and show what it found; return the exit status."""
+    from sweep.report import Screen
+    from sweep.state import state_of_trials
+
+    screen = Screen(console, plan, state_of_trials(plan, {}))
+    complete, link = run_recorded(screen, fresh=fresh)
+    _show_end(plan, screen.results, link, complete=complete)
+    if not complete:
+        return INTERRUPTED
+    return DONE if screen.results.finished else FAILED
+
+
+def run_recorded(screen: Screen, *, fresh: bool) -> tuple[bool, Callable[[str], str]]:
+    """Run a screen's sweep with its ledger and MLflow beside it.
+
+    Returns:
+        False if it was interrupted, and the function that makes the link to its front at an address of MLflow.
+    """
     from sweep.engine import PackFailed, run_plan
     from sweep.forecast import begin_forecast
     from sweep.ledger import LedgerWriter, read_ledger
     from sweep.plan import drop_remote, push_remote, write_plan
-    from sweep.report import Screen
     from sweep.search import remarks
-    from sweep.state import read_data_summary, state_of_trials
+    from sweep.state import read_data_summary
     from sweep.tracking import Tracker
 
-    results = state_of_trials(plan, {})
-    screen = Screen(console, plan, results)
+    plan, results = screen.plan, screen.results
     tracker = Tracker(plan, results, log=screen.log)
 
     def listen(number: int) -> None:
@@ -82,10 +98,7 @@ def drive(plan: SweepPlan, *, fresh: bool) -> int:
         push_remote(plan.folder)
     except (OSError, InputError) as error:
         screen.log(f"the front's table and picture are not written: {error}; `otsweep front` shows it")
-    _show_end(plan, results, tracker.link, complete=complete)
-    if not complete:
-        return INTERRUPTED
-    return DONE if results.finished else FAILED
+    return complete, tracker.link
 
 
 def _save_front(plan: SweepPlan, results: SweepState) -> None:

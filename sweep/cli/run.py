@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from sweep.cli.cluster import add_address, add_wait, resume_there
 from sweep.cli.console import DONE, add_format, add_name, check_format, console, find_plan, program
 from sweep.cli.drive import drive
+from sweep.cli.study import add_pilot, plan_study, resume_study
 from trainer.progress import ProgressLine
 
 if TYPE_CHECKING:
@@ -62,14 +63,18 @@ def plan_of(arguments: argparse.Namespace) -> SweepPlan:
 
 def add_plan(parser: argparse.ArgumentParser) -> None:
     add_run(parser)
+    add_pilot(parser)
     add_format(parser, ("table", "json"))
 
 
 def plan(arguments: argparse.Namespace) -> int:
     """Time a little of what would run, and print what the whole would take; nothing is run or logged."""
+    from search_spaces import names_study
     from sweep.forecast import forecast_table, headline, keep_forecast, make_forecast, profile_plan
 
     check_format(arguments)
+    if names_study(arguments.space):
+        return plan_study(arguments)
     planned = plan_of(arguments)
     with ProgressLine(sys.stderr) as line:
         forecast = make_forecast(planned, profile_plan(planned, line.show))
@@ -107,6 +112,9 @@ def add_resume(parser: argparse.ArgumentParser) -> None:
 def resume(arguments: argparse.Namespace) -> int:
     if arguments.address:
         return resume_there(arguments)
-    from sweep.plan import with_resume_overrides
+    from sweep.plan import has_study, with_resume_overrides
+
+    if has_study(arguments.name, storage=arguments.storage):
+        return resume_study(arguments)
 
     return drive(with_resume_overrides(find_plan(arguments), vars(arguments)), fresh=False)

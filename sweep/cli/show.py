@@ -117,7 +117,7 @@ def compare(arguments: argparse.Namespace) -> int:
         read_side,
         write_comparison_files,
     )
-    from sweep.tracking import write_comparison
+    from sweep.tracking import write_summary
 
     check_format(arguments)
     a, b = (read_side(names, storage=arguments.storage) for names in (arguments.a, arguments.b))
@@ -131,8 +131,9 @@ def compare(arguments: argparse.Namespace) -> int:
         _show_comparison(comparison, folder)
     plan = a.sweeps[0].plan
     try:
-        link = write_comparison(
+        link = write_summary(
             plan,
+            "comparison",
             f"{a.name} vs {b.name}",
             metrics=comparison_metrics(comparison),
             note=lambda run: comparison_markdown(comparison, run),

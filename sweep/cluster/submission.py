@@ -1,4 +1,4 @@
-"""A sweep that is ready to be sent to a cluster: its plan, the command that starts it there, its space's file."""
+"""A sweep, or a study, ready to be sent to a cluster: its plan, the command that starts it there, its file."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any, Self
 from search_spaces import Space, dump_yaml, load_space
 from sweep.cluster.cluster import REFUSED, RUNNING, Job
 from sweep.plan import (
+    StudyPlan,
     SweepPlan,
     absolute_uri,
     check_name,
@@ -17,6 +18,7 @@ from sweep.plan import (
     code_version,
     default_mlflow_uri,
     default_name,
+    draft_study,
     flag,
     masked,
 )
@@ -25,9 +27,9 @@ from trainer.errors import InputError
 
 @dataclass(frozen=True)
 class Submission:
-    """A sweep that is ready to be sent."""
+    """A sweep, or a study, that is ready to be sent."""
 
-    plan: SweepPlan
+    plan: SweepPlan | StudyPlan
     """Plan as this machine sees it; storage and MLflow are the cluster's business."""
 
     storage: str | None
@@ -37,7 +39,7 @@ class Submission:
     """Words of the command that runs there, after `otsweep`."""
 
     space_file: tuple[str, str] | None
-    """Name and text of the space's file; None for a space that comes with otsweep and is swept as it is."""
+    """Name and text of the space's or study's file; None for one that comes with otsweep and is swept as it is."""
 
     named: bool
     """True if the user chose the name."""
@@ -80,6 +82,23 @@ class Submission:
         file = (f"{whole.name}.yaml", dump_yaml(whole.to_dict())) if sent else None
         command = ("run", file[0] if file else space, "--name", chosen, *option_words({**paths, **given}))
         return cls(plan, paths.get("storage"), command, file, name is not None)
+
+
+def study_submission(
+    file: str, *, name: str | None, options: Mapping[str, Any], paths: Mapping[str, str | None]
+) -> Submission:
+    """Make a submission of a study from the command's arguments, which are those of `Submission.of`.
+
+    Raises:
+        InputError: naming what is wrong, before the cluster is asked anything.
+    """
+    for option, path in paths.items():
+        check_path(option, path)
+    plan = draft_study(file, name=name, options=options, folder=Path("/nonexistent"))
+    sent = Path(file).suffix in (".yaml", ".yml")
+    space_file = (f"{plan.study.name}.yaml", dump_yaml(plan.study.source)) if sent else None
+    words = ("study", space_file[0] if space_file else file, "--name", plan.name, *option_words({**paths, **options}))
+    return Submission(plan, paths.get("storage"), words, space_file, name is not None)
 
 
 def _draft(space: Space, *, name: str, mlflow_uri: str | None, options: Mapping[str, Any]) -> SweepPlan:

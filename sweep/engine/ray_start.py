@@ -21,10 +21,15 @@ _STARTS = 4
 def ray_session() -> Iterator[None]:
     """Connect to the cluster of `RAY_ADDRESS`, or start a Ray of this process's own that ends with the context.
 
+    Inside another session nothing is started or ended: that one goes on.
+
     Raises:
         InputError: if no cluster answers at `RAY_ADDRESS`.
         OtsweepError: if this machine is too busy for Ray to start.
     """
+    if ray.is_initialized():
+        yield
+        return
     silence_ray()
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address := os.environ.get("RAY_ADDRESS"):

@@ -57,11 +57,12 @@ _COST_KNOBS = (
 """Knobs that `work` depends on."""
 
 
-def profile_plan(plan: SweepPlan, progress: Progress) -> ProfileResult:
+def profile_plan(plan: SweepPlan, progress: Progress, *, seconds: float = _SECONDS) -> ProfileResult:
     """Time what the plan would run, on this machine or the cluster that this runs in.
 
     Args:
         progress: called with a stage, how much of it is done, and how much there is.
+        seconds: time after which no further configuration is timed.
 
     Raises:
         InputError: if the cluster can't give what one trial needs, or the data can't be had.
@@ -79,7 +80,7 @@ def profile_plan(plan: SweepPlan, progress: Progress) -> ProfileResult:
         try:
             ray.get([worker.open.remote() for worker in workers])
             worker_seconds = time.monotonic() - begun
-            timed, failed, footprint = _time_all(workers, list(candidates(plan)), progress)
+            timed, failed, footprint = _time_all(workers, list(candidates(plan)), progress, seconds)
             gain: Any = 1.0
             if plan.pack > 1 and timed:
                 progress("timing a pack", 0, 1)
@@ -147,14 +148,14 @@ class _ProfileWorker:
 
 
 def _time_all(
-    workers: list[Any], waiting: list[Candidate], progress: Progress
+    workers: list[Any], waiting: list[Candidate], progress: Progress, seconds: float
 ) -> tuple[list[TimedConfiguration], list[str], Footprint]:
     """Give every idle worker the next configuration, until the time is over; the first two are always timed."""
     timed, failed, footprint = [], [], Footprint(0, 0, 0)
     total, begun, idle = len(waiting), time.monotonic(), list(workers)
     running: dict[Any, tuple[Any, Candidate]] = {}
     while True:
-        while idle and waiting and (total - len(waiting) < 2 or time.monotonic() - begun < _SECONDS):
+        while idle and waiting and (total - len(waiting) < 2 or time.monotonic() - begun < seconds):
             worker, candidate = idle.pop(0), waiting.pop(0)
             running[worker.time.remote(candidate.config)] = (worker, candidate)
         if not running:

@@ -8,4 +8,14 @@ from sweep.plan.paths import CACHE, check_name, default_name, list_sweeps, stora
 from sweep.plan.plan import OPTIONS, PLACES, RESUMABLE, SweepPlan, check_option
 from sweep.plan.plan_file import plan_text, read_plan, write_plan
 from sweep.plan.remote_storage import UrlStore, drop_remote, folder_of, is_url, pull_remote, push_remote, url_of
+from sweep.plan.study_plan import (
+    STUDY_OPTIONS,
+    Step,
+    StudyPlan,
+    begin_study,
+    draft_study,
+    has_study,
+    make_study,
+    read_study,
+)
 from sweep.plan.version import CODE_VERSION, code_version, installed_version

@@ -4,7 +4,7 @@ Matplotlib is imported where a figure is drawn, so that a table does not wait fo
 """
 
 from sweep.report.axes import NORMS, budgets, draw_axes, draw_legend, draw_title
-from sweep.report.comparison import Comparison, compare_sweeps
+from sweep.report.comparison import Comparison, compare_sweeps, heights
 from sweep.report.comparison_report import (
     comparison_json,
     comparison_markdown,

@@ -37,6 +37,7 @@ ROOMS = [
     ["sweep.search"],
     ["sweep.engine", "sweep.people", "sweep.report"],
     ["sweep.forecast", "sweep.audit", "sweep.cluster"],
+    ["sweep.study"],
     ["sweep.tracking"],
     ["sweep.cli"],
     ["sweep.__main__"],

@@ -1,34 +1,41 @@
-"""A run of its own in MLflow for a comparison of sweeps."""
+"""A run of its own in MLflow for what several sweeps say together: a comparison, or a study."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from sweep.plan import SweepPlan, masked
 from sweep.state import read_data_summary
 from sweep.tracking.metrics import MetricRow, milliseconds
-from sweep.tracking.mlflow_internals import NOTE_TAG, explain_error, store_errors
+from sweep.tracking.mlflow_internals import NOTE_TAG, PARENT_TAG, explain_error, store_errors
 from sweep.tracking.store import Store
 from trainer.errors import InputError
 
+_FOLDERS = {"comparison": "compare", "study": "study"}
+"""Folder among a run's artifacts, by its kind."""
 
-def write_comparison(
+
+def write_summary(
     plan: SweepPlan,
+    kind: str,
     name: str,
     *,
     metrics: Mapping[str, float],
     note: Callable[[str], str],
     folder: Path,
     time: float,
+    sweeps: Sequence[str] = (),
 ) -> str:
-    """Write a run for a comparison, in place of an earlier one of the same name; return its link below an address.
+    """Write a run for a comparison or a study, in place of an earlier one; return its link below an address.
 
     Args:
         plan: plan of the sweep in whose experiment the run stands.
+        kind: `comparison` or `study`.
         note: makes the description from the run's identifier.
         folder: files to upload.
-        time: when the latest of the compared trials ended, in unix seconds.
+        time: when the latest of the trials ended, in unix seconds.
+        sweeps: names of sweeps whose runs are put below this one.
 
     Raises:
         InputError: if nothing usable answers.
@@ -36,18 +43,20 @@ def write_comparison(
     store, moment = Store(plan, plan.mlflow_uri), milliseconds(time)
     try:
         store.open_experiment()
-        for earlier in store.find_runs(f"tags.`otsweep.comparison` = '{name}'"):
+        for earlier in store.find_runs(f"tags.`otsweep.{kind}` = '{name}'"):
             store.client.delete_run(earlier.info.run_id)
-        tags = {"otsweep.kind": "comparison", "otsweep.comparison": name}
-        run_id = store.create_run(name, started=moment, tags=tags)
+        run_id = store.create_run(name, started=moment, tags={"otsweep.kind": kind, f"otsweep.{kind}": name})
         rows = [MetricRow(key, value, moment, 0) for key, value in metrics.items()]
         params = plan.space.evaluation.to_dict()
         store.log_batch(run_id, metrics=rows, params=params, tags={NOTE_TAG: note(run_id)})
         store.log_data(run_id, read_data_summary(plan.folder))
-        store.client.log_artifacts(run_id, str(folder), artifact_path="compare")
+        store.client.log_artifacts(run_id, str(folder), artifact_path=_FOLDERS[kind])
+        for sweep in store.find_runs("tags.`otsweep.kind` = 'sweep'") if sweeps else ():
+            if sweep.data.tags.get("otsweep.sweep") in sweeps:
+                store.client.set_tag(sweep.info.run_id, PARENT_TAG, run_id)
         store.client.set_terminated(run_id, "FINISHED", end_time=moment)
     except store_errors() as error:
         raise InputError(
-            f"MLflow at {masked(plan.mlflow_uri)} did not take the comparison ({explain_error(error)})"
+            f"MLflow at {masked(plan.mlflow_uri)} did not take the {kind} ({explain_error(error)})"
         ) from None
     return f"/#/experiments/{store.experiment}/runs/{run_id}"

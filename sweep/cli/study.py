@@ -1,0 +1,225 @@
+"""The command `study`, and what `resume`, `plan` and `submit` do with a study."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sweep.cli.console import DONE, FAILED, INTERRUPTED, add_format, check_format, console, errors, program
+from sweep.cli.drive import run_recorded
+from trainer.errors import InputError
+from trainer.progress import ProgressLine
+
+if TYPE_CHECKING:
+    from sweep.plan import StudyPlan
+    from sweep.report import Screen
+    from sweep.study import StudyResult
+
+
+def add_study(parser: argparse.ArgumentParser) -> None:
+    from sweep.plan import OPTIONS, STUDY_OPTIONS, add_option
+
+    parser.add_argument(
+        "study", help="a name in search_spaces/studies/ or a YAML file: run it; the name of a study: show its verdict"
+    )
+    add_option(parser, OPTIONS["name"], shown="the file's name and the time")
+    for option in STUDY_OPTIONS:
+        add_option(parser, OPTIONS[option], shown="none" if option == "keep_models" else None)
+    add_pilot(parser)
+    parser.add_argument(
+        "--report", action="store_true", help="show a study, or a folder with a study.json; run nothing"
+    )
+    parser.add_argument("--plot", metavar="FILE", type=Path, help="draw the study into a file: .png, .svg or .pdf")
+    add_format(parser, ("table", "json"))
+
+
+def add_pilot(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--pilot", metavar="STUDY", help="a study that tells which difference the seeds can show")
+
+
+def study(arguments: argparse.Namespace) -> int:
+    """Run a study, or show what one has found."""
+    from sweep.plan import STUDY_OPTIONS, begin_study, has_study, make_study
+
+    check_format(arguments)
+    name = arguments.study
+    if arguments.report or has_study(name, storage=arguments.storage):
+        return _report(arguments)
+    plan = make_study(name, name=arguments.name, options={each: getattr(arguments, each) for each in STUDY_OPTIONS})
+    _print_head(plan, arguments)
+    return _run(begin_study(plan), arguments)
+
+
+def resume_study(arguments: argparse.Namespace) -> int:
+    """Go on with a study."""
+    from sweep.plan import RESUMABLE, STUDY_OPTIONS, flag, read_study
+
+    plan = read_study(arguments.name, storage=arguments.storage)
+    for option in RESUMABLE:
+        if getattr(arguments, option) is not None and option not in STUDY_OPTIONS:
+            raise InputError(
+                f"{flag(option)}: {arguments.name!r} is a study, whose file says how much each arm is given"
+            )
+    return _run(plan.with_overrides(vars(arguments)), arguments)
+
+
+def _print_head(plan: StudyPlan, arguments: argparse.Namespace) -> None:
+    """Print what is going to be done, and which difference that can show."""
+    study, options = plan.study, plan.audit_options
+    console.print(
+        f"{plan.name}: {len(study.arms)} arms on {len(study.seeds)} seeds, {study.effort} each, then audited on the "
+        f"test split ({options.finalists} finalists at most, {options.seeds} fresh seeds). Control: {plan.control}",
+        markup=False,
+    )
+    if study.question:
+        console.print(study.question, markup=False)
+    console.print(_power_of(plan, arguments.pilot), markup=False)
+
+
+def _power_of(plan: StudyPlan, pilot: str | None) -> str:
+    """Return which difference a study can show, by a pilot or the latest study that was judged alike."""
+    from sweep.study import StudyResult, latest_alike, power_line
+
+    known = latest_alike(plan) if pilot is None else StudyResult.read(plan.storage / pilot)
+    deviations = [each.deviation for each in known.under(known.crowds[0]) if each.deviation] if known else []
+    if pilot is not None and not deviations:
+        raise InputError(f"--pilot {pilot}: has fewer than two seeds done, and so tells nothing")
+    return power_line(deviations, len(plan.study.seeds), f"study {known.name}" if known else "")
+
+
+def _run(plan: StudyPlan, arguments: argparse.Namespace) -> int:
+    from sweep.study import collect, run_study, write_study_files
+
+    def run_sweep(screen: Screen, fresh: bool) -> bool:
+        complete, _ = run_recorded(screen, fresh=fresh)
+        return complete
+
+    try:
+        complete = run_study(plan, console, run_sweep, lambda: write_study_files(collect(plan), plan.folder))
+    except KeyboardInterrupt:
+        complete = False
+    result = collect(plan)
+    write_study_files(result, plan.folder)
+    if not complete:
+        console.print(f"Stopped. Nothing that is done is lost; to resume:\n  {program()} resume {plan.words()}")
+        return INTERRUPTED
+    _show(result, plan.folder, as_json=getattr(arguments, "format", "table") == "json")
+    _write_to_mlflow(plan, result)
+    return DONE if result.seeds else FAILED
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    """Show a study of the storage as far as it is done, or the result that a folder keeps."""
+    from sweep.plan import has_study, read_study
+    from sweep.report import save_figure
+    from sweep.study import RESULT, StudyResult, collect, study_figure, write_study_files
+
+    folder = Path(arguments.study)
+    if has_study(arguments.study, storage=arguments.storage):
+        plan = read_study(arguments.study, storage=arguments.storage)
+        with ProgressLine(sys.stderr) as line:
+            line.update("Collecting ...", now=True)
+            result, folder = collect(plan), plan.folder
+            write_study_files(result, folder)
+    elif (folder / RESULT).is_file():
+        result = StudyResult.read(folder)
+    else:
+        read_study(arguments.study, storage=arguments.storage)  # says what there is
+        raise AssertionError
+    if arguments.plot:
+        if not result.seeds:
+            raise InputError(
+                f"--plot {arguments.plot}: no seed of {result.name} is done yet, so there is nothing to draw"
+            )
+        save_figure(study_figure(result), arguments.plot)
+    _show(result, folder, as_json=arguments.format == "json")
+    return DONE
+
+
+def _show(result: StudyResult, folder: Path, *, as_json: bool) -> None:
+    from sweep.study import PICTURE, notes, sentences, study_tables
+
+    if as_json:
+        print(result.to_json(), end="")
+        return
+    console.print(*([result.question] if result.question else []), *sentences(result), "", sep="\n", markup=False)
+    if not result.seeds:
+        return
+    for table in study_tables(result):
+        console.print(table, "", sep="\n", soft_wrap=False)
+    console.print(*notes(result), "", sep="\n", markup=False)
+    for what, path in (("picture", folder / PICTURE), ("numbers", folder / "study.json")):
+        if path.exists():
+            console.print(f"{what}  {path}", markup=False)
+
+
+def _write_to_mlflow(plan: StudyPlan, result: StudyResult) -> None:
+    """Write the study's run, above those of its sweeps; where MLflow does not answer, say what to do."""
+    from sweep.study import ended_at, study_markdown, study_metrics
+    from sweep.tracking import write_summary
+
+    try:
+        link = write_summary(
+            plan.sweep_plan(plan.steps[0]),
+            "study",
+            plan.name,
+            metrics=study_metrics(result),
+            note=lambda run: study_markdown(result, run),
+            folder=plan.folder,
+            time=ended_at(plan),
+            sweeps=[plan.sweep_name(step) for step in plan.steps],
+        )
+    except InputError as error:
+        errors.print(f"{error}\nWhen it answers: {program()} resume {plan.words()}", markup=False)
+        return
+    uri = plan.sweep_plan(plan.steps[0]).mlflow_uri
+    console.print(f"MLflow   {uri if uri.startswith('http') else 'http://127.0.0.1:5000'}{link}", markup=False)
+
+
+def plan_study(arguments: argparse.Namespace) -> int:
+    """Time a little of every arm, and print what the whole study would take; nothing is run or logged."""
+    from sweep.plan import make_study
+    from sweep.study import price_study, price_table
+
+    study = make_study(arguments.space, name=arguments.name, options=study_options(arguments))
+    with ProgressLine(sys.stderr) as line:
+        price = price_study(study, line.show)
+    if arguments.format == "json":
+        print(json.dumps({**price.to_dict(), "command": _study_command(arguments)}, indent=2))
+        return DONE
+    _print_head(study, arguments)
+    console.print("", price_table(price), sep="\n", soft_wrap=False)
+    console.print(*price.notes(), f"\nRun it:\n  {_study_command(arguments)}", sep="\n", markup=False)
+    return DONE
+
+
+def study_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of a study among those of a sweep.
+
+    Raises:
+        InputError: for one that a study's file decides.
+    """
+    from sweep.plan import OPTIONS, STUDY_OPTIONS, flag
+
+    given = [name for name in (*OPTIONS, "points", "front_of") if getattr(arguments, name) is not None]
+    for name in given + (["require"] if arguments.require else []):
+        if name not in (*STUDY_OPTIONS, "name"):
+            raise InputError(f"{flag(name)}: {arguments.space} is a study, and its file says that for all arms alike")
+    return {name: getattr(arguments, name) for name in STUDY_OPTIONS}
+
+
+def _study_command(arguments: argparse.Namespace) -> str:
+    """Return the command that runs a study in the options that were given."""
+    from sweep.plan import STUDY_OPTIONS, flag
+
+    words: Iterable[str] = (
+        f"{flag(name)} {shlex.quote(str(value))}"
+        for name in (*STUDY_OPTIONS, "name")
+        if (value := getattr(arguments, name)) is not None
+    )
+    return " ".join([program(), "study", shlex.quote(arguments.space), *words])
