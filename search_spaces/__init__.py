@@ -3,7 +3,7 @@
 from search_spaces.reading import load_space, read_point, space_from_yaml
 from search_spaces.requirement import MEASURES, Requirement, violation
 from search_spaces.space import NOT_GIVEN, NOT_SWEPT, TRIAL_FIELDS, Space
-from search_spaces.study import Study, load_study, names_study, study_from_yaml
+from search_spaces.study import STUDY_RESULTS, Study, load_study, names_study, study_from_yaml
 from search_spaces.yaml_file import LARGEST_FILE, Located, dump_yaml, locate, parse_yaml, read_yaml
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "Space",
     "space_from_yaml",
     "Study",
+    "STUDY_RESULTS",
     "study_from_yaml",
     "TRIAL_FIELDS",
     "violation",

@@ -22,7 +22,9 @@ from trainer.fields import check_value
 from trainer.presets import preset
 from trainer.words import did_you_mean
 
-FOLDER = Path(__file__).parent
+_FOLDER = Path(__file__).parent
+STUDIES = _FOLDER / "studies"
+"""Folder of the studies that come with otsweep."""
 _SECTIONS = ["name", "description", "trials", "evaluation", "space", "require", "points"]
 
 
@@ -74,17 +76,19 @@ def load_space(name_or_path: str) -> Space:
     path = Path(name_or_path)
     is_name = path.suffix not in (".yaml", ".yml") and len(path.parts) <= 1
     if is_name and name_or_path not in names():
+        if (STUDIES / f"{name_or_path}.yaml").is_file():
+            raise InputError(f"{name_or_path!r} is a study: run it by `otsweep study {name_or_path}`")
         raise InputError(
             f"unknown search space {name_or_path!r}: {did_you_mean(name_or_path, names())}, or the path of a YAML file"
         )
     if is_name:
-        path = FOLDER / f"{name_or_path}.yaml"
+        path = _FOLDER / f"{name_or_path}.yaml"
     return space_from_yaml(read_yaml(path), name=path.stem)
 
 
 def names() -> list[str]:
     """Return the names of the spaces that come with otsweep."""
-    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+    return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
 
 
 def _read_text(node: Located | None) -> str:

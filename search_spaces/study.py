@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from search_spaces.reading import FOLDER, check_fields, is_study, names, space_from_yaml
+from search_spaces.reading import STUDIES, check_fields, is_study, names, space_from_yaml
 from search_spaces.space import TRIAL_FIELDS, Space
 from search_spaces.yaml_file import Located, read_yaml
 from trainer.config import EvaluationConfig, TrialConfig
@@ -17,8 +17,8 @@ from trainer.errors import InputError
 from trainer.fields import CheckedFields, check_value, knob
 from trainer.words import did_you_mean
 
-_STUDIES = FOLDER / "studies"
-"""Folder of the studies that come with otsweep."""
+STUDY_RESULTS = STUDIES / "results"
+"""Folder of results that are kept with the code, a folder for each study."""
 
 _OF_SPACE = ("evaluation", "points", "require")
 """Sections that all arms share, as they stand in a search space."""
@@ -88,8 +88,8 @@ def _study_path(name_or_path: str) -> Path | None:
     path = Path(name_or_path)
     if path.suffix in (".yaml", ".yml"):
         return path
-    built_in = _STUDIES / f"{name_or_path.removeprefix('studies/')}.yaml"
-    return built_in if built_in.parent == _STUDIES and built_in.is_file() else None
+    built_in = STUDIES / f"{name_or_path.removeprefix('studies/')}.yaml"
+    return built_in if built_in.parent == STUDIES and built_in.is_file() else None
 
 
 def names_study(word: str) -> bool:
@@ -113,7 +113,7 @@ def load_study(name_or_path: str, *, audit_options: Mapping[str, dataclasses.Fie
     """
     path = _study_path(name_or_path)
     if path is None:
-        known = sorted(each.stem for each in _STUDIES.glob("*.yaml"))
+        known = sorted(each.stem for each in STUDIES.glob("*.yaml"))
         raise InputError(f"unknown study {name_or_path!r}: {did_you_mean(name_or_path, known)}, or a YAML file's path")
     return study_from_yaml(read_yaml(path), name=path.stem, audit_options=audit_options)
 

@@ -10,12 +10,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sweep.cli.console import DONE, FAILED, INTERRUPTED, add_format, check_format, console, errors, program
+from sweep.cli.console import DONE, FAILED, INTERRUPTED, add_format, check_format, console, errors, program, sweep_words
 from sweep.cli.drive import run_recorded
 from trainer.errors import InputError
 from trainer.progress import ProgressLine
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from sweep.plan import StudyPlan
     from sweep.report import Screen
     from sweep.study import StudyResult
@@ -51,8 +53,8 @@ def study(arguments: argparse.Namespace) -> int:
     if arguments.report or has_study(name, storage=arguments.storage):
         return _report(arguments)
     plan = make_study(name, name=arguments.name, options={each: getattr(arguments, each) for each in STUDY_OPTIONS})
-    _print_head(plan, arguments)
-    return _run(begin_study(plan), arguments)
+    _print_head(plan, arguments, errors if arguments.format == "json" else console)
+    return _run(begin_study(plan), as_json=arguments.format == "json")
 
 
 def resume_study(arguments: argparse.Namespace) -> int:
@@ -65,20 +67,20 @@ def resume_study(arguments: argparse.Namespace) -> int:
             raise InputError(
                 f"{flag(option)}: {arguments.name!r} is a study, whose file says how much each arm is given"
             )
-    return _run(plan.with_overrides(vars(arguments)), arguments)
+    return _run(plan.with_overrides(vars(arguments)), as_json=False)
 
 
-def _print_head(plan: StudyPlan, arguments: argparse.Namespace) -> None:
+def _print_head(plan: StudyPlan, arguments: argparse.Namespace, screen: Console) -> None:
     """Print what is going to be done, and which difference that can show."""
     study, options = plan.study, plan.audit_options
-    console.print(
+    screen.print(
         f"{plan.name}: {len(study.arms)} arms on {len(study.seeds)} seeds, {study.effort} each, then audited on the "
         f"test split ({options.finalists} finalists at most, {options.seeds} fresh seeds). Control: {plan.control}",
         markup=False,
     )
     if study.question:
-        console.print(study.question, markup=False)
-    console.print(_power_of(plan, arguments.pilot), markup=False)
+        screen.print(study.question, markup=False)
+    screen.print(_power_of(plan, arguments.pilot), markup=False)
 
 
 def _power_of(plan: StudyPlan, pilot: str | None) -> str:
@@ -92,41 +94,48 @@ def _power_of(plan: StudyPlan, pilot: str | None) -> str:
     return power_line(deviations, len(plan.study.seeds), f"study {known.name}" if known else "")
 
 
-def _run(plan: StudyPlan, arguments: argparse.Namespace) -> int:
+def _run(plan: StudyPlan, *, as_json: bool) -> int:
+    """Run what is left of a study, and show its verdict; where that is JSON, all else goes to standard error."""
     from sweep.study import collect, run_study, write_study_files
+
+    said = errors if as_json else console
 
     def run_sweep(screen: Screen, fresh: bool) -> bool:
         complete, _ = run_recorded(screen, fresh=fresh)
         return complete
 
     try:
-        complete = run_study(plan, console, run_sweep, lambda: write_study_files(collect(plan), plan.folder))
+        complete = run_study(plan, said, run_sweep, lambda: write_study_files(collect(plan), plan.folder))
     except KeyboardInterrupt:
         complete = False
     result = collect(plan)
     write_study_files(result, plan.folder)
     if not complete:
-        console.print(f"Stopped. Nothing that is done is lost; to resume:\n  {program()} resume {plan.words()}")
+        said.print(f"Stopped. Nothing that is done is lost; to resume:\n  {program()} resume {plan.words()}")
         return INTERRUPTED
-    _show(result, plan.folder, as_json=getattr(arguments, "format", "table") == "json")
-    _write_to_mlflow(plan, result)
+    _show(result, plan.folder, as_json=as_json)
+    _write_to_mlflow(plan, result, said)
     return DONE if result.seeds else FAILED
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    """Show a study of the storage as far as it is done, or the result that a folder keeps."""
+    """Show a study of the storage as far as it is done, or a result that a folder, or the code, keeps."""
+    from search_spaces import STUDY_RESULTS
     from sweep.plan import has_study, read_study
     from sweep.report import save_figure
     from sweep.study import RESULT, StudyResult, collect, study_figure, write_study_files
 
-    folder = Path(arguments.study)
+    kept = [
+        folder for folder in (Path(arguments.study), STUDY_RESULTS / arguments.study) if (folder / RESULT).is_file()
+    ]
     if has_study(arguments.study, storage=arguments.storage):
         plan = read_study(arguments.study, storage=arguments.storage)
         with ProgressLine(sys.stderr) as line:
             line.update("Collecting ...", now=True)
             result, folder = collect(plan), plan.folder
             write_study_files(result, folder)
-    elif (folder / RESULT).is_file():
+    elif kept:
+        folder = kept[0]
         result = StudyResult.read(folder)
     else:
         read_study(arguments.study, storage=arguments.storage)  # says what there is
@@ -158,14 +167,15 @@ def _show(result: StudyResult, folder: Path, *, as_json: bool) -> None:
             console.print(f"{what}  {path}", markup=False)
 
 
-def _write_to_mlflow(plan: StudyPlan, result: StudyResult) -> None:
+def _write_to_mlflow(plan: StudyPlan, result: StudyResult, said: Console) -> None:
     """Write the study's run, above those of its sweeps; where MLflow does not answer, say what to do."""
     from sweep.study import ended_at, study_markdown, study_metrics
     from sweep.tracking import write_summary
 
+    first = plan.sweep_plan(plan.steps[0])
     try:
         link = write_summary(
-            plan.sweep_plan(plan.steps[0]),
+            first,
             "study",
             plan.name,
             metrics=study_metrics(result),
@@ -177,8 +187,11 @@ def _write_to_mlflow(plan: StudyPlan, result: StudyResult) -> None:
     except InputError as error:
         errors.print(f"{error}\nWhen it answers: {program()} resume {plan.words()}", markup=False)
         return
-    uri = plan.sweep_plan(plan.steps[0]).mlflow_uri
-    console.print(f"MLflow   {uri if uri.startswith('http') else 'http://127.0.0.1:5000'}{link}", markup=False)
+    if first.mlflow_uri.startswith("http"):
+        said.print(f"MLflow   {first.mlflow_uri}{link}", markup=False)
+        return
+    said.print(f"MLflow   {program()} ui {sweep_words(first)}", markup=False)
+    said.print(f"opens    http://127.0.0.1:5000{link}", markup=False)
 
 
 def plan_study(arguments: argparse.Namespace) -> int:
@@ -192,7 +205,7 @@ def plan_study(arguments: argparse.Namespace) -> int:
     if arguments.format == "json":
         print(json.dumps({**price.to_dict(), "command": _study_command(arguments)}, indent=2))
         return DONE
-    _print_head(study, arguments)
+    _print_head(study, arguments, console)
     console.print("", price_table(price), sep="\n", soft_wrap=False)
     console.print(*price.notes(), f"\nRun it:\n  {_study_command(arguments)}", sep="\n", markup=False)
     return DONE

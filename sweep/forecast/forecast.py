@@ -29,6 +29,9 @@ _MLFLOW_BYTES = 330
 _LEDGER_BYTES, _LEDGER_VALUE_BYTES = 20_000, 13
 """Bytes of a ledger and its table: of their schemas, and of each reported number. As in tests/recorded."""
 
+OTHER_WORK = "other work takes the processors"
+"""Begin of the remark on a busy machine."""
+
 _BUSY = 1.3
 """Slowness from which on a machine is reported to be busy."""
 
@@ -195,7 +198,7 @@ def _remarks(plan: SweepPlan, measured: ProfileResult, trials: Span, idle: float
     """
     if slowness > _BUSY:
         yield (
-            f"other work takes the processors: all takes {slowness:.1f} times as long as on an idle machine; "
+            f"{OTHER_WORK}: all takes {slowness:.1f} times as long as on an idle machine; "
             f"there the trials would take about {duration(idle)}"
         )
     if plan.pack > 1:

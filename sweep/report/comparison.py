@@ -103,7 +103,7 @@ def heights(points: np.ndarray, objectives: Objectives, x: np.ndarray) -> np.nda
     """Return the second gain (k,) that points (n, d) reach without giving up the first gain `x` (k,); -inf for none."""
     gains = objectives.turn(points)[:, :2]
     reached = np.where(gains[None, :, 0] >= x[:, None], gains[None, :, 1], -np.inf)
-    return reached.max(axis=1)
+    return reached.max(axis=1, initial=-np.inf)
 
 
 def interval_text(found: Difference) -> str:

@@ -9,9 +9,9 @@ from typing import Any
 from rich.table import Table
 
 from sweep.engine import Progress, ray_session
-from sweep.forecast import HOUR, Forecast, Span, in_time, make_forecast, profile_plan
+from sweep.forecast import HOUR, OTHER_WORK, Forecast, Span, in_time, make_forecast, profile_plan
 from sweep.plan import Step, StudyPlan
-from sweep.report import plain_table
+from sweep.report import duration, plain_table
 
 _JUDGING = 2.0
 """Time of an audited training's attacks and checks over that of the training itself, about, as benchmark `audit_share`
@@ -53,12 +53,17 @@ class _StudyPrice:
 
     def notes(self) -> Iterator[str]:
         """Yield what a person should know of it."""
+        arms = self.forecasts.items()
         first = next(iter(self.forecasts.values()))
         if first.preparation:
             missing = ", ".join(first.preparation)
             yield f"\nNot counted, once for each of the {self.seeds} splits: {missing}"
-        for arm, forecast in self.forecasts.items():
-            yield from (f"{arm}: {remark}" for remark in forecast.remarks)
+        remarks = [remark for forecast in self.forecasts.values() for remark in forecast.remarks]
+        yield from dict.fromkeys(remark for remark in remarks if not remark.startswith(OTHER_WORK))
+        if any(remark.startswith(OTHER_WORK) for remark in remarks):
+            each = ((self.sweeps(arm).expected + self.audits(arm).expected) / one.slowness for arm, one in arms)
+            idle = sum(each)
+            yield f"{OTHER_WORK}: on an idle machine all would take about {duration(idle)}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, as JSON takes them."""

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from search_spaces.reading import space_from_yaml
+from search_spaces.reading import is_study, space_from_yaml
+from search_spaces.study import study_from_yaml
 from search_spaces.yaml_file import parse_yaml
 from sweep.cli import main
+from sweep.plan.audit_options import AUDIT_OPTIONS
 from tests.support.recorded_sweeps import recorded
 
 ROOT = Path(__file__).parents[2]
@@ -95,7 +97,11 @@ def test_make_targets_exist(path: Path) -> None:
 def test_spaces_can_be_read(path: Path) -> None:
     for language, text in blocks(path):
         if language == "yaml" and re.search(r"^space:", text, re.MULTILINE):
-            space_from_yaml(parse_yaml(text.encode(), str(path)), name="example")
+            root = parse_yaml(text.encode(), str(path))
+            if is_study(root):
+                study_from_yaml(root, name="example", audit_options=AUDIT_OPTIONS)
+            else:
+                space_from_yaml(root, name="example")
 
 
 RUNNABLE = ("front", "replay", "compare")

@@ -169,7 +169,7 @@ COMMANDS = {
     "unknown sampler": (["study", "regularizers", "--sampler", "tpo"], "--sampler = 'tpo': did you mean 'tpe'?"),
     "a name too long": (["study", "regularizers", "--name", "n" * 60], "a sweep of the study"),
     "effort on the command line": (["plan", "regularizers", "--trials", "3"], "--trials: regularizers is a study"),
-    "study run as a sweep": (["run", "studies/mnist.yaml"], "no such file"),
+    "study run as a sweep": (["run", "regularizers"], "'regularizers' is a study: run it by `otsweep study regul"),
     "a pilot that is none": (["study", "regularizers", "--pilot", "nothing"], "study.json: can't be read"),
 }
 
