@@ -49,7 +49,6 @@ def run_recorded(screen: Screen, *, fresh: bool) -> tuple[bool, Callable[[str], 
     from sweep.ledger import LedgerWriter, read_ledger
     from sweep.plan import drop_remote, push_remote, write_plan
     from sweep.search import remarks
-    from sweep.state import read_data_summary
     from sweep.tracking import Tracker
 
     plan, results = screen.plan, screen.results
@@ -69,7 +68,7 @@ def run_recorded(screen: Screen, *, fresh: bool) -> tuple[bool, Callable[[str], 
         for warning in dict.fromkeys([*ledger.warnings, *recorded.warnings]):
             screen.log(f"ledger: {warning}")
         results.load(recorded.to_go_on_from())
-        results.data_summary = read_data_summary(plan.folder)
+        results.read_data(plan.folder)
         screen.open(resumed=bool(recorded.trials), remarks=remarks(plan))
         try:
             complete = run_plan(
