@@ -6,7 +6,6 @@ from sweep.front.judged_trials import JudgedTrials
 from sweep.front.objectives import Objectives
 from sweep.front.pareto import constrained_ranks, contributions, epsilon_indicator, front_mask, hypervolume, knee, ranks
 from sweep.front.resampling import (
-    binomial_resampling,
     excesses,
     mean_intervals,
     reflected_interval,
