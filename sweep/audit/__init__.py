@@ -5,4 +5,4 @@ from sweep.audit.figures import curves_figure
 from sweep.audit.finalists import Finalist
 from sweep.audit.pool import AuditProgress
 from sweep.audit.results import AuditResult, read_audited
-from sweep.audit.tables import command, show_audit
+from sweep.audit.tables import AUDIT_JSON, command, show_audit

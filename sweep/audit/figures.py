@@ -78,13 +78,13 @@ def _budgets(audit: Audit, finalists: Sequence[Finalist]) -> str:
 
 
 def curves_figure(audit: Audit, finalists: Sequence[Finalist]) -> Figure:
-    """Draw accuracy over the budget, a line per finalist: its mean over seeds, in a band from the worst to the best."""
+    """Draw accuracy over the budget, a line per finalist: the mean over its trials, in a band from worst to best."""
     evaluation = audit.plan.space.evaluation
     colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(finalists)))
     with house_figure(height=5.0) as (figure, axes):
         for one, colour in zip(finalists, colours, strict=True):
-            epsilons = one.runs[0].curve["epsilons"]
-            accuracies = 100 * np.array([run.curve["accuracies"] for run in one.runs])
+            epsilons = one.own[0].curve["epsilons"]
+            accuracies = 100 * np.array([run.curve["accuracies"] for run in one.own])
             name = f"{one.record.number:03d}: area {one.mean['curve_area']:.3f}"
             axes.fill_between(epsilons, accuracies.min(0), accuracies.max(0), color=colour, alpha=0.15, linewidth=0)
             axes.plot(epsilons, accuracies.mean(0), color=colour, marker="o", markersize=3.5, label=name)
