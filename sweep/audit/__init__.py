@@ -3,6 +3,7 @@
 from sweep.audit.audit import AUDIT_FOLDER, Audit, run_audit
 from sweep.audit.figures import curves_figure
 from sweep.audit.finalists import Finalist
+from sweep.audit.measures import MEASURED, PERTURBED
 from sweep.audit.pool import AuditProgress
 from sweep.audit.results import AuditResult, read_audited
 from sweep.audit.tables import AUDIT_JSON, command, show_audit

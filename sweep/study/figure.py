@@ -1,4 +1,4 @@
-"""The picture of a study: attainment surfaces, effort curves, and the differences to the control.
+"""The picture of a study: attainment surfaces, curves over effort and budget, and the differences to the control.
 
 Shapes: s seeds, n finalists, k values on an x axis.
 """
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sweep.front import Objectives
-from sweep.report import GRID, INK, MUTED, budgets, draw_axes, heights, house_figure, in_units
+from sweep.report import GRID, INK, MUTED, NORMS, budgets, draw_axes, heights, house_figure, in_units
 from sweep.study.result import StudyResult
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _COLOURS = ("#222222", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
-_SIZE = (11.5, 6.4)
+_SIZE = (11.5, 8.0)
 
 
 def study_figure(result: StudyResult) -> Figure:
@@ -27,11 +27,12 @@ def study_figure(result: StudyResult) -> Figure:
     with house_figure(height=_SIZE[1]) as (figure, first):
         first.remove()
         figure.set_size_inches(*_SIZE)
-        grid = figure.add_gridspec(2, 2, width_ratios=(1.25, 1))
+        grid = figure.add_gridspec(3, 2, width_ratios=(1.25, 1))
         colours = {arm: _COLOURS[index % len(_COLOURS)] for index, arm in enumerate(result.arms)}
         _draw_attainment(figure.add_subplot(grid[:, 0]), result, colours)
         _draw_courses(figure.add_subplot(grid[0, 1]), result, colours)
-        _draw_differences(figure.add_subplot(grid[1, 1]), result, colours)
+        _draw_budgets(figure.add_subplot(grid[1, 1]), result, colours)
+        _draw_differences(figure.add_subplot(grid[2, 1]), result, colours)
         handles = [figure.axes[0].plot([], [], color=colour, label=arm)[0] for arm, colour in colours.items()]
         figure.legend(handles=handles, loc="outside lower center", ncols=len(_COLOURS), frameon=False, fontsize=8)
         done, planned = len(result.seeds), result.planned_seeds
@@ -88,6 +89,24 @@ def _draw_courses(axes: Axes, result: StudyResult, colours: dict[str, str]) -> N
     axes.set_ylabel("Hypervolume")
     axes.grid(**GRID)
     axes.set_title("Over the effort, on the validation split: mean, least to largest", loc="left", fontsize=9)
+
+
+def _draw_budgets(axes: Axes, result: StudyResult, colours: dict[str, str]) -> None:
+    """Draw the best finalist's accuracy over the budget: its mean over the seeds, in a band from the least to the
+    largest."""
+    for arm, colour in colours.items():
+        curves = [np.array(each.curve) for each in result.of(arm) if each.curve]
+        if curves:
+            accuracies = 100 * np.array([curve[:, 1] for curve in curves])
+            axes.plot(curves[0][:, 0], accuracies.mean(axis=0), color=colour, linewidth=1.4)
+            axes.fill_between(
+                curves[0][:, 0], accuracies.min(axis=0), accuracies.max(axis=0), color=colour, alpha=0.1, linewidth=0
+            )
+    axes.axvline(result.judged.eval_sensitivity_epsilon, color=MUTED, linewidth=1, linestyle=":")
+    axes.set_xlabel(f"Sensitivity epsilon ({NORMS[result.judged.eval_sensitivity_norm]}); dotted: judged by")
+    axes.set_ylabel("Accuracy (%)")
+    axes.grid(**GRID)
+    axes.set_title("Best finalist over the budget, on the test split: mean, least to largest", loc="left", fontsize=9)
 
 
 def _courses(each: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

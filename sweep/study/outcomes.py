@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ from sweep.front import Objectives, hypervolume
 from sweep.plan import Step, StudyPlan
 from sweep.report import trial_label
 from sweep.state import SweepState, read_state
-from sweep.study.result import StudyResult, SweepResult
+from sweep.study.resampling import resampled_parts, spread_of_parts
+from sweep.study.result import ArmDifference, StudyResult, SweepResult
 from sweep.study.run import audit_of, is_audited, is_swept
 from sweep.study.verdict import arm_differences
 from trainer.crowds import crowd_for, other_crowds
@@ -37,7 +39,10 @@ def collect(plan: StudyPlan) -> StudyResult:
         planned_seeds=len(study.seeds),
         effort=str(study.effort),
         effort_unit="hours" if study.effort.hours else "trials",
-        audited=f"test split, {options.finalists} finalists at most, {options.seeds} fresh seeds",
+        audited=(
+            f"test split, {options.finalists} finalists at most, {options.seeds} fresh training seeds, "
+            f"{options.judges} judges"
+        ),
         evaluation=evaluation.to_dict(),
         objectives=list(objectives.names),
         maximise=list(objectives.maximise),
@@ -46,11 +51,46 @@ def collect(plan: StudyPlan) -> StudyResult:
         sweeps=[],
         differences=[],
     )
-    result.sweeps.extend(_sweep_result(plan, result, Step(arm, seed)) for arm in arms for seed in result.seeds)
+    audited = {(arm, seed): _audited(plan, Step(arm, seed)) for arm in arms for seed in result.seeds}
+    result.sweeps.extend(_sweep_result(result, *step, *found) for step, found in audited.items())
     if result.seeds:
-        volumes = {(arm, crowd): result.hypervolumes(arm, crowd).tolist() for arm in arms for crowd in crowds}
-        result.differences.extend(arm_differences(volumes, arms=arms, crowds=crowds))
+        result.differences.extend(_differences(plan, result, objectives, audited))
     return result
+
+
+_Audited = tuple[Audit | None, list[Finalist]]
+"""The audit of a sweep, if it has a front, and the finalists that fulfil what the study requires."""
+
+
+def _differences(
+    plan: StudyPlan, result: StudyResult, objectives: Objectives, audited: Mapping[tuple[str, int], _Audited]
+) -> list[ArmDifference]:
+    """Return the differences to the control, with the parts of their spread."""
+    volumes = {(a, c): result.hypervolumes(a, c).tolist() for a in result.arms for c in result.crowds}
+    drawn = {
+        (arm, crowd): [_drawn(*audited[arm, seed], objectives, crowd, seed) for seed in result.seeds]
+        for arm in result.arms
+        for crowd in result.crowds
+    }
+    counts = (0, plan.audit_options.seeds, plan.audit_options.judges)
+    return [
+        replace(one, parts=spread_of_parts(drawn[one.arm, one.crowd], drawn[result.control, one.crowd], counts))
+        for one in arm_differences(volumes, arms=result.arms, crowds=result.crowds)
+    ]
+
+
+def _drawn(
+    audit: Audit | None, finalists: Sequence[Finalist], objectives: Objectives, crowd: str, seed: int
+) -> np.ndarray:
+    judged = audit.judged() if audit else None
+    return resampled_parts(finalists if judged else [], judged[1] if judged else [], objectives, crowd, seed=seed)
+
+
+def _audited(plan: StudyPlan, step: Step) -> _Audited:
+    audit = audit_of(plan, step)
+    if audit is None:
+        return None, []
+    return audit, [one for one in audit.finalists() if violation(audit.plan.space.require, _numbers(one)) == 0]
 
 
 def ended_at(plan: StudyPlan) -> float:
@@ -73,14 +113,14 @@ def _is_done(plan: StudyPlan, step: Step) -> bool:
     return is_swept(sweep, state) if audit is None else is_audited(plan, audit)
 
 
-def _sweep_result(plan: StudyPlan, result: StudyResult, step: Step) -> SweepResult:
-    audit = audit_of(plan, step)
-    if audit is None:
-        return SweepResult(step.arm, step.seed, dict.fromkeys(result.crowds, 0.0), [], [])
-    finalists = [one for one in audit.finalists() if violation(audit.plan.space.require, _numbers(one)) == 0]
+def _sweep_result(
+    result: StudyResult, arm: str, seed: int, audit: Audit | None, finalists: Sequence[Finalist]
+) -> SweepResult:
     volumes = {crowd: _hypervolume(finalists, result.objectives_of(crowd)) for crowd in result.crowds}
+    if audit is None:
+        return SweepResult(arm, seed, volumes, [], [], [])
     course = _course(audit.results, hours=result.effort_unit == "hours")
-    return SweepResult(step.arm, step.seed, volumes, [_point(audit, one) for one in finalists], course)
+    return SweepResult(arm, seed, volumes, [_point(audit, one) for one in finalists], course, _curve(finalists))
 
 
 def _numbers(one: Finalist) -> Mapping[str, float]:
@@ -97,6 +137,15 @@ def _point(audit: Audit, one: Finalist) -> dict[str, Any]:
     """Return a finalist as it is kept."""
     numbers = {name: value for name, value in one.mean.items() if name.rpartition("/")[2] in _SHOWN}
     return {"trial": one.record.number, "label": trial_label(audit.plan.space, one.record.config), **numbers}
+
+
+def _curve(finalists: Sequence[Finalist]) -> list[list[float]]:
+    """Return the best finalist's accuracy at each budget; all were attacked at the same ones."""
+    curves = [each.curve for one in finalists for each in one.own]
+    if not curves:
+        return []
+    best = np.max([curve["accuracies"] for curve in curves], axis=0)
+    return [list(pair) for pair in zip(curves[0]["epsilons"], best.tolist(), strict=True)]
 
 
 def _course(state: SweepState, *, hours: bool) -> list[list[float]]:

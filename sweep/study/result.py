@@ -39,6 +39,10 @@ class SweepResult:
     course: list[list[float]]
     """Pairs of effort (trials or hours) and hypervolume on the validation split, in the order of the trials' ends."""
 
+    curve: list[list[float]]
+    """Pairs of sensitivity budget and the best finalist's accuracy under it on the test split, with the models of the
+    sweep itself."""
+
 
 @dataclass(frozen=True)
 class ArmDifference:
@@ -66,6 +70,9 @@ class ArmDifference:
 
     needed: int | None
     """Seeds that show a difference as large as the estimate, with the same power."""
+
+    parts: dict[str, float]
+    """Deviation of one seed's difference that comes from images, training seeds and judges, each drawn anew alone."""
 
     shown: bool
     """True if the adjusted p-value is below 0.05."""

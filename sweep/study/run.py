@@ -72,9 +72,11 @@ def audit_of(plan: StudyPlan, step: Step) -> Audit | None:
 
 def is_audited(plan: StudyPlan, audit: Audit) -> bool:
     """Return whether all of an audit is done that can be: a training that fails on its seed is tried once a run."""
+    if audit.judged() is None:
+        return False
     missing = {task.name for task in audit.missing()}
     if not missing:
-        return bool(audit.results.data_summary)
+        return True
     failed = _failed_file(plan, audit)
     return failed.exists() and missing <= set(json.loads(failed.read_bytes()))
 
@@ -85,7 +87,7 @@ def _failed_file(plan: StudyPlan, audit: Audit) -> Path:
 
 def _audit(plan: StudyPlan, step: Step, console: Console, clock: StudyClock) -> bool:
     audit = audit_of(plan, step)
-    if audit is None or not audit.missing():
+    if audit is None or (audit.judged() and not audit.missing()):
         return True
     complete = run_audit(audit, console, StudyAuditProgress(console.file, clock))
     clock.end("audit")

@@ -57,10 +57,20 @@ def _difference_cells(one: ArmDifference) -> tuple[str, str, str, str]:
 
 def notes(result: StudyResult) -> list[str]:
     """Return what the numbers are, for below a table."""
+    parts = [
+        f"  {one.arm}: {_spread_text(one)}" for one in result.under(result.crowds[0]) if one.parts and one.deviation
+    ]
     return [
+        *(["Deviation of one seed's difference, and what of it comes from where:", *parts] if parts else []),
         f"Audited: {result.audited}. Hypervolume against {_point(result)}; arms are paired by seed.",
         "Holm: p corrected for the number of arms; an arm moves the front where it is below 0.05.",
     ]
+
+
+def _spread_text(one: ArmDifference) -> str:
+    """Return where the spread between seeds comes from; what is left is the search, and the split."""
+    known = ", ".join(f"{part} {value:.4f}" for part, value in one.parts.items())
+    return f"{one.deviation:.4f}; {known}; the rest is the search and the split"
 
 
 def _point(result: StudyResult) -> str:

@@ -1,7 +1,7 @@
 """The verdict of a study: paired differences of audited hypervolumes, corrected for the number of arms, in words.
 
 A sweep is the unit: its seed decides split, initial weights, attack noise and the search's draws, the same in all arms.
-Shapes: s seeds, B draws.
+Shape: s seeds.
 """
 
 from __future__ import annotations
@@ -18,26 +18,20 @@ _LEVEL = 0.95
 _MANY_SEEDS = 1000
 _MORE_SEEDS = "at least two, better five, seeds are needed"
 
-_Resampled = Mapping[tuple[str, str], np.ndarray]
-"""Hypervolumes (s, B) by arm and crowd, as other draws of training seeds, judges and sources would give them."""
-
 
 def arm_differences(
-    hypervolumes: Mapping[tuple[str, str], Sequence[float]],
-    *,
-    arms: Sequence[str],
-    crowds: Sequence[str],
-    resampled: _Resampled | None = None,
+    hypervolumes: Mapping[tuple[str, str], Sequence[float]], *, arms: Sequence[str], crowds: Sequence[str]
 ) -> list[ArmDifference]:
     """Return every arm's difference to the first, under every crowd.
 
     Args:
         hypervolumes: one per seed (s,), by arm and crowd, in the same order of seeds.
-        resampled: the same under B draws; None if unknown.
+        arms: names, the control first.
+        crowds: names.
     """
     found: list[ArmDifference] = []
     for crowd in crowds:
-        each = [_compare(hypervolumes, arms[0], arm, crowd, resampled) for arm in arms[1:]]
+        each = [_compare(arm, crowd, hypervolumes[arm, crowd], hypervolumes[arms[0], crowd]) for arm in arms[1:]]
         adjusted = holm([1.0 if one.p_value is None else one.p_value for one in each]).tolist()
         found += [
             one if one.p_value is None else dataclasses.replace(one, adjusted=p, shown=p < 1 - _LEVEL)
@@ -46,21 +40,12 @@ def arm_differences(
     return found
 
 
-def _compare(
-    hypervolumes: Mapping[tuple[str, str], Sequence[float]],
-    control: str,
-    arm: str,
-    crowd: str,
-    resampled: _Resampled | None,
-) -> ArmDifference:
-    """Return an arm's difference, not yet corrected for the others."""
-    a, b = (np.asarray(hypervolumes[name, crowd]) for name in (arm, control))
-    drawn = {} if resampled is None else {
-        "resampled_a": resampled[arm, crowd], "resampled_b": resampled[control, crowd]
-    }  # fmt: skip
-    found = difference(a, b, paired=True, level=_LEVEL, **drawn)
-    low, high = (None, None) if found.interval is None or len(a) < 2 else found.interval
-    deviation, shared, size = found.deviation, found.shared or 0.0, abs(found.estimate)
+def _compare(arm: str, crowd: str, volumes: Sequence[float], control: Sequence[float]) -> ArmDifference:
+    """Return an arm's difference, not yet corrected for the others. Each seed has images of its own, so that all that
+    varies is seen between seeds."""
+    found = difference(volumes, control, paired=True, level=_LEVEL)
+    low, high = (None, None) if found.interval is None else found.interval
+    deviation, size = found.deviation, abs(found.estimate)
     return ArmDifference(
         arm=arm,
         crowd=crowd,
@@ -70,8 +55,9 @@ def _compare(
         p_value=found.p_value,
         adjusted=None,
         deviation=deviation,
-        detectable=None if deviation is None else detectable(deviation, len(a), shared=shared),
-        needed=seeds_needed(deviation, size, shared=shared) if deviation and size > 0 else None,
+        detectable=None if deviation is None else detectable(deviation, len(volumes)),
+        needed=seeds_needed(deviation, size) if deviation and size > 0 else None,
+        parts={},
         shown=False,
     )
 
@@ -82,10 +68,14 @@ def sentences(result: StudyResult) -> list[str]:
     done = f"{seeds} seeds" if seeds == planned else f"{seeds} of {planned} seeds so far"
     if not seeds:
         return [f"{result.name}: no seed is done yet on all {len(result.arms)} arms."]
-    shown = sorted({each.arm for each in result.differences if each.shown}, key=result.arms.index)
-    head = f"Against {result.control}, {len(shown)} of {len(result.arms) - 1} arms move the front"
-    head += f" ({', '.join(shown)})" if shown else ""
-    return [f"{head}: {done}, {result.effort} each.", *(_arm_sentence(result, arm) for arm in result.arms[1:])]
+    shown = {arm: [one.shown for one in result.differences if one.arm == arm] for arm in result.arms[1:]}
+    everywhere = [arm for arm, each in shown.items() if all(each)]
+    partly = [arm for arm, each in shown.items() if any(each) and not all(each)]
+    head = f"Against {result.control}, {len(everywhere)} of {len(shown)} arms move the front"
+    head += " under both crowds" if len(result.crowds) == 2 else ""
+    head += f" ({', '.join(everywhere)})" if everywhere else ""
+    head += f", {len(partly)} under one of them ({', '.join(partly)})" if partly else ""
+    return [f"{head}: {done}, {result.effort} each.", *(_arm_sentence(result, arm) for arm in shown)]
 
 
 def _arm_sentence(result: StudyResult, arm: str) -> str:

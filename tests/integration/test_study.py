@@ -28,7 +28,7 @@ arms:
   triplet: {regularizer: triplet, sensitivity_weight: {low: 0.0, high: 1.0}}
 effort: {trials: 3, epochs: 2}
 seeds: 2
-audit: {seeds: 2, finalists: 2, test_size: 60, steps: 4, queries: 20}
+audit: {seeds: 2, finalists: 2, judges: 2, test_size: 60, steps: 4, queries: 20}
 """
 
 
@@ -64,6 +64,8 @@ def test_a_study_answers_its_question(whole: tuple[Path, str]) -> None:
         for arm in result["arms"]
     }
     assert difference["estimate"] == pytest.approx(mean["triplet"] - mean["none"])
+    assert set(difference["parts"]) == {"images", "training seeds", "judges"}
+    assert difference["parts"]["images"] > 0
     assert "triplet shows no difference (" in said or "triplet moves the front by" in said
     assert all((storage / "whole" / name).stat().st_size > 5_000 for name in ("study.png", "study.html"))
 

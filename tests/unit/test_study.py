@@ -13,12 +13,19 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from sweep.audit.finalists import Finalist
+from sweep.audit.results import AuditResult
 from sweep.cli.commands import main
 from sweep.front.objectives import Objectives
+from sweep.front.pareto import hypervolume
+from sweep.ledger.records import TrialRecord
+from sweep.state.judged import JudgedImages
 from sweep.study.figure import _attainment, _courses, study_figure
+from sweep.study.resampling import resampled_parts, spread_of_parts
 from sweep.study.result import StudyResult, SweepResult
 from sweep.study.tables import study_markdown, study_metrics, study_tables, write_study_files
 from sweep.study.verdict import arm_differences, power_line, sentences
+from trainer.answers import Answers
 from trainer.config import EvaluationConfig
 from trainer.errors import InputError
 
@@ -48,6 +55,7 @@ def result_of(each: dict[tuple[str, str], list[float]], crowds: Sequence[str] = 
             {crowd: each[arm, crowd][seed] for crowd in crowds},
             [_finalist(trial, each[arm, crowds[0]][seed]) for trial in range(2)],
             [[1.0, 0.1], [2.0, each[arm, crowds[0]][seed]]],
+            [[0.0, 0.9], [0.3, each[arm, crowds[0]][seed]]],
         )
         for arm in ARMS
         for seed in seeds
@@ -104,7 +112,10 @@ def test_the_sentence_says_what_was_shown_and_what_it_would_take() -> None:
 
 
 def test_a_verdict_under_two_crowds_holds_under_both_or_says_under_which() -> None:
-    _, better, equal = sentences(result_of(volumes()))
+    head, better, equal = sentences(result_of(volumes()))
+    assert head.startswith(
+        "Against control, 1 of 2 arms move the front under both crowds (better), 1 under one of them ("
+    )
     assert better.startswith("better, under both crowds: strict: moves the front by +0.0")
     assert equal.startswith("equal, by crowd: under strict it shows no difference")
     assert "under lenient it moves the front by +0.0" in equal
@@ -113,7 +124,7 @@ def test_a_verdict_under_two_crowds_holds_under_both_or_says_under_which() -> No
 def test_one_seed_claims_nothing_and_a_half_done_study_says_so() -> None:
     first = {key: value[:1] for key, value in volumes().items()}
     head, better, _ = sentences(result_of(first))
-    assert head == "Against control, 0 of 2 arms move the front: 1 of 5 seeds so far, 2 trials each."
+    assert head == "Against control, 0 of 2 arms move the front under both crowds: 1 of 5 seeds so far, 2 trials each."
     assert "on one seed; at least two, better five, seeds are needed to say more" in better
     none = dataclasses.replace(result_of(first), seeds=[], sweeps=[], differences=[])
     assert sentences(none) == ["mine: no seed is done yet on all 3 arms."]
@@ -136,6 +147,63 @@ def test_the_power_is_told_from_a_pilot_or_not_at_all() -> None:
     draw = np.random.default_rng(0).normal(told, 0.01, (4000, 5))
     tested: Any = stats.ttest_1samp(draw, 0, axis=1)
     assert (tested.pvalue < 0.05).mean() == pytest.approx(0.8, abs=0.03)
+
+
+CLASSES, IMAGES = 4, 150
+
+
+def _model(generator: np.random.Generator, *, robust: float) -> AuditResult:
+    """Return the result of a model that answers at random, on images 50 to 199 of a split."""
+    withstood = generator.random(IMAGES) < robust
+    perturbed = generator.integers(CLASSES, size=IMAGES).astype(np.uint8)
+    answers = Answers(np.ones(IMAGES, dtype=bool), withstood, perturbed, np.ones(IMAGES, dtype=bool))
+    return AuditResult(0, {}, {}, IMAGES, list(range(50, 50 + IMAGES)), {}, answers.encode(), {})
+
+
+def _judge(generator: np.random.Generator) -> JudgedImages:
+    shares = generator.dirichlet(np.ones(CLASSES), size=IMAGES).astype(np.float32)
+    return JudgedImages(np.arange(IMAGES), np.zeros(IMAGES, dtype=np.int64), {"strict": shares})
+
+
+def _numbers(models: list[AuditResult], judges: list[JudgedImages], weights: np.ndarray) -> np.ndarray:
+    """Return both accuracies (2,) by their definitions, under weights (200,) of the split's images."""
+    robust, invariant = [], []
+    for model in models:
+        answers = Answers.decode(model.answers)
+        robust.append(np.average(answers.robust, weights=weights[50:200]))
+        for judge in judges:
+            q, w = judge.shares["strict"], weights[judge.source]
+            agreed = sum(w[i] * q[i, answers.perturbed[i]] for i in range(IMAGES) if answers.perturbed[i] != 0)
+            invariant.append(agreed / sum(w * (1 - q[:, 0])))
+    return np.array([np.mean(robust), np.mean(invariant)])
+
+
+def test_parts_of_the_spread_are_those_of_a_plain_bootstrap() -> None:
+    draw = np.random.default_rng(0)
+    objectives = Objectives(("sensitivity_accuracy", "invariance_accuracy"), (True, True), (0.0, 0.0))
+    runs = [[_model(draw, robust=share) for _ in range(3)] for share in (0.3, 0.6)]
+    judges = [_judge(draw) for _ in range(2)]
+    finalists = [Finalist(TrialRecord(0), (), (), tuple(each)) for each in runs]
+    parts = resampled_parts(finalists, judges, objectives, "strict", seed=0)
+
+    def front(weights: np.ndarray, runs: list[list[AuditResult]], judges: list[JudgedImages]) -> float:
+        return hypervolume(np.array([_numbers(each, judges, weights) for each in runs]), objectives)
+
+    plain = {"images": [], "training seeds": [], "judges": []}
+    for _ in range(200):
+        plain["images"].append(front(draw.multinomial(200, np.full(200, 1 / 200)).astype(float), runs, judges))
+        chosen = draw.integers(3, size=3)
+        plain["training seeds"].append(front(np.ones(200), [[each[i] for i in chosen] for each in runs], judges))
+        plain["judges"].append(front(np.ones(200), runs, [judges[i] for i in draw.integers(2, size=2)]))
+    for drawn, reference in zip(parts, plain.values(), strict=True):
+        assert drawn.mean() == pytest.approx(np.mean(reference), rel=0.02)
+        assert drawn.std() == pytest.approx(np.std(reference), rel=0.25)
+
+    assert set(spread_of_parts([parts], [parts], (0, 3, 2)).values()) == {0.0}, "what both arms share cancels out"
+    alone = spread_of_parts([parts], [np.zeros_like(parts)], (0, 3, 2))
+    assert alone["judges"] == pytest.approx(parts[2].std(ddof=1) * np.sqrt(2))
+    assert "judges" not in spread_of_parts([parts], [parts], (0, 3, 1)), "nothing is known of one"
+    assert resampled_parts([], judges, objectives, "strict", seed=0).shape == parts.shape
 
 
 def test_attainment_and_courses_are_what_so_many_seeds_reach() -> None:
@@ -170,7 +238,9 @@ def test_a_result_alone_gives_everything_again(tmp_path: Path, capsys: pytest.Ca
 def test_the_picture_holds_for_any_number_of_seeds_and_an_arm_without_a_front() -> None:
     result = result_of({key: value[:1] for key, value in volumes().items()})
     result.sweeps[0].points.clear()
-    attainment, course, differences = study_figure(result).axes
+    result.sweeps[0].curve.clear()
+    attainment, course, budgets, differences = study_figure(result).axes
+    assert len(budgets.get_lines()) == 3, "an arm less, and the budget that judges"
     assert "what half of the seeds attain" in attainment.get_title(loc="left")
     assert course.get_ylabel() == "Hypervolume"
     labels = [text.get_text() for text in differences.get_yticklabels()]
