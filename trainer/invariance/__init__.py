@@ -1,6 +1,6 @@
 """Invariance attacks and their judge: alignments, neighbours, perturbations, human-labelled sets, preparation."""
 
-from trainer.invariance.crowd_fitting import Calibration, calibrate
+from trainer.invariance.crowd_fitting import Calibration, calibrate, calibrate_on
 from trainer.invariance.judge import Judge
 from trainer.invariance.labelled_sets import LabelledSet, answers_of, ask_people, read_examples
 from trainer.invariance.people import read_perturbed
