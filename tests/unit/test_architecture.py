@@ -21,7 +21,7 @@ PACKAGES = ("search_spaces", "trainer", "sweep")
 
 ROOMS = [
     ["trainer.errors", "trainer.interrupts"],
-    ["trainer.words", "trainer.intervals", "trainer.parallel", "trainer.progress"],
+    ["trainer.words", "trainer.intervals", "trainer.parallel", "trainer.progress", "trainer.answers"],
     ["trainer.fields", "trainer.presets", "trainer.report", "trainer.cost", "trainer.arguments", "trainer.files"],
     ["trainer.config", "trainer.human_agreement"],
     ["trainer.crowds"],
