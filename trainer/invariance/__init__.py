@@ -6,4 +6,5 @@ from trainer.invariance.labelled_sets import LabelledSet, answers_of, ask_people
 from trainer.invariance.people import read_perturbed
 from trainer.invariance.perturbations import JudgingSet, TrainingPerturbation
 from trainer.invariance.preparation import PreparationPipeline, Prepared, open_judge, prepare
+from trainer.invariance.resampled_mass import changed_mass
 from trainer.invariance.tradeoff import ceiling
