@@ -99,4 +99,4 @@ def _row(name: str, share: float, meaning: str, *, size: int | None = None) -> s
     if size:
         low, high = wilson_interval(round(share * size), size)
         interval = f"{100 * low:.1f} to {100 * high:.1f}"
-    return f"  {name:<12}{share:7.1%}   {interval:<14}{meaning}"
+    return f"  {name:<14}{share:7.1%} {interval:<14}{meaning}"
