@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from search_spaces.reading import load_space
 from sweep.cli import main
 from sweep.cli.commands import build_parser
 from sweep.cli.run import plan_of
+from sweep.cluster.submission import Submission
 from sweep.plan.from_options import make_plan
 from sweep.plan.plan_file import read_plan, write_plan
 from sweep.report.comparison import Side, Sweep, compare_sweeps
@@ -241,3 +243,11 @@ def test_two_crowds_of_one_name_are_not_compared(storage: Path) -> None:
     assert crowd_words(a.sweeps[0].plan.space.evaluation).startswith("mine (threshold 0.375, concentration 12.5")
     with pytest.raises(InputError, match=r"crowd = mine \(threshold 0\.375, .*\) and mine \(threshold 0\.376, "):
         compare_sweeps(a, other)
+
+
+def test_a_cluster_is_sent_the_numbers(storage: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTSWEEP_STORAGE", str(storage))
+    sent = Submission.of("digits", name=None, options={}, paths={}, crowd="mine")
+    assert sent.space_file is not None
+    assert crowd_text(MINE) in yaml.safe_load(sent.space_file[1])["evaluation"]["crowd"]
+    assert sent.plan.space.evaluation.crowd == crowd_text(MINE)
