@@ -92,6 +92,7 @@ def _submission_of(arguments: argparse.Namespace) -> Submission:
         require=arguments.require,
         points=arguments.points,
         front_of=arguments.front_of,
+        crowd=arguments.crowd,
     )
 
 

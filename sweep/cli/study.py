@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sweep.cli.console import DONE, FAILED, INTERRUPTED, add_format, check_format, console, errors, program, sweep_words
 from sweep.cli.drive import run_recorded
 from trainer.errors import InputError
+from trainer.interrupts import forget_interrupt, raise_interrupt
 from trainer.progress import ProgressLine
 
 if TYPE_CHECKING:
@@ -107,6 +108,7 @@ def _run(plan: StudyPlan, *, as_json: bool) -> int:
     try:
         complete = run_study(plan, said, run_sweep, lambda: write_study_files(collect(plan), plan.folder))
     except KeyboardInterrupt:
+        forget_interrupt()
         complete = False
     result = collect(plan)
     write_study_files(result, plan.folder)
@@ -202,6 +204,7 @@ def plan_study(arguments: argparse.Namespace) -> int:
     study = make_study(arguments.space, name=arguments.name, options=study_options(arguments))
     with ProgressLine(sys.stderr) as line:
         price = price_study(study, line.show)
+    raise_interrupt()
     if arguments.format == "json":
         print(json.dumps({**price.to_dict(), "command": _study_command(arguments)}, indent=2))
         return DONE
@@ -219,7 +222,7 @@ def study_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """
     from sweep.plan import OPTIONS, STUDY_OPTIONS, flag
 
-    given = [name for name in (*OPTIONS, "points", "front_of") if getattr(arguments, name) is not None]
+    given = [name for name in (*OPTIONS, "points", "front_of", "crowd") if getattr(arguments, name) is not None]
     for name in given + (["require"] if arguments.require else []):
         if name not in (*STUDY_OPTIONS, "name"):
             raise InputError(f"{flag(name)}: {arguments.space} is a study, and its file says that for all arms alike")

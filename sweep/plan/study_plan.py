@@ -17,6 +17,7 @@ from sweep.plan.paths import check_name, default_name, open_storage, storage_fol
 from sweep.plan.plan import OPTIONS, PLACES, RESUMABLE, SweepPlan
 from sweep.plan.plan_file import read_plan
 from sweep.plan.remote_storage import url_of
+from trainer.config import EvaluationConfig
 from trainer.errors import InputError
 from trainer.files import make_whole_folder, write_whole
 from trainer.words import did_you_mean
@@ -60,6 +61,11 @@ class StudyPlan:
         return next(iter(self.study.arms))
 
     @property
+    def evaluation(self) -> EvaluationConfig:
+        """The evaluation of all sweeps, their splits' seeds aside; a crowd of one's own stands in it by value."""
+        return self.sweep_plan(self.steps[0]).space.evaluation.replace(split_seed=0)
+
+    @property
     def audit_options(self) -> AuditOptions:
         return AuditOptions.of(self.study.audit)
 
@@ -98,6 +104,8 @@ class StudyPlan:
         given = {**_DEFAULTS, **self.options, "seed": step.seed, "max_hours": effort.hours}
         given |= {"epochs": effort.epochs} if effort.epochs else {}
         space = self.study.space(step.arm, step.seed)
+        if step != self.steps[0]:  # a crowd of one's own may have changed since the study began
+            space = space.judged_by(self.evaluation.crowd)
         return make_plan(space, name=self.sweep_name(step), **{**given, "storage": str(self.storage)})
 
     def with_overrides(self, given: Mapping[str, Any]) -> StudyPlan:

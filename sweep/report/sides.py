@@ -17,6 +17,7 @@ from sweep.ledger import TrialRecord
 from sweep.plan import SweepPlan, read_plan
 from sweep.report.verdicts import requirements_text
 from sweep.state import SweepState, read_state
+from trainer.crowds import crowd_words
 from trainer.errors import InputError
 
 _SAME_SUMMARY = (
@@ -193,6 +194,7 @@ def _judging(sweep: Sweep) -> Mapping[str, Any]:
     plan, summary = sweep.plan, sweep.results.data_summary
     return {
         **plan.space.evaluation.to_dict(),
+        "crowd": crowd_words(plan.space.evaluation),
         "objectives": ", ".join(plan.objectives.names),
         "reference": plan.objectives.reference,
         "requirements": requirements_text(plan) or "none",

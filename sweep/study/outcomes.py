@@ -27,7 +27,7 @@ _SHOWN = ("sensitivity_accuracy", "invariance_accuracy", "invariance_stuck", "cl
 def collect(plan: StudyPlan) -> StudyResult:
     """Return the result of a study as far as it is done: a seed counts once all arms are audited on it."""
     study, arms = plan.study, list(plan.study.arms)
-    evaluation, options = study.arms[plan.control].evaluation, plan.audit_options
+    evaluation, options = plan.evaluation, plan.audit_options
     objectives = plan.sweep_plan(plan.steps[0]).objectives
     crowds = [each.name for each in _crowds(evaluation.dataset, evaluation.crowd)]
     done = [steps for steps in plan.rounds() if all(_is_done(plan, step) for step in steps)]

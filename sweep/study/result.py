@@ -159,7 +159,7 @@ class StudyResult:
 
 def latest_alike(plan: StudyPlan) -> StudyResult | None:
     """Return the latest result in a study's storage that was judged as it will be, and tells of at least two seeds."""
-    evaluation = plan.study.arms[plan.control].evaluation.to_dict()
+    evaluation = plan.evaluation.to_dict()
     newest = sorted(plan.storage.glob(f"[!.]*/{RESULT}"), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in newest:
         with contextlib.suppress(InputError):
