@@ -26,7 +26,7 @@ def add_front(parser: argparse.ArgumentParser) -> None:
 def front(arguments: argparse.Namespace) -> int:
     from sweep.ledger import read_ledger
     from sweep.report import front_csv, front_json, front_picture, save_figure
-    from sweep.state import read_data_summary, state_of_trials
+    from sweep.state import state_of_trials
 
     check_format(arguments)
     plan = find_plan(arguments)
@@ -34,7 +34,7 @@ def front(arguments: argparse.Namespace) -> int:
     for warning in recorded.warnings:
         errors.print(f"ledger: {warning}", markup=False)
     results = state_of_trials(plan, recorded.trials)
-    results.data_summary = read_data_summary(plan.folder)
+    results.read_data(plan.folder)
     if arguments.plot:
         save_figure(front_picture(plan, results), arguments.plot)
     if arguments.format == "json":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import moocore
 import numpy as np
@@ -14,7 +15,8 @@ from hypothesis.extra.numpy import arrays
 from sweep.front.incremental import Front, Layers
 from sweep.front.objectives import Objectives
 from sweep.front.pareto import contributions, epsilon_indicator, front_mask, hypervolume, knee, ranks
-from sweep.front.resampling import binomial_resampling, hypervolume_interval
+from sweep.front.resampling import binomial_resampling, reflected_interval
+from trainer.intervals import Interval
 
 
 def objectives(dimensions: int, *, reference: float = 0.0, maximise: bool = True) -> Objectives:
@@ -335,13 +337,17 @@ class TestGrowingLayers:
             assert layers.size(k) == (expected < k).sum()
 
 
+def binomial_interval(points: np.ndarray, sizes: Any, generator: np.random.Generator, *, draws: int) -> Interval:
+    resample = binomial_resampling(points, sizes)
+    drawn = np.array([hypervolume(resample(generator), GAINS) for _ in range(draws)])
+    return reflected_interval(hypervolume(points, GAINS), drawn)
+
+
 class TestInterval:
     def test_is_the_same_for_the_same_generator_and_not_for_another(self):
         points = cloud(20, seed=1) * 0.9
-        resample = binomial_resampling(points, [300, 90])
         one, same, other = (
-            hypervolume_interval(points, GAINS, resample, generator=np.random.default_rng(seed), draws=50)
-            for seed in (0, 0, 1)
+            binomial_interval(points, [300, 90], np.random.default_rng(seed), draws=50) for seed in (0, 0, 1)
         )
         assert one == same != other
 
@@ -349,9 +355,7 @@ class TestInterval:
         points = cloud(20, seed=2) * 0.9
         widths = []
         for n in (100, 10_000, 1_000_000):
-            interval = hypervolume_interval(
-                points, GAINS, binomial_resampling(points, n), generator=np.random.default_rng(0), draws=200
-            )
+            interval = binomial_interval(points, n, np.random.default_rng(0), draws=200)
             widths.append(interval.high - interval.low)
         assert widths[0] > 5 * widths[1] > 25 * widths[2]
         assert interval.low < hypervolume(points, GAINS) < interval.high
@@ -369,7 +373,6 @@ class TestInterval:
         generator, held = np.random.default_rng(0), 0
         for _ in range(60):
             measured = binomial_resampling(truth, sizes)(generator)
-            resample = binomial_resampling(measured, sizes)
-            interval = hypervolume_interval(measured, GAINS, resample, generator=generator, draws=150)
+            interval = binomial_interval(measured, sizes, generator, draws=150)
             held += interval.low <= hypervolume(truth, GAINS) <= interval.high
         assert held / 60 > 0.75
