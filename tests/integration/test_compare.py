@@ -261,6 +261,26 @@ def test_fronts_that_were_judged_differently_are_refused(plan: SweepPlan, change
         compare_sweeps(a, b)
 
 
+def test_each_seed_may_have_a_split_of_its_own(plan: SweepPlan) -> None:
+    def on_splits(name: str, clouds: Sequence[Cloud], splits: Sequence[int]) -> Side:
+        found = []
+        for seed, (cloud, split) in enumerate(zip(clouds, splits, strict=True)):
+            evaluation = plan.space.evaluation.replace(split_seed=split)
+            mine = dataclasses.replace(plan, space=dataclasses.replace(plan.space, evaluation=evaluation))
+            found += answered(side(mine, name, cloud, seeds=[seed]), first=50 * split + 20 * (name == "a")).sweeps
+            found[-1].results.data_summary["data_fingerprint"] = str(split)
+        return Side(name, tuple(found))
+
+    own = compare_sweeps(on_splits("a", SEEDS, [0, 1, 2]), on_splits("b", SEEDS[::-1], [0, 1, 2]))
+    one = compare_sweeps(on_splits("a", SEEDS, [0, 0, 0]), on_splits("b", SEEDS[::-1], [0, 0, 0]))
+    assert own.difference.shared is not None
+    assert one.difference.shared is not None
+    # Luck that each sweep has for itself is in the variance between them.
+    assert own.difference.shared < one.difference.shared / 2
+    with pytest.raises(InputError, match="judged on different splits: split_seed = 0, 1, 2 and 0"):
+        compare_sweeps(on_splits("a", SEEDS, [0, 1, 2]), on_splits("b", SEEDS, [0, 0, 0]))
+
+
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Compare a sweep with its own first trials: tables of 80 columns, files, one run in MLflow however often."""
     monkeypatch.setenv("COLUMNS", "80")
