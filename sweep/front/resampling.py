@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -106,17 +106,6 @@ def reflected_interval(measured: float, drawn: np.ndarray, *, level: float = 0.9
     """
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2]).tolist()
     return Interval(max(2 * measured - high, 0.0), max(2 * measured - low, 0.0))
-
-
-def binomial_resampling(shares: ArrayLike, sizes: ArrayLike) -> Callable[[np.random.Generator], np.ndarray]:
-    """Return a resampling of shares (n, d) in [0, 1], each measured on its number of examples, `sizes` (n, d) or (d,).
-
-    It is for trials whose answers were not kept: every share is drawn independently, although trials judged on the same
-    images err alike. A share of exactly 0 or 1 is drawn as itself.
-    """
-    shares = np.asarray(shares, dtype=float)
-    sizes = np.broadcast_to(sizes, shares.shape)
-    return lambda generator: generator.binomial(sizes, shares) / sizes
 
 
 def mean_intervals(samples: ArrayLike, *, level: float = 0.95) -> np.ndarray:
