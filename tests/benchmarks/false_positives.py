@@ -51,14 +51,14 @@ class Case:
     """Amount by which the first side's models are better."""
 
     @property
-    def claimed(self) -> bool:
-        """Whether `otsweep compare` makes claims: not of one sweep a side, and not at unequal effort."""
-        return min(self.sweeps) > 1 and self.trials[0] == self.trials[1]
+    def equal_effort(self) -> bool:
+        """True unless `otsweep compare` says that effort was unequal, and claims nothing."""
+        return self.trials[0] == self.trials[1]
 
     def __str__(self) -> str:
         words = {
             "paired": self.paired,
-            f"{self.trials[0]} and {self.trials[1]} trials": self.trials[0] != self.trials[1],
+            f"{self.trials[0]} and {self.trials[1]} trials": not self.equal_effort,
             f"{self.seeds} seeds": self.seeds > 1,
             "with a requirement": self.require,
             f"own images {self.own_images}": self.own_images,
@@ -165,20 +165,16 @@ def main(comparisons: int = 1000) -> None:
         count, found = claims(case, comparisons)
         spent += time.process_time() - begun
         share, bounds = count / comparisons, binomtest(count, comparisons).proportion_ci()
-        note = (
-            "" if case.claimed else "no claim is made" + f"; at unequal effort this would be {share:.3f}" * (count > 0)
+        shown = f"{share:.3f} ({bounds.low:.3f} to {bounds.high:.3f})"
+        print(
+            f"{case!s:48}{shown if case.equal_effort else f'not claimed, at unequal effort; else {shown}'}", flush=True
         )
-        if case.claimed:
-            note = f"{share:.3f} ({bounds.low:.3f} to {bounds.high:.3f})"
-            largest = largest if case.ahead else max(largest, share)
-        print(f"{case!s:48}{note}", flush=True)
         if case.ahead:
             deviation, shared = (fmean(getattr(each, name) for each in found) for name in ("deviation", "shared"))
-            estimate, seen = (
-                fmean(each.estimate for each in found),
-                detectable(deviation, case.sweeps[0], shared=shared),
-            )
-            print(f"{'':48}mean difference {estimate:.4f}; {seen:.4f} would be shown in 0.8")
+            shown = detectable(deviation, case.sweeps[0], shared=shared)
+            print(f"{'':48}difference {fmean(each.estimate for each in found):.4f}; {shown:.4f} is meant for 0.8")
+        elif case.equal_effort:
+            largest = max(largest, share)
     print(f"{spent:.0f} s of one core")
     print_result("false_positives", largest)
 

@@ -108,7 +108,7 @@ def test_equal_sides_are_called_different_about_as_often_as_said(
 def test_equal_sweeps_are_called_different_about_as_often_as_said(case: Case) -> None:
     """Simulate sweeps down to answers, as the benchmark does on more: at most 7%, three standard deviations wide."""
     count, found = claims(case, 60)
-    assert count <= (11 if case.claimed else 0)
+    assert count <= (11 if min(case.sweeps) > 1 else 0)
     # Equal sides differ by nothing but luck, to either side.
     assert {each.estimate > 0 for each in found} == {True, False}
 
