@@ -11,4 +11,5 @@ from sweep.front.resampling import (
     reflected_interval,
     resample_front,
     resample_seeds,
+    resampled_hypervolumes,
 )

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from search_spaces import Requirement
-from sweep.front.draws import FrontDraws, draw_members, front_draws
+from sweep.front.draws import FrontDraws, draw_members, front_draws, hypervolume_draws
 from sweep.front.judged_trials import JudgedTrials, source_weights
 from sweep.front.objectives import Objectives
 from trainer.intervals import Interval
@@ -34,13 +35,29 @@ def resample_front(
         seeds: trials of a configuration.
         seed: of the draws: sweeps that were judged on the same images have the same images in each draw.
     """
-    images, members = (np.random.default_rng(each) for each in np.random.SeedSequence(seed).spawn(2))
-    weights = source_weights(trials.images, draws=draws, generator=images)
+    points, bounds = _draw_points(trials, objectives, require, seeds, seed, draws)
+    return front_draws(points, objectives, excesses=bounds)
+
+
+def _draw_points(
+    trials: JudgedTrials, objectives: Objectives, require: Sequence[Requirement], seeds: int, seed: int, draws: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the drawn points (B, n, d) of configurations, and by how much they violate c requirements (B, n, c)."""
+    weights, members = _weights(trials.images, draws, seed), np.random.SeedSequence(seed).spawn(2)[1]
     d = len(objectives.names)
     measured = trials.measure([*objectives.names, *(each.name for each in require)], weights)
     measured[..., d:] = excesses(require, measured[..., d:])
-    means = draw_members(measured.reshape(draws, -1, seeds, measured.shape[-1]), members)
-    return front_draws(means[..., :d], objectives, excesses=means[..., d:])
+    means = draw_members(measured.reshape(draws, -1, seeds, measured.shape[-1]), np.random.default_rng(members))
+    return means[..., :d], means[..., d:]
+
+
+@lru_cache(maxsize=1)
+def _weights(images: int, draws: int, seed: int) -> np.ndarray:
+    """Return the weights of the images, kept for the next of the sweeps that share them."""
+    generator = np.random.default_rng(np.random.SeedSequence(seed).spawn(2)[0])
+    weights = source_weights(images, draws=draws, generator=generator)
+    weights.setflags(write=False)
+    return weights
 
 
 def excesses(require: Sequence[Requirement], numbers: np.ndarray) -> np.ndarray:
@@ -71,8 +88,8 @@ def resampled_hypervolumes(
     for other in sweeps[1:]:
         if other.images != sweeps[0].images or not np.array_equal(other.source, sweeps[0].source):
             raise ValueError("sweeps that were judged on different images share no draws")
-    fronts = [resample_front(each, objectives, require=require, seeds=seeds, seed=seed, draws=draws) for each in sweeps]
-    return np.array([each.hypervolumes for each in fronts])
+    drawn = (_draw_points(each, objectives, require, seeds, seed, draws) for each in sweeps)
+    return np.array([hypervolume_draws(points, objectives, excesses=bounds) for points, bounds in drawn])
 
 
 def reflected_interval(measured: float, drawn: np.ndarray, *, level: float = 0.95) -> Interval:
@@ -89,17 +106,6 @@ def reflected_interval(measured: float, drawn: np.ndarray, *, level: float = 0.9
     """
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2]).tolist()
     return Interval(max(2 * measured - high, 0.0), max(2 * measured - low, 0.0))
-
-
-def binomial_resampling(shares: ArrayLike, sizes: ArrayLike) -> Callable[[np.random.Generator], np.ndarray]:
-    """Return a resampling of shares (n, d) in [0, 1], each measured on its number of examples, `sizes` (n, d) or (d,).
-
-    It is for trials whose answers were not kept: every share is drawn independently, although trials judged on the same
-    images err alike. A share of exactly 0 or 1 is drawn as itself.
-    """
-    shares = np.asarray(shares, dtype=float)
-    sizes = np.broadcast_to(sizes, shares.shape)
-    return lambda generator: generator.binomial(sizes, shares) / sizes
 
 
 def mean_intervals(samples: ArrayLike, *, level: float = 0.95) -> np.ndarray:

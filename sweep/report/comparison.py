@@ -11,19 +11,27 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
 import numpy as np
 
-from sweep.front import Difference, Objectives, difference, epsilon_indicator, hypervolume
+from sweep.front import (
+    Difference,
+    Objectives,
+    difference,
+    epsilon_indicator,
+    hypervolume,
+    resampled_hypervolumes,
+)
 from sweep.report.sides import Side, Sweep, check_comparable, unequal_effort
 
 _LEVEL = 0.95
 _STRETCHES = 4
+_DRAWS = 400
 
-Draw = Callable[[Objectives], np.ndarray]
+_Draw = Callable[[Objectives], np.ndarray]
 """Hypervolumes (s, B) under some objectives of all sweeps, in draws of the sources that are the same in every call."""
 
 
@@ -81,7 +89,7 @@ def compare_sweeps(a: Side, b: Side) -> Comparison:
     objectives = a.objectives
     paired = [sweep.pair for sweep in a.sweeps] == [sweep.pair for sweep in b.sweeps]
     pairs = list(zip(a.sweeps, b.sweeps, strict=True) if paired else itertools.product(a.sweeps, b.sweeps))
-    draw = None
+    draw = _draw_of((*a.sweeps, *b.sweeps))
     return Comparison(
         a,
         b,
@@ -125,7 +133,7 @@ def _covered_alone(mine: Sweep, other: Sweep, objectives: Objectives) -> float:
     return hypervolume(both, objectives) - hypervolume(other.points, objectives)
 
 
-def _stretches(a: Side, b: Side, paired: bool, draw: Draw | None) -> tuple[_Stretch, ...]:
+def _stretches(a: Side, b: Side, paired: bool, draw: _Draw | None) -> tuple[_Stretch, ...]:
     """Return stretches of equal length from the reference to the best first objective of either side.
 
     They do not depend on which side leads where, so that the test on each holds. The area of a front above a stretch
@@ -153,6 +161,31 @@ def _stretches(a: Side, b: Side, paired: bool, draw: Draw | None) -> tuple[_Stre
         )
         for i in range(_STRETCHES)
     )
+
+
+def _draw_of(sweeps: Sequence[Sweep]) -> _Draw | None:
+    """Return how the hypervolumes of sweeps are drawn; None if one was made before answers were kept by image."""
+    answers = [sweep.answers for sweep in sweeps]
+    known = [(sweep.plan, each) for sweep, each in zip(sweeps, answers, strict=True) if each is not None]
+    if len(known) < len(sweeps):
+        return None
+
+    def draw(objectives: Objectives) -> np.ndarray:
+        # Of one seed of the draws all get the same images, so that sweeps of one split share theirs.
+        drawn = [
+            resampled_hypervolumes(
+                [each],
+                objectives,
+                require=plan.space.require,
+                seeds=plan.seeds,
+                seed=plan.space.evaluation.split_seed,
+                draws=_DRAWS,
+            )
+            for plan, each in known
+        ]
+        return np.concatenate(drawn)
+
+    return draw
 
 
 def _difference(

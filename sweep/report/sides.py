@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from sweep.front import Objectives
+from sweep.front import JudgedTrials, Objectives
 from sweep.ledger import TrialRecord
 from sweep.plan import SweepPlan, read_plan
 from sweep.report.verdicts import requirements_text
-from sweep.state import SweepState, read_state
+from sweep.state import SweepState, judged_trials, read_state
 from trainer.crowds import crowd_words
 from trainer.errors import InputError
 
@@ -38,6 +38,13 @@ class Sweep(NamedTuple):
     def points(self) -> np.ndarray:
         """Objectives (n, d) of its contenders: configurations that fulfil the requirements, means over their seeds."""
         return self.results.points(self.results.contenders.values())
+
+    @property
+    def answers(self) -> JudgedTrials | None:
+        """Answers by image of the trials of all finished configurations; None if they were not kept."""
+        results, names = self.results, self.plan.objectives.names
+        trials = [trial for number in results.configurations for trial in results.members(number)]
+        return judged_trials(trials, results.judged, [*names, *(each.name for each in results.require)])
 
     @property
     def pair(self) -> tuple[int, int]:

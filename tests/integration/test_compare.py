@@ -27,8 +27,10 @@ from sweep.report.comparison import compare_sweeps, heights
 from sweep.report.comparison_figure import comparison_figure
 from sweep.report.comparison_report import comparison_verdict
 from sweep.report.sides import Side, Sweep
+from sweep.state.judged import JudgedImages
 from sweep.state.sweep_state import state_of_trials
 from tests.support.recorded_sweeps import RECORDED, recorded
+from trainer.answers import Answers
 from trainer.config import TrialConfig
 from trainer.errors import InputError
 
@@ -64,6 +66,28 @@ def side(plan: SweepPlan, name: str, *clouds: Cloud, seeds: Sequence[int] = rang
         results.data_summary = dict(FACTS)
         sweeps.append(Sweep(mine, results))
     return Side(name, tuple(sweeps))
+
+
+IMAGES = 200
+
+
+def answered(side: Side, *, first: int) -> Side:
+    """Give every trial the answers that its numbers stand for: right on so many images from the first one on."""
+    for sweep in side.sweeps:
+        for number, record in sweep.results.trials.items():
+            [final] = record.reports
+            right, clean = (
+                np.roll(np.arange(IMAGES) < round(final[name] * IMAGES), first)
+                for name in ("sensitivity_accuracy", "clean_accuracy")
+            )
+            moved = np.roll(np.arange(IMAGES) < round(final["invariance_accuracy"] * IMAGES), first)
+            answers = Answers(clean | right, right, moved.astype(np.uint8), clean)
+            report = final | {"answers": answers.encode()}
+            sweep.results.load({number: dataclasses.replace(record, reports=[report])})
+        sweep.results._count_anew()
+        labels = np.zeros(IMAGES, dtype=int)
+        sweep.results.judged = JudgedImages(np.arange(IMAGES), labels, {"strict": np.eye(2)[1 - labels]})
+    return side
 
 
 def shifted(cloud: Cloud, by: float) -> Cloud:
@@ -131,6 +155,23 @@ def test_one_sweep_a_side_claims_nothing(plan: SweepPlan) -> None:
         "No claim is made: that needs at least two, better five, sweeps a side on different seeds.\nHypervolume 0."
     )
     assert {each.difference.p_value for each in comparison.stretches} == {None}
+
+
+def test_images_are_drawn_jointly_where_answers_are_known(plan: SweepPlan) -> None:
+    """Sides that are right on the same images meet the same luck; sides that are not have theirs in the interval."""
+    alone = compare_sweeps(*(answered(side(plan, name, FRONT), first=0) for name in "ab"))
+    assert (alone.difference.covers, alone.difference.interval, alone.claim) == ("sources", (0, 0), False)
+    theirs = answered(side(plan, "b", *SEEDS), first=0)
+    found = {}
+    for first in (0, IMAGES // 2):
+        mine = answered(side(plan, "a", *(shifted(cloud, 0.01) for cloud in SEEDS[::-1])), first=first)
+        comparison = compare_sweeps(mine, theirs)
+        assert comparison.difference.covers == "sweeps and sources"
+        assert "on these images" not in comparison_verdict(comparison)
+        found[first] = comparison.difference.shared
+    assert found[IMAGES // 2] > 0.02 > 10 * found[0]
+    unknown = compare_sweeps(side(plan, "a", *SEEDS), theirs)
+    assert unknown.difference.covers == "sweeps"
 
 
 def test_what_three_seeds_show_is_claimed(plan: SweepPlan) -> None:
@@ -218,6 +259,26 @@ def test_fronts_that_were_judged_differently_are_refused(plan: SweepPlan, change
     b.sweeps[0].results.data_summary |= change
     with pytest.raises(InputError, match=f"judged differently, so their points can't be compared: {named}"):
         compare_sweeps(a, b)
+
+
+def test_each_seed_may_have_a_split_of_its_own(plan: SweepPlan) -> None:
+    def on_splits(name: str, clouds: Sequence[Cloud], splits: Sequence[int]) -> Side:
+        found = []
+        for seed, (cloud, split) in enumerate(zip(clouds, splits, strict=True)):
+            evaluation = plan.space.evaluation.replace(split_seed=split)
+            mine = dataclasses.replace(plan, space=dataclasses.replace(plan.space, evaluation=evaluation))
+            found += answered(side(mine, name, cloud, seeds=[seed]), first=50 * split + 20 * (name == "a")).sweeps
+            found[-1].results.data_summary["data_fingerprint"] = str(split)
+        return Side(name, tuple(found))
+
+    own = compare_sweeps(on_splits("a", SEEDS, [0, 1, 2]), on_splits("b", SEEDS[::-1], [0, 1, 2]))
+    one = compare_sweeps(on_splits("a", SEEDS, [0, 0, 0]), on_splits("b", SEEDS[::-1], [0, 0, 0]))
+    assert own.difference.shared is not None
+    assert one.difference.shared is not None
+    # Luck that each sweep has for itself is in the variance between them.
+    assert own.difference.shared < one.difference.shared / 2
+    with pytest.raises(InputError, match="judged on different splits: split_seed = 0, 1, 2 and 0"):
+        compare_sweeps(on_splits("a", SEEDS, [0, 1, 2]), on_splits("b", SEEDS, [0, 0, 0]))
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from sweep.front.draws import front_draws
 from sweep.front.judged_trials import JudgedTrials, source_weights
 from sweep.front.objectives import Objectives
 from sweep.front.pareto import front_mask, hypervolume, knee
-from sweep.front.resampling import binomial_resampling, reflected_interval, resample_front, resampled_hypervolumes
+from sweep.front.resampling import reflected_interval, resample_front, resampled_hypervolumes
 from trainer.intervals import wilson_interval
 
 CLASSES = 4
@@ -206,10 +206,10 @@ def test_the_joint_interval_holds_the_truth_oftener_than_one_of_independent_shar
         images, labels = np.arange(300), np.zeros(300, dtype=int)
         trials = JudgedTrials(right, robust, answers.astype(np.uint8), right, images, labels, shares, {})
         points = trials.measure(BOTH.names, np.ones((1, 300)))[0]
-        independent = binomial_resampling(points, [300, int(seen.sum() ** 2 / (seen**2).sum())])
+        sizes = np.array([300, int(seen.sum() ** 2 / (seen**2).sum())])
         draws = (
             resample_front(trials, BOTH, draws=200).hypervolumes,
-            np.array([hypervolume(independent(generator), BOTH) for _ in range(200)]),
+            np.array([hypervolume(generator.binomial(sizes, points) / sizes, BOTH) for _ in range(200)]),
         )
         found = [reflected_interval(hypervolume(points, BOTH), each) for each in draws]
         held += [each.low <= hypervolume(truth, BOTH) <= each.high for each in found]

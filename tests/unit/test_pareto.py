@@ -15,7 +15,7 @@ from hypothesis.extra.numpy import arrays
 from sweep.front.incremental import Front, Layers
 from sweep.front.objectives import Objectives
 from sweep.front.pareto import contributions, epsilon_indicator, front_mask, hypervolume, knee, ranks
-from sweep.front.resampling import binomial_resampling, reflected_interval
+from sweep.front.resampling import reflected_interval
 from trainer.intervals import Interval
 
 
@@ -338,8 +338,7 @@ class TestGrowingLayers:
 
 
 def binomial_interval(points: np.ndarray, sizes: Any, generator: np.random.Generator, *, draws: int) -> Interval:
-    resample = binomial_resampling(points, sizes)
-    drawn = np.array([hypervolume(resample(generator), GAINS) for _ in range(draws)])
+    drawn = np.array([hypervolume(generator.binomial(sizes, points) / sizes, GAINS) for _ in range(draws)])
     return reflected_interval(hypervolume(points, GAINS), drawn)
 
 
@@ -360,19 +359,12 @@ class TestInterval:
         assert widths[0] > 5 * widths[1] > 25 * widths[2]
         assert interval.low < hypervolume(points, GAINS) < interval.high
 
-    def test_resampling_has_the_moments_of_the_binomial(self):
-        shares, sizes = np.array([[0.2, 0.5], [0.9, 1.0]]), np.array([50, 200])
-        resample, generator = binomial_resampling(shares, sizes), np.random.default_rng(0)
-        draws = np.array([resample(generator) for _ in range(4_000)])
-        np.testing.assert_allclose(draws.mean(axis=0), shares, atol=0.005)
-        np.testing.assert_allclose(draws.std(axis=0), np.sqrt(shares * (1 - shares) / sizes), rtol=0.05, atol=1e-12)
-
     @pytest.mark.slow
     def test_holds_the_truth_about_as_often_as_it_says(self):
         sizes, truth = np.array([300, 92]), cloud(24, seed=3) * [0.6, 0.5] + 0.1
         generator, held = np.random.default_rng(0), 0
         for _ in range(60):
-            measured = binomial_resampling(truth, sizes)(generator)
+            measured = generator.binomial(sizes, truth) / sizes
             interval = binomial_interval(measured, sizes, generator, draws=150)
             held += interval.low <= hypervolume(truth, GAINS) <= interval.high
         assert held / 60 > 0.75
