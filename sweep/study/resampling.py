@@ -19,14 +19,14 @@ from sweep.front import Objectives, hypervolume
 from sweep.state import JudgedImages
 from trainer.answers import Answers
 
-PARTS = ("images", "training seeds", "judges")
+_PARTS = ("images", "training seeds", "judges")
 _DRAWS = 200
 
 
 def resampled_parts(
     finalists: Sequence[Finalist], judged: Sequence[JudgedImages], objectives: Objectives, crowd: str, *, seed: int
 ) -> np.ndarray:
-    """Return hypervolumes (3, B) of the finalists' means, each of `PARTS` drawn anew alone.
+    """Return hypervolumes (3, B) of the finalists' means, each of the parts drawn anew alone.
 
     Images are weighted anew (Bayesian bootstrap, Rubin 1981), each with all that was made from it; training seeds and
     judges are drawn with replacement, the same ones for all finalists.
@@ -39,14 +39,14 @@ def resampled_parts(
         seed: seed of the draws, the same for all sweeps on the same split.
     """
     if not finalists:
-        return np.zeros((len(PARTS), _DRAWS))
+        return np.zeros((len(_PARTS), _DRAWS))
     own = [dataclasses.replace(each, shares={crowd: each.shares[crowd]}) for each in judged]
     of_images, of_seeds, of_judges = (np.random.default_rng(each) for each in np.random.SeedSequence(seed).spawn(3))
     positions = 1 + max(*(int(each.source.max()) for each in own), *(int(_rows(one).max()) for one in finalists))
     weights = of_images.standard_exponential((_DRAWS, positions))
     drawn_seeds = of_seeds.random((_DRAWS, max(len(one.runs) for one in finalists)))
     drawn_judges = of_judges.integers(len(own), size=(_DRAWS, len(own)))
-    points = np.empty((len(PARTS), _DRAWS, len(finalists), len(objectives.names)))
+    points = np.empty((len(_PARTS), _DRAWS, len(finalists), len(objectives.names)))
     for place, one in enumerate(finalists):
         points[0, :, place] = _measured(one, own, objectives.names, weights).mean(axis=(1, 2))
         plain = _measured(one, own, objectives.names, np.ones((1, positions)))[0]
@@ -59,7 +59,7 @@ def resampled_parts(
 def spread_of_parts(
     arm: Sequence[np.ndarray], control: Sequence[np.ndarray], counts: Sequence[int]
 ) -> dict[str, float]:
-    """Return the standard deviation of one seed's difference that comes from each of `PARTS`, root mean square.
+    """Return the standard deviation of one seed's difference that comes from each of the parts, root mean square.
 
     Args:
         arm: `resampled_parts` (3, B) of the arm, by seed.
@@ -71,7 +71,7 @@ def spread_of_parts(
     deviations = np.sqrt(drawn.var(axis=2, ddof=1).mean(axis=0)).tolist()
     return {
         part: deviation * (math.sqrt(count / (count - 1)) if count else 1.0)
-        for part, deviation, count in zip(PARTS, deviations, counts, strict=True)
+        for part, deviation, count in zip(_PARTS, deviations, counts, strict=True)
         if count != 1
     }
 
