@@ -3,6 +3,7 @@
 Matplotlib is imported where a figure is drawn, so that a table does not wait for it.
 """
 
+from sweep.report.audited import AUDIT_FOLDER, AUDIT_JSON, AUDITED, audited_finalists
 from sweep.report.axes import NORMS, budgets, draw_axes, draw_legend, draw_title
 from sweep.report.comparison import compare_sweeps, read_side
 from sweep.report.comparison_report import (

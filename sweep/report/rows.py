@@ -7,6 +7,7 @@ from typing import Any
 
 from search_spaces import Space
 from sweep.plan import SweepPlan
+from sweep.report.audited import audited_columns, audited_finalists
 from sweep.report.words import brief, percent
 from sweep.state import Replicates, SweepState
 from trainer.config import UNANIMOUS
@@ -44,6 +45,7 @@ def front_rows(plan: SweepPlan, results: SweepState) -> list[dict[str, Any]]:
     """
     # In this order: a trial that finishes meanwhile is in the later ones too.
     records, knee, replicates = results.front_records, results.knee, results.replicates()
+    audited = audited_finalists(plan)
     rows = []
     for record in records:
         assert record.result is not None
@@ -52,6 +54,7 @@ def front_rows(plan: SweepPlan, results: SweepState) -> list[dict[str, Any]]:
                 "trial": record.number,
                 **{name: record.result[name] for name in accuracies(plan) if name in record.result},
                 **(_replicate_columns(plan, replicates[record.number]) if replicates else {}),
+                **audited_columns(audited, record.number),
                 "epoch": record.result["epoch"],
                 "knee": record.number == knee,
                 **plan.space.point(record.config),
