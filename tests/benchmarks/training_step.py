@@ -4,7 +4,8 @@ Theirs is written here anew from its description: every image is loaded, convert
 PIL, FGSM takes its gradient by a backward pass through all parameters, and clean, FGSM and invariance images pass
 through the network one after the other. Both train the same network by the same objective (nll-ml-sens-invar: the
 cross-entropy on clean images, triplet terms over both perturbations, norm penalty) with one FGSM step, Adam at 1e-4,
-batch 256. Loading is part of both.
+batch 256. Loading is part of both. Beside the times stands the arithmetic of both, and the rate at which this machine
+multiplies matrices: what a step could gain at most without other arithmetic.
 
     python -m tests.benchmarks.training_step
 """
@@ -13,13 +14,16 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.flop_counter import flop_registry
 from torchvision import transforms
 
 from tests.benchmarks.common import (
@@ -42,6 +46,8 @@ from trainer.training.profiling import stand_in
 from trainer.training.step import forward, make_optimizer, update
 
 ROUNDS, BATCHES, CPU = 7, 3, torch.device("cpu")
+_SIDE = 2048
+"""Rows and columns of the matrices that show how fast this machine multiplies."""
 CONFIG = TrialConfig(**preset("paper/nll-ml-sens-invar"))
 MEAN, STD = 0.1307, 0.3081
 
@@ -137,16 +143,45 @@ def our_steps(split: Split, perturbed: TrainingPerturbation) -> Callable[[], obj
     return epoch
 
 
+class Operations(TorchDispatchMode):
+    """A context that counts the floating-point operations of convolutions and matrix products.
+
+    torch's own FlopCounterMode hooks modules too, and then can't follow a gradient that is taken at a leaf.
+    """
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if counted := flop_registry.get(func._overloadpacket):
+            self.count += counted(*args, **(kwargs or {}), out_val=out)
+        return out
+
+
+def operations(run: Callable[[], object]) -> int:
+    """Return the floating-point operations of a run."""
+    with Operations() as counted:
+        run()
+    return counted.count
+
+
+def multiply() -> None:
+    square = torch.ones(_SIDE, _SIDE)
+    _ = square @ square
+
+
 def main() -> None:
     torch.manual_seed(0)  # the published trainer's loader draws from the global stream
     print_machine("torchvision", "pillow")
     split = digits_of_mnist_shape(CONFIG.batch_size * BATCHES)
     perturbed = stand_in(split, epsilon=CONFIG.invariance_epsilon)
-    times = interleaved(
-        {"published": published_steps(split, perturbed), "ours": our_steps(split, perturbed)}, rounds=ROUNDS
-    )
+    steps = {"published": published_steps(split, perturbed), "ours": our_steps(split, perturbed)}
+    runs = {**steps, "a matrix product": multiply}
+    times = interleaved(runs, rounds=ROUNDS)
     count = len(split.labels)
-    notes = {name: f"{count / statistics.median(spent):.0f} images/s" for name, spent in times.items()}
+    rates = {name: operations(run) / statistics.median(times[name]) / 1e9 for name, run in runs.items()}
+    notes = {name: f"{rates[name]:.0f} GFLOP/s" for name in runs}
+    notes |= {name: f"{count / statistics.median(times[name]):.0f} images/s, {notes[name]}" for name in steps}
     print_table(f"{BATCHES} steps of {CONFIG.batch_size} images", times, notes)
     gain = ratios(times["published"], times["ours"])
     print(f"times faster, {ROUNDS} pairs: median {statistics.median(gain):.2f}, {min(gain):.2f} to {max(gain):.2f}")
