@@ -53,7 +53,7 @@ def show_audit(audit: Audit, console: Console) -> bool:
     show_people(audit, finalists, console)
     save_figure(audit_figure(audit, finalists), audit.folder / _FRONT_PICTURE)
     save_figure(curves_figure(audit, finalists), audit.folder / _CURVES_PICTURE)
-    write_whole(audit.folder / AUDIT_JSON, (json.dumps(audit_json(audit, found), indent=2) + "\n").encode())
+    write_whole(audit.folder / AUDIT_JSON, (json.dumps(_audit_json(audit, found), indent=2) + "\n").encode())
     console.print(
         f"\npicture  {audit.folder / _FRONT_PICTURE}\ncurves   {audit.folder / _CURVES_PICTURE}\n"
         f"JSON     {audit.folder / AUDIT_JSON}",
@@ -175,7 +175,7 @@ def _change_lines(change: Change) -> list[str]:
     ]
 
 
-def audit_json(audit: Audit, found: Outcome) -> dict[str, Any]:
+def _audit_json(audit: Audit, found: Outcome) -> dict[str, Any]:
     """Return all that an audit found, in plain values."""
     steps = ("total", *STEPS)
 
