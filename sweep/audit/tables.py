@@ -51,7 +51,7 @@ def show_audit(audit: Audit, console: Console) -> bool:
     console.print(_summary(audit, found), *front_lines(audit, found), "", sep="\n", markup=False)
     console.print(*finalist_lines(audit, found), *_warnings(finalists), *doubles(audit), sep="\n", markup=False)
     show_people(audit, finalists, console)
-    save_figure(audit_figure(audit, finalists), audit.folder / _FRONT_PICTURE)
+    save_figure(audit_figure(audit, found), audit.folder / _FRONT_PICTURE)
     save_figure(curves_figure(audit, finalists), audit.folder / _CURVES_PICTURE)
     write_whole(audit.folder / AUDIT_JSON, (json.dumps(_audit_json(audit, found), indent=2) + "\n").encode())
     console.print(

@@ -29,7 +29,7 @@ from sweep.report.replay import (
 )
 from sweep.report.rows import ACCURACIES, accuracies, cells, front_rows, headings, row_name, trial_label
 from sweep.report.screen import Screen
-from sweep.report.spots import Spot, front_spots, in_units, staircase, wilson_segments
+from sweep.report.spots import Spot, front_spots, in_units, staircase
 from sweep.report.style import GRID, INK, KNEE_COLOUR, MUTED, house_figure, house_style, save_figure
 from sweep.report.tables import plain_table
 from sweep.report.verdicts import judge_line, requirements_text, short_verdict, verdict
