@@ -85,7 +85,8 @@ def _budgets(audit: Audit, finalists: Sequence[Finalist]) -> str:
     options = audit.options
     return (
         f"{budgets(audit.plan.space.evaluation, attack=f'full set of attacks, {options.steps} steps')}\n"
-        f"selected on validation; audited on {finalists[0].images} test images, mean of {options.seeds} fresh seeds"
+        f"selected on validation; audited on {finalists[0].images} test images; "
+        f"mean of {options.seeds} fresh seeds, {options.judges} judges"
     )
 
 
