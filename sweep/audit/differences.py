@@ -159,12 +159,3 @@ def _difference(value: float, variances: Sequence[_Variance]) -> Difference:
     error = math.sqrt(variance)
     half = float(stdtrit(freedom, 0.975)) * error
     return Difference(value, value - half, value + half, 2 * float(stdtr(freedom, -abs(value) / error)))
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p values corrected for their number (Holm 1979), in the same order."""
-    order = np.argsort(p_values, kind="stable")
-    raised = np.maximum.accumulate(np.asarray(p_values, dtype=float)[order] * np.arange(len(order), 0, -1))
-    corrected = np.empty(len(order))
-    corrected[order] = np.minimum(raised, 1.0)
-    return corrected.tolist()

@@ -36,9 +36,9 @@ def _page_data(plan: SweepPlan, results: SweepState) -> dict[str, Any]:
     plane, units = in_units(plan.objectives)
     points = results.points(finished)[:, :2] * units
     on_front, ranks, knee = front_mask(points, plane), results.ranks(), results.knee
-    audited = audited_finalists(plan)
+    drawn, audited = results.uncertainty().configurations, audited_finalists(plan)
     shown, groups = accuracies(plan), [str(record.config.get("regularizer", "unknown")) for record in finished]
-    drawn = [
+    marks = [
         {
             "trial": record.number,
             "x": x,
@@ -51,10 +51,12 @@ def _page_data(plan: SweepPlan, results: SweepState) -> dict[str, Any]:
                 heading: percent(record.result[name]) for name, heading in shown.items() if name in record.result
             }
             | {AUDITED[name]: percent(value) for name, value in audited_columns(audited, record.number).items()}
-            | {"epoch": str(record.result["epoch"])},
+            | {"epoch": str(record.result["epoch"])}
+            | ({"P(front)": percent(drawn[first].chance)} if first in drawn else {}),
             "config": plan.space.active(record.config),
         }
         for record, (x, y), front, group in zip(finished, points.tolist(), on_front.tolist(), groups, strict=True)
+        for first in [record.number - record.number % plan.seeds]
         if record.result is not None
     ]
     return {
@@ -63,7 +65,7 @@ def _page_data(plan: SweepPlan, results: SweepState) -> dict[str, Any]:
         "axes": [AXES.get(name, name) for name in plane.names],
         "maximise": list(plane.maximise),
         # Trials on the front are drawn last, over the others.
-        "points": sorted(drawn, key=lambda point: (point["front"], point["knee"])),
+        "points": sorted(marks, key=lambda point: (point["front"], point["knee"])),
         "edge": staircase(front_spots(finished, points, on_front, None), plane).tolist(),
         "colours": {group: LOOKS.get(group, UNKNOWN_LOOK)[0] for group in sorted(set(groups))},
     }

@@ -24,7 +24,7 @@ from sweep.plan import read_plan
 from sweep.state import state_of_trials
 from trainer.errors import InputError
 
-_FOUND = ("trial", "seeds", "epoch", "knee", "p_front", *MEASURES)
+_FOUND = ("trial", "seeds", "epoch", "knee", "p_front", "p_knee", *MEASURES)
 """Begins of the keys that `otsweep front` writes beside a configuration: its results."""
 
 

@@ -4,5 +4,5 @@ from sweep.state.data_summary import DATA_SUMMARY, DataSummary, read_data_summar
 from sweep.state.findings import Milestone
 from sweep.state.judged import JUDGED_IMAGES, JudgedImages, judged_images, read_judged_images
 from sweep.state.rank_tracker import RankTracker, TrackedRank
-from sweep.state.replicates import Replicates
 from sweep.state.sweep_state import SweepState, read_state, seconds_of, state_of_trials
+from sweep.state.uncertainty import ConfigurationDraws, judged_trials
