@@ -1,9 +1,9 @@
 """Judge finalists again: fresh seeds, the test split, the whole set of attacks."""
 
-from sweep.audit.audit import AUDIT_FOLDER, Audit, run_audit
+from sweep.audit.audit import Audit, run_audit
 from sweep.audit.figures import curves_figure
 from sweep.audit.finalists import Finalist
 from sweep.audit.measures import MEASURED, PERTURBED
 from sweep.audit.pool import AuditProgress
 from sweep.audit.results import AuditResult, read_audited
-from sweep.audit.tables import AUDIT_JSON, command, show_audit
+from sweep.audit.tables import command, show_audit

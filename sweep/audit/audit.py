@@ -29,14 +29,12 @@ from sweep.audit.worker import audit_one, prepare_test, train_undefended
 from sweep.engine import SignalHandler, concurrency, make_task, prepare, ray_session, record_preparation
 from sweep.ledger import TrialRecord
 from sweep.plan import AuditOptions, SweepPlan
-from sweep.report import requirements_text
+from sweep.report import AUDIT_FOLDER, requirements_text
 from sweep.state import JUDGED_IMAGES, JudgedImages, SweepState, read_judged_images
 from trainer.config import TrialConfig
 from trainer.errors import InputError
 from trainer.human_agreement import ExamplesFolder
 from trainer.words import did_you_mean
-
-AUDIT_FOLDER = "audit"
 
 _UNDEFENDED_KEEPS = (
     *("architecture", "embedding_size", "batch_size", "epochs", "augmentation"),

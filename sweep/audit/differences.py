@@ -61,7 +61,7 @@ class Difference(NamedTuple):
     """Two-sided p-value of no difference."""
 
 
-class Variance(NamedTuple):
+class _Variance(NamedTuple):
     """A part of a squared standard error."""
 
     value: float
@@ -92,13 +92,13 @@ def changes(finalists: Sequence[Stages]) -> list[Change]:
     return [_change(stages, spread) for stages in finalists]
 
 
-def _change(stages: Stages, spread: Variance) -> Change:
+def _change(stages: Stages, spread: _Variance) -> Change:
     selected, attacked, on_test, fresh = (_influence(each) for each in stages[:4])
     judged = np.mean([_influence(each) for each in stages.judged], axis=0)
-    seeds = Variance(spread.value / len(stages.fresh), spread.freedom)
+    seeds = _Variance(spread.value / len(stages.fresh), spread.freedom)
     judges = _spread_of_mean(stages.by_judge)
     count = len(stages.judged)
-    first_judge = Variance(judges.value * (count - 1), judges.freedom)
+    first_judge = _Variance(judges.value * (count - 1), judges.freedom)
     values = stages.values
     steps = (
         _difference(values[1] - values[0], [_of_pairs(attacked, selected, values[1] - values[0])]),
@@ -120,33 +120,33 @@ def _influence(models: Sequence[Terms]) -> np.ndarray:
     return np.mean([terms.influence for terms in models], axis=0)
 
 
-def _of_images(influence: np.ndarray) -> Variance:
+def _of_images(influence: np.ndarray) -> _Variance:
     """Return the variance of a mean of influences, at least what one image more might add: 0 of 300 is not surely 0."""
     count = len(influence)
-    return Variance(float(influence.var() / count + 1 / count**2))
+    return _Variance(float(influence.var() / count + 1 / count**2))
 
 
-def _of_pairs(after: np.ndarray, before: np.ndarray, value: float) -> Variance:
+def _of_pairs(after: np.ndarray, before: np.ndarray, value: float) -> _Variance:
     """Return the variance of a difference on the same images; 0 where nothing has changed at all."""
     if value == 0 and np.array_equal(after, before):
-        return Variance(0.0)
+        return _Variance(0.0)
     return _of_images(after - before)
 
 
-def _pooled(groups: Sequence[np.ndarray]) -> Variance:
+def _pooled(groups: Sequence[np.ndarray]) -> _Variance:
     """Return the variance within groups of values, and its degrees of freedom; 0 where no group has two."""
     freedom = sum(len(group) - 1 for group in groups)
     squares = sum(((group - group.mean()) ** 2).sum() for group in groups)
-    return Variance(float(squares / freedom), freedom) if freedom else Variance(0.0)
+    return _Variance(float(squares / freedom), freedom) if freedom else _Variance(0.0)
 
 
-def _spread_of_mean(values: np.ndarray) -> Variance:
+def _spread_of_mean(values: np.ndarray) -> _Variance:
     """Return the variance of the mean of independent values; 0 of one."""
     one = _pooled([values])
-    return Variance(one.value / len(values), one.freedom)
+    return _Variance(one.value / len(values), one.freedom)
 
 
-def _difference(value: float, variances: Sequence[Variance]) -> Difference:
+def _difference(value: float, variances: Sequence[_Variance]) -> Difference:
     """Return a value with Student's interval; its degrees of freedom by Welch and Satterthwaite."""
     from scipy.special import stdtr, stdtrit
 
@@ -159,12 +159,3 @@ def _difference(value: float, variances: Sequence[Variance]) -> Difference:
     error = math.sqrt(variance)
     half = float(stdtrit(freedom, 0.975)) * error
     return Difference(value, value - half, value + half, 2 * float(stdtr(freedom, -abs(value) / error)))
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p values corrected for their number (Holm 1979), in the same order."""
-    order = np.argsort(p_values, kind="stable")
-    raised = np.maximum.accumulate(np.asarray(p_values, dtype=float)[order] * np.arange(len(order), 0, -1))
-    corrected = np.empty(len(order))
-    corrected[order] = np.minimum(raised, 1.0)
-    return corrected.tolist()

@@ -20,14 +20,11 @@ from sweep.audit.measures import MEASURED
 from sweep.audit.verdicts import Outcome, points, read_outcome
 from sweep.front import Objectives, front_mask
 from sweep.plan import AUDIT_OPTIONS, AuditOptions, SweepPlan, flag, storage_folder
-from sweep.report import accuracies, judge_line, percent, plain_table, save_figure, trial_label
+from sweep.report import AUDIT_JSON, AUDITED, accuracies, judge_line, percent, plain_table, save_figure, trial_label
 from trainer.config import EvaluationConfig
 from trainer.files import write_whole
 from trainer.human_agreement import EXAMPLES_OPTION, HEADINGS, LEGEND, MODEL, HumanAgreement, cells, unknown_agreement
 from trainer.report import images_behind
-
-AUDIT_JSON = "audit.json"
-"""File in the folder of an audit with all that is shown on screen."""
 
 _FRONT_PICTURE, _CURVES_PICTURE = "audit.png", "curves.png"
 
@@ -35,7 +32,7 @@ _CERTIFIED = "certified_accuracy"
 
 _ROWS = {
     _CERTIFIED: "certified",
-    "sensitivity_invalid": "class lost in attack",
+    **AUDITED,
     "sensitivity_doubted": "and before the attack",
     "adversary_accuracy": "per-model invariance",
     "adversary_stuck": "per-model stuck",
@@ -54,9 +51,9 @@ def show_audit(audit: Audit, console: Console) -> bool:
     console.print(_summary(audit, found), *front_lines(audit, found), "", sep="\n", markup=False)
     console.print(*finalist_lines(audit, found), *_warnings(finalists), *doubles(audit), sep="\n", markup=False)
     show_people(audit, finalists, console)
-    save_figure(audit_figure(audit, finalists), audit.folder / _FRONT_PICTURE)
+    save_figure(audit_figure(audit, found), audit.folder / _FRONT_PICTURE)
     save_figure(curves_figure(audit, finalists), audit.folder / _CURVES_PICTURE)
-    write_whole(audit.folder / AUDIT_JSON, (json.dumps(audit_json(audit, found), indent=2) + "\n").encode())
+    write_whole(audit.folder / AUDIT_JSON, (json.dumps(_audit_json(audit, found), indent=2) + "\n").encode())
     console.print(
         f"\npicture  {audit.folder / _FRONT_PICTURE}\ncurves   {audit.folder / _CURVES_PICTURE}\n"
         f"JSON     {audit.folder / AUDIT_JSON}",
@@ -178,7 +175,7 @@ def _change_lines(change: Change) -> list[str]:
     ]
 
 
-def audit_json(audit: Audit, found: Outcome) -> dict[str, Any]:
+def _audit_json(audit: Audit, found: Outcome) -> dict[str, Any]:
     """Return all that an audit found, in plain values."""
     steps = ("total", *STEPS)
 

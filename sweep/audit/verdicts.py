@@ -12,10 +12,10 @@ from typing import NamedTuple
 import numpy as np
 
 from sweep.audit.audit import Audit
-from sweep.audit.differences import Change, Stages, changes, holm
+from sweep.audit.differences import Change, Stages, changes
 from sweep.audit.finalists import Finalist
 from sweep.audit.measures import PERTURBED, Terms
-from sweep.front import Objectives, hypervolume
+from sweep.front import Objectives, holm, hypervolume
 from sweep.report import ACCURACIES
 from sweep.state import JudgedImages
 
@@ -81,7 +81,7 @@ def outcome(
     stages = {name: [one.stages(name, validation, test) for one in finalists] for name in objectives.names}
     by_name = {name: changes(each) for name, each in stages.items()}
     found = [{name: by_name[name][index] for name in stages} for index in range(len(finalists))]
-    corrected = iter(holm([change.total.p_value for each in found for change in each.values()]))
+    corrected = iter(holm([change.total.p_value for each in found for change in each.values()]).tolist())
     p_values = [{name: next(corrected) for name in each} for each in found]
     said = [verdict(each, p, margin=margin) for each, p in zip(found, p_values, strict=True)]
     one = finalists[0].runs[0]

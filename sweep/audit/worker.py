@@ -118,8 +118,10 @@ def _train(common: Task, task: AuditTask, folder: Path) -> nn.Module:
     device = _device(common)
     config, store = TrialConfig.from_mapping(task.config), FolderStore(folder / "models" / task.name)
     if not (store.folder / MODEL_FILE).exists():
+        # On fresh seeds as ever, whatever the ladder: it changes no number by which an epoch is chosen.
+        ladder = common.ladder if task.own else 0
         reports = run_trial(
-            config, evaluation_of(common), shared(common), ladder=common.ladder, last=False, store=store, device=device
+            config, evaluation_of(common), shared(common), ladder=ladder, last=False, store=store, device=device
         )
         deque(reports, maxlen=0)
     return load_model(store.folder / MODEL_FILE).to(device)

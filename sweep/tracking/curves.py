@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
 from sweep.plan import AuditOptions, SweepPlan
-from sweep.report import save_figure
+from sweep.report import AUDIT_FOLDER, audited_finalists, save_figure
 from sweep.state import SweepState
 
 if TYPE_CHECKING:
@@ -26,22 +25,17 @@ def audited_numbers(plan: SweepPlan, number: int) -> dict[str, float]:
 
 def _changes(plan: SweepPlan, number: int) -> dict[str, float]:
     """Return what the audit says that a finalist has lost, in all and by step."""
-    from sweep.audit import AUDIT_FOLDER, AUDIT_JSON
-
-    path = plan.folder / AUDIT_FOLDER / AUDIT_JSON
-    known = json.loads(path.read_text())["finalists"] if path.exists() else []
+    objectives = audited_finalists(plan).get(number, {}).get("objectives", {})
     return {
         f"audit/change_{name}{'' if step == 'total' else '/' + step.replace(' ', '_')}": change["value"]
-        for finalist in known
-        if finalist["trial"] == number
-        for name, objective in finalist["objectives"].items()
+        for name, objective in objectives.items()
         for step, change in objective["changes"].items()
     }
 
 
 def _runs(plan: SweepPlan, number: int) -> list[AuditResult]:
     """Return the audits of a trial that compare."""
-    from sweep.audit import AUDIT_FOLDER, read_audited
+    from sweep.audit import read_audited
 
     found = [read_audited(path) for path in sorted((plan.folder / AUDIT_FOLDER).glob(f"{number:04d}-*.json"))]
     known = [audited for audited in found if audited is not None]

@@ -36,6 +36,7 @@ from sweep.audit.finalists import (
 from sweep.audit.measures import MEASURED
 from sweep.audit.results import AuditResult, judged_by, sealed
 from sweep.audit.tables import (
+    _audit_json,
     _summary,
     command,
     doubles,
@@ -58,9 +59,14 @@ from sweep.plan.from_options import make_plan
 from sweep.plan.objectives import OBJECTIVES
 from sweep.plan.plan import SweepPlan
 from sweep.plan.plan_file import read_plan, write_plan
+from sweep.report.audited import AUDIT_JSON
+from sweep.report.page import front_page
+from sweep.report.rows import front_rows
+from sweep.report.verdicts import verdict
 from sweep.state.data_summary import read_data_summary
 from sweep.state.judged import JudgedImages
 from sweep.state.sweep_state import SweepState
+from sweep.tracking.curves import audited_numbers
 from tests.integration.test_sweep import SPACE, run_words
 from tests.support.commands import PATIENCE, otsweep, start, wait_for
 from tests.support.commands import command as shell_words
@@ -475,13 +481,30 @@ class TestReport:
         self, plan: SweepPlan, finalists: list[Finalist]
     ) -> None:
         audit = audit_of(plan, [one.record for one in finalists], seeds=2)
-        [axes] = audit_figure(audit, finalists).axes
+        [axes] = audit_figure(audit, outcome_of(finalists)).axes
         drawn = {name: collection for collection in axes.collections if (name := collection.get_label())}
         assert np.allclose(drawn["selected"].get_offsets(), [[60, 30], [50, 40]])
         assert [text.get_text() for text in axes.texts if text.get_gid() == "label"]
         [axes] = curves_figure(audit, finalists).axes
         lines = [line for line in axes.lines if str(line.get_label()).startswith("00")]
         assert [np.asarray(line.get_ydata()).tolist() for line in lines] == [[90, 60, 30]] * 2
+
+    def test_what_is_found_stands_beside_the_front(self, plan: SweepPlan, finalists: list[Finalist]) -> None:
+        write_plan(plan)
+        audit, found = audit_of(plan, [one.record for one in finalists], seeds=2), outcome_of(finalists)
+        (rows_before, columns) = front_rows(plan, audit.results), {"sensitivity_invalid"}
+        assert not any(columns & row.keys() for row in rows_before)
+        assert "Audited" not in verdict(plan, audit.results)
+        audit.folder.mkdir()
+        (audit.folder / AUDIT_JSON).write_text(json.dumps(_audit_json(audit, found)))
+        assert [row["sensitivity_invalid"] for row in front_rows(plan, audit.results)] == [0.2, 0.2]
+        assert "Audited: 0 of 2 finalists held; in the images that broke them 20.0%" in verdict(plan, audit.results)
+        assert "class lost in attack" in front_page(plan, audit.results)
+        numbers = audited_numbers(plan, 0)
+        assert numbers["audit/change_sensitivity_accuracy"] == pytest.approx(-0.1)
+        assert numbers["audit/change_sensitivity_accuracy/fresh_seeds"] == pytest.approx(-0.1)
+        (audit.folder / AUDIT_JSON).write_text("{")
+        assert "Audited" not in verdict(plan, audit.results)
 
     def test_the_command_goes_on_with_the_same_options(self, plan: SweepPlan) -> None:
         audit = audit_of(plan, [trial(0, 0.5, 0.5)], seeds=2, test_size=0)
@@ -696,6 +719,7 @@ def test_an_audit_ends_with_what_held(
             assert 0 <= run.numbers["certified_accuracy"] <= run.numbers["sensitivity_accuracy"]
         assert re.search(rf" certified +{one.mean['certified_accuracy']:.1%} ±", first.stdout)
         # Whatever the fixed set changed, the per-model attack may show as well.
+        assert 0 < one.mean["sensitivity_doubted"] < one.mean["sensitivity_invalid"] < 1
         assert one.mean["adversary_size"] >= one.mean["invariance_effective_size"] > 0
         assert f"{one.mean['sensitivity_accuracy']:.1%} ±" in first.stdout
         assert all(run.evidence["transfer_accuracy"] is not None for run in one.own)
@@ -727,9 +751,12 @@ def test_a_finished_audit_starts_nothing(
 def test_what_is_lost_is_made_again_bit_for_bit_and_the_rest_is_left_alone(
     storage: Path, results: dict[Path, bytes]
 ) -> None:
-    lost, damaged, *kept = results
+    lost, damaged, own, *kept = results
     lost.unlink()
     shutil.rmtree(storage / "swept" / "audit" / "models" / lost.stem)
+    assert own.stem.endswith("-own")
+    own.unlink()
+    (storage / "swept" / "trials" / own.stem[:4] / "model.pt").unlink()  # so the selected model is trained again
     damaged.write_bytes(results[damaged][:100])
     times = {path: path.stat().st_mtime_ns for path in kept}
     again = otsweep(storage, "audit", "swept", "--seeds", "2", *OPTIONS)

@@ -1,4 +1,4 @@
-"""Differences between selection and audit: variances in closed form, coverage in simulation, Holm's correction."""
+"""Differences between selection and audit: variances in closed form, coverage in simulation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sweep.audit.differences import Change, Stages, changes, holm
+from sweep.audit.differences import Change, Stages, changes
 from sweep.audit.measures import MEASURED, Terms
 from sweep.state.judged import JudgedImages
 from trainer.answers import Answers
@@ -96,8 +96,3 @@ def test_invariance_is_counted_as_reports_do() -> None:
     weights = np.eye(3) * 1e-6 + 1
     slope = (measured.resampled(weights) - measured.value) / 1e-6
     np.testing.assert_allclose(measured.influence / 3, slope, atol=1e-5)
-
-
-def test_holm_raises_the_smallest_most() -> None:
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm([]) == []
