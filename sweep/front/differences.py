@@ -110,7 +110,7 @@ def difference(
         between = 0.0
     degrees = math.inf
     if between > 0:
-        degrees = between**2 / sum(v**2 / (len(part) - 1) for v, part in zip(variances, parts, strict=True))
+        degrees = 1 / sum((v / between) ** 2 / (len(part) - 1) for v, part in zip(variances, parts, strict=True))
     shared = 0.0
     if draws is not None and drawn is not None:
         # What differs between sweeps in the draws is in the variance between them already.
