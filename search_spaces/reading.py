@@ -22,8 +22,8 @@ from trainer.fields import check_value
 from trainer.presets import preset
 from trainer.words import did_you_mean
 
-_FOLDER = Path(__file__).parent
-STUDIES = _FOLDER / "studies"
+FOLDER = Path(__file__).parent
+STUDIES = FOLDER / "studies"
 """Folder of the studies that come with otsweep."""
 _SECTIONS = ["name", "description", "trials", "evaluation", "space", "require", "points"]
 
@@ -82,13 +82,13 @@ def load_space(name_or_path: str) -> Space:
             f"unknown search space {name_or_path!r}: {did_you_mean(name_or_path, names())}, or the path of a YAML file"
         )
     if is_name:
-        path = _FOLDER / f"{name_or_path}.yaml"
+        path = FOLDER / f"{name_or_path}.yaml"
     return space_from_yaml(read_yaml(path), name=path.stem)
 
 
 def names() -> list[str]:
     """Return the names of the spaces that come with otsweep."""
-    return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
 def _read_text(node: Located | None) -> str:
