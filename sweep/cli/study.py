@@ -54,7 +54,7 @@ def study(arguments: argparse.Namespace) -> int:
     if arguments.report or has_study(name, storage=arguments.storage):
         return _report(arguments)
     plan = make_study(name, name=arguments.name, options={each: getattr(arguments, each) for each in STUDY_OPTIONS})
-    _print_head(plan, arguments, errors if arguments.format == "json" else console)
+    _print_head(plan, _power_of(plan, arguments.pilot), errors if arguments.format == "json" else console)
     return _run(begin_study(plan), as_json=arguments.format == "json")
 
 
@@ -71,7 +71,7 @@ def resume_study(arguments: argparse.Namespace) -> int:
     return _run(plan.with_overrides(vars(arguments)), as_json=False)
 
 
-def _print_head(plan: StudyPlan, arguments: argparse.Namespace, screen: Console) -> None:
+def _print_head(plan: StudyPlan, power: str, screen: Console) -> None:
     """Print what is going to be done, and which difference that can show."""
     study, options = plan.study, plan.audit_options
     screen.print(
@@ -81,7 +81,7 @@ def _print_head(plan: StudyPlan, arguments: argparse.Namespace, screen: Console)
     )
     if study.question:
         screen.print(study.question, markup=False)
-    screen.print(_power_of(plan, arguments.pilot), markup=False)
+    screen.print(power, markup=False)
 
 
 def _power_of(plan: StudyPlan, pilot: str | None) -> str:
@@ -202,13 +202,15 @@ def plan_study(arguments: argparse.Namespace) -> int:
     from sweep.study import price_study, price_table
 
     study = make_study(arguments.space, name=arguments.name, options=study_options(arguments))
+    power = _power_of(study, arguments.pilot)
+    if arguments.format != "json":
+        _print_head(study, power, console)
     with ProgressLine(sys.stderr) as line:
         price = price_study(study, line.show)
     raise_interrupt()
     if arguments.format == "json":
-        print(json.dumps({**price.to_dict(), "command": _study_command(arguments)}, indent=2))
+        print(json.dumps({**price.to_dict(), "power": power, "command": _study_command(arguments)}, indent=2))
         return DONE
-    _print_head(study, arguments, console)
     console.print("", price_table(price), sep="\n", soft_wrap=False)
     console.print(*price.notes(), f"\nRun it:\n  {_study_command(arguments)}", sep="\n", markup=False)
     return DONE
