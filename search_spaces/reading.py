@@ -18,7 +18,7 @@ from search_spaces.swept_reading import check_conditions, parents_first, read_sw
 from search_spaces.yaml_file import Located, locate, read_yaml
 from trainer.config import EvaluationConfig, TrialConfig, with_weights
 from trainer.errors import InputError
-from trainer.fields import check_value
+from trainer.fields import read_value
 from trainer.presets import preset
 from trainer.words import did_you_mean
 
@@ -91,7 +91,7 @@ def _read_trials(node: Located | None, space: Located, *, drawn: bool, points: i
     if node is None:
         return Space.trials if drawn else points
     with node.error_context():
-        trials = check_value("trials", node.plain(), Space.__dataclass_fields__["trials"])
+        trials = read_value("trials", node.plain(), Space.__dataclass_fields__["trials"])
     if not drawn and trials > points:
         raise node.error(f"trials = {trials}: nothing is swept, so there are {points} points to run and no more")
     return trials
@@ -116,7 +116,7 @@ def _check_fields(entries: Mapping[str, Located], fields: Mapping[str, dataclass
         with item.error_context():
             if key not in fields:
                 raise InputError(f"unknown setting {key!r}: {did_you_mean(key, fields)}")
-            values[key] = check_value(key, item.plain(), fields[key])
+            values[key] = read_value(key, item.plain(), fields[key])
     return values
 
 

@@ -25,7 +25,7 @@ def add_front(parser: argparse.ArgumentParser) -> None:
 def front(arguments: argparse.Namespace) -> int:
     from sweep.ledger import read_ledger
     from sweep.report import front_csv, front_json, front_picture, save_figure
-    from sweep.state import read_data_summary, state_of_trials
+    from sweep.state import read_data_summary, state_of_trials, why_no_front
 
     check_format(arguments)
     plan = find_plan(arguments)
@@ -34,6 +34,8 @@ def front(arguments: argparse.Namespace) -> int:
         errors.print(f"ledger: {warning}", markup=False)
     results = state_of_trials(plan, recorded.trials)
     results.data_summary = read_data_summary(plan.folder)
+    if not results.front_records:
+        errors.print(f"{plan.name} has no front yet: {why_no_front(results)}", markup=False)
     if arguments.plot:
         save_figure(front_picture(plan, results), arguments.plot)
     if arguments.format == "json":
@@ -42,8 +44,6 @@ def front(arguments: argparse.Namespace) -> int:
         print(front_csv(plan, results), end="")
     elif results.finished:
         show_front(plan, results)
-    else:
-        console.print(f"No trial of {plan.name} has finished yet.")
     return DONE
 
 
