@@ -35,6 +35,8 @@ def drive(plan: SweepPlan, *, fresh: bool) -> int:
     from sweep.state import read_data_summary, state_of_trials
     from sweep.tracking import Tracker
 
+    if fresh:
+        plan = write_plan(plan)
     results = state_of_trials(plan, {})
     screen = Screen(console, plan, results)
     tracker = Tracker(plan, results, log=screen.log)
@@ -44,8 +46,6 @@ def drive(plan: SweepPlan, *, fresh: bool) -> int:
         screen.trial_changed(number)
 
     tracker.start()
-    if fresh:
-        write_plan(plan)
     complete = False
     with LedgerWriter(plan.folder) as ledger:
         recorded = read_ledger(plan.folder)

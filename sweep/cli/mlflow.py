@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
-from sweep.cli.console import DONE, add_name, add_storage, console, find_plan, mlflow_progress
+from sweep.cli.console import DONE, add_name, add_storage, console, errors, find_plan, mlflow_progress
 from trainer.errors import InputError
 from trainer.progress import ProgressLine
+
+if TYPE_CHECKING:
+    from sweep.plan import SweepPlan
 
 
 def add_sync(parser: argparse.ArgumentParser) -> None:
@@ -45,16 +49,18 @@ def add_ui(parser: argparse.ArgumentParser) -> None:
 def ui(arguments: argparse.Namespace) -> int:
     from sweep.tracking import serve
 
-    arguments.name = arguments.name or _newest(arguments.storage)
-    plan = find_plan(arguments)
+    plan = find_plan(arguments) if arguments.name else _newest(arguments.storage)
     return serve(plan, port=arguments.port, browser=not arguments.no_browser, log=console.print)
 
 
-def _newest(storage: str | None) -> str:
-    from sweep.plan import list_sweeps, storage_folder
+def _newest(storage: str | None) -> SweepPlan:
+    """Return the newest plan in a storage folder; copies and damaged ones are told and left out."""
+    from sweep.plan import list_sweeps, read_plan, storage_folder
 
     folder = storage_folder(storage)
-    sweeps = list_sweeps(folder)
-    if not sweeps:
-        raise InputError(f"no sweep in {folder} yet: run one with otsweep run")
-    return sweeps[0]
+    for name in list_sweeps(folder):
+        try:
+            return read_plan(name, storage=storage)
+        except InputError as error:
+            errors.print(str(error), markup=False)
+    raise InputError(f"no sweep in {folder} yet: run one with otsweep run")
