@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from sweep.cli.console import DONE, add_name, add_storage, console, errors, find_plan, mlflow_progress
+from sweep.cli.console import DONE, FAILED, add_name, add_storage, console, errors, find_plan, mlflow_progress
 from trainer.errors import InputError
 from trainer.progress import ProgressLine
 
@@ -29,10 +29,12 @@ def sync(arguments: argparse.Namespace) -> int:
     uri = plan.mlflow_uri if arguments.mlflow_uri is None else absolute_uri(arguments.mlflow_uri)
     line = ProgressLine(sys.stderr)
     with mlflow_progress(line) as show:
-        results = sync_sweep(plan, uri, log=line.log, on_progress=show)
+        results, whole = sync_sweep(plan, uri, log=line.log, on_progress=show)
     if not results.trials:
         console.print(f"{plan.name} has no trial yet: there is nothing to write.")
         return DONE
+    if not whole:
+        return FAILED
     console.print(f"{plan.name}: all {len(results.trials)} trials are in MLflow at {uri}", markup=False)
     return DONE
 

@@ -122,6 +122,8 @@ def store_errors() -> tuple[type[Exception], ...]:
 def explain_error(error: Exception) -> str:
     """Return a store's error as one line."""
     text = str(error)
+    if isinstance(error, ImportError):
+        return f"it needs the Python package {error.name}"
     if "Max retries exceeded" in text:
         return "nothing listens there, or it took too long"
     return (text or type(error).__name__).splitlines()[0][:200]

@@ -53,6 +53,8 @@ class Tracker:
             return
         if not self.attempt(lambda: self._connected(state).finish(state, over=complete, on_progress=on_progress)):
             self.log(f"MLflow lacks some of the results: `otsweep sync {self.plan.name}` writes them once it answers")
+        elif self.writer is not None and (missing := self.writer.parts.missing()):
+            self.log(missing)
         if self.writer is not None:
             self.writer.close()
 
