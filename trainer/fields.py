@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import dataclasses
+import inspect
+import itertools
 import math
+import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import field
+from functools import cache
 from typing import Any, Self
 
 from trainer.errors import InputError
@@ -57,6 +62,21 @@ class CheckedFields:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values by field name, ready for YAML, JSON or Parquet; a fraction is the plain number."""
         return dataclasses.asdict(self)  # type: ignore[call-overload]
+
+
+@cache
+def field_docs(record: type) -> dict[str, str]:
+    """Return what the source says below the fields of a dataclass, each on one line."""
+    [definition] = ast.parse(textwrap.dedent(inspect.getsource(record))).body
+    assert isinstance(definition, ast.ClassDef)
+    return {
+        field.target.id: " ".join(str(below.value.value).split())
+        for field, below in itertools.pairwise(definition.body)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(field.target, ast.Name)
+        and isinstance(below, ast.Expr)
+        and isinstance(below.value, ast.Constant)
+    }
 
 
 def field_type(spec: dataclasses.Field) -> type:

@@ -90,10 +90,9 @@ def drive(plan: SweepPlan, *, fresh: bool) -> int:
 
 def _save_front(plan: SweepPlan, results: SweepState) -> None:
     """Write the flat table and the picture beside the ledger."""
-    from sweep.ledger import Ledger
-    from sweep.report import front_picture, ledger_metadata, save_figure
+    from sweep.report import front_picture, save_figure, write_ledger_table
 
-    Ledger(results.trials, []).write_parquet(plan.folder / "ledger.parquet", ledger_metadata(plan, results))
+    write_ledger_table(plan, results, plan.folder / "ledger.parquet")
     if results.finished:
         save_figure(front_picture(plan, results), plan.folder / "front.png")
 
