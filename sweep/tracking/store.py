@@ -57,7 +57,7 @@ class Store:
         self.plan, self.uri, self.client = plan, uri, connect(uri)
         self.experiment = ""
         self.artifacts = ""
-        """Where the experiment's files are, without any secret."""
+        """Location of the experiment's files, without any secret."""
         self.doubtful = False
         """True while a run may exist whose creation was never acknowledged."""
         self._lock: FileLock | None = None
