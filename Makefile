@@ -11,7 +11,7 @@ ARGS   ?=
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install sweep check test lint types format hooks canaries bench ui clean
+.PHONY: help install sweep check test lint types format hooks canaries bench gpu ui clean
 
 help:  ## Show this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +63,9 @@ canaries: install  ## Test what we use of Ray, Optuna and MLflow beside their do
 
 bench: install  ## Run the benchmarks (ONLY=name runs one)
 	@$(BIN)/python -m tests.benchmarks $(ONLY)
+
+gpu:  ## Try everything on a GPU in 6 minutes; torch is needed, no install (ARGS="--data-dir DIR", "--rehearse" on a CPU)
+	@$(PYTHON) -m tests.gpu $(ARGS)
 
 ui: install  ## Open MLflow on this machine's store
 	@$(BIN)/otsweep ui

@@ -94,6 +94,9 @@ class EpochReport:
     evaluation_seconds: float
     """Wall-clock time. A trial in a pack gets an equal share, so that the shares add up to the device's time."""
 
+    answers: str = ""
+    """The answers that the numbers of the final report follow from, as `Answers.encode` writes them; empty before."""
+
     terms: dict[str, float] = field(default_factory=dict)
     """Further numbers by name. `<crowd>/invariance_...`: those above by another crowd. `loss/<term>`: unweighted, mean
     over the epoch. `marginal_error`: the largest of the epoch's transport problems. From the epoch's last step
@@ -101,9 +104,9 @@ class EpochReport:
     `embedding_spread`, and `collapsed` (0 or 1)."""
 
     def __post_init__(self) -> None:
-        check_finite(self.epoch, self.to_dict())
+        check_finite(self.epoch, {name: value for name, value in self.to_dict().items() if name != "answers"})
 
     def to_dict(self) -> dict[str, Any]:
-        """Return one flat mapping, in which the terms stand beside the other numbers."""
-        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "terms"}
-        return plain | self.terms
+        """Return one flat mapping, in which the terms stand beside the other numbers; answers only if there are any."""
+        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in ("answers", "terms")}
+        return plain | self.terms | ({"answers": self.answers} if self.answers else {})

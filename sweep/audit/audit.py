@@ -22,7 +22,7 @@ from sweep.audit.finalists import MEASURED, Finalist, choose_finalists, one_of_e
 from sweep.audit.pool import AuditProgress, TaskPool
 from sweep.audit.results import AuditResult, AuditTask, read_result
 from sweep.audit.worker import audit_one, prepare_test, train_undefended
-from sweep.engine import SignalHandler, concurrency, make_task, prepare, ray_session, record_data_summary
+from sweep.engine import SignalHandler, concurrency, make_task, prepare, ray_session, record_preparation
 from sweep.ledger import TrialRecord
 from sweep.plan import AuditOptions, SweepPlan
 from sweep.report import requirements_text
@@ -137,11 +137,11 @@ def run_audit(audit: Audit, console: Console) -> bool:
     with AuditProgress(console.file, "starting Ray") as progress, ray_session(), SignalHandler() as signals:
         pool = TaskPool(audit.plan, concurrency(audit.plan, progress.prepare), signals, progress)
         common = make_task(audit.plan)
-        summary = prepare(common, audit.plan, progress.prepare, signals)
-        if summary is None:
+        prepared = prepare(common, audit.plan, progress.prepare, signals)
+        if prepared is None:
             return False
-        record_data_summary(audit.plan.folder, summary)
-        audit.results.data_summary = summary
+        record_preparation(audit.plan.folder, prepared)
+        audit.results.data_summary = prepared.summary
         pool.run("preparing", prepare_test, {"the test split": (common, audit.examples)})
         tasks = audit.missing()
         undefended = {task.name: audit.undefended(task) for task in tasks if audit.find(task) is None}

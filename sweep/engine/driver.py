@@ -17,7 +17,7 @@ from ray import tune
 from sweep.engine.ledger_callback import LedgerCallback
 from sweep.engine.nodes import check_storage
 from sweep.engine.packs import LIGHT, PackCallback, PackedTrainable, Packs
-from sweep.engine.preparation import WAIT_SECONDS, Progress, prepare, record_data_summary
+from sweep.engine.preparation import WAIT_SECONDS, Progress, prepare, record_preparation
 from sweep.engine.ray_start import ray_session
 from sweep.engine.scheduler import MultiObjectiveASHA, SweepStopper
 from sweep.engine.searcher import SlotLimiter, TuneSearcher
@@ -74,11 +74,11 @@ def run_plan(
             return True
         check_storage(url_of(Path(plan.storage)) or plan.storage, progress)
         task = make_task(plan)
-        summary = prepare(task, plan, progress, signals)
-        if summary is None:
+        prepared = prepare(task, plan, progress, signals)
+        if prepared is None:
             return False
-        record_data_summary(plan.folder, summary)
-        state.data_summary = summary
+        record_preparation(plan.folder, prepared)
+        state.data_summary = prepared.summary
         with contextlib.ExitStack() as running:
             at_once = min(concurrent, plan.trials - len(state.ended))
             packs = running.enter_context(Packs(plan, task, at_once)) if plan.pack > 1 else None

@@ -1,4 +1,4 @@
-"""The preparation of what all trials of a sweep share, on a worker, and the summary of its data beside the plan."""
+"""The preparation of what all trials of a sweep share, on a worker, and what is kept of it beside the plan."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 from ray.exceptions import RayTaskError
@@ -16,7 +16,7 @@ from ray.exceptions import RayTaskError
 from sweep.engine.signals import SignalHandler
 from sweep.engine.task import Task, data_summary_of, prepare_shared
 from sweep.plan import SweepPlan, push_remote
-from sweep.state import DATA_SUMMARY, DataSummary, read_data_summary
+from sweep.state import DATA_SUMMARY, JUDGED_IMAGES, DataSummary, JudgedImages, judged_images, read_data_summary
 from trainer.errors import InputError
 from trainer.files import patiently, write_whole
 
@@ -30,20 +30,37 @@ Progress = Callable[[str, int, int], None]
 """Called with a stage, how much of it is done, and how much there is."""
 
 
+class _Preparation(NamedTuple):
+    """Outcome of a preparation, as far as the driver needs it."""
+
+    summary: DataSummary
+    judged: JudgedImages
+    """The judged images of the validation split."""
+
+
+class _Stage(NamedTuple):
+    """Progress of the preparation: a stage, how much of it is done, and how much there is."""
+
+    name: str
+    done: int
+    total: int
+
+
 @ray.remote
-def _prepare_remotely(task: Task) -> Iterator[tuple[str, int, int] | DataSummary]:
-    """Prepare on a worker, so that the driver needs no torch; yield the progress, then the data summary."""
-    messages: queue.Queue[tuple[str, int, int] | DataSummary | Exception] = queue.Queue()
+def _prepare_remotely(task: Task) -> Iterator[_Stage | _Preparation]:
+    """Prepare on a worker, so that the driver needs no torch; yield the progress, then what the driver is to know."""
+    messages: queue.Queue[_Stage | _Preparation | Exception] = queue.Queue()
 
     def work() -> None:
         try:
-            messages.put(data_summary_of(prepare_shared(task, lambda *stage: messages.put(stage)), task))
+            prepared = prepare_shared(task, lambda *stage: messages.put(_Stage(*stage)))
+            messages.put(_Preparation(data_summary_of(prepared, task), judged_images(prepared, "validation")))
         except Exception as error:  # noqa: BLE001 - raised again below, on the thread that Ray listens to
             messages.put(error)
 
     threading.Thread(target=work).start()
     last_sent = 0.0
-    while isinstance(message := messages.get(), tuple):
+    while isinstance(message := messages.get(), _Stage):
         if time.monotonic() - last_sent > _PROGRESS_SECONDS:
             last_sent = time.monotonic()
             yield message
@@ -52,8 +69,8 @@ def _prepare_remotely(task: Task) -> Iterator[tuple[str, int, int] | DataSummary
     yield message
 
 
-def prepare(task: Task, plan: SweepPlan, progress: Progress, signals: SignalHandler) -> DataSummary | None:
-    """Compute what all trials share before the first of them starts; return the data summary, or None on a signal.
+def prepare(task: Task, plan: SweepPlan, progress: Progress, signals: SignalHandler) -> _Preparation | None:
+    """Compute what all trials share before the first of them starts; return what is kept of it, or None on a signal.
 
     Raises:
         InputError: if the data can't be had.
@@ -67,13 +84,25 @@ def prepare(task: Task, plan: SweepPlan, progress: Progress, signals: SignalHand
             if not ready:
                 continue
             message = ray.get(next(messages))
-            if isinstance(message, dict):
+            if isinstance(message, _Preparation):
                 return message
             progress(*message)
     except RayTaskError as error:
         if isinstance(error.cause, InputError):
             raise InputError(str(error.cause)) from None
         raise
+
+
+def record_preparation(folder: Path, prepared: _Preparation) -> None:
+    """Write the data summary and the judged images beside the plan, where they are not there yet.
+
+    Raises:
+        InputError: if the data is not the same as the sweep began with.
+        StorageFailed: if they can't be written.
+    """
+    record_data_summary(folder, prepared.summary)
+    if not (folder / JUDGED_IMAGES).exists():
+        _write(folder / JUDGED_IMAGES, prepared.judged.to_bytes())
 
 
 def record_data_summary(folder: Path, summary: DataSummary) -> None:
@@ -92,6 +121,9 @@ def record_data_summary(folder: Path, summary: DataSummary) -> None:
                 f"{summary['data_fingerprint']} now; give it the same files again, or start a new sweep"
             )
         return
-    text = json.dumps(summary, indent=2) + "\n"
-    patiently(lambda: write_whole(path, text.encode()), what=repr(str(path)))
+    _write(path, (json.dumps(summary, indent=2) + "\n").encode())
+
+
+def _write(path: Path, content: bytes) -> None:
+    patiently(lambda: write_whole(path, content), what=repr(str(path)))
     push_remote(path)

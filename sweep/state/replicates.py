@@ -42,12 +42,15 @@ def resample(
 
 
 def mean_record(members: Sequence[TrialRecord]) -> TrialRecord:
-    """Return finished trials that differ in the seed alone as one record, with their means as its result."""
+    """Return finished trials that differ in the seed alone as one record, with their means as its result.
+
+    Answers have no mean: they are each trial's own.
+    """
     first = members[0]
     if len(members) == 1:
         return first
     results = [trial.result for trial in members if trial.result is not None]
-    means = {name: _mean([result[name] for result in results]) for name in results[0]}
+    means = {name: _mean([result[name] for result in results]) for name in results[0] if name != "answers"}
     ended = max(trial.ended or 0.0 for trial in members)
     return dataclasses.replace(first, ended=ended, attempts=sum(trial.attempts for trial in members), reports=[means])
 

@@ -24,7 +24,7 @@ from trainer.files import FolderStore
 from trainer.invariance import prepare
 from trainer.presets import preset
 from trainer.training import MODEL_FILE, ensemble, evaluation_attacks, judging_generator, load_model, run_trial
-from trainer.training.evaluation import final_attacks, sensitivity_accuracy
+from trainer.training.evaluation import final_attacks, right_and_robust
 
 METHODS = {
     "pgd-at": {},
@@ -78,8 +78,8 @@ def main(dataset: str = "digits") -> None:
 
             def judged(attacks: Sequence[Attack], model: torch.nn.Module = model) -> tuple[float, float]:
                 begun, generator = time.perf_counter(), judging_generator(evaluation, torch.device("cpu"))
-                accuracy = sensitivity_accuracy(model, prepared.data.validation, attacks, generator=generator)
-                return accuracy, time.perf_counter() - begun
+                _, robust = right_and_robust(model, prepared.data.validation, attacks, generator=generator)
+                return robust.double().mean().item(), time.perf_counter() - begun
 
             found = {kind: judged(attacks) for kind, attacks in {**kinds, "ensemble": [*kinds["epoch"], *full]}.items()}
             print(f"{name:22}" + "".join(f"{a:>9.3f} {t:5.1f}s" for a, t in found.values()), flush=True)

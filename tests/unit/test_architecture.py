@@ -21,7 +21,7 @@ PACKAGES = ("search_spaces", "trainer", "sweep")
 
 ROOMS = [
     ["trainer.errors"],
-    ["trainer.words", "trainer.number", "trainer.intervals", "trainer.parallel", "trainer.progress"],
+    ["trainer.words", "trainer.number", "trainer.intervals", "trainer.parallel", "trainer.progress", "trainer.answers"],
     ["trainer.fields", "trainer.presets", "trainer.report", "trainer.cost", "trainer.arguments", "trainer.files"],
     ["trainer.config", "trainer.human_agreement"],
     ["trainer.crowds"],
@@ -99,9 +99,15 @@ def nodes(tree: ast.AST, at_start: bool = True) -> Iterator[tuple[ast.AST, bool]
         yield from nodes(child, at_start and not deferred)
 
 
+@cache
+def tree_of(module: str) -> ast.Module:
+    return ast.parse(FILES[module].read_text())
+
+
+@cache
 def imports(module: str) -> list[Import]:
     found = []
-    for node, at_start in nodes(ast.parse(FILES[module].read_text())):
+    for node, at_start in nodes(tree_of(module)):
         if isinstance(node, ast.Import):
             found += [Import(alias.name, (), node.lineno, at_start) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -208,7 +214,7 @@ def test_nobody_imports_what_another_keeps_for_itself(module: str) -> None:
 def top_level_names(module: str) -> set[str]:
     """What a module defines, its imports aside."""
     names = set()
-    for node in ast.parse(FILES[module].read_text()).body:
+    for node in tree_of(module).body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             names.add(node.name)
         elif isinstance(node, (ast.Assign, ast.AnnAssign)):
@@ -271,7 +277,7 @@ def test_whatever_is_imported_is_a_declared_dependency(module: str) -> None:
 
 @pytest.mark.parametrize("module", OURS)
 def test_nothing_that_a_stranger_wrote_is_unpickled(module: str) -> None:
-    for node, _ in nodes(ast.parse(FILES[module].read_text())):
+    for node, _ in nodes(tree_of(module)):
         if not isinstance(node, ast.Call):
             continue
         called = ast.unparse(node.func)

@@ -135,6 +135,7 @@ def agree(packed: Sequence[EpochReport], single: Sequence[EpochReport], toleranc
     assert len(packed) == len(single)
     for one, other in zip(packed, single, strict=True):
         left, right = ({k: v for k, v in each.to_dict().items() if k not in TIMES} for each in (one, other))
+        assert left.pop("answers", "") == right.pop("answers", "")
         errors = [each.pop("marginal_error", 0) for each in (left, right)]
         assert left == pytest.approx(right, **tolerance)
         assert max(errors) < 1e-3

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from trainer.answers import Answers
 from trainer.attacks import worst_case
 from trainer.config import EvaluationConfig, TrialConfig
 from trainer.errors import InputError, StorageFailed, TrialFailed
@@ -404,6 +406,11 @@ def test_terms_are_means_over_the_epoch_and_the_error_is_its_largest() -> None:
 thirds = st.integers(0, 3).map(lambda k: k / 3)
 
 
+def answers_of_epoch(epoch: int) -> Answers:
+    wrong = np.zeros(1, dtype=bool)
+    return Answers(wrong, wrong, np.array([epoch], dtype=np.uint8), wrong)
+
+
 @given(st.lists(st.tuples(thirds, thirds, thirds), min_size=1, max_size=9))
 def test_the_best_epoch_of_the_second_half_is_chosen(accuracies: list[tuple[float, float, float]]) -> None:
     config = TrialConfig(epochs=len(accuracies))
@@ -418,7 +425,7 @@ def test_the_best_epoch_of_the_second_half_is_chosen(accuracies: list[tuple[floa
             sensitivity_accuracy=sensitivity,
             invariance_accuracy=invariance,
         )
-        advance(state, report, config)
+        advance(state, report, config, answers_of_epoch(epoch))
 
     def merit(epoch: int) -> tuple[float, float, float]:
         clean, sensitivity, invariance = accuracies[epoch - 1]
@@ -429,7 +436,8 @@ def test_the_best_epoch_of_the_second_half_is_chosen(accuracies: list[tuple[floa
     assert state.epoch == len(accuracies)
     assert state.best is not None
     assert state.best_weights is not None
-    assert state.best.epoch == expected == state.best_weights["bias"].item()
+    assert state.best_answers is not None
+    assert state.best.epoch == expected == state.best_weights["bias"].item() == state.best_answers.perturbed.item()
 
 
 @pytest.mark.parametrize("name", ["pgd", "ot_triplet"])
@@ -440,7 +448,12 @@ def test_the_last_report_and_the_model_are_those_of_the_chosen_epoch(
     *epochs, final = start(config, prepared, store=store)
     chosen = epochs[final.epoch - 1]
     repeated = dataclasses.replace(
-        final, final=False, sensitivity_accuracy=chosen.sensitivity_accuracy, terms=chosen.terms, evaluation_seconds=0.0
+        final,
+        final=False,
+        sensitivity_accuracy=chosen.sensitivity_accuracy,
+        answers="",
+        terms=chosen.terms,
+        evaluation_seconds=0.0,
     )
     assert repeated == dataclasses.replace(chosen, evaluation_seconds=0.0)
     assert final.terms == {**chosen.terms, OF_EPOCH: chosen.sensitivity_accuracy}
@@ -543,7 +556,7 @@ def test_the_final_number_is_that_of_the_stronger_attacks(prepared: Prepared, tm
 def test_without_steps_the_final_number_is_the_epochs(prepared: Prepared) -> None:
     earlier = dataclasses.replace(prepared, evaluation=prepared.evaluation.replace(eval_final_steps=0))
     *epochs, final = start(config_of("baseline", architecture="mlp"), earlier)
-    assert final == dataclasses.replace(epochs[final.epoch - 1], final=True)
+    assert dataclasses.replace(final, answers="") == dataclasses.replace(epochs[final.epoch - 1], final=True)
 
 
 def test_few_classes_are_attacked_without_targets() -> None:

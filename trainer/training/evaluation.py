@@ -11,9 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from trainer.answers import Answers
 from trainer.attacks import (
     Attack,
     WorstCase,
@@ -51,11 +53,13 @@ class Evaluation(NamedTuple):
     invariance_original_label: float
     others: Mapping[str, float]
     """The invariance numbers by the other crowds, such as `lenient/invariance_accuracy`."""
+    answers: Answers
+    """The model's answers, from which all of this follows."""
 
     def numbers(self) -> dict[str, float]:
         """Return all numbers by name, in one flat mapping."""
-        plain = self._asdict()
-        return plain | plain.pop("others")
+        plain = {name: value for name, value in self._asdict().items() if name not in ("others", "answers")}
+        return plain | dict(self.others)
 
 
 def evaluate(
@@ -108,7 +112,14 @@ def accuracies(
         **of_crowds[own],
         invariance_original_label=_mean(answers == judging.source_labels),
         others={f"{name}/{number}": value for name in others for number, value in of_crowds[name].items()},
+        answers=_in_bits(clean, survived, answers, right_when_clean),
     )
+
+
+def _in_bits(clean: Tensor, survived: Tensor, answers: Tensor, right_when_clean: Tensor) -> Answers:
+    """Return a model's answers, the parameters of `accuracies`, as they are kept."""
+    perturbed = answers.cpu().numpy().astype(np.uint8)
+    return Answers(clean.cpu().numpy(), survived.cpu().numpy(), perturbed, right_when_clean.cpu().numpy())
 
 
 def _by_crowd(shares: Tensor, sources: Tensor, answers: Tensor, right_when_clean: Tensor) -> dict[str, float]:
@@ -186,10 +197,10 @@ def final_effort(evaluation: EvaluationConfig, *, classes: int) -> float:
     return 1 + rounds * evaluation.eval_final_steps / attack_steps(evaluation)
 
 
-def sensitivity_accuracy(
+def right_and_robust(
     model: nn.Module, split: Split, attacks: Sequence[Attack], *, generator: torch.Generator
-) -> float:
-    """Measure the share of images that a model has right when clean and under every attack, in [0, 1].
+) -> tuple[Tensor, Tensor]:
+    """Return which images a model has right when clean, and which of them under every attack too: (N,) bool each.
 
     The model is left exactly as it was found.
 
@@ -197,7 +208,8 @@ def sensitivity_accuracy(
         model, split, attacks, generator: those of `evaluate`.
     """
     with frozen(model):
-        return _mean(_attacked(model, split, attacks, generator=generator).survived)
+        result = _attacked(model, split, attacks, generator=generator)
+    return result.clean, result.survived
 
 
 def _attacked(model: nn.Module, split: Split, attacks: Sequence[Attack], *, generator: torch.Generator) -> WorstCase:

@@ -121,7 +121,7 @@ class Timer:
             evaluation.measured, terms, train_seconds=steps * step, evaluation_seconds=evaluation.high
         )
         saving = time.perf_counter() - begun
-        trial.finish(Split(self.validation.images[:1], self.validation.labels[:1]))
+        trial.write_model()
         sizes = {name: len(store.read(name)) for name in store.names()}
         for name in sizes:
             store.delete(name)

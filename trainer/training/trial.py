@@ -12,6 +12,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from trainer.answers import Answers
 from trainer.config import EvaluationConfig, TrialConfig, with_weights
 from trainer.data import Split
 from trainer.errors import InputError
@@ -26,7 +27,7 @@ from trainer.training.evaluation import (
     final_attacks,
     judging_generator,
     on_ladder,
-    sensitivity_accuracy,
+    right_and_robust,
 )
 from trainer.training.model_file import MODEL_FILE, model_content
 from trainer.training.step import make_optimizer
@@ -46,6 +47,8 @@ class TrialState:
     """The report of the epoch chosen so far; None in the first half of training."""
     best_weights: dict[str, Tensor] | None = None
     """The model's weights after that epoch."""
+    best_answers: Answers | None = None
+    """Its answers then; None if a checkpoint of an earlier version chose it."""
 
 
 @dataclass(eq=False)
@@ -106,7 +109,7 @@ class Trial:
             TrialFailed: if a number is not finite; nothing is saved then.
             StorageFailed: if the store can't be written.
         """
-        own = {name: value for name, value in measured._asdict().items() if name != "others"}
+        own = {name: value for name, value in measured._asdict().items() if name not in ("others", "answers")}
         report = EpochReport(
             epoch=self.state.epoch + 1,
             final=False,
@@ -118,7 +121,7 @@ class Trial:
             | dict(measured.others)
             | ({STRENGTH: attack_steps(self.epoch_evaluation)} if self.ladder else {}),
         )
-        advance(self.state, report, self.config)
+        advance(self.state, report, self.config, measured.answers)
         if self.store is not None:
             save_checkpoint(self.store, report.epoch, self._checkpoint())
         return report
@@ -134,30 +137,41 @@ class Trial:
         Raises:
             StorageFailed: if the store can't be written.
         """
-        best = self.state.best
+        best, answers = self.state.best, self.state.best_answers
         assert best is not None
         assert self.state.best_weights is not None
-        if self.store is not None:
-            content = model_content(self.config, self.prepared.data, epoch=best.epoch, weights=self.state.best_weights)
-            self.store.write(MODEL_FILE, to_bytes(content))
+        self.write_model()
         if not self.evaluation.eval_final_steps:
-            return dataclasses.replace(best, final=True)
+            return dataclasses.replace(best, final=True, answers=answers.encode() if answers else "")
         begun = time.perf_counter()
         model = copy.deepcopy(self.state.model)
         model.load_state_dict(self.state.best_weights)
-        accuracy = sensitivity_accuracy(
-            model,
-            validation,
-            final_attacks(self.evaluation, classes=self.prepared.data.classes),
-            generator=judging_generator(self.evaluation, validation.images.device),
-        )
+        attacks = final_attacks(self.evaluation, classes=self.prepared.data.classes)
+        generator = judging_generator(self.evaluation, validation.images.device)
+        right, robust = right_and_robust(model, validation, attacks, generator=generator)
+        if answers:
+            answers = dataclasses.replace(answers, right=right.cpu().numpy(), robust=robust.cpu().numpy())
         return dataclasses.replace(
             best,
             final=True,
-            sensitivity_accuracy=accuracy,
+            sensitivity_accuracy=robust.double().mean().item(),
             evaluation_seconds=time.perf_counter() - begun,
+            answers=answers.encode() if answers else "",
             terms=best.terms | {OF_EPOCH: best.sensitivity_accuracy},
         )
+
+    def write_model(self) -> None:
+        """Write the chosen epoch's model beside the checkpoints.
+
+        Raises:
+            StorageFailed: if the store can't be written.
+        """
+        if self.store is not None:
+            assert self.state.best is not None
+            assert self.state.best_weights is not None
+            epoch, weights = self.state.best.epoch, self.state.best_weights
+            content = model_content(self.config, self.prepared.data, epoch=epoch, weights=weights)
+            self.store.write(MODEL_FILE, to_bytes(content))
 
     @property
     def _identity(self) -> dict[str, Any]:
@@ -176,6 +190,7 @@ class Trial:
             "last": dataclasses.asdict(state.last),
             "best": None if state.best is None else dataclasses.asdict(state.best),
             "best_weights": state.best_weights,
+            "best_answers": state.best_answers.encode() if state.best_answers else "",
         }
 
     def _resume(self, store: Store, warn: Callable[[str], None]) -> None:
@@ -209,6 +224,8 @@ class Trial:
         state.last = EpochReport(**saved["last"])
         state.best = None if saved["best"] is None else EpochReport(**saved["best"])
         state.epoch, state.best_weights = state.last.epoch, saved["best_weights"]
+        known = saved.get("best_answers")
+        state.best_answers = Answers.decode(known) if known else None
 
 
 def _was_redefined(config: TrialConfig) -> bool:
@@ -233,7 +250,7 @@ def initial_state(config: TrialConfig, prepared: Prepared, device: torch.device)
     return TrialState(model, make_optimizer(model, config))
 
 
-def advance(state: TrialState, report: EpochReport, config: TrialConfig) -> None:
+def advance(state: TrialState, report: EpochReport, config: TrialConfig, answers: Answers) -> None:
     """Count the epoch, and choose it if it is the best so far of the second half of training (ties: the earlier one).
 
     Robust models overfit late (Rice et al. 2020), so the last epoch is not always the best. In the first half a model
@@ -242,7 +259,7 @@ def advance(state: TrialState, report: EpochReport, config: TrialConfig) -> None
     state.epoch, state.last = report.epoch, report
     eligible = 2 * report.epoch > config.epochs
     if eligible and (state.best is None or _merit(report) > _merit(state.best)):
-        state.best = report
+        state.best, state.best_answers = report, answers
         state.best_weights = {name: value.clone() for name, value in state.model.state_dict().items()}
 
 
