@@ -47,7 +47,7 @@ def space_from_yaml(root: Located, *, name: str) -> Space:
     fixed, swept = _read_space(sections["space"])
     points = _read_points(sections.get("points"), fixed)
     space = Space(
-        name=sections["name"].word("name") if "name" in sections else name,
+        name=_read_name(sections.get("name", Located(name, root.where))),
         description=" ".join(_read_text(sections.get("description")).split()),
         evaluation=_read_evaluation(sections.get("evaluation")),
         fixed=fixed,
@@ -78,6 +78,14 @@ def load_space(name_or_path: str) -> Space:
 def names() -> list[str]:
     """Return the names of the spaces that come with otsweep."""
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def _read_name(node: Located) -> str:
+    """Return the name of a space, which names a file and a folder of artifacts."""
+    name = node.word("name")
+    if not name.isprintable() or {"/", "\\"} & set(name) or name in (".", ".."):
+        raise node.error(f"name = {name!r}: must be printable, without / and \\; it names a folder")
+    return name
 
 
 def _read_text(node: Located | None) -> str:

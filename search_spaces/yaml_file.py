@@ -138,12 +138,12 @@ def parse_yaml(raw: bytes, name: str) -> Located:
 def _decode(raw: bytes, name: str) -> str:
     if len(raw) > LARGEST_FILE:
         raise InputError(f"{name}: larger than {LARGEST_FILE // 1024} KiB, so not a file of settings")
-    encoding = "utf-16" if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    encoding = "UTF-16" if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "UTF-8"
     try:
-        return raw.decode(encoding)
+        return raw.decode(encoding).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
-        raise InputError(f"{name}, line {line}: byte 0x{raw[error.start]:02x} is not UTF-8 text") from None
+        raise InputError(f"{name}, line {line}: byte 0x{raw[error.start]:02x} is not {encoding} text") from None
 
 
 def _parse(text: str, name: str) -> Located:

@@ -21,7 +21,7 @@ from trainer.errors import InputError, OtsweepError
 from trainer.fields import parse_settings
 from trainer.human_agreement import EXAMPLES_OPTION, JUDGE, MODEL, ExamplesFolder, HumanAgreement, find_examples
 from trainer.presets import PRESETS, preset
-from trainer.progress import ProgressLine, bar
+from trainer.progress import ProgressLine, bar, visible
 from trainer.summary import agreement_lines, brief, summary
 
 if TYPE_CHECKING:
@@ -297,10 +297,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return run(parser.parse_all(argv))
     except InputError as error:
-        print(f"trainer: {error}", file=sys.stderr)
+        print(visible(f"trainer: {error}"), file=sys.stderr)
         return _BAD_INPUT
     except OtsweepError as error:
-        print(f"trainer: failed: {error}", file=sys.stderr)
+        print(visible(f"trainer: failed: {error}"), file=sys.stderr)
         return _FAILED
     except KeyboardInterrupt:
         print("trainer: stopped", file=sys.stderr)

@@ -123,10 +123,10 @@ def _compare_versions(plan: SweepPlan, *, allowed: bool) -> None:
     Raises:
         InputError: if trials are still to run beside those that have, with other numbers, unless that is allowed.
     """
-    from sweep.plan import check_same_numbers, describe_changes, version_changes
+    from sweep.plan import changed_versions, check_same_numbers, describe_changes
     from sweep.state import read_state
 
-    if changes := version_changes(plan):
+    if changes := changed_versions(plan):
         state = read_state(plan) if (plan.folder / "ledger").is_dir() else None
         if state and state.trials and len(state.ended) < plan.trials and not allowed:
             check_same_numbers(plan, changes)

@@ -11,7 +11,7 @@ from sweep.plan.remote_storage import url_of
 from trainer.errors import InputError
 
 DATABASE = "mlflow.db"
-OPTION = "--mlflow-uri"
+_OPTION = "--mlflow-uri"
 VARIABLE = "MLFLOW_TRACKING_URI"
 
 _MLFLOW_STORES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql")
@@ -34,7 +34,7 @@ def _as_in_uri(path: str) -> str:
     return path.replace("%", "%25")
 
 
-def absolute_uri(uri: str, *, source: str = OPTION) -> str:
+def absolute_uri(uri: str, *, source: str = _OPTION) -> str:
     """Return a checked MLflow URI; a relative SQLite path is taken from the working directory, once and for all.
 
     Raises:
@@ -47,7 +47,7 @@ def absolute_uri(uri: str, *, source: str = OPTION) -> str:
     return f"{start}{slashes}{os.path.normpath(os.path.join(_as_in_uri(os.getcwd()), path))}"
 
 
-def check_mlflow_uri(uri: str, *, source: str = OPTION) -> None:
+def check_mlflow_uri(uri: str, *, source: str = _OPTION) -> None:
     """Check that a URI is a tracking server or a database, without a secret: others may read the plan's file.
 
     Args:
@@ -58,7 +58,7 @@ def check_mlflow_uri(uri: str, *, source: str = OPTION) -> None:
     """
     scheme, _, rest = uri.partition("://")
     kind, shown = scheme.partition("+")[0].lower(), f"{source} {masked(uri)!r}"
-    remedy = "" if source == OPTION else f"; change it, or give {OPTION}"
+    remedy = "" if source == _OPTION else f"; change it, or give {_OPTION}"
     if kind not in _MLFLOW_STORES or not rest or not uri.isprintable():
         raise InputError(f"{shown}: must be sqlite:///FILE, http(s)://HOST:PORT or a database's URI{remedy}")
     if _secrets(uri):

@@ -12,7 +12,7 @@ _DECIDING = ("torch", "optuna")
 """Libraries whose every version may compute, or draw, other numbers."""
 
 
-def version_changes(plan: SweepPlan) -> dict[str, str]:
+def changed_versions(plan: SweepPlan) -> dict[str, str]:
     """Return what runs here in another version than where the sweep began, as `2.15.0, here 2.16.0` by its name."""
     here = {"otsweep": code_version(), "python": platform.python_version()}
     here |= {name: installed_version(name) for name in VERSIONS_OF}
