@@ -59,13 +59,13 @@ def space_from_yaml(root: Located, *, name: str) -> Space:
 
 
 def load_space(name_or_path: str) -> Space:
-    """Return a space by the name of a file in this folder, or from the path of a YAML file.
+    """Return a space by the name of a file in this folder, or from the path of a YAML or JSON file.
 
     Raises:
         InputError: for an unknown name, or for the first thing that is wrong in the file, with its line.
     """
     path = Path(name_or_path)
-    is_name = path.suffix not in (".yaml", ".yml") and len(path.parts) <= 1
+    is_name = path.suffix.lower() not in (".yaml", ".yml", ".json") and len(path.parts) <= 1
     if is_name and name_or_path not in names():
         raise InputError(
             f"unknown search space {name_or_path!r}: {did_you_mean(name_or_path, names())}, or the path of a YAML file"

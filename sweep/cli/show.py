@@ -34,7 +34,7 @@ def front(arguments: argparse.Namespace) -> int:
         errors.print(f"ledger: {warning}", markup=False)
     results = state_of_trials(plan, recorded.trials)
     results.data_summary = read_data_summary(plan.folder)
-    if not results.front_records:
+    if not results.front_records and not (results.finished and arguments.format == "table"):
         errors.print(f"{plan.name} has no front yet: {why_no_front(results)}", markup=False)
     if arguments.plot:
         save_figure(front_picture(plan, results), arguments.plot)
@@ -50,9 +50,13 @@ def front(arguments: argparse.Namespace) -> int:
 def show_front(plan: SweepPlan, results: SweepState) -> None:
     """Print the verdict, the front, and published configurations beside what was published, where any ran."""
     from sweep.report import front_table, paper_table, published_trials, verdict
+    from sweep.state import why_no_front
 
     console.print(verdict(plan, results), "\n", sep="")
-    console.print(front_table(plan, results))
+    if results.front_records:
+        console.print(front_table(plan, results))
+    else:
+        console.print(f"{plan.name} has no front yet: {why_no_front(results)}")
     console.print()
     published = published_trials(plan, results)
     if published:
