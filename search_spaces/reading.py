@@ -83,8 +83,8 @@ def names() -> list[str]:
 def _read_name(node: Located) -> str:
     """Return the name of a space, which names a file and a folder of artifacts."""
     name = node.word("name")
-    if not name.isprintable() or {"/", "\\"} & set(name) or name in (".", ".."):
-        raise node.error(f"name = {name!r}: must be printable, without / and \\; it names a folder")
+    if not name.isprintable() or {"/", "\\"} & set(name) or name.startswith((".", "-")):
+        raise node.error(f"name = {name!r}: must be printable, without / and \\, and not begin with . or -")
     return name
 
 

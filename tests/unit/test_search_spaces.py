@@ -115,7 +115,7 @@ def test_points_of_the_cifar_space_train_as_its_draws_do() -> None:
         assert shared.items() <= point.items()
         assert rates.low <= point["learning_rate"] <= rates.high
         attacked = TrialConfig.from_mapping(point).uses_sensitivity
-        assert not attacked or (point["sensitivity_steps"], point["sensitivity_step_size"]) == (10, 0.0078431)
+        assert not attacked or (point["sensitivity_steps"], point["sensitivity_step_size"]) == (10, 2 / 255)
 
 
 @pytest.mark.parametrize("name", NAMES)
