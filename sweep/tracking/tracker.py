@@ -113,13 +113,15 @@ class Tracker:
                 self.waiting.setdefault(number)
             self.loaded = True
         writer.trials.ranking.refresh(state, over=False)
-        while self.waiting and not enough():
-            number = next(iter(self.waiting))
-            del self.waiting[number]
-            try:
-                writer.trials.write(state.trials[number], state)
-            except BaseException:
-                # Last in line, so that a trial that always fails does not hold up the others.
-                self.waiting[number] = None
-                raise
+        failed: dict[int, None] = {}
+        try:
+            while self.waiting and not enough():
+                number = next(iter(self.waiting))
+                failed[number] = self.waiting.pop(number)
+                with writer.write_apart(number):
+                    writer.trials.write(state.trials[number], state)
+                    del failed[number]
+        finally:
+            # Last in line, so that a trial that always fails does not hold up the others.
+            self.waiting |= failed
         writer.write_front(state, enough=enough)

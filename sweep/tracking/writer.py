@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 from sweep.forecast import describe_cost
 from sweep.plan import SweepPlan, masked
@@ -80,6 +81,10 @@ class Writer:
         if parent.files_stale and time.monotonic() >= parent.files_due:
             self._write_files(state, over=False)
 
+    def write_apart(self, number: int) -> AbstractContextManager[None]:
+        """Return a context in which the writing of a trial may fail without the rest."""
+        return self.parts.apart(f"trial {number:03d}")
+
     def _write_note(self, state: SweepState) -> None:
         with self.parts.apart("the description"):
             self.parent.write_note(state, {number: run.run_id for number, run in self.trials.runs.items()})
@@ -101,7 +106,7 @@ class Writer:
         trials.ranking.refresh(state, over=over)
         for done, record in enumerate(records):
             on_progress(done, total)
-            with apart(f"trial {record.number:03d}"):
+            with self.write_apart(record.number):
                 trials.write(record, state, over=over)
         if self.store.doubtful:
             trials.adopt(parent.run_id)

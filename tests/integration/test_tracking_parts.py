@@ -92,6 +92,11 @@ def test_a_trial_whose_run_refuses_it_costs_that_trial_alone(plan: SweepPlan) ->
     with contextlib.closing(sqlite3.connect(Path(plan.storage) / "mlflow.db")) as store, store:
         store.execute("update params set value = 'another' where key = 'margin'")
     said: list[str] = []
+    tracker = Tracker(plan, state, said.append)
+    tracker.write_pass()
+    assert list(tracker.waiting) == [1]
+    assert tracker.writer is not None
+    tracker.writer.close()
     assert sync(plan, plan.mlflow_uri, log=said.append)[1] is False
     assert [line.partition(" (")[0] for line in said] == ["MLflow lacks trial 001"]
     found = store_of(plan)
