@@ -101,6 +101,10 @@ class Space:
                 points.append(point)
         return dataclasses.replace(self, points=tuple(points), trials=self.trials if self.swept else len(points))
 
+    def judged_by(self, crowd: str | None) -> Self:
+        """Return the same space with another crowd, by name or by value, if one is given."""
+        return self if crowd is None else dataclasses.replace(self, evaluation=self.evaluation.replace(crowd=crowd))
+
     def requiring(self, texts: Sequence[str]) -> Self:
         """Return the same space with more requirements.
 

@@ -20,6 +20,8 @@ from trainer.config import DATASET_DEFAULTS, EvaluationConfig, TrialConfig
 from trainer.errors import InputError, OtsweepError
 from trainer.fields import parse_settings
 from trainer.human_agreement import EXAMPLES_OPTION, JUDGE, MODEL, ExamplesFolder, HumanAgreement, find_examples
+from trainer.interrupts import remembered_interrupts
+from trainer.own_crowds import find_crowd
 from trainer.presets import PRESETS, preset
 from trainer.progress import ProgressLine, bar, visible
 from trainer.summary import agreement_lines, brief, summary
@@ -42,6 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--dataset", metavar="NAME", help="short for --set dataset=NAME, with that data's usual budgets"
+    )
+    parser.add_argument(
+        "--crowd",
+        metavar="NAME",
+        help="short for --set crowd=NAME: strict, lenient, or one of your own that is in the storage",
     )
     parser.add_argument("--epochs", metavar="N", help="short for --set epochs=N")
     parser.add_argument("--seed", metavar="N", help="short for --set seed=N")
@@ -67,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def configs(arguments: argparse.Namespace) -> tuple[TrialConfig, EvaluationConfig]:
     """Return the data set's defaults, overridden by the preset, overridden by the options; the last option counts."""
-    short = {key: getattr(arguments, key) for key in ("dataset", "epochs", "seed")}
+    short = {key: getattr(arguments, key) for key in ("dataset", "crowd", "epochs", "seed")}
     shorthand = [f"{key}={value}" for key, value in short.items() if value is not None]
     given = parse_settings(shorthand + arguments.set, TrialConfig, EvaluationConfig)
     start = {} if arguments.preset is None else preset(arguments.preset)
@@ -83,6 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
     config, evaluation = configs(arguments)
     _check_threads(arguments.cpus_per_trial)
     storage = _absolute("--storage", arguments.storage or os.environ.get("OTSWEEP_STORAGE") or "~/otsweep")
+    evaluation = evaluation.replace(crowd=find_crowd(evaluation.crowd, storage))
     examples = find_examples(arguments.invariance_examples, dataset=evaluation.dataset, data_dir=arguments.data_dir)
     with ProgressLine(sys.stderr, shown=not arguments.json) as line:
         line.update("loading torch", now=True)
@@ -295,7 +303,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="python -m trainer", description=__doc__)
     add_arguments(parser)
     try:
-        return run(parser.parse_all(argv))
+        with remembered_interrupts():
+            return run(parser.parse_all(argv))
     except InputError as error:
         print(visible(f"trainer: {error}"), file=sys.stderr)
         return _BAD_INPUT

@@ -305,9 +305,9 @@ class EvaluationConfig(CheckedFields):
     eval_invariance_size: int = knob(0, low=0, high=1_000_000)
     """Validation images that the invariance attack starts from; 0 takes all."""
 
-    crowd: str = knob("strict", choices=("strict", "lenient", UNANIMOUS))
-    """The people whose answers the invariance axis goes by: `strict` overlooks pale ink, `lenient` doesn't. Where no
-    people's answers are known, neither is calibrated and both are the same."""
+    crowd: str = knob("strict")
+    """The people whose answers the invariance axis goes by: `strict` overlooks pale ink, `lenient` doesn't; without
+    people's answers neither is calibrated and both are the same. One's own stands here by value (`trainer.crowds`)."""
 
     def _check_together(self) -> None:
         check_budget("eval_sensitivity_epsilon", self.eval_sensitivity_epsilon, self.eval_sensitivity_norm)

@@ -3,10 +3,15 @@
 Two studies showed people the same attack at the same budget: one group overlooked pale ink, the other didn't. No single
 calibration fits both, so a crowd is named. It is four numbers, fitted on its people's answers (`otsweep people --fit`);
 the networks behind all crowds are the same. Needs no torch, so that a sweep's driver can show what stands here.
+
+A crowd of one's own is carried by value, as a text such as `mine dataset=mnist threshold=0.41 ... auc=[0.9,0.8,0.95]`
+(`crowd_text`), so that what it judged stays defined whatever becomes of its file.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -64,12 +69,29 @@ class Crowd:
     predictions: tuple[Prediction, ...] = ()
     """Predictions of the people it was fitted on, each image by numbers fitted on other sources; empty for an
     uncalibrated crowd."""
+    votes: str = ""
+    """Fingerprint of the votes that a crowd of one's own was fitted on."""
+    dataset: str = ""
+    """Data set whose images these show."""
 
     @property
     def numbers(self) -> tuple[float, float, float, float]:
         """The four fitted numbers."""
         return self.threshold, self.concentration, self.strength, self.lapse
 
+    @property
+    def numbers_text(self) -> str:
+        """The four numbers with their names, for people."""
+        return ", ".join(f"{name} {value:g}" for name, value in zip(_NUMBERS, self.numbers, strict=True))
+
+
+BUILT_IN_CROWDS = ("strict", "lenient")
+"""Names of the crowds whose numbers come with otsweep."""
+
+_NUMBERS = ("threshold", "concentration", "strength", "lapse")
+_MEASURES = ("changed", "brier", "log_loss", "auc")
+_FIELDS = ("dataset", *_NUMBERS, "votes", "people", "images", "people_changed", *_MEASURES)
+"""Fields of a crowd of one's own, in the order of its text and its file."""
 
 UNCALIBRATED = Crowd("uncalibrated")
 """A crowd whose thresholds are all equally frequent: taken where no people's answers are known."""
@@ -137,17 +159,88 @@ def crowds_for(dataset: str) -> tuple[Crowd, ...]:
 
 
 def crowd_for(dataset: str, name: str) -> Crowd:
-    """Return the crowd of a name; where a data set has no people's answers, the uncalibrated one whatever the name.
+    """Return the crowd of a name, or of the text of one's own.
+
+    Where a data set has no people's answers, `strict` and `lenient` both are the uncalibrated one.
 
     Raises:
-        InputError: for a name that no crowd has.
+        InputError: for a name that no crowd has, a damaged text, or a crowd of another data set's people.
     """
-    if dataset not in _CROWDS:
-        return UNCALIBRATED
-    known = {crowd.name: crowd for crowd in _CROWDS[dataset]}
-    if name not in known:
-        raise InputError(f"no crowd {name!r} for data set {dataset!r}: {did_you_mean(name, known)}")
-    return known[name]
+    own, *given = name.split(" ")
+    if given:
+        crowd = crowd_from_fields(own, split_fields(given, "="))
+        if crowd.dataset != dataset:
+            raise InputError(f"crowd {own!r}: its people answered to {crowd.dataset}, and can't judge {dataset}")
+        return crowd
+    if name not in BUILT_IN_CROWDS:
+        raise InputError(f"no crowd {name!r} for data set {dataset!r}: {did_you_mean(name, BUILT_IN_CROWDS)}")
+    return next((crowd for crowd in _CROWDS.get(dataset, ()) if crowd.name == name), UNCALIBRATED)
+
+
+def crowd_fields(crowd: Crowd) -> dict[str, str]:
+    """Return a crowd of one's own by field, as texts; `crowd_from_fields` is the inverse."""
+    (quality,) = crowd.predictions
+    measured: list[Measured] = [getattr(quality, name) for name in _MEASURES]
+    values = [
+        crowd.dataset,
+        *(f"{number:g}" for number in crowd.numbers),
+        crowd.votes,
+        quality.people.split(" ")[0],
+        str(quality.images),
+        f"{quality.people_changed:.4g}",
+        *(f"[{value:.4g},{low:.4g},{high:.4g}]" for value, (low, high) in measured),
+    ]
+    return dict(zip(_FIELDS, values, strict=True))
+
+
+def split_fields(parts: Iterable[str], separator: str) -> dict[str, str]:
+    """Return fields and values from parts such as `lapse=0.05`."""
+    return {name: value for name, _, value in (part.partition(separator) for part in parts)}
+
+
+def crowd_text(crowd: Crowd) -> str:
+    """Return a crowd of one's own in one line, by value; `crowd_for` reads it."""
+    return " ".join([crowd.name, *(f"{name}={value}" for name, value in crowd_fields(crowd).items())])
+
+
+def crowd_from_fields(name: str, fields: Mapping[str, str]) -> Crowd:
+    """Return the crowd that its fields describe.
+
+    Raises:
+        InputError: naming the field that is missing, unknown or wrong.
+    """
+    if different := sorted(set(_FIELDS) ^ set(fields)):
+        raise InputError(f"crowd {name!r}: {different[0]!r} is {'missing' if different[0] in _FIELDS else 'unknown'}")
+    threshold, concentration, strength, lapse = (_number(name, fields, each) for each in _NUMBERS)
+    if not (0 < threshold < 1 and 0 < concentration < math.inf and 0 <= strength <= 1 and 0 <= lapse <= 1):
+        raise InputError(
+            f"crowd {name!r}: threshold {threshold:g} must be above 0 and below 1, concentration {concentration:g} a "
+            f"number above 0, strength {strength:g} and lapse {lapse:g} from 0 to 1"
+        )
+    quality = Prediction(
+        f"{_number(name, fields, 'people'):.0f} people",
+        int(_number(name, fields, "images")),
+        _number(name, fields, "people_changed"),
+        *(_read_measured(name, fields, each) for each in _MEASURES),
+    )
+    return Crowd(
+        name, threshold, concentration, strength, lapse, (quality,), votes=fields["votes"], dataset=fields["dataset"]
+    )
+
+
+def _read_measured(name: str, fields: Mapping[str, str], field: str) -> Measured:
+    parts = fields[field].strip("[]").split(",")
+    if len(parts) != 3:
+        raise InputError(f"crowd {name!r}: {field} = {fields[field][:40]!r}: must be [value,low,high]")
+    value, low, high = (_number(name, {field: part}, field) for part in parts)
+    return _measured(value, low, high)
+
+
+def _number(name: str, fields: Mapping[str, str], field: str) -> float:
+    try:
+        return float(fields[field])
+    except ValueError:
+        raise InputError(f"crowd {name!r}: {field} = {fields[field][:40]!r}: must be a number") from None
 
 
 def check_crowd(evaluation: EvaluationConfig) -> None:
@@ -167,6 +260,14 @@ def check_crowd(evaluation: EvaluationConfig) -> None:
 def other_crowds(dataset: str, name: str) -> tuple[Crowd, ...]:
     """Return the crowds whose numbers stand beside those of the named one."""
     return tuple(crowd for crowd in crowds_for(dataset) if crowd != crowd_for(dataset, name))
+
+
+def crowd_words(evaluation: EvaluationConfig) -> str:
+    """Return the name of an evaluation's crowd, with its numbers if it is one's own: `mine (threshold 0.41, ...)`."""
+    if " " not in evaluation.crowd:
+        return evaluation.crowd
+    crowd = crowd_for(evaluation.dataset, evaluation.crowd)
+    return f"{crowd.name} ({crowd.numbers_text})"
 
 
 def crowd_line(crowd: Crowd) -> str:

@@ -7,6 +7,8 @@ import re
 import time
 from typing import IO, Self
 
+from trainer.interrupts import raise_interrupt
+
 BAR_WIDTH = 12
 PLAIN_SECONDS = 10.0
 """Minimum time between two plain lines about the same stage, where a line can't be written over again."""
@@ -54,13 +56,19 @@ class ProgressLine:
             self.log(stage)
 
     def show(self, stage: str, done: int, total: int) -> None:
-        """Show how far a stage is, as a bar if it has several parts."""
+        """Show how far a stage is, as a bar if it has several parts; raise as `update`."""
+        raise_interrupt()
         self.begin(stage)
         if total > 1:
             self.update(f"{stage} {bar(done / total)}", now=done == total)
 
     def update(self, text: str, *, now: bool = False) -> None:
-        """Write the line over again: as often as eyes can follow, or `now` in any case."""
+        """Write the line over again: as often as eyes can follow, or `now` in any case.
+
+        Raises:
+            KeyboardInterrupt: if Ctrl-C was lost on its way.
+        """
+        raise_interrupt()
         if self.living:
             if now or time.monotonic() - self._written > _REDRAW_SECONDS:
                 columns = os.get_terminal_size(self.stream.fileno()).columns or 80

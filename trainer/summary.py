@@ -29,12 +29,15 @@ def brief(report: EpochReport | None) -> str:
 
 def summary(report: EpochReport, config: TrialConfig, prepared: Prepared) -> str:
     """Return what was measured in the end, with the intervals that tell how surely."""
+    from trainer.invariance import changed_mass  # torch comes with it
+
     images = len(prepared.data.validation.labels)
     evaluation, judge = prepared.evaluation, prepared.judge_quality
     attack = f"PGD-{evaluation.eval_sensitivity_steps}, {evaluation.eval_sensitivity_norm}"
     perturbed = f"{evaluation.eval_invariance_norm} {evaluation.eval_invariance_epsilon:.3g}"
-    mass, counted = report.invariance_changed_mass, int(report.invariance_effective_size)
-    judged = len(prepared.judging.images)
+    counted, judged = int(report.invariance_effective_size), len(prepared.judging.images)
+    seen = changed_mass(prepared.judging)
+    (low, high), (fewest, most) = seen.share_interval, seen.effective_interval
     return "\n".join(
         [
             f"{evaluation.dataset}: epoch {report.epoch} of {config.epochs} chosen",
@@ -60,9 +63,9 @@ def summary(report: EpochReport, config: TrialConfig, prepared: Prepared) -> str
                 if name.endswith("/invariance_accuracy")
             ),
             *textwrap.wrap(
-                f"{mass / judged:.1%} of the answers to {judged} perturbed images see a change; they weigh as "
-                f"{counted} images would. What people see says a judge: {crowd_line(prepared.crowd)}. It reads "
-                f"{judge.accuracy:.1%} of the unperturbed images rightly.",
+                f"{seen.share:.1%} ({low:.1%} to {high:.1%}) of the answers to {judged} perturbed images see a change; "
+                f"they weigh as {counted} ({int(fewest)} to {int(most)}) images would. What people see says a judge: "
+                f"{crowd_line(prepared.crowd)}. It reads {judge.accuracy:.1%} of the unperturbed images rightly.",
                 _COLUMNS,
             ),
             *([f"Warning: {alarm}."] if (alarm := collapse(report.to_dict())) else []),
@@ -96,4 +99,4 @@ def _row(name: str, share: float, meaning: str, *, size: int | None = None) -> s
     if size:
         low, high = wilson_interval(round(share * size), size)
         interval = f"{100 * low:.1f} to {100 * high:.1f}"
-    return f"  {name:<12}{share:7.1%}   {interval:<14}{meaning}"
+    return f"  {name:<14}{share:7.1%} {interval:<14}{meaning}"

@@ -13,6 +13,7 @@ SHORT_NAMES = {
     "invariance_epsilon": "epsv",
     "regularizer": "R",
     "margin": "m",
+    "trades_weight": "beta",
     "learning_rate": "lr",
     "clean_ce_weight": "ac",
     "sensitivity_ce_weight": "as",

@@ -64,6 +64,7 @@ def submit(arguments: argparse.Namespace) -> int:
         require=arguments.require,
         points=arguments.points,
         front_of=arguments.front_of,
+        crowd=arguments.crowd,
     )
     cluster = Cluster(arguments.address)
     known = cluster.jobs()

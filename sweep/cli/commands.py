@@ -20,6 +20,7 @@ from sweep.cli.run import add_plan, add_resume, add_run, add_submit, plan, resum
 from sweep.cli.show import add_compare, add_front, add_replay, compare, front, replay
 from trainer.arguments import Parser
 from trainer.errors import InputError, OtsweepError
+from trainer.interrupts import remembered_interrupts
 from trainer.words import did_you_mean
 
 
@@ -65,7 +66,8 @@ def main(argv: list[str] | None = None) -> int:
             return BAD_INPUT
         _check_command(words)
         arguments = parser.parse_all(words)
-        return arguments.run(arguments)
+        with remembered_interrupts():
+            return arguments.run(arguments)
     except InputError as error:
         errors.print(f"otsweep: {error}", markup=False)
         return BAD_INPUT

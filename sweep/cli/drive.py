@@ -18,6 +18,7 @@ from sweep.cli.console import (
 )
 from sweep.cli.show import show_agreements, show_front
 from trainer.errors import InputError, StorageFailed
+from trainer.interrupts import forget_interrupt
 
 if TYPE_CHECKING:
     from sweep.plan import SweepPlan
@@ -73,6 +74,9 @@ def drive(plan: SweepPlan, *, fresh: bool) -> int:
             raise
         except (StorageFailed, PackFailed) as error:
             raise type(error)(f"{error}. Nothing recorded is lost; to resume:\n  {resume_command(plan)}") from None
+        except KeyboardInterrupt:
+            forget_interrupt()
+            raise
         finally:
             screen.close()
             with mlflow_progress(screen.line) as show:

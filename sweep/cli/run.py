@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from sweep.cli.cluster import add_address, add_wait, resume_there
 from sweep.cli.console import DONE, add_format, add_name, check_format, console, errors, find_plan, program
 from sweep.cli.drive import drive
+from trainer.interrupts import raise_interrupt
 from trainer.progress import ProgressLine
 
 if TYPE_CHECKING:
@@ -33,6 +34,11 @@ def add_run(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="requirement of the front: trials that violate it are excluded: 'clean_accuracy >= 0.9'; repeatable",
     )
+    parser.add_argument(
+        "--crowd",
+        metavar="NAME",
+        help="people whose answers count: strict, lenient, or one that `people --fit` stored (default: the space's)",
+    )
     parser.add_argument("--points", metavar="FILE", type=Path, help="configurations to run first: YAML, JSON or CSV")
     parser.add_argument("--from", metavar="NAME", dest="front_of", help="run the front of an earlier sweep first")
 
@@ -53,7 +59,7 @@ def plan_of(arguments: argparse.Namespace) -> SweepPlan:
     from sweep.plan import OPTIONS, make_plan
     from sweep.search import with_given_points
 
-    space = load_space(arguments.space).requiring(arguments.require)
+    space = load_space(arguments.space).requiring(arguments.require).judged_by(arguments.crowd)
     return make_plan(
         with_given_points(space, file=arguments.points, sweep=arguments.front_of, storage=arguments.storage),
         **{option: getattr(arguments, option) for option in OPTIONS},
@@ -73,6 +79,7 @@ def plan(arguments: argparse.Namespace) -> int:
     planned = plan_of(arguments)
     with ProgressLine(sys.stderr) as line:
         forecast = make_forecast(planned, profile_plan(planned, line.show))
+    raise_interrupt()
     keep_forecast(planned, forecast)
     if arguments.format == "json":
         print(json.dumps({**forecast.to_dict(), "command": run_command(arguments)}, indent=2))
@@ -87,7 +94,7 @@ def run_command(arguments: argparse.Namespace) -> str:
     """Return the command that runs what was planned, in the options that were given."""
     from sweep.plan import OPTIONS, flag
 
-    given = {option: getattr(arguments, option) for option in (*OPTIONS, "points")}
+    given = {option: getattr(arguments, option) for option in (*OPTIONS, "points", "crowd")}
     words = [program(), "run", shlex.quote(arguments.space)]
     for option, value in {**given, "from": arguments.front_of}.items():
         words += [f"{flag(option)} {shlex.quote(str(value))}"] if value is not None else []

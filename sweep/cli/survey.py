@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 import time
 from typing import TYPE_CHECKING
 
-from sweep.cli.console import DONE, console, find_plan
+from sweep.cli.console import DONE, console, find_plan, program
 from trainer.human_agreement import Share
 from trainer.progress import ProgressLine
 
@@ -42,8 +43,9 @@ def survey(arguments: argparse.Namespace) -> int:
         raise InputError(f"--images {arguments.images}: must be from 1 to 10000")
     plan = find_plan(arguments)
     log = AnswerLog(open_survey(plan, arguments.images, lambda: _prepare(plan)))
+    fit = _fit_command(plan, log)
     if not arguments.show:
-        with SurveyServer(log, host=arguments.host, port=arguments.port) as server:
+        with SurveyServer(log, fit=fit, host=arguments.host, port=arguments.port) as server:
             console.print(f"Open {server.address} and answer. Ctrl-C ends the page; all answers stay.", markup=False)
             _wait(log)
         log.write_votes()
@@ -54,9 +56,19 @@ def survey(arguments: argparse.Namespace) -> int:
         console.print("Nobody has answered yet.")
         return DONE
     console.print(_agreement_table(log), soft_wrap=False)
-    for line in _lines(log):
+    for line in [*_lines(log), f"fit      {fit}"]:
         console.print(line, markup=False)
     return DONE
+
+
+def _fit_command(plan: SweepPlan, log: AnswerLog) -> str:
+    """Return the command that fits a crowd on the answers, for sweeps of the same storage."""
+    from sweep.plan import storage_folder
+
+    words = [program(), "people", "--fit", str(log.votes_folder), "--crowd", "mine"]
+    words += ["--dataset", plan.space.evaluation.dataset] if plan.space.evaluation.dataset != "mnist" else []
+    words += ["--storage", plan.storage] if plan.storage != str(storage_folder()) else []
+    return shlex.join(words)
 
 
 def _prepare(plan: SweepPlan) -> Prepared:
@@ -104,14 +116,14 @@ def _lines(log: AnswerLog) -> list[str]:
 
     pairs = pair_agreement(log)
     among = [f"People gave each other's answer in {_shown(pairs)} of their common images."] if pairs.size else []
-    return [*among, f"votes    {log.survey.folder / 'votes'}"]
+    return [*among, f"votes    {log.votes_folder}"]
 
 
 def _plain(log: AnswerLog) -> dict[str, object]:
     from sweep.people import agreement_of, pair_agreement
 
     people = [{**each._asdict(), **_plain_shares(each._asdict())} for each in agreement_of(log)]
-    return {"people": people, "pairs": pair_agreement(log)._asdict(), "votes": str(log.survey.folder / "votes")}
+    return {"people": people, "pairs": pair_agreement(log)._asdict(), "votes": str(log.votes_folder)}
 
 
 def _plain_shares(fields: dict[str, object]) -> dict[str, object]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from sweep.cluster.access import ADDRESS_VARIABLE, ask_version, check_address, read_token
 from sweep.ray_internals import first_line, silence_job_client, strip_preamble
 from trainer.errors import InputError, OtsweepError
+from trainer.interrupts import raise_interrupt
 from trainer.words import did_you_mean
 
 if TYPE_CHECKING:
@@ -133,6 +134,7 @@ class Cluster:
         """
         shown, away = 0, False
         while True:
+            raise_interrupt()
             begun = time.monotonic()
             try:
                 # In this order: whatever was printed before the end is shown before the end is taken for one.

@@ -19,8 +19,10 @@ from sweep.plan import (
     default_name,
     flag,
     masked,
+    storage_folder,
 )
 from trainer.errors import InputError
+from trainer.own_crowds import find_crowd
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Submission:
         require: Sequence[str] = (),
         points: Path | None = None,
         front_of: str | None = None,
+        crowd: str | None = None,
     ) -> Self:
         """Make a submission from the command's arguments.
 
@@ -63,6 +66,7 @@ class Submission:
             require: further requirements of the space.
             points: a file of this machine with configurations to run first.
             front_of: a sweep of this machine whose front is run first.
+            crowd: name of a crowd; one of this machine's storage is sent by value.
 
         Raises:
             InputError: naming what is wrong, before the cluster is asked anything.
@@ -71,11 +75,12 @@ class Submission:
 
         given = {key: value for key, value in options.items() if value is not None}
         whole = with_given_points(load_space(space).requiring(require), file=points, sweep=front_of, storage=None)
+        whole = whole.judged_by(find_crowd(crowd or whole.evaluation.crowd, storage_folder()))
         for option, path in paths.items():
             check_path(option, path)
         chosen = check_name(name) if name is not None else default_name(whole.name, Path("/nonexistent"))
         plan = _draft(whole, name=chosen, mlflow_uri=paths.get("mlflow_uri"), options=given)
-        changed = bool(require) or points is not None or front_of is not None
+        changed = bool(require) or any(given is not None for given in (points, front_of, crowd))
         sent = changed or Path(space).suffix.lower() in (".yaml", ".yml", ".json")
         file = (f"{whole.name}.yaml", dump_yaml(whole.to_dict())) if sent else None
         command = ("run", file[0] if file else space, "--name", chosen, *option_words({**paths, **given}))

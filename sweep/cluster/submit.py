@@ -19,6 +19,7 @@ from sweep.cluster.submission import Submission, check_path, option_words
 from sweep.plan import CODE_VERSION, PLACES, check_name, check_options, code_version
 from sweep.ray_internals import STOP_WAIT_VARIABLE
 from trainer.errors import InputError
+from trainer.interrupts import raise_interrupt
 
 _PACKAGES = ("search_spaces", "sweep", "trainer")
 _SOURCE = ("*.py", "*.yaml", "*.html")
@@ -116,6 +117,7 @@ def wait_for_start(cluster: Cluster, job_id: str, *, seconds: float = _BEGIN_SEC
     """
     deadline, printed = time.monotonic() + seconds, False
     while (job := cluster.job(job_id)).state in RUNNING and time.monotonic() < deadline:
+        raise_interrupt()
         if not printed and cluster.log(job_id).strip():
             # Its first words may be its last ones, whose end the cluster knows a moment later.
             deadline, printed = time.monotonic() + _LAST_WORDS_SECONDS, True

@@ -97,9 +97,10 @@ def data_folder(task: Task) -> Path | None:
 def data_summary_of(prepared: Prepared, task: Task) -> dict[str, Any]:
     """Return what is known of a sweep's data, judging set and judge, in plain values."""
     from trainer.human_agreement import JUDGE, find_examples
-    from trainer.invariance import ask_people, ceiling, read_examples
+    from trainer.invariance import ask_people, ceiling, changed_mass, read_examples
 
     judge, judging, data = prepared.judge_quality, prepared.judging, prepared.data
+    seen = changed_mass(judging)
     examples = find_examples(None, dataset=data.name, data_dir=task.data_dir)
     sets = read_examples(Path(examples.path), data.test, classes=data.classes) if examples else []
     return {
@@ -108,6 +109,9 @@ def data_summary_of(prepared: Prepared, task: Task) -> dict[str, Any]:
         "judged_images": len(judging.images),
         "crowd": prepared.crowd.name,
         "changed_mass": judging.changed.sum().item(),
+        "changed_share_interval": list(seen.share_interval),
+        "effective_size": seen.effective_size,
+        "effective_size_interval": list(seen.effective_interval),
         "attainable_accuracy": judging.attainable,
         "ceiling": ceiling(judging, prepared.evaluation, images=len(data.validation.labels)),
         "judge_accuracy": judge.accuracy,

@@ -7,6 +7,7 @@ import os
 import re
 import threading
 import time
+from pathlib import Path
 from typing import IO
 
 import numpy as np
@@ -50,7 +51,7 @@ class AnswerLog:
     def __init__(self, survey: Survey) -> None:
         self.survey = survey
         self.path = survey.folder / "answers.jsonl"
-        self._lock = threading.Lock()
+        self._lock, self._writing = threading.Lock(), threading.Lock()
         self._answers: dict[str, dict[int, int]] = {}
         for line in self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []:
             try:
@@ -58,6 +59,11 @@ class AnswerLog:
                 self._answers.setdefault(entry["person"], {})[int(entry["image"])] = int(entry["answer"])
             except (ValueError, KeyError, TypeError):
                 continue  # the last line of a log that was cut while it was written
+
+    @property
+    def votes_folder(self) -> Path:
+        """The folder of `write_votes`."""
+        return self.survey.folder / "votes"
 
     @property
     def people(self) -> list[str]:
@@ -71,7 +77,7 @@ class AnswerLog:
             return dict(self._answers.get(person, {}))
 
     def add(self, person: str, image: int, answer: int) -> None:
-        """Keep an answer: it is on the disk when this returns.
+        """Keep an answer: it is on the disk when this returns; with a person's last one all votes are written anew.
 
         Raises:
             InputError: for an image that the survey lacks, or an answer that is no class.
@@ -89,6 +95,9 @@ class AnswerLog:
                 log.flush()
                 os.fsync(log.fileno())
             self._answers.setdefault(person, {})[image] = answer
+            done = len(self._answers[person]) == len(self.survey.images)
+        if done:
+            self.write_votes()
 
     def votes(self) -> np.ndarray:
         """Return (N, P) int8: the class that each person named for each image; -1 where there is no answer."""
@@ -100,9 +109,10 @@ class AnswerLog:
 
     def write_votes(self) -> None:
         """Write the perturbed images and their votes in the layout of published studies, to `votes/`."""
-        folder, perturbed = self.survey.folder / "votes", self.survey.perturbed
-        folder.mkdir(exist_ok=True)
-        write_array(folder / "images.npy", self.survey.images[perturbed].astype(np.float32))
-        write_array(folder / "sources.npy", self.survey.sources[perturbed])
-        write_array(folder / "labels.npy", self.survey.labels[perturbed])
-        write_array(folder / "votes.npy", self.votes()[perturbed])
+        folder, perturbed = self.votes_folder, self.survey.perturbed
+        with self._writing:
+            folder.mkdir(exist_ok=True)
+            write_array(folder / "images.npy", self.survey.images[perturbed].astype(np.float32))
+            write_array(folder / "sources.npy", self.survey.sources[perturbed])
+            write_array(folder / "labels.npy", self.survey.labels[perturbed])
+            write_array(folder / "votes.npy", self.votes()[perturbed])

@@ -22,6 +22,7 @@ PAGE = """<!doctype html>
   <p><button id="unsure">can't tell (space)</button> <button id="back">back (&#8592;)</button></p>
   <p><progress id="progress"></progress> <span id="count" class="quiet"></span></p></main>
 <main id="done" hidden><h1>Thank you.</h1><p>All images are answered. You can close this page.</p>
+  <p class="quiet">Whoever began this survey fits a crowd on its answers by<br><code id="fit"></code></p>
   <p><button id="again">back (&#8592;)</button></p></main>
 <p id="trouble" role="alert"></p>
 <script>
@@ -57,7 +58,7 @@ at("begin").addEventListener("submit", async event => {
   const got = await fetch(`state?person=${encodeURIComponent(person)}`);
   if (!got.ok) { at("trouble").textContent = await got.text(); return; }
   const state = await got.json();
-  order = state.order; answers = state.answers;
+  order = state.order; answers = state.answers; at("fit").textContent = state.fit;
   for (let c = 0; c < state.classes; c += 1) {
     const button = document.createElement("button");
     button.textContent = c; button.addEventListener("click", () => answer(c)); at("keys").append(button);

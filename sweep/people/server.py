@@ -37,6 +37,7 @@ class SurveyServer:
 
     Args:
         log: the survey's answers.
+        fit: command that fits a crowd on the answers, shown at the end.
         host: address to listen on; whoever can reach it and knows the link can answer.
         port: 0 takes a free one.
 
@@ -44,9 +45,9 @@ class SurveyServer:
         InputError: for an address or a port that can't be had.
     """
 
-    def __init__(self, log: AnswerLog, *, host: str = "127.0.0.1", port: int = 0) -> None:
+    def __init__(self, log: AnswerLog, *, fit: str, host: str = "127.0.0.1", port: int = 0) -> None:
         self._secret = secrets.token_urlsafe(12)
-        self.log = log
+        self.log, self._fit = log, fit
         try:
             self._server = ThreadingHTTPServer((host, port), _handler(self))
         except (OSError, OverflowError) as error:
@@ -89,6 +90,7 @@ class SurveyServer:
         if rest == "state":
             person = check_person((query.get("person") or [""])[0])
             state = {"classes": survey.classes, "order": survey.order(person), "answers": self.log.of(person)}
+            state["fit"] = self._fit
             return "application/json", json.dumps(state).encode()
         name, _, suffix = rest.removeprefix("image/").partition(".")
         if rest.startswith("image/") and suffix == "png" and name.isdecimal() and int(name) < len(survey.images):

@@ -13,8 +13,10 @@ from search_spaces import Space
 from sweep.plan.mlflow_address import VARIABLE, absolute_uri, default_mlflow_uri
 from sweep.plan.paths import default_name, free_name, open_storage
 from sweep.plan.plan import OPTIONS, RESUMABLE, SweepPlan, check_option
+from sweep.plan.remote_storage import pull_remote
 from sweep.plan.version import VERSIONS_OF, code_version, installed_version
 from trainer.errors import InputError
+from trainer.own_crowds import CROWDS, find_crowd
 
 _AUTO = "auto"
 
@@ -23,6 +25,8 @@ def make_plan(
     space: Space, *, name: str | None = None, storage: str | None = None, mlflow_uri: str | None = None, **options: Any
 ) -> SweepPlan:
     """Return a plan for this machine; an option that is None or left out keeps its default.
+
+    A crowd of one's own, named by the space, stands in the plan by value.
 
     Args:
         storage: the folder that holds all sweeps; created if missing.
@@ -45,6 +49,8 @@ def make_plan(
     }
     if "mlflow_uri" not in given:
         values["mlflow_uri"] = default_mlflow_uri(folder)
+    pull_remote(folder / CROWDS)
+    space = space.judged_by(find_crowd(space.evaluation.crowd, folder))
     return SweepPlan(space=space, **{**values, **given})
 
 

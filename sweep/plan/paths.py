@@ -13,10 +13,11 @@ from pathlib import Path
 from sweep.plan.mlflow_address import DATABASE, masked
 from sweep.plan.remote_storage import MARK, UrlStore, folder_of, is_url, pull_remote, url_of
 from trainer.errors import InputError
+from trainer.own_crowds import CROWDS
 
 PLAN = "plan.yaml"
 CACHE = "cache"
-_RESERVED = (CACHE, DATABASE, "artifacts", "trials")
+_RESERVED = (CACHE, CROWDS, DATABASE, "artifacts", "trials")
 """Names in the storage folder that no sweep may take."""
 
 _NAME_LENGTH = 64

@@ -20,6 +20,7 @@ from sweep.front import Objectives, binomial_resampling, epsilon_indicator, hype
 from sweep.ledger import TrialRecord
 from sweep.plan import SweepPlan, read_plan
 from sweep.state import SweepState, read_state
+from trainer.crowds import crowd_words
 from trainer.errors import InputError
 from trainer.intervals import Interval
 from trainer.report import images_behind
@@ -126,6 +127,7 @@ def _check_comparable(one: Sweep, other: Sweep) -> None:
     mine, theirs = (
         {
             **sweep.plan.space.evaluation.to_dict(),
+            "crowd": crowd_words(sweep.plan.space.evaluation),
             "objectives": ", ".join(sweep.plan.objectives.names),
             "reference": sweep.plan.objectives.reference,
             **{name: sweep.results.data_summary.get(name, "unknown") for name in _SAME_SUMMARY},

@@ -32,8 +32,11 @@ def accuracies(plan: SweepPlan) -> dict[str, str]:
 
 
 def trial_label(space: Space, config: Mapping[str, Any]) -> str:
-    """Return what differs between the trials of a sweep, short: `R=ot_triplet ws=0.31 m=0.05`."""
-    return " ".join(f"{SHORT_NAMES.get(name, name)}={brief(v)}" for name, v in space.active(config).items())
+    """Return what differs between the trials of a sweep, short: `R=ot_triplet ws=0.31 m=0.05`.
+
+    That is what was drawn, and what a point sets that the space fixes or leaves out.
+    """
+    return " ".join(f"{SHORT_NAMES.get(name, name)}={brief(v)}" for name, v in space.point(config).items())
 
 
 def front_rows(plan: SweepPlan, results: SweepState) -> list[dict[str, Any]]:

@@ -72,11 +72,22 @@ def judge_line(evaluation: EvaluationConfig, summary: DataSummary) -> str:
         mass, judged = summary["changed_mass"], summary["judged_images"]
         line += (
             f"; it reads {percent(summary['judge_accuracy'])} of the clean images rightly, and of the answers to "
-            f"{judged} perturbed ones {percent(mass / judged)} see a change"
+            f"{judged} perturbed ones {percent(mass / judged)}{_width(summary)} see a change"
         )
         if "attainable_accuracy" in summary:
             line += f", and no model can give more than {percent(summary['attainable_accuracy'])} of these"
     return f"{line}."
+
+
+def _width(summary: DataSummary) -> str:
+    """Return the changed share's interval, and the effective size with its own; empty in earlier versions' sweeps."""
+    if "effective_size" not in summary:
+        return ""
+    (low, high), (fewest, most) = summary["changed_share_interval"], summary["effective_size_interval"]
+    return (
+        f" ({percent(low)} to {percent(high)}; the weight of {int(summary['effective_size'])}, {int(fewest)} to "
+        f"{int(most)}, whole images)"
+    )
 
 
 def _unanimous_line(summary: DataSummary) -> str:

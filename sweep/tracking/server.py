@@ -19,6 +19,10 @@ from sweep.tracking.links import FRONT, view_key, view_link
 from sweep.tracking.mlflow_internals import SERVER_ENVIRONMENT
 from sweep.tracking.store import Log, connect
 from trainer.errors import InputError
+from trainer.interrupts import raise_interrupt
+
+_LOOK_SECONDS = 0.5
+"""Time between two looks at whether the server, or who started it, has ended it."""
 
 
 def serve(plan: SweepPlan, *, port: int, browser: bool, log: Log) -> int:
@@ -51,7 +55,9 @@ def serve(plan: SweepPlan, *, port: int, browser: bool, log: Log) -> int:
             log(f"{plan.name}: {link}\nCtrl-C ends it.")
             if browser:
                 webbrowser.open(link)
-            server.wait()
+            while server.poll() is None:
+                raise_interrupt()
+                time.sleep(_LOOK_SECONDS)
         except KeyboardInterrupt:
             pass
         finally:
@@ -79,6 +85,7 @@ def free_port(port: int) -> int:
 def _wait_until_up(address: str, server: subprocess.Popen[bytes]) -> None:
     """Wait until the server answers, or has ended."""
     while server.poll() is None:
+        raise_interrupt()
         with contextlib.suppress(OSError), urllib.request.urlopen(f"{address}/health", timeout=2):
             return
         time.sleep(0.3)

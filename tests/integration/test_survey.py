@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -49,7 +50,12 @@ def test_a_person_names_images_by_key(new_storage: Callable[[str], Path], tmp_pa
     given = [json.loads(line)["answer"] for line in answers.read_text().splitlines()]
     assert given == [3, 1, -1, 8, 6, 0]
     assert re.search(r"Ann +5 of 5", log.read_text())
-    assert np.load(storage / "asked" / "people" / "votes" / "votes.npy").shape == (4, 1)
+    votes = storage / "asked" / "people" / "votes"
+    assert np.load(votes / "votes.npy").shape == (4, 1)
+    (command_line,) = re.findall(r"people --fit .*", log.read_text())
+    few = otsweep(storage, *shlex.split(command_line))
+    assert few.returncode == 2
+    assert f"{votes}/votes.npy: 4 images of 4 sources have an answer: too few" in " ".join(few.stderr.split())
     shown = otsweep(storage, "people", "asked", "--show", "--format", "json")
     assert json.loads(shown.stdout)["people"][0]["answered"] == {"hits": 5, "size": 5}
 
@@ -85,3 +91,6 @@ def answer_by_key(link: str) -> None:
         count("5 of 5")
         page.keyboard.press("0")
         page.wait_for_selector("#done:not([hidden])")
+        assert re.search(r"people --fit \S+/people/votes --crowd mine --dataset digits", page.inner_text("#fit"))
+        if SCREENSHOTS:
+            page.screenshot(path=Path(SCREENSHOTS) / "survey-done.png")

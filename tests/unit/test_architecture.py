@@ -20,11 +20,12 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("search_spaces", "trainer", "sweep")
 
 ROOMS = [
-    ["trainer.errors"],
+    ["trainer.errors", "trainer.interrupts"],
     ["trainer.words", "trainer.number", "trainer.intervals", "trainer.parallel", "trainer.progress", "trainer.answers"],
     ["trainer.fields", "trainer.presets", "trainer.report", "trainer.cost", "trainer.arguments", "trainer.files"],
     ["trainer.config", "trainer.human_agreement"],
     ["trainer.crowds"],
+    ["trainer.own_crowds"],
     ["trainer.data", "trainer.models", "trainer.attacks"],
     ["trainer.invariance", "trainer.objective"],
     ["trainer.summary", "trainer.training"],

@@ -39,6 +39,8 @@ def values_of(spec: dataclasses.Field) -> st.SearchStrategy:
     low, high, above = (spec.metadata[key] for key in ("low", "high", "above"))
     if spec.metadata["choices"]:
         return st.sampled_from(spec.metadata["choices"])
+    if field_type(spec) is str:  # of a crowd: what it may be is known where its numbers are
+        return st.sampled_from(["strict", "mine threshold=0.4 auc=[1,0.9,nan]"])
     if field_type(spec) is int:
         return st.integers(low, high)
     bottom = low if above is None else above

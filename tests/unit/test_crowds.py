@@ -15,6 +15,7 @@ from sweep.cli import main
 from sweep.ledger.records import TrialRecord
 from sweep.plan.from_options import make_plan
 from sweep.report.rows import cells, front_rows, headings
+from sweep.report.verdicts import judge_line
 from sweep.state.sweep_state import SweepState
 from sweep.tracking.metrics import report_metrics
 from trainer.config import UNANIMOUS, EvaluationConfig, usual_evaluation
@@ -131,6 +132,14 @@ def test_the_other_crowd_has_a_column_of_the_front_and_a_metric(tmp_path: Path) 
     assert (metrics["sel_inv"], metrics["sel_inv_lenient"], metrics["sel_inv_mass"]) == (0.4, 0.25, 12.5)
 
 
+def test_a_verdict_tells_how_surely_the_images_measure() -> None:
+    known = {"judge_accuracy": 0.9, "judged_images": 200, "changed_mass": 50.0}
+    assert "of the answers to 200 perturbed ones 25.0% see a change." in judge_line(EvaluationConfig(), known)
+    known |= {"changed_share_interval": [0.2, 0.31], "effective_size": 40.5, "effective_size_interval": [33.2, 44.9]}
+    told = judge_line(EvaluationConfig(), known)
+    assert "25.0% (20.0% to 31.0%; the weight of 40, 33 to 44, whole images) see a change." in told
+
+
 # --------------------------------------------------------------------------------------------------------- files
 
 
@@ -210,7 +219,7 @@ def test_wrong_words_are_answered_in_one_line(
     given = ["--predict", str(images), "--dataset", "digits", "--out", out]
     assert "give --predict IMAGES.npy" in refused([], capsys)
     assert "--dataset 'digit': did you mean 'digits'" in refused(["--predict", "x", "--dataset", "digit"], capsys)
-    assert "--crowd 'strickt': did you mean 'strict'" in refused([*given, "--crowd", "strickt"], capsys)
+    assert "crowd = 'strickt': did you mean 'strict'" in refused([*given, "--crowd", "strickt"], capsys)
     assert "--out 'nowhere/out.npy'" in refused([*given[:-1], "nowhere/out.npy"], capsys)
     assert "no such file" in refused(["--predict", "no.npy", *given[2:]], capsys)
     for wrong, message in (

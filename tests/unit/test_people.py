@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import urllib.error
+import urllib.parse
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from trainer.invariance import Prepared
 from trainer.invariance.people import read_votes
 
 CLASSES, IMAGES = 4, 6
+FIT = "otsweep people --fit votes --crowd mine"
 
 
 @pytest.fixture
@@ -139,14 +141,14 @@ def call(address: str, body: Any = None, kind: str = "application/json") -> tupl
 
 
 def test_the_server_gives_the_page_and_keeps_answers(log: AnswerLog) -> None:
-    with SurveyServer(log) as server:
+    with SurveyServer(log, fit=FIT) as server:
         at = server.address
         assert at.startswith("http://127.0.0.1:")
         assert b"What do these images show?" in call(at)[1]
         assert call(f"{at}image/3.png")[1].startswith(b"\x89PNG")
         assert call(f"{at}answer", {"person": "Ann", "image": 3, "answer": 2}) == (200, b"{}")
         state = json.loads(call(f"{at}state?person=Ann")[1])
-    assert state == {"classes": CLASSES, "order": log.survey.order("Ann"), "answers": {"3": 2}}
+    assert state == {"classes": CLASSES, "order": log.survey.order("Ann"), "answers": {"3": 2}, "fit": FIT}
     assert AnswerLog(log.survey).of("Ann") == {3: 2}
 
 
@@ -167,13 +169,13 @@ def test_the_server_gives_the_page_and_keeps_answers(log: AnswerLog) -> None:
     ],
 )
 def test_a_wrong_request_is_answered_and_kept_out(path: str, body: Any, status: int, log: AnswerLog) -> None:
-    with SurveyServer(log) as server:
+    with SurveyServer(log, fit=FIT) as server:
         assert call(server.address + urllib.parse.quote(path, safe="/%?=."), body)[0] == status
     assert not log.path.exists()
 
 
 def test_without_the_secret_there_is_nothing(log: AnswerLog) -> None:
-    with SurveyServer(log) as server:
+    with SurveyServer(log, fit=FIT) as server:
         root = server.address.split("/", 3)
         for path in ("", "answer", "secret/"):
             assert call(f"{'/'.join(root[:3])}/{path}")[0] == 404
@@ -183,7 +185,7 @@ def test_without_the_secret_there_is_nothing(log: AnswerLog) -> None:
 
 
 def test_a_port_that_is_taken_is_told(log: AnswerLog) -> None:
-    with SurveyServer(log) as server:
+    with SurveyServer(log, fit=FIT) as server:
         port = int(server.address.split(":")[2].split("/")[0])
         with pytest.raises(InputError, match=f"--port {port}: can't be had"):
-            SurveyServer(log, port=port)
+            SurveyServer(log, fit=FIT, port=port)

@@ -16,6 +16,7 @@ from sweep.ledger.writing import LedgerWriter
 from sweep.plan.from_options import make_plan
 from sweep.plan.plan import SweepPlan
 from sweep.plan.plan_file import parse_plan, plan_text, write_plan
+from sweep.report.rows import trial_label
 from sweep.search.points import with_given_points
 from trainer.errors import InputError
 from trainer.presets import preset
@@ -198,3 +199,18 @@ def test_the_command_refuses_a_wrong_point_before_anything_runs(
     assert main(["run", "--points", str(tmp_path / "a.yaml"), "--storage", str(tmp_path / "s")]) == 2
     assert "a.yaml, line 1: margin = -1" in capsys.readouterr().err
     assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("name", ["digits", "mnist", "paper", "cifar10"])
+def test_labels_tell_all_points_of_a_space_apart(name: str) -> None:
+    space = load_space(name)
+    labels = [trial_label(space, point) for point in space.points]
+    assert len(set(labels)) == len(labels) > 1
+
+
+def test_a_label_tells_what_a_point_sets_and_the_space_does_not_draw() -> None:
+    space = load_space("digits")
+    (trades,) = [trial_label(space, point) for point in space.points if point["trades_weight"] > 0]
+    assert trades == "as=0 av=0 eps=0.2 epsv=0.3 R=none beta=6 sensitivity_objective=kl"
+    drawn = space.complete({**space.fixed, "regularizer": "triplet", "sensitivity_weight": 0.5, "margin": 0.25})
+    assert trial_label(space, drawn) == "as=0 av=0 eps=0.1 epsv=0.3 R=triplet ws=0.5 wv=0 m=0.25"

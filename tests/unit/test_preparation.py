@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from trainer.invariance.judge_training import train_ensemble
 from trainer.invariance.perturbations import InvarianceAdversary, JudgingSet, Pairs, PerturbationCache
 from trainer.invariance.preparation import Prepared, prepare
 from trainer.invariance.recipes import RECIPES
+from trainer.invariance.resampled_mass import changed_mass
 
 LIMIT = EvaluationConfig().eval_invariance_epsilon
 
@@ -215,3 +217,26 @@ def test_l0_evaluation_has_its_own_sets(prepared: Prepared, cache_dir: Path) -> 
     changed = (judging.images != judging.source_images).any(1).flatten(1).double().mean(1)
     assert (changed <= 0.4).all()
     assert changed.max() > 0.1
+
+
+def test_the_changed_mass_has_intervals_over_sources() -> None:
+    """Compare with a direct bootstrap; copies of a source make nothing surer."""
+    changed = torch.rand(40, generator=torch.Generator().manual_seed(0))
+    shares = torch.stack([1 - changed, changed], 1)
+    image, labels = torch.zeros(40, 1, 2, 2), torch.zeros(40, dtype=torch.int64)
+    judging = JudgingSet(image, image, labels, torch.arange(40), {"crowd": shares})
+    found = changed_mass(judging)
+    weights = changed.double().numpy()
+    assert found.share == pytest.approx(weights.mean())
+    assert found.effective_size == pytest.approx(weights.sum() ** 2 / (weights**2).sum())
+    drawn = weights[np.random.default_rng(1).integers(40, size=(4000, 40))]
+    expected = np.quantile(drawn.mean(1), [0.025, 0.975])
+    assert found.share_interval == pytest.approx(tuple(expected), abs=0.02)
+    sizes = np.quantile(drawn.sum(1) ** 2 / (drawn**2).sum(1), [0.025, 0.975])
+    assert found.effective_interval == pytest.approx(tuple(sizes), rel=0.05)
+    image, labels, index = (torch.cat([each] * 3) for each in (image, labels, judging.source_index))
+    often = JudgingSet(image, image, labels, index, {"crowd": torch.cat([shares] * 3)})
+    assert changed_mass(often).share_interval == pytest.approx(found.share_interval)
+    apart = often._replace(source_index=torch.arange(120))
+    width = found.share_interval.high - found.share_interval.low
+    assert changed_mass(apart).share_interval.high - changed_mass(apart).share_interval.low < 0.7 * width

@@ -49,6 +49,19 @@ def test_a_step_costs_what_is_in_it(timer: Timer, store: FolderStore) -> None:
     assert 2 < twenty / five < 6, "an attack of 20 steps and an update, against one of 5"
 
 
+def test_the_end_of_the_ramp_ends_the_cost_of_crown(timer: Timer, store: FolderStore) -> None:
+    """Time the steps of certified training by the ramp's share of it, with medians as above."""
+    certified = {"certified_ce_weight": 0.5, "architecture": "mlp"}
+
+    def step(**changes: object) -> float:
+        return sorted(timer.cost(config(**certified, **changes), store).step for _ in range(5))[2]
+
+    intervals = step()
+    half, whole = (step(certified_method="crown-ibp", certified_ramp=ramp) for ramp in (0.5, 1.0))
+    assert intervals < half < whole
+    assert half == pytest.approx((intervals + whole) / 2, rel=0.3)
+
+
 def test_judging_costs_most_where_the_model_withstands(timer: Timer, store: FolderStore) -> None:
     cost = timer.cost(config(), store)
     assert 2 * cost.judging_low < cost.judging_high

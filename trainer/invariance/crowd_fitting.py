@@ -18,17 +18,20 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from trainer.crowds import Crowd, Measured, Prediction
-from trainer.data import Split
+from trainer.crowds import Crowd, Measured, Prediction, crowd_fields, crowd_from_fields
+from trainer.data import Data, Split
+from trainer.errors import InputError
 from trainer.intervals import Interval
 from trainer.invariance.judge import Judge
 from trainer.invariance.labelled_sets import read_examples
-from trainer.invariance.people import Answers, answers_of_set, read_votes
+from trainer.invariance.people import Answers, answers_of_set, read_votes, votes_fingerprint
 from trainer.invariance.readings import Readings
 
 _GIVEN = ("l0/automated", "linf/automated_eps03")
 """Published sets that the lenient crowd is fitted on; the others stay what it can be held against."""
 _FOLDS = 5
+_FEWEST_SOURCES = 4 * _FOLDS
+"""Sources that a crowd of one's own needs, at least."""
 _DRAWS = 1000
 """Bootstrap samples of sources."""
 _START = (0.5, 2.0, 0.25, 0.05)
@@ -67,13 +70,36 @@ def calibrate(judge: Judge, test: Split, folder: Path, *, classes: int) -> list[
     others = [answers_of_set(each, classes=classes) for each in sets if each.name not in _GIVEN]
     found = []
     for name, answers, elsewhere in (("strict", [votes], []), ("lenient", given, others)):
-        readings = [judge.read(each.images) for each in answers]
-        crowd = fit_crowd(name, readings, answers)
-        shares = cross_validate(readings, answers)
-        predictions = tuple(measure(predicted, each) for predicted, each in zip(shares, answers, strict=True))
+        crowd = _fit_and_measure(judge, name, answers)
         unseen = tuple(measure(judge.shares(each.images, crowd), each) for each in elsewhere)
-        found.append(Calibration(dataclasses.replace(crowd, predictions=predictions), unseen))
+        found.append(Calibration(crowd, unseen))
     return found
+
+
+def calibrate_on(judge: Judge, data: Data, folder: Path, name: str) -> Crowd:
+    """Fit a crowd of one's own on a folder of votes on images made from a data set's.
+
+    Raises:
+        InputError: naming the file that is missing, damaged, or of another shape or range, or has too few votes.
+    """
+    answers = read_votes(folder, data.test, classes=data.classes)
+    sources = len(answers.sources.unique())
+    if sources < _FEWEST_SOURCES:
+        raise InputError(
+            f"{folder / 'votes.npy'}: {len(answers.labels)} images of {sources} sources have an answer: too few to fit "
+            f"a crowd, of which at least {_FEWEST_SOURCES} sources are needed"
+        )
+    crowd = _fit_and_measure(judge, name, [answers])
+    crowd = dataclasses.replace(crowd, votes=votes_fingerprint(folder), dataset=data.name)
+    return crowd_from_fields(name, crowd_fields(crowd))  # as it is read again, with rounded numbers
+
+
+def _fit_and_measure(judge: Judge, name: str, answers: Sequence[Answers]) -> Crowd:
+    """Fit a crowd on all its people's answers, with the cross-validated measure of each set."""
+    readings = [judge.read(each.images) for each in answers]
+    shares = cross_validate(readings, answers)
+    predictions = tuple(measure(predicted, each) for predicted, each in zip(shares, answers, strict=True))
+    return dataclasses.replace(fit_crowd(name, readings, answers), predictions=predictions)
 
 
 def fit_crowd(name: str, readings: Sequence[Readings], answers: Sequence[Answers]) -> Crowd:
@@ -164,5 +190,7 @@ def _resampled(sources: Tensor, generator: np.random.Generator) -> list[Tensor]:
 
 def _interval(values: Sequence[float]) -> Interval:
     """Return the middle 95% of bootstrap values; undefined ones are left out."""
+    if np.isnan(values).all():
+        return Interval(float("nan"), float("nan"))
     low, high = np.nanquantile(values, [0.025, 0.975]).tolist()
     return Interval(low, high)

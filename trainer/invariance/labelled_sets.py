@@ -97,7 +97,7 @@ def _read_set(folder: Path, name: str, test: Split, *, classes: int) -> Labelled
         raise InputError(
             f"{folder / name}{LABELS}: must hold (N,) whole numbers from 0 to {classes - 1}, or {ABSTAINS} for none"
         )
-    images, white = read_images(folder / f"{name}.npy", len(labels), tuple(test.images.shape[1:]))
+    images, white = _read_images(folder / f"{name}.npy", len(labels), tuple(test.images.shape[1:]))
     if indices.shape != labels.shape or not in_range(indices, 0, len(test.labels) - 1):
         raise InputError(
             f"{indices_file}: holds {indices.shape} indices from {indices.min():g} to {indices.max():g}; for "
@@ -110,7 +110,7 @@ def _read_set(folder: Path, name: str, test: Split, *, classes: int) -> Labelled
     return LabelledSet(name, images, torch.from_numpy(labels.astype(np.int64)), sources, chosen, white)
 
 
-def read_images(path: Path, count: int, shape: tuple[int, ...]) -> tuple[Tensor, int]:
+def _read_images(path: Path, count: int, shape: tuple[int, ...]) -> tuple[Tensor, int]:
     """Read `count` images (N, *shape) in [0, 1], and the pixel value that was taken for white.
 
     Raises:

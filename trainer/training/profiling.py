@@ -39,6 +39,7 @@ from trainer.training.evaluation import (
 )
 from trainer.training.loop import train_epoch
 from trainer.training.model_file import MODEL_FILE
+from trainer.training.schedules import config_of_epoch
 from trainer.training.stacked_models import StackedModel, stack_optimizers
 from trainer.training.stacked_training import train_stack
 from trainer.training.trial import Trial, TrialState, initial_state
@@ -110,7 +111,8 @@ class Timer:
         [warm_up], _ = self._time_steps(state, config, perturbation, 1)
         count = min(max(_LEAST_STEPS, int(_SECONDS / warm_up)), _MOST_STEPS, steps)
         times, terms = self._time_steps(state, config, perturbation, count)
-        step = fmean(times[:-1] or times)
+        first = fmean(times[:-1] or times)
+        step = self._mean_step(state, config, perturbation, count, first)
         evaluation = self._time_evaluation(state, config)
         timed, wall = self._now() - begun, time.perf_counter() - wall
 
@@ -129,7 +131,7 @@ class Timer:
             beginning=beginning + perturbing,
             steps=steps,
             step=step,
-            diagnosis=max(0.0, times[-1] - step),
+            diagnosis=max(0.0, times[-1] - first),
             judging_low=evaluation.low,
             judging_high=evaluation.high,
             saving=saving,
@@ -181,6 +183,22 @@ class Timer:
         knobs = Knobs.of(config, self.device)
         terms = train_epoch(state, part, perturbed, config, knobs, lambda *step: ticks.append(self._now()))
         return [after - before for before, after in zip(ticks, ticks[1:], strict=False)], terms
+
+    def _mean_step(
+        self,
+        state: TrialState,
+        config: TrialConfig,
+        perturbation: TrainingPerturbation | None,
+        count: int,
+        first: float,
+    ) -> float:
+        """Return the seconds of a step over all epochs, from those of the first: later ones may leave CROWN out."""
+        last = config_of_epoch(config, config.epochs)
+        if config.certified_ce_weight == 0 or last == config:
+            return first
+        times, _ = self._time_steps(state, last, perturbation, count)
+        share = fmean(config_of_epoch(config, epoch) == config for epoch in range(1, config.epochs + 1))
+        return share * first + (1 - share) * fmean(times[:-1] or times)
 
     def _first(self, rows: int, perturbation: TrainingPerturbation | None) -> tuple[Split, TrainingPerturbation | None]:
         """Return the first training images and their perturbations."""
