@@ -57,7 +57,7 @@ class CheckedFields:
 
     def replace(self, **changes: Any) -> Self:
         """Return a copy with some fields changed, checked again."""
-        return type(self).from_mapping({**self.to_dict(), **changes})
+        return type(self).from_mapping({**vars(self), **changes})
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values by field name, ready for YAML, JSON or Parquet; a fraction is the plain number."""
