@@ -33,7 +33,7 @@ def drive(plan: SweepPlan, *, fresh: bool) -> int:
     from sweep.plan import drop_remote, push_remote, write_plan
     from sweep.report import Screen
     from sweep.search import remarks
-    from sweep.state import read_data_summary, state_of_trials
+    from sweep.state import state_of_trials
     from sweep.tracking import Tracker
 
     if fresh:
@@ -54,7 +54,7 @@ def drive(plan: SweepPlan, *, fresh: bool) -> int:
         for warning in dict.fromkeys([*ledger.warnings, *recorded.warnings]):
             screen.log(f"ledger: {warning}")
         results.load(recorded.to_go_on_from())
-        results.data_summary = read_data_summary(plan.folder)
+        results.read_data(plan.folder)
         screen.open(resumed=bool(recorded.trials), remarks=remarks(plan))
         try:
             complete = run_plan(

@@ -13,6 +13,7 @@ from trainer.progress import ProgressLine
 
 if TYPE_CHECKING:
     from sweep.plan import SweepPlan
+    from sweep.report import Comparison
     from sweep.state import SweepState
 
 
@@ -25,7 +26,7 @@ def add_front(parser: argparse.ArgumentParser) -> None:
 def front(arguments: argparse.Namespace) -> int:
     from sweep.ledger import read_ledger
     from sweep.report import front_csv, front_json, front_picture, save_figure
-    from sweep.state import read_data_summary, state_of_trials, why_no_front
+    from sweep.state import state_of_trials, why_no_front
 
     check_format(arguments)
     plan = find_plan(arguments)
@@ -33,7 +34,7 @@ def front(arguments: argparse.Namespace) -> int:
     for warning in recorded.warnings:
         errors.print(f"ledger: {warning}", markup=False)
     results = state_of_trials(plan, recorded.trials)
-    results.data_summary = read_data_summary(plan.folder)
+    results.read_data(plan.folder)
     if not results.front_records and not (results.finished and arguments.format == "table"):
         errors.print(f"{plan.name} has no front yet: {why_no_front(results)}", markup=False)
     if arguments.plot:
@@ -106,32 +107,32 @@ def replay(arguments: argparse.Namespace) -> int:
 
 def add_compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("a", help="a sweep; A1,A2,A3 for the same one on several seeds")
-    parser.add_argument("b", help="another")
+    parser.add_argument("b", help="another; of one sweep a side no difference is claimed")
     add_storage(parser)
+    add_format(parser, ("table", "json"))
 
 
 def compare(arguments: argparse.Namespace) -> int:
     from sweep.report import (
         compare_sweeps,
+        comparison_json,
         comparison_markdown,
         comparison_metrics,
-        comparison_tables,
-        comparison_verdict,
         read_side,
         write_comparison_files,
     )
     from sweep.tracking import write_comparison
 
+    check_format(arguments)
     a, b = (read_side(names, storage=arguments.storage) for names in (arguments.a, arguments.b))
     with ProgressLine(sys.stderr) as line:
         line.update("Comparing ...", now=True)
         comparison = compare_sweeps(a, b)
         folder = write_comparison_files(comparison)
-    console.print(f"A: {a.name}\nB: {b.name}", markup=False)
-    console.print(comparison_verdict(comparison), "", sep="\n", markup=False, soft_wrap=False)
-    for table in comparison_tables(comparison):
-        console.print(table, "", sep="\n", soft_wrap=False)
-    console.print(f"picture  {folder / 'compare.png'}\nnumbers  {folder / 'compare.json'}", markup=False)
+    if arguments.format == "json":
+        print(comparison_json(comparison))
+    else:
+        _show_comparison(comparison, folder)
     plan = a.sweeps[0].plan
     try:
         link = write_comparison(
@@ -140,11 +141,22 @@ def compare(arguments: argparse.Namespace) -> int:
             metrics=comparison_metrics(comparison),
             note=lambda run: comparison_markdown(comparison, run),
             folder=folder,
-            time=max(record.ended or 0.0 for record in (*a.trials, *b.trials)),
+            time=max(record.ended or 0.0 for side in (a, b) for record in side.finished),
         )
     except InputError as error:
         errors.print(str(error), markup=False)
         return FAILED
     address = plan.mlflow_uri if plan.mlflow_uri.startswith("http") else "http://127.0.0.1:5000"
-    console.print(f"MLflow   {address}{link}", markup=False)
+    if arguments.format != "json":
+        console.print(f"MLflow   {address}{link}", markup=False)
     return DONE
+
+
+def _show_comparison(comparison: Comparison, folder: Path) -> None:
+    from sweep.report import comparison_tables, comparison_verdict
+
+    console.print(f"A: {comparison.a.name}\nB: {comparison.b.name}", markup=False)
+    console.print(comparison_verdict(comparison), "", sep="\n", markup=False, soft_wrap=False)
+    for table in comparison_tables(comparison):
+        console.print(table, "", sep="\n", soft_wrap=False)
+    console.print(f"picture  {folder / 'compare.png'}\nnumbers  {folder / 'compare.json'}", markup=False)

@@ -78,7 +78,7 @@ def run_plan(
         if prepared is None:
             return False
         record_preparation(plan.folder, prepared)
-        state.data_summary = prepared.summary
+        state.data_summary, state.judged = prepared.summary, prepared.judged
         with contextlib.ExitStack() as running:
             at_once = min(concurrent, plan.trials - len(state.ended))
             packs = running.enter_context(Packs(plan, task, at_once)) if plan.pack > 1 else None

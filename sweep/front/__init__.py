@@ -1,6 +1,15 @@
 """The Pareto front: arrays in, arrays out."""
 
+from sweep.front.differences import Difference, detectable, difference, seeds_needed
 from sweep.front.incremental import Front, Layers
+from sweep.front.judged_trials import JudgedTrials
 from sweep.front.objectives import Objectives
 from sweep.front.pareto import constrained_ranks, contributions, epsilon_indicator, front_mask, hypervolume, knee, ranks
-from sweep.front.resampling import binomial_resampling, front_probability, mean_intervals
+from sweep.front.resampling import (
+    excesses,
+    mean_intervals,
+    reflected_interval,
+    resample_front,
+    resample_seeds,
+    resampled_hypervolumes,
+)

@@ -3,54 +3,109 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from search_spaces import Requirement
+from sweep.front.draws import FrontDraws, draw_members, front_draws, hypervolume_draws
+from sweep.front.judged_trials import JudgedTrials, source_weights
 from sweep.front.objectives import Objectives
-from sweep.front.pareto import front_mask, hypervolume
 from trainer.intervals import Interval
 
+_DRAWS = 1000
 
-def hypervolume_interval(
-    points: ArrayLike,
+
+def resample_front(
+    trials: JudgedTrials,
     objectives: Objectives,
-    resample: Callable[[np.random.Generator], np.ndarray],
     *,
-    generator: np.random.Generator,
-    draws: int = 1000,
-    level: float = 0.95,
-) -> Interval:
+    require: Sequence[Requirement] = (),
+    seeds: int = 1,
+    seed: int = 0,
+    draws: int = _DRAWS,
+) -> FrontDraws:
+    """Return the fronts of n configurations, had other images been drawn for all of them and other seeds for each.
+
+    Args:
+        trials: T = n times `seeds` trials, those of a configuration in a row.
+        require: configurations whose mean violates one of these in a draw are on no front of it.
+        seeds: trials of a configuration.
+        seed: of the draws: sweeps that were judged on the same images have the same images in each draw.
+    """
+    points, bounds = _draw_points(trials, objectives, require, seeds, seed, draws)
+    return front_draws(points, objectives, excesses=bounds)
+
+
+def _draw_points(
+    trials: JudgedTrials, objectives: Objectives, require: Sequence[Requirement], seeds: int, seed: int, draws: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the drawn points (B, n, d) of configurations, and by how much they violate c requirements (B, n, c)."""
+    weights, members = _weights(trials.images, draws, seed), np.random.SeedSequence(seed).spawn(2)[1]
+    d = len(objectives.names)
+    measured = trials.measure([*objectives.names, *(each.name for each in require)], weights)
+    measured[..., d:] = excesses(require, measured[..., d:])
+    means = draw_members(measured.reshape(draws, -1, seeds, measured.shape[-1]), np.random.default_rng(members))
+    return means[..., :d], means[..., d:]
+
+
+@lru_cache(maxsize=1)
+def _weights(images: int, draws: int, seed: int) -> np.ndarray:
+    """Return the weights of the images, kept for the next of the sweeps that share them."""
+    generator = np.random.default_rng(np.random.SeedSequence(seed).spawn(2)[0])
+    weights = source_weights(images, draws=draws, generator=generator)
+    weights.setflags(write=False)
+    return weights
+
+
+def excesses(require: Sequence[Requirement], numbers: np.ndarray) -> np.ndarray:
+    """Return by how much numbers (..., c) violate c requirements, (..., c): `Requirement.excess` of each."""
+    bounds, signs = np.array([each.bound for each in require]), np.where([each.at_least for each in require], 1, -1)
+    return signs * (bounds - numbers) / np.where(bounds == 0, 1, np.abs(bounds))
+
+
+def resampled_hypervolumes(
+    sweeps: Sequence[JudgedTrials],
+    objectives: Objectives,
+    *,
+    require: Sequence[Requirement] = (),
+    seeds: int = 1,
+    seed: int = 0,
+    draws: int = _DRAWS,
+) -> np.ndarray:
+    """Return the hypervolumes (S, B) of sweeps that were judged on the same images, under shared draws of these.
+
+    Draws of seeds, where there are several, are each sweep's own.
+
+    Args:
+        require, seeds, seed, draws: those of `resample_front`.
+
+    Raises:
+        ValueError: if the sweeps were not judged on the same images.
+    """
+    for other in sweeps[1:]:
+        if other.images != sweeps[0].images or not np.array_equal(other.source, sweeps[0].source):
+            raise ValueError("sweeps that were judged on different images share no draws")
+    drawn = (_draw_points(each, objectives, require, seeds, seed, draws) for each in sweeps)
+    return np.array([hypervolume_draws(points, objectives, excesses=bounds) for points, bounds in drawn])
+
+
+def reflected_interval(measured: float, drawn: np.ndarray, *, level: float = 0.95) -> Interval:
     """Return a bootstrap interval for the hypervolume of the trials' true values, not of the measured ones.
 
     A front is the best of noisy numbers, so its hypervolume is too large, and that of a resampled front is too large
     once more: the plain interval of the resampled values lies on the wrong side (in simulated sweeps it held the truth
     in 0 to 70%). Reflected at the measured value, as here, the interval takes the excess away, and may lie below that
-    value altogether. Simulated at level 0.95 it held the truth in 80 to 95% of sweeps of 24 trials and in 30 to 95% of
-    sweeps of 200: with hundreds of nearly equal trials judged on a few hundred images it still takes too little away,
-    and only other images tell (an audit on the test split).
+    value altogether.
 
     Args:
-        resample: draws all points (n, d), dominated ones included, as another evaluation of equal size might have
-            measured them: `binomial_resampling`, or a draw of the same images for all trials where answers by image
-            are known.
+        measured: the hypervolume as measured.
+        drawn: (B,), in draws of what it was measured on: of `resample_front`.
     """
-    measured = hypervolume(points, objectives)
-    volumes = [hypervolume(resample(generator), objectives) for _ in range(draws)]
-    low, high = np.quantile(volumes, [(1 - level) / 2, (1 + level) / 2]).tolist()
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2]).tolist()
     return Interval(max(2 * measured - high, 0.0), max(2 * measured - low, 0.0))
-
-
-def binomial_resampling(shares: ArrayLike, sizes: ArrayLike) -> Callable[[np.random.Generator], np.ndarray]:
-    """Return a resampling of shares (n, d) in [0, 1], each measured on its number of examples, `sizes` (n, d) or (d,).
-
-    Every share is drawn independently, although trials judged on the same images err alike; a share of exactly 0 or 1
-    is drawn as itself.
-    """
-    shares = np.asarray(shares, dtype=float)
-    sizes = np.broadcast_to(sizes, shares.shape)
-    return lambda generator: generator.binomial(sizes, shares) / sizes
 
 
 def mean_intervals(samples: ArrayLike, *, level: float = 0.95) -> np.ndarray:
@@ -64,36 +119,26 @@ def mean_intervals(samples: ArrayLike, *, level: float = 0.95) -> np.ndarray:
     return np.stack([means - half, means + half], axis=-1)
 
 
-def front_probability(
+def resample_seeds(
     samples: ArrayLike,
     objectives: Objectives,
     *,
-    excesses: ArrayLike | None = None,
+    bounds: ArrayLike | None = None,
     seed: int,
-    draws: int = 1000,
-) -> np.ndarray:
-    """Return the probability (n,) of each of n groups to be on the front of the groups' means, by bootstrap.
+    draws: int = _DRAWS,
+) -> FrontDraws:
+    """Return the fronts of n groups, had other seeds been drawn; the images stay as they are.
 
-    Every draw draws each group's k members from its own with replacement. The variance of such a mean is too small by
-    (k - 1) / k, so members are first moved away from the group's mean, by the root of k / (k - 1).
+    It is for trials whose answers were not kept.
 
     Args:
         samples: objectives (n, k, d) of the groups' members.
-        excesses: (n, k, c), by how much each member violates each of c constraints; a group whose mean violates one
+        bounds: (n, k, c), by how much each member violates each of c constraints; a group whose mean violates one
             is on no front.
         seed: seed of the draws.
     """
     samples = np.asarray(samples, dtype=float)
-    n, k, d = samples.shape
-    bounds = np.zeros((n, k, 0)) if excesses is None else np.asarray(excesses, dtype=float)
-    both = np.concatenate([samples, bounds], axis=2)
-    means = both.mean(axis=1)
-    # The mean of equal members is exactly theirs: rounding must not part groups that tie.
-    means = np.where((both == both[:, :1]).all(axis=1), both[:, 0], means)
-    wide = (both - means[:, None]) * math.sqrt(k / (k - 1) if k > 1 else 0.0)
-    generator, hits = np.random.default_rng(seed), np.zeros(n)
-    for _ in range(draws):
-        drawn = means + wide[np.arange(n)[:, None], generator.integers(k, size=(n, k))].mean(axis=1)
-        feasible = np.flatnonzero((drawn[:, d:] <= 0).all(axis=1))
-        hits[feasible] += front_mask(drawn[feasible, :d], objectives)
-    return hits / draws
+    d = samples.shape[2]
+    both = samples if bounds is None else np.concatenate([samples, np.asarray(bounds, dtype=float)], axis=2)
+    means = draw_members(np.broadcast_to(both, (draws, *both.shape)), np.random.default_rng(seed))
+    return front_draws(means[..., :d], objectives, excesses=means[..., d:])

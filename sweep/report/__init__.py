@@ -4,8 +4,9 @@ Matplotlib is imported where a figure is drawn, so that a table does not wait fo
 """
 
 from sweep.report.axes import NORMS, budgets, draw_axes, draw_legend, draw_title
-from sweep.report.comparison import compare_sweeps, read_side
+from sweep.report.comparison import Comparison, compare_sweeps
 from sweep.report.comparison_report import (
+    comparison_json,
     comparison_markdown,
     comparison_metrics,
     comparison_tables,
@@ -28,6 +29,7 @@ from sweep.report.replay import (
 )
 from sweep.report.rows import ACCURACIES, accuracies, cells, front_rows, headings, row_name, trial_label
 from sweep.report.screen import Screen
+from sweep.report.sides import read_side
 from sweep.report.spots import Spot, front_spots, in_units, staircase, wilson_segments
 from sweep.report.style import GRID, INK, KNEE_COLOUR, MUTED, house_figure, house_style, save_figure
 from sweep.report.tables import plain_table

@@ -1,88 +1,53 @@
 """Two fronts beside one another: what each covers, how certain that is, and where each leads.
 
-Each side is one sweep or, joined by commas, the same sweep on several seeds. The plane is that of the first two
-objectives, turned so that more is better in both: x the first gain, and a front's height at x the second gain that it
-reaches without giving up x.
+A sweep is the unit of all that is claimed: what one sweep found, another seed may not find. The plane is that of the
+first two objectives, turned so that more is better in both: x the first gain, and a front's height at x the second gain
+that it reaches without giving up x.
 
-Shapes: n trials, d objectives, s sweeps of a side, k values on the x axis.
+Shapes: n configurations, d objectives, s sweeps of a side, B draws, k values on the x axis.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import NamedTuple
 
 import numpy as np
 
-from sweep.front import Objectives, binomial_resampling, epsilon_indicator, hypervolume
-from sweep.ledger import TrialRecord
-from sweep.plan import SweepPlan, read_plan
-from sweep.state import SweepState, read_state
-from trainer.crowds import crowd_words
-from trainer.errors import InputError
-from trainer.intervals import Interval
-from trainer.report import images_behind
-
-DRAWS = 1000
-"""Resamples of the interval."""
-_SAME_SUMMARY = (
-    *("data_fingerprint", "judged_images", "changed_mass", "judge_accuracy", "judge_agreement"),
-    *("changed_images", "oracle_accuracy", "oracle_coverage"),
+from sweep.front import (
+    Difference,
+    Objectives,
+    difference,
+    epsilon_indicator,
+    hypervolume,
+    resampled_hypervolumes,
 )
-"""Keys of the data summary that must agree beside the evaluation: the data, the judged images and their judge, here and
-in earlier versions."""
+from sweep.report.sides import Side, Sweep, check_comparable, unequal_effort
 
+_LEVEL = 0.95
+_STRETCHES = 4
+_DRAWS = 400
 
-class Sweep(NamedTuple):
-    """One sweep and what it found."""
-
-    plan: SweepPlan
-    results: SweepState
+_Draw = Callable[[Objectives], np.ndarray]
+"""Hypervolumes (s, B) under some objectives of all sweeps, in draws of the sources that are the same in every call."""
 
 
 @dataclass(frozen=True)
-class Side:
-    """The same sweep on one or several seeds."""
+class _Stretch:
+    """A stretch of the first objective, and by how much the fronts' mean heights on it differ."""
 
-    name: str
-    sweeps: tuple[Sweep, ...]
-
-    @property
-    def objectives(self) -> Objectives:
-        return self.sweeps[0].plan.objectives
-
-    @property
-    def trials(self) -> list[TrialRecord]:
-        """All trials that finished."""
-        return [record for sweep in self.sweeps for record in sweep.results.finished.values()]
-
-    @property
-    def points(self) -> np.ndarray:
-        """Objectives (n, d) of all trials that finished."""
-        return self.sweeps[0].results.points(self.trials)
-
-    @property
-    def front(self) -> list[TrialRecord]:
-        """Trials on the fronts of the sweeps, each its own."""
-        return [record for sweep in self.sweeps for record in sweep.results.front_records]
-
-    @property
-    def hypervolume(self) -> float:
-        """Mean over the sweeps."""
-        return fmean(sweep.results.hypervolume for sweep in self.sweeps)
-
-
-class Region(NamedTuple):
-    """A stretch of the first objective on which one side reaches more of the second than the other."""
-
-    leader: str
     low: float
     high: float
-    """The end of the stretch; both ends are in the objective's own unit, from its worse to its better one."""
-    lead: float
-    """Largest lead on the stretch, in the second objective."""
+    """Its ends, in the objective's own unit, from the worse to the better one."""
+
+    heights: tuple[float, float]
+    """Mean heights of both sides above the reference, in the unit of the second objective."""
+
+    difference: Difference
+    """Difference of the heights; its level is such that all stretches' intervals hold together (Bonferroni)."""
 
 
 @dataclass(frozen=True)
@@ -91,114 +56,55 @@ class Comparison:
 
     a: Side
     b: Side
-    difference: float
-    interval: Interval
+    effort: str
+    """Unequal effort in words; then no claim is made. Empty if effort was equal."""
+
+    paired: bool
+    """True if both sides ran on the same seeds."""
+
+    difference: Difference
+    """Difference of the hypervolumes."""
+
     epsilon: tuple[float, float]
-    """Amount that must be added to `a` so that it covers `b`, and the other way round."""
+    """Amount that must be added to a sweep of `a` so that it covers one of `b`, and the other way round."""
+
     covered_alone: tuple[float, float]
-    """Hypervolume that only `a` covers, and that only `b` covers."""
-    regions: tuple[Region, ...]
+    """Hypervolume that only `a` covers, and that only `b` covers: means over the pairs of sweeps."""
+
+    stretches: tuple[_Stretch, ...]
+
+    @property
+    def claim(self) -> bool:
+        """True if one side may be called better."""
+        return self.difference.claim and not self.effort
 
 
-def read_side(names: str, *, storage: str | None) -> Side:
-    """Read one side as it is typed.
-
-    Raises:
-        InputError: for a sweep that is not there or has no finished trial, or sweeps that were judged differently.
-    """
-    sweeps = []
-    for name in names.split(","):
-        plan = read_plan(name.strip(), storage=storage)
-        results = read_state(plan)
-        if not results.finished:
-            raise InputError(f"no trial of {plan.name} has finished yet: there is nothing to compare")
-        sweeps.append(Sweep(plan, results))
-    for other in sweeps[1:]:
-        _check_comparable(sweeps[0], other)
-    return Side(names, tuple(sweeps))
-
-
-def _check_comparable(one: Sweep, other: Sweep) -> None:
-    """Require that both sweeps were evaluated alike, on the same data, by the same judge.
-
-    Raises:
-        InputError: naming everything that differs.
-    """
-    mine, theirs = (
-        {
-            **sweep.plan.space.evaluation.to_dict(),
-            "crowd": crowd_words(sweep.plan.space.evaluation),
-            "objectives": ", ".join(sweep.plan.objectives.names),
-            "reference": sweep.plan.objectives.reference,
-            **{name: sweep.results.data_summary.get(name, "unknown") for name in _SAME_SUMMARY},
-        }
-        for sweep in (one, other)
-    )
-    different = [f"{name} = {mine[name]} and {theirs[name]}" for name in mine if mine[name] != theirs[name]]
-    if different:
-        raise InputError(
-            f"{one.plan.name} and {other.plan.name} were judged differently, so their points can't be compared: "
-            + "; ".join(different)
-        )
-
-
-def compare_sweeps(a: Side, b: Side, *, seed: int = 0) -> Comparison:
+def compare_sweeps(a: Side, b: Side) -> Comparison:
     """Compare two sides.
 
-    Args:
-        seed: of the bootstrap.
-
     Raises:
-        InputError: if they were judged differently.
+        InputError: if they were judged differently, or stand under different requirements.
     """
-    _check_comparable(a.sweeps[0], b.sweeps[0])
-    objectives, both = a.objectives, np.vstack([a.points, b.points])
-    whole = hypervolume(both, objectives)
+    check_comparable(a, b)
+    objectives = a.objectives
+    paired = [sweep.pair for sweep in a.sweeps] == [sweep.pair for sweep in b.sweeps]
+    pairs = list(zip(a.sweeps, b.sweeps, strict=True) if paired else itertools.product(a.sweeps, b.sweeps))
+    draw = _draw_of((*a.sweeps, *b.sweeps))
     return Comparison(
         a,
         b,
-        difference=a.hypervolume - b.hypervolume,
-        interval=_difference_interval(a, b, generator=np.random.default_rng(seed)),
-        epsilon=(
-            epsilon_indicator(a.points, b.points, objectives),
-            epsilon_indicator(b.points, a.points, objectives),
+        effort=unequal_effort(a, b),
+        paired=paired,
+        difference=_difference(
+            np.concatenate([a.hypervolumes, b.hypervolumes]), draw and draw(objectives), len(a.sweeps), paired
         ),
-        covered_alone=(whole - hypervolume(b.points, objectives), whole - hypervolume(a.points, objectives)),
-        regions=tuple(regions(a, b)),
+        epsilon=(_epsilon((mine, other) for mine, other in pairs), _epsilon((other, mine) for mine, other in pairs)),
+        covered_alone=(
+            fmean(_covered_alone(mine, other, objectives) for mine, other in pairs),
+            fmean(_covered_alone(other, mine, objectives) for mine, other in pairs),
+        ),
+        stretches=_stretches(a, b, paired, draw),
     )
-
-
-def _difference_interval(a: Side, b: Side, *, generator: np.random.Generator) -> Interval:
-    """Return a 95% bootstrap interval of the difference of hypervolumes, reflected around what was measured.
-
-    Sweeps are drawn anew where a side has several, and every share is drawn as another evaluation on as many images
-    might have measured it. Both sides are judged on the same images, which makes the true interval narrower.
-    """
-    drawn = [_draw_hypervolume(a, generator) - _draw_hypervolume(b, generator) for _ in range(DRAWS)]
-    low, high = np.quantile(drawn, [0.025, 0.975]).tolist()
-    measured = a.hypervolume - b.hypervolume
-    return Interval(2 * measured - high, 2 * measured - low)
-
-
-def _draw_hypervolume(side: Side, generator: np.random.Generator) -> float:
-    """Return the mean over sweeps drawn with replacement, of trials measured anew."""
-    chosen = generator.integers(len(side.sweeps), size=len(side.sweeps))
-    return fmean(_resampled_hypervolume(side.sweeps[index], generator) for index in chosen)
-
-
-def _resampled_hypervolume(sweep: Sweep, generator: np.random.Generator) -> float:
-    """Return the hypervolume that another evaluation of the same trials might have measured."""
-    finished = list(sweep.results.finished.values())
-    points = sweep.results.points(finished)
-    return hypervolume(binomial_resampling(points, _image_counts(sweep, finished))(generator), sweep.plan.objectives)
-
-
-def _image_counts(sweep: Sweep, finished: Sequence[TrialRecord]) -> np.ndarray:
-    """Return the number of images (n, d) behind every share."""
-    images = int(sweep.results.data_summary.get("validation_images", 0)) or 10**9
-    names, weighted = sweep.plan.objectives.names, ("invariance_accuracy", "invariance_stuck")
-    results = [record.result or {} for record in finished]
-    return np.array([[images_behind(result) if name in weighted else images for name in names] for result in results])
 
 
 def heights(points: np.ndarray, objectives: Objectives, x: np.ndarray) -> np.ndarray:
@@ -208,22 +114,89 @@ def heights(points: np.ndarray, objectives: Objectives, x: np.ndarray) -> np.nda
     return reached.max(axis=1)
 
 
-def regions(a: Side, b: Side) -> list[Region]:
-    """Return the stretches on which one side leads, from the worst to the best first objective, above the reference."""
-    objectives = a.objectives
-    floor = objectives.turned_reference[:2]
-    edges = np.unique(np.concatenate([[floor[0]], *(objectives.turn(side.points)[:, 0] for side in (a, b))]))
-    edges = edges[edges >= floor[0]]
-    # Between two edges the heights are those at the upper one.
-    high_a, high_b = (np.maximum(heights(side.points, objectives, edges[1:]), floor[1]) for side in (a, b))
-    found: list[Region] = []
-    sign = 1.0 if objectives.maximise[0] else -1.0
-    for low, high, lead in zip(edges[:-1].tolist(), edges[1:].tolist(), (high_a - high_b).tolist(), strict=True):
-        if lead == 0:
-            continue
-        leader, size = (a.name, lead) if lead > 0 else (b.name, -lead)
-        if found and found[-1].leader == leader and found[-1].high == low:
-            found[-1] = Region(leader, found[-1].low, high, max(found[-1].lead, size))
-        else:
-            found.append(Region(leader, low, high, size))
-    return [each._replace(low=each.low * sign, high=each.high * sign) for each in found]
+def interval_text(found: Difference) -> str:
+    """Return an interval and what it allows for; empty if none is known."""
+    if found.interval is None:
+        return ""
+    low, high = found.interval
+    known = {"sources": "other images alone, ", "sweeps": "other seeds on these images, "}.get(found.covers, "")
+    return f"{known}95%: {low:+.4f} to {high:+.4f}"
+
+
+def _epsilon(pairs: Iterable[tuple[Sweep, Sweep]]) -> float:
+    return fmean(epsilon_indicator(mine.points, other.points, mine.plan.objectives) for mine, other in pairs)
+
+
+def _covered_alone(mine: Sweep, other: Sweep, objectives: Objectives) -> float:
+    """Return the hypervolume that a sweep covers and another does not."""
+    both = np.vstack([mine.points, other.points])
+    return hypervolume(both, objectives) - hypervolume(other.points, objectives)
+
+
+def _stretches(a: Side, b: Side, paired: bool, draw: _Draw | None) -> tuple[_Stretch, ...]:
+    """Return stretches of equal length from the reference to the best first objective of either side.
+
+    They do not depend on which side leads where, so that the test on each holds. The area of a front above a stretch
+    is the hypervolume from a reference at its low end, less that from one at its high end.
+    """
+    plane = a.objectives.plane()
+    sign, floor = plane.signs[0], plane.turned_reference[0]
+    best = max(plane.turn(side.points[:, :2])[:, 0].max() for side in (a, b))
+    if best <= floor:
+        return ()
+    edges = np.linspace(floor, best, _STRETCHES + 1)
+    behind = [dataclasses.replace(plane, reference=(float(edge * sign), plane.reference[1])) for edge in edges]
+    sweeps = (*a.sweeps, *b.sweeps)
+    volumes = np.array([[hypervolume(sweep.points[:, :2], each) for sweep in sweeps] for each in behind])
+    above = -np.diff(volumes, axis=0) / np.diff(edges)[:, None]
+    drawn = draw and -np.diff([draw(each) for each in behind], axis=0) / np.diff(edges)[:, None, None]
+    k = len(a.sweeps)
+    level = 1 - (1 - _LEVEL) / _STRETCHES
+    return tuple(
+        _Stretch(
+            low=float(edges[i] * sign),
+            high=float(edges[i + 1] * sign),
+            heights=(float(above[i, :k].mean()), float(above[i, k:].mean())),
+            difference=_difference(above[i], None if drawn is None else drawn[i], k, paired, level),
+        )
+        for i in range(_STRETCHES)
+    )
+
+
+def _draw_of(sweeps: Sequence[Sweep]) -> _Draw | None:
+    """Return how the hypervolumes of sweeps are drawn; None if one was made before answers were kept by image."""
+    answers = [sweep.answers for sweep in sweeps]
+    known = [(sweep.plan, each) for sweep, each in zip(sweeps, answers, strict=True) if each is not None]
+    if len(known) < len(sweeps):
+        return None
+
+    def draw(objectives: Objectives) -> np.ndarray:
+        # Of one seed of the draws all get the same images, so that sweeps of one split share theirs.
+        drawn = [
+            resampled_hypervolumes(
+                [each],
+                objectives,
+                require=plan.space.require,
+                seeds=plan.seeds,
+                seed=plan.space.evaluation.split_seed,
+                draws=_DRAWS,
+            )
+            for plan, each in known
+        ]
+        return np.concatenate(drawn)
+
+    return draw
+
+
+def _difference(
+    values: np.ndarray, drawn: np.ndarray | None, k: int, paired: bool, level: float = _LEVEL
+) -> Difference:
+    """Return the difference of the first k sweeps' values from the others'; `values` (s,), `drawn` (s, B)."""
+    return difference(
+        values[:k],
+        values[k:],
+        resampled_a=None if drawn is None else drawn[:k],
+        resampled_b=None if drawn is None else drawn[k:],
+        paired=paired,
+        level=level,
+    )

@@ -8,7 +8,8 @@ import numpy as np
 
 from sweep.front import Objectives, front_mask
 from sweep.report.axes import budgets, draw_axes, draw_legend, draw_title
-from sweep.report.comparison import Comparison, Side, heights
+from sweep.report.comparison import Comparison, heights, interval_text
+from sweep.report.sides import Side
 from sweep.report.spots import in_units
 from sweep.report.style import INK, house_figure
 
@@ -28,8 +29,11 @@ def comparison_figure(comparison: Comparison) -> Figure:
         draw_axes(axes, np.vstack([side.points[:, :2] * units for side in (a, b)]), plane)
         for side, colour, letter, marker in zip((a, b), _COLOURS, "AB", "os", strict=True):
             _draw_side(axes, side, plane, units, colour, letter, marker)
-        low, high = comparison.interval
-        note = f"hypervolume A - B = {comparison.difference:+.4f} (95%: {low:+.4f} to {high:+.4f})"
+        found = comparison.difference
+        note = f"hypervolume A - B = {found.estimate:+.4f}{f' ({text})' if (text := interval_text(found)) else ''}"
+        note += (
+            "; not at equal effort" if comparison.effort else "" if comparison.claim else "; no difference is claimed"
+        )
         names = f"A: {_shortened(a.name)}   B: {_shortened(b.name)}"
         draw_title(axes, names, f"{budgets(a.sweeps[0].plan.space.evaluation)}\n{note}")
         draw_legend(figure, axes, with_dominated=False)
@@ -51,7 +55,7 @@ def _draw_side(
     gains = plane.turn(points)
     corner = np.minimum(plane.turned_reference, gains.min(axis=0))
     x = np.unique(np.concatenate([[corner[0]], gains[:, 0]]))
-    sweeps = [sweep.results.points(sweep.results.finished.values())[:, :2] * units for sweep in side.sweeps]
+    sweeps = [sweep.points[:, :2] * units for sweep in side.sweeps]
     attained = np.sort(np.maximum([heights(each, plane, x) for each in sweeps], corner[1]), axis=0)
     signs = np.where(plane.maximise, 1.0, -1.0)
 

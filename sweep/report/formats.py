@@ -9,15 +9,18 @@ from rich.table import Table
 from sweep.plan import SweepPlan
 from sweep.report.rows import accuracies, cells, front_rows, headings, row_name, trial_label
 from sweep.report.tables import csv_text, plain_table
+from sweep.report.words import percent
 from sweep.state import SweepState
 
 
 def front_table(plan: SweepPlan, results: SweepState) -> Table:
     """Return the front as a table for a terminal."""
-    columns = ["trial" if plan.seeds == 1 else "trials", *headings(plan), "configuration"]
+    rows = front_rows(plan, results)
+    columns = ["trial" if plan.seeds == 1 else "trials", *headings(plan, rows), "configuration"]
     table = plain_table(*columns, fold=[len(columns) - 1])
-    for row in front_rows(plan, results):
-        mark = "  <- knee" if row["knee"] else ""
+    for row in rows:
+        often = f" (in {percent(row['p_knee'])} of draws)" if "p_knee" in row else ""
+        mark = f"  <- knee{often}" if row["knee"] else ""
         table.add_row(
             row_name(row), *cells(plan, row), trial_label(plan.space, results.trials[row["trial"]].config) + mark
         )
@@ -37,6 +40,7 @@ def front_json(plan: SweepPlan, results: SweepState) -> str:
         "sweep": plan.name,
         "evaluation": plan.space.evaluation.to_dict(),
         "hypervolume": results.hypervolume,
+        "hypervolume_interval": results.uncertainty().hypervolume,
         "reference": list(plan.objectives.reference),
         "seeds": plan.seeds,
         "require": [str(each) for each in plan.space.require],

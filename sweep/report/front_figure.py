@@ -35,7 +35,7 @@ from sweep.report.style import (
     UNKNOWN_LOOK,
     house_figure,
 )
-from sweep.state import Replicates, SweepState
+from sweep.state import ConfigurationDraws, SweepState
 from trainer.config import EvaluationConfig
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def front_picture(plan: SweepPlan, results: SweepState) -> Figure:
     return front_figure(
         list(results.configurations.values()),
         infeasible=results.infeasible.keys(),
-        replicates=results.replicates(),
+        drawn=results.uncertainty().configurations,
         name=plan.name,
         objectives=plan.objectives,
         evaluation=plan.space.evaluation,
@@ -74,7 +74,7 @@ def front_figure(
     evaluation: EvaluationConfig,
     validation_images: int | None = None,
     infeasible: Container[int] = (),
-    replicates: Mapping[int, Replicates] | None = None,
+    drawn: Mapping[int, ConfigurationDraws] | None = None,
     ceiling: Sequence[Sequence[float]] = (),
 ) -> Figure:
     """Draw the front between the first two objectives: all finished trials, staircase, knee and dominated area.
@@ -85,30 +85,32 @@ def front_figure(
         validation_images: what clean and sensitivity accuracy were measured on; where given, the front has error bars
             (95% Wilson intervals; the number of images of invariance accuracy is in the reports).
         infeasible: numbers of the trials that violate the requirements: drawn as crosses, and on no front.
-        replicates: results over several seeds, by number: the front's error bars then, and in its labels the
-            probability of being on it.
+        drawn: what is known of each configuration's uncertainty, by number: its probability of being on the front
+            stands in the front's labels, and with several seeds the error bars are those of their means.
         ceiling: points (sensitivity accuracy, invariance accuracy) of the line that no classifier can cross, if there
             is one; drawn where these are the axes.
     """
-    drawn = [trial for trial in trials if trial.result is not None]
+    finished = [trial for trial in trials if trial.result is not None]
     plane = objectives.plane()
-    values = np.array([[value_of(trial, axis) for axis in plane.names] for trial in drawn]).reshape(-1, 2)
-    feasible = np.array([trial.number not in infeasible for trial in drawn], dtype=bool)
-    on_front, knee_index = np.zeros(len(drawn), dtype=bool), knee(values[feasible], plane)
+    values = np.array([[value_of(trial, axis) for axis in plane.names] for trial in finished]).reshape(-1, 2)
+    feasible = np.array([trial.number not in infeasible for trial in finished], dtype=bool)
+    on_front, knee_index = np.zeros(len(finished), dtype=bool), knee(values[feasible], plane)
     on_front[feasible] = front_mask(values[feasible], plane)
     knee_index = None if knee_index is None else int(np.flatnonzero(feasible)[knee_index])
+    replicates = any(each.intervals for each in (drawn or {}).values())
     noun = "configuration" if replicates else "trial"
-    count = f"{len(drawn)} finished {noun}{'' if len(drawn) == 1 else 's'}"
+    count = f"{len(finished)} finished {noun}{'' if len(finished) == 1 else 's'}"
     violated = "" if feasible.all() else f", {(~feasible).sum()} not as required"
     volume = hypervolume(values[feasible], plane)
-    chances = "; in percent their chance of it" if replicates else ""
+    chances = "; in percent their chance of it" if drawn else ""
     summary = f"hypervolume {volume:.4f}; {count}, {on_front.sum()} on the front{chances}{violated}"
     plane, units = in_units(objectives)
     points = values * units
-    spots = front_spots(drawn, points, on_front, knee_index)
-    if replicates:
-        spots = [spot._replace(chance=replicates[spot.trials[0].number].chance) for spot in spots]
-        segments = replicate_segments(spots, units, replicates)
+    spots = front_spots(finished, points, on_front, knee_index)
+    if drawn:
+        spots = [spot._replace(chance=drawn[spot.trials[0].number].chance) for spot in spots]
+    if drawn and replicates:
+        segments = replicate_segments(spots, units, drawn)
     else:
         segments = wilson_segments(spots if validation_images else [], plane, validation_images or 0)
     with house_figure() as (figure, axes):
@@ -117,7 +119,7 @@ def front_figure(
         if bounded:
             axes.plot(*(np.array(ceiling) * units).T, **_CEILING)
         _draw_infeasible(axes, points[~feasible])
-        eligible = [drawn[i] for i in np.flatnonzero(feasible)]
+        eligible = [finished[i] for i in np.flatnonzero(feasible)]
         draw_front(axes, eligible, points[feasible], on_front[feasible], spots, segments, plane)
         limit = "; dashed: no classifier lies beyond" if bounded else ""
         draw_title(axes, name, f"{budgets(evaluation)}\n{summary}{limit}")

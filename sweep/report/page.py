@@ -35,8 +35,9 @@ def _page_data(plan: SweepPlan, results: SweepState) -> dict[str, Any]:
     plane, units = in_units(plan.objectives)
     points = results.points(finished)[:, :2] * units
     on_front, ranks, knee = front_mask(points, plane), results.ranks(), results.knee
+    drawn = results.uncertainty().configurations
     shown, groups = accuracies(plan), [str(record.config.get("regularizer", "unknown")) for record in finished]
-    drawn = [
+    marks = [
         {
             "trial": record.number,
             "x": x,
@@ -48,10 +49,12 @@ def _page_data(plan: SweepPlan, results: SweepState) -> dict[str, Any]:
             "numbers": {
                 heading: percent(record.result[name]) for name, heading in shown.items() if name in record.result
             }
-            | {"epoch": str(record.result["epoch"])},
+            | {"epoch": str(record.result["epoch"])}
+            | ({"P(front)": percent(drawn[first].chance)} if first in drawn else {}),
             "config": plan.space.active(record.config),
         }
         for record, (x, y), front, group in zip(finished, points.tolist(), on_front.tolist(), groups, strict=True)
+        for first in [record.number - record.number % plan.seeds]
         if record.result is not None
     ]
     return {
@@ -60,7 +63,7 @@ def _page_data(plan: SweepPlan, results: SweepState) -> dict[str, Any]:
         "axes": [AXES.get(name, name) for name in plane.names],
         "maximise": list(plane.maximise),
         # Trials on the front are drawn last, over the others.
-        "points": sorted(drawn, key=lambda point: (point["front"], point["knee"])),
+        "points": sorted(marks, key=lambda point: (point["front"], point["knee"])),
         "edge": staircase(front_spots(finished, points, on_front, None), plane).tolist(),
         "colours": {group: LOOKS.get(group, UNKNOWN_LOOK)[0] for group in sorted(set(groups))},
     }

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from search_spaces import Space
 from sweep.plan import SweepPlan
 from sweep.report.words import brief, percent
-from sweep.state import Replicates, SweepState
+from sweep.state import ConfigurationDraws, SweepState
 from trainer.config import UNANIMOUS
 from trainer.crowds import other_crowds
 from trainer.words import SHORT_NAMES
@@ -42,11 +42,11 @@ def trial_label(space: Space, config: Mapping[str, Any]) -> str:
 def front_rows(plan: SweepPlan, results: SweepState) -> list[dict[str, Any]]:
     """Return the front from its most sensitivity-robust point on, as plain values, one dict per trial.
 
-    With several seeds there is one per configuration: the number of its first trial, means, intervals, and its
-    probability of being on the front.
+    It has each trial's probability of being on the front, and of being its knee, where that is known. With several
+    seeds there is one dict per configuration: the number of its first trial, means and intervals.
     """
     # In this order: a trial that finishes meanwhile is in the later ones too.
-    records, knee, replicates = results.front_records, results.knee, results.replicates()
+    records, knee, drawn = results.front_records, results.knee, results.uncertainty().configurations
     rows = []
     for record in records:
         assert record.result is not None
@@ -54,7 +54,7 @@ def front_rows(plan: SweepPlan, results: SweepState) -> list[dict[str, Any]]:
             {
                 "trial": record.number,
                 **{name: record.result[name] for name in accuracies(plan) if name in record.result},
-                **(_replicate_columns(plan, replicates[record.number]) if replicates else {}),
+                **(_uncertainty_columns(plan, drawn[record.number]) if record.number in drawn else {}),
                 "epoch": record.result["epoch"],
                 "knee": record.number == knee,
                 **plan.space.point(record.config),
@@ -63,17 +63,19 @@ def front_rows(plan: SweepPlan, results: SweepState) -> list[dict[str, Any]]:
     return rows
 
 
-def _replicate_columns(plan: SweepPlan, replicates: Replicates) -> dict[str, float]:
-    """Return the columns that a row has only with several seeds."""
-    columns: dict[str, float] = {"seeds": plan.seeds, "p_front": replicates.chance}
-    for name, interval in zip(plan.objectives.names, replicates.intervals, strict=True):
+def _uncertainty_columns(plan: SweepPlan, drawn: ConfigurationDraws) -> dict[str, float]:
+    """Return the columns that tell how far a row's place is a matter of luck."""
+    columns: dict[str, float] = {"seeds": plan.seeds} if plan.seeds > 1 else {}
+    columns |= {"p_front": drawn.chance, "p_knee": drawn.knee}
+    # With one seed there are no intervals.
+    for name, interval in zip(plan.objectives.names, drawn.intervals, strict=False):
         columns |= {f"{name}_low": interval.low, f"{name}_high": interval.high}
     return columns
 
 
-def headings(plan: SweepPlan) -> list[str]:
-    """Return the headings of `cells`."""
-    return [*accuracies(plan).values(), *(["P(front)"] if plan.seeds > 1 else [])]
+def headings(plan: SweepPlan, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the headings of the rows' `cells`."""
+    return [*accuracies(plan).values(), *(["P(front)"] if any("p_front" in row for row in rows) else [])]
 
 
 def cells(plan: SweepPlan, row: Mapping[str, Any]) -> list[str]:

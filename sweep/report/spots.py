@@ -12,7 +12,7 @@ import numpy as np
 
 from sweep.front import Objectives
 from sweep.ledger import TrialRecord
-from sweep.state import Replicates
+from sweep.state import ConfigurationDraws
 from trainer.intervals import wilson_interval
 from trainer.report import images_behind
 
@@ -36,7 +36,7 @@ class Spot(NamedTuple):
     trials: list[TrialRecord]
     is_knee: bool
     chance: float | None = None
-    """Its probability of being on the front, where it is known from several seeds."""
+    """Its probability of being on the front, where that is known."""
 
     @property
     def label(self) -> str:
@@ -98,11 +98,11 @@ def _wilson_percent(percent: float, images: int) -> tuple[float, float]:
     return 100 * interval.low, 100 * interval.high
 
 
-def replicate_segments(spots: Sequence[Spot], units: np.ndarray, replicates: Mapping[int, Replicates]) -> np.ndarray:
+def replicate_segments(spots: Sequence[Spot], units: np.ndarray, drawn: Mapping[int, ConfigurationDraws]) -> np.ndarray:
     """Return the intervals (k, 2, 2) of the front's means over seeds: one end, the other end."""
     segments = []
     for spot in spots:
-        across, up = (units[i] * np.array(replicates[spot.trials[0].number].intervals[i]) for i in (0, 1))
+        across, up = (units[i] * np.array(drawn[spot.trials[0].number].intervals[i]) for i in (0, 1))
         segments += [[(x, spot.y) for x in across], [(spot.x, y) for y in up]]
     return np.array(segments).reshape(-1, 2, 2)
 

@@ -26,12 +26,21 @@ def verdict(plan: SweepPlan, results: SweepState) -> str:
     return (
         f"{evaluation.dataset}: front of {len(results.front_records)} among {len(results.configurations)} finished "
         f"{units}{violated}{stopped}, "
-        f"hypervolume {results.hypervolume:.4f} of 1. Sensitivity under {evaluation.eval_sensitivity_norm} "
-        f"{evaluation.eval_sensitivity_epsilon:.3g} ({attack_words(evaluation)}); invariance under "
+        f"hypervolume {results.hypervolume:.4f} of 1{_interval(results)}. "
+        f"Sensitivity under {evaluation.eval_sensitivity_norm} {evaluation.eval_sensitivity_epsilon:.3g} "
+        f"({attack_words(evaluation)}); invariance under "
         f"{evaluation.eval_invariance_norm} {evaluation.eval_invariance_epsilon:.3g}, a proxy: "
         f"{judge_line(evaluation, results.data_summary)}{''.join(_human_agreement(results.data_summary))}"
         f"{_collapsed_trials(results)}"
     )
+
+
+def _interval(results: SweepState) -> str:
+    """Return the interval of the hypervolume in words, or that it is not known."""
+    interval = results.uncertainty().hypervolume
+    if interval is None:
+        return "" if not results.configurations else " (no interval: made before answers were kept)"
+    return f" ({interval.low:.4f} to {interval.high:.4f}, images resampled jointly)"
 
 
 def short_verdict(plan: SweepPlan, results: SweepState) -> str:

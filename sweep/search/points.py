@@ -25,7 +25,7 @@ from sweep.plan import read_plan
 from sweep.state import state_of_trials, why_no_front
 from trainer.errors import InputError
 
-_FOUND = ("trial", "seeds", "epoch", "knee", "p_front", *MEASURES)
+_FOUND = ("trial", "seeds", "epoch", "knee", "p_front", "p_knee", *MEASURES)
 """Begins of the keys that `otsweep front` writes beside a configuration: its results,
 of other crowds with the name of one and `/` before."""
 

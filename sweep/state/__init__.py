@@ -5,5 +5,5 @@ from sweep.state.findings import Milestone
 from sweep.state.judged import JUDGED_IMAGES, JudgedImages, judged_images
 from sweep.state.no_front import why_no_front
 from sweep.state.rank_tracker import RankTracker, TrackedRank
-from sweep.state.replicates import Replicates
 from sweep.state.sweep_state import SweepState, read_state, seconds_of, state_of_trials
+from sweep.state.uncertainty import ConfigurationDraws, judged_trials

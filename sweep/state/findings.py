@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,7 +14,8 @@ from sweep.front import Front, Objectives, constrained_ranks, front_mask
 from sweep.front import knee as knee_of
 from sweep.ledger import TrialRecord
 from sweep.state.data_summary import DataSummary
-from sweep.state.replicates import Replicates, resample
+from sweep.state.judged import JudgedImages
+from sweep.state.uncertainty import Uncertainty, uncertainty_of
 
 
 class Milestone(NamedTuple):
@@ -45,8 +46,8 @@ class FoundLast:
     """The latest answers to questions that take time; a state and its snapshots share them."""
 
     front: _FoundFront = _FoundFront()
-    replicates: tuple[int, dict[int, Replicates]] = (0, {})
-    """Number of configurations, and the answer by the numbers of their first trials."""
+    uncertainty: tuple[tuple[int, bool], Uncertainty] = (0, False), Uncertainty({})
+    """Number of configurations, whether the judged images were known, and the answer."""
 
 
 class Findings:
@@ -67,6 +68,8 @@ class Findings:
     ) -> None:
         self.objectives, self.total, self.seeds, self.require = objectives, total, seeds, require
         self.data_summary: DataSummary = {}
+        self.judged: JudgedImages | None = None
+        """The images that judge all trials; None before they are known, and in sweeps of earlier versions."""
         self.trials: dict[int, TrialRecord] = {}
         self.under_way: set[int] = set()
         """Numbers of the running trials."""
@@ -207,39 +210,36 @@ class Findings:
         ranks = constrained_ranks(self.points(whole), violations, self.objectives)
         return (ranks + (len(whole) > 0 and violations.min() > 0)).tolist()
 
-    # --------------------------------------------------------------------------------------------------------- seeds
+    # --------------------------------------------------------------------------------------------------- uncertainty
 
-    def replicates(self) -> dict[int, Replicates]:
-        """Return what the seeds of every finished configuration tell, by the number of its first trial.
+    def uncertainty(self) -> Uncertainty:
+        """Return how far the front is a matter of the images and seeds that were drawn.
 
-        It is empty with one seed, which tells nothing about another.
+        Nothing is known with one seed and without the trials' answers.
         """
         whole = list(self.configurations)
-        if self.seeds == 1 or not whole:
-            return {}
-        count, found = self.found_last.replicates
-        if count != len(whole):
-            groups = [self.members(number) for number in whole]
-            found = dict(zip(whole, resample(groups, self.objectives, self.require), strict=True))
-            self.found_last.replicates = len(whole), found
+        known, found = self.found_last.uncertainty
+        if known != (len(whole), self.judged is not None):
+            groups = list(map(self.members, whole))
+            found = uncertainty_of(groups, self.objectives, self.require, self.judged, measured=self.hypervolume)
+            self.found_last.uncertainty = (len(whole), self.judged is not None), found
         return found
 
-    def configuration_metrics(self, number: int, replicates: Mapping[int, Replicates]) -> dict[str, float]:
+    def configuration_metrics(self, number: int) -> dict[str, float]:
         """Return what MLflow shows of a trial's configuration.
 
-        Args:
-            replicates: as `replicates` returned it.
-
         Returns:
-            `violation` if there are requirements; with several seeds `mean_<objective>` with `_low` and `_high`, and
-            `p_front`.
+            `violation` if there are requirements; `p_front` and `p_knee` where they are known; with several seeds
+            `mean_<objective>` with `_low` and `_high`.
         """
         whole = self.configurations[number - number % self.seeds]
         metrics = {"violation": self.violation(whole)} if self.require else {}
-        if whole.number in replicates:
-            each = replicates[whole.number]
-            metrics["p_front"] = each.chance
-            for name, value, interval in zip(self.objectives.names, self.point(whole), each.intervals, strict=True):
-                metrics |= {f"mean_{name}": float(value)}
-                metrics |= {f"mean_{name}_low": interval.low, f"mean_{name}_high": interval.high}
+        drawn = self.uncertainty().configurations.get(whole.number)
+        if drawn is None:
+            return metrics
+        metrics |= {"p_front": drawn.chance, "p_knee": drawn.knee}
+        # With one seed there are no intervals.
+        for name, value, interval in zip(self.objectives.names, self.point(whole), drawn.intervals, strict=False):
+            metrics |= {f"mean_{name}": float(value)}
+            metrics |= {f"mean_{name}_low": interval.low, f"mean_{name}_high": interval.high}
         return metrics

@@ -6,6 +6,7 @@ import copy
 import threading
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
+from pathlib import Path
 
 from search_spaces import Requirement
 from sweep.front import Front, Objectives
@@ -13,7 +14,8 @@ from sweep.ledger import Event, TrialRecord, read_ledger
 from sweep.plan import SweepPlan
 from sweep.state.data_summary import read_data_summary
 from sweep.state.findings import Findings, FoundLast, Milestone
-from sweep.state.replicates import mean_record
+from sweep.state.judged import JUDGED_IMAGES, read_judged_images
+from sweep.state.uncertainty import mean_record
 
 
 def state_of_trials(plan: SweepPlan, trials: Mapping[int, TrialRecord]) -> SweepState:
@@ -22,9 +24,9 @@ def state_of_trials(plan: SweepPlan, trials: Mapping[int, TrialRecord]) -> Sweep
 
 
 def read_state(plan: SweepPlan) -> SweepState:
-    """Return the state of a plan's sweep as its ledger tells, with the summary of its data."""
+    """Return the state of a plan's sweep as its ledger tells, with what is known of its data."""
     state = state_of_trials(plan, read_ledger(plan.folder).trials)
-    state.data_summary = read_data_summary(plan.folder)
+    state.read_data(plan.folder)
     return state
 
 
@@ -54,6 +56,11 @@ class SweepState(Findings):
         self.trials.update(trials)
         self.under_way.update(self.running)
         self._count_ended()
+
+    def read_data(self, folder: Path) -> None:
+        """Take in what lies beside the plan: the summary of the data, and the images that judge all trials."""
+        self.data_summary = read_data_summary(folder)
+        self.judged = read_judged_images(folder / JUDGED_IMAGES)
 
     def apply(self, event: Event) -> TrialRecord:
         """Take in one event of the ledger, and return its trial's record.

@@ -27,7 +27,8 @@ def front_markdown(plan: SweepPlan, results: SweepState, experiment: str, parent
         parent: identifier of the run that is described.
         runs: identifiers of the trials' runs, as far as they are known.
     """
-    rows, columns = front_rows(plan, results), ["trial", *headings(plan), "configuration"]
+    rows = front_rows(plan, results)
+    columns = ["trial", *headings(plan, rows), "configuration"]
     files = f"#/experiments/{experiment}/runs/{parent}/artifacts/front"
     links = {"charts": view_link(experiment, view_key(FRONT, plan.name)).lstrip("/")}
     links |= {"interactive picture": f"{files}/front.html", "all trials as a table": f"{files}/trials.json"}

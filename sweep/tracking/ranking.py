@@ -53,6 +53,6 @@ class Ranking:
             tags |= {"pareto.rank": str(tracked[-1].rank), _RANKED_TAG: str(tracked[-1].finished)}
             if over:
                 timestamp = milliseconds(tracked[-1].time)
-                shared = state.configuration_metrics(number, state.replicates())
+                shared = state.configuration_metrics(number)
                 metrics += [MetricRow(key, value, timestamp, 0) for key, value in shared.items()]
         return metrics, tags

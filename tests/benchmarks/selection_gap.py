@@ -24,7 +24,7 @@ from trainer.files import FolderStore
 from trainer.invariance import prepare
 from trainer.presets import preset
 from trainer.training import MODEL_FILE, ensemble, evaluation_attacks, judging_generator, load_model, run_trial
-from trainer.training.evaluation import final_attacks, right_and_robust
+from trainer.training.evaluation import final_attacks, surviving
 
 METHODS = {
     "pgd-at": {},
@@ -78,7 +78,7 @@ def main(dataset: str = "digits") -> None:
 
             def judged(attacks: Sequence[Attack], model: torch.nn.Module = model) -> tuple[float, float]:
                 begun, generator = time.perf_counter(), judging_generator(evaluation, torch.device("cpu"))
-                _, robust = right_and_robust(model, prepared.data.validation, attacks, generator=generator)
+                robust = surviving(model, prepared.data.validation, attacks, generator=generator)
                 return robust.double().mean().item(), time.perf_counter() - begun
 
             found = {kind: judged(attacks) for kind, attacks in {**kinds, "ensemble": [*kinds["epoch"], *full]}.items()}

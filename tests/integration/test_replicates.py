@@ -22,7 +22,7 @@ from scipy.stats import t
 from search_spaces.reading import load_space
 from search_spaces.space import Space
 from sweep.front.pareto import constrained_ranks, front_mask, ranks
-from sweep.front.resampling import front_probability, mean_intervals
+from sweep.front.resampling import mean_intervals, resample_seeds
 from sweep.ledger.reading import read_ledger
 from sweep.ledger.records import TrialRecord
 from sweep.plan.from_options import make_plan
@@ -51,6 +51,10 @@ def groups(n: int = 6, k: int = 3) -> st.SearchStrategy[np.ndarray]:
 # Arrays
 
 
+def chances_of(samples: np.ndarray, **kwargs: Any) -> np.ndarray:
+    return resample_seeds(samples, OBJECTIVES, **kwargs).on_front
+
+
 @given(groups())
 def test_intervals_are_students(samples: np.ndarray) -> None:
     found = mean_intervals(samples, level=0.9)
@@ -66,16 +70,16 @@ def test_intervals_are_students(samples: np.ndarray) -> None:
 @given(groups(k=1))
 def test_members_that_agree_leave_no_doubt(samples: np.ndarray) -> None:
     sure = front_mask(samples[:, 0], OBJECTIVES).astype(float).tolist()
-    assert front_probability(samples, OBJECTIVES, seed=0, draws=5).tolist() == sure
-    assert front_probability(np.repeat(samples, 3, axis=1), OBJECTIVES, seed=0, draws=5).tolist() == sure
+    assert chances_of(samples, seed=0, draws=5).tolist() == sure
+    assert chances_of(np.repeat(samples, 3, axis=1), seed=0, draws=5).tolist() == sure
 
 
 @given(groups(), st.randoms(use_true_random=False))
 def test_every_draw_has_a_front(samples: np.ndarray, random: Any) -> None:
-    chances = front_probability(samples, OBJECTIVES, seed=1, draws=40)
+    chances = chances_of(samples, seed=1, draws=40)
     assert ((chances >= 0) & (chances <= 1)).all()
     assert chances.sum() >= 1 - 1e-9
-    on_no_front = front_probability(samples, OBJECTIVES, excesses=np.ones((*samples.shape[:2], 1)), seed=1, draws=5)
+    on_no_front = chances_of(samples, bounds=np.ones((*samples.shape[:2], 1)), seed=1, draws=5)
     assert not on_no_front.any()
 
 
@@ -85,9 +89,9 @@ def test_chances_are_those_of_the_draws_counted_out() -> None:
     Their means are 1 - r, 1 + r and, twice, 1, with r the root of 2.
     """
     samples = np.array([[[0.0, 0.0], [2.0, 2.0]], [[2.3, 2.3], [2.3, 2.3]]])
-    found = front_probability(samples, OBJECTIVES, seed=3, draws=20_000)
+    found = chances_of(samples, seed=3, draws=20_000)
     assert found == pytest.approx([0.25, 0.75], abs=0.01)
-    bounded = front_probability(samples, OBJECTIVES, excesses=np.array([[[0.0], [0.0]], [[-1.0], [0.9]]]), seed=3)
+    bounded = chances_of(samples, bounds=np.array([[[0.0], [0.0]], [[-1.0], [0.9]]]), seed=3)
     assert bounded[1] < 0.6, "one draw in four breaks the bound, and one in four is beaten"
 
 
@@ -98,7 +102,7 @@ def test_a_drawn_mean_varies_as_that_of_fresh_seeds() -> None:
     for z, chance in [(-1.0, 0.841), (0.5, 0.309), (1.5, 0.067)]:
         bar = sample.mean() + z * error
         both = np.stack([np.stack([sample, sample], axis=1), np.full((30, 2), bar)])
-        assert front_probability(both, OBJECTIVES, seed=0, draws=4000)[0] == pytest.approx(chance, abs=0.03)
+        assert chances_of(both, seed=0, draws=4000)[0] == pytest.approx(chance, abs=0.03)
 
 
 @given(groups(n=12, k=1), st.lists(st.integers(0, 3).map(float), min_size=12, max_size=12))
@@ -186,10 +190,9 @@ def test_the_table_shows_means_intervals_and_chances(results: SweepState, plan: 
     assert labels == [f"{row['trial']:03d} {row['p_front']:.0%}" for row in (second, first)]
     [bars] = [each for each in axes.collections if each.get_gid() == "intervals"]
     assert sorted(np.ptp(bars.get_segments(), axis=1).max(axis=1))[-1] == pytest.approx(100 * (high - low))  # type: ignore[attr-defined]
-    told = results.configuration_metrics(4, results.replicates())
+    told = results.configuration_metrics(4)
     assert told["mean_invariance_accuracy"] == pytest.approx(0.6)
     assert told["p_front"] == first["p_front"]
-    assert results.configuration_metrics(4, {}) == {}
 
 
 @pytest.mark.parametrize(("trials", "message"), [(10, "--trials 9 or --trials 12"), (2, "so give --trials 3")])
@@ -377,14 +380,14 @@ def test_mlflow_has_what_the_seeds_tell_together(storage: Path, undisturbed: sub
     assert experiment is not None
     results = state_of_trials(read_plan("whole", storage=str(storage)), read_ledger(storage / "whole").trials)
     runs = client.search_runs([experiment.experiment_id], "tags.`otsweep.kind` = 'trial'")
-    replicates = results.replicates()
+    results.read_data(storage / "whole")
     seen = 0
     for run in runs:
         number = int(run.data.tags["otsweep.trial"])
         assert int(run.data.tags["otsweep.configuration"]) == number // 3 * 3
         if number in results.ranks():
             seen += 1
-            for key, value in results.configuration_metrics(number, replicates).items():
+            for key, value in results.configuration_metrics(number).items():
                 assert run.data.metrics[key] == value
     assert seen == len(results.ranks()) > 0
 

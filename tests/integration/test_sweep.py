@@ -19,9 +19,12 @@ from mlflow.entities import Run
 
 from sweep.ledger.reading import read_ledger
 from sweep.ledger.records import TrialRecord
+from sweep.plan.plan_file import read_plan
+from sweep.state.sweep_state import read_state
 from sweep.tracking.store import connect
 from tests.support.commands import PATIENCE, command, front, otsweep, start, wait_for
 from tests.support.mlflow_stores import contents
+from trainer.answers import Answers
 
 SPACE = """
 description: small enough for a test, with all that a real one has
@@ -97,6 +100,13 @@ def test_what_the_sweep_stands_on_is_kept(storage: Path, undisturbed: subprocess
     assert metadata[b"data_fingerprint"].decode() == facts["data_fingerprint"]
     assert {b"plan_hash", b"code_version", b"judge_accuracy"} <= metadata.keys()
     assert "a proxy: its crowd is uncalibrated" in undisturbed.stdout
+    assert re.search(r"of 1 \(0\.\d{4} to 0\.\d{4}, images resampled jointly\)", undisturbed.stdout)
+    results = read_state(read_plan("undisturbed", storage=str(storage)))
+    for number, record in results.finished.items():
+        assert record.result is not None
+        assert Answers.decode(record.result["answers"]).robust.mean() == record.result["sensitivity_accuracy"]
+        assert all("answers" not in report for report in record.reports[:-1])
+        assert 0 <= results.configuration_metrics(number)["p_front"] <= 1
 
 
 def test_the_ledger_holds_every_report_of_every_trial(
@@ -134,6 +144,8 @@ def test_mlflow_has_one_parent_and_a_child_per_trial(
         assert sorted((m.step, m.value) for m in history) == told
         assert record.result is not None
         assert run.data.metrics["sel_sens"] == record.result["sensitivity_accuracy"]
+        assert 0 <= run.data.metrics["p_front"] <= 1
+        assert "answers" not in run.data.metrics
 
 
 def front_runs(storage: Path) -> list[Run]:

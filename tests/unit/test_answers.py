@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sweep.ledger.records import TrialRecord
 from sweep.state.judged import JUDGED_IMAGES, judged_images, read_judged_images
+from sweep.state.uncertainty import judged_trials
 from trainer.answers import Answers
 from trainer.config import TrialConfig
 from trainer.errors import InputError
@@ -97,6 +99,13 @@ def test_the_final_report_follows_from_its_answers(packed: bool, prepared: Prepa
         of_unchanged = (unchanged * kept).sum() / unchanged.sum()
         assert final[f"{name}invariance_unchanged"] == pytest.approx(of_unchanged, abs=1e-12)
         assert final[f"{name}invariance_changed_mass"] == pytest.approx(changed.sum(), abs=1e-9)
+    names = [name for name in final if "invariance" in name or name.endswith(("clean_accuracy", "y_accuracy"))]
+    trials = judged_trials([TrialRecord(0, reports=[final])], judged, names)
+    assert trials is not None
+    found = trials.measure(names, np.ones((1, len(answers.right))))[0, 0]
+    assert dict(zip(names, found.tolist(), strict=True)) == pytest.approx(
+        {name: final[name] for name in names}, abs=1e-9
+    )
 
 
 def test_judged_images_that_are_damaged_are_said_to_be(tmp_path: Path) -> None:

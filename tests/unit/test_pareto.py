@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import moocore
 import numpy as np
@@ -14,7 +15,8 @@ from hypothesis.extra.numpy import arrays
 from sweep.front.incremental import Front, Layers
 from sweep.front.objectives import Objectives
 from sweep.front.pareto import contributions, epsilon_indicator, front_mask, hypervolume, knee, ranks
-from sweep.front.resampling import binomial_resampling, hypervolume_interval
+from sweep.front.resampling import reflected_interval
+from trainer.intervals import Interval
 
 
 def objectives(dimensions: int, *, reference: float = 0.0, maximise: bool = True) -> Objectives:
@@ -335,13 +337,16 @@ class TestGrowingLayers:
             assert layers.size(k) == (expected < k).sum()
 
 
+def binomial_interval(points: np.ndarray, sizes: Any, generator: np.random.Generator, *, draws: int) -> Interval:
+    drawn = np.array([hypervolume(generator.binomial(sizes, points) / sizes, GAINS) for _ in range(draws)])
+    return reflected_interval(hypervolume(points, GAINS), drawn)
+
+
 class TestInterval:
     def test_is_the_same_for_the_same_generator_and_not_for_another(self):
         points = cloud(20, seed=1) * 0.9
-        resample = binomial_resampling(points, [300, 90])
         one, same, other = (
-            hypervolume_interval(points, GAINS, resample, generator=np.random.default_rng(seed), draws=50)
-            for seed in (0, 0, 1)
+            binomial_interval(points, [300, 90], np.random.default_rng(seed), draws=50) for seed in (0, 0, 1)
         )
         assert one == same != other
 
@@ -349,27 +354,17 @@ class TestInterval:
         points = cloud(20, seed=2) * 0.9
         widths = []
         for n in (100, 10_000, 1_000_000):
-            interval = hypervolume_interval(
-                points, GAINS, binomial_resampling(points, n), generator=np.random.default_rng(0), draws=200
-            )
+            interval = binomial_interval(points, n, np.random.default_rng(0), draws=200)
             widths.append(interval.high - interval.low)
         assert widths[0] > 5 * widths[1] > 25 * widths[2]
         assert interval.low < hypervolume(points, GAINS) < interval.high
-
-    def test_resampling_has_the_moments_of_the_binomial(self):
-        shares, sizes = np.array([[0.2, 0.5], [0.9, 1.0]]), np.array([50, 200])
-        resample, generator = binomial_resampling(shares, sizes), np.random.default_rng(0)
-        draws = np.array([resample(generator) for _ in range(4_000)])
-        np.testing.assert_allclose(draws.mean(axis=0), shares, atol=0.005)
-        np.testing.assert_allclose(draws.std(axis=0), np.sqrt(shares * (1 - shares) / sizes), rtol=0.05, atol=1e-12)
 
     @pytest.mark.slow
     def test_holds_the_truth_about_as_often_as_it_says(self):
         sizes, truth = np.array([300, 92]), cloud(24, seed=3) * [0.6, 0.5] + 0.1
         generator, held = np.random.default_rng(0), 0
         for _ in range(60):
-            measured = binomial_resampling(truth, sizes)(generator)
-            resample = binomial_resampling(measured, sizes)
-            interval = hypervolume_interval(measured, GAINS, resample, generator=generator, draws=150)
+            measured = generator.binomial(sizes, truth) / sizes
+            interval = binomial_interval(measured, sizes, generator, draws=150)
             held += interval.low <= hypervolume(truth, GAINS) <= interval.high
         assert held / 60 > 0.75

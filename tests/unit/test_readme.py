@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shlex
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from search_spaces.reading import space_from_yaml
 from search_spaces.yaml_file import parse_yaml
 from sweep.cli import main
+from sweep.plan.plan_file import plan_text
 from tests.support.recorded_sweeps import recorded
 
 ROOT = Path(__file__).parents[2]
@@ -108,11 +110,10 @@ def test_command_lines_that_can_run_offline_do(
 ) -> None:
     lines = [line for line in command_lines(path, "otsweep") if words_of(line)[1] in RUNNABLE]
     if lines:
-        for name in ("NAME", "A", "B"):
-            recorded("digits24", tmp_path)
-            folder = (tmp_path / "digits24").rename(tmp_path / name)
-            plan = folder / "plan.yaml"
-            plan.write_text(plan.read_text().replace("name: digits24", f"name: {name}", 1))
+        for name, seed in (("NAME", 0), ("A", 0), ("B", 0), *((side + str(n), n) for side in "AB" for n in (1, 2, 3))):
+            plan = recorded("digits24", tmp_path)
+            folder = plan.folder.rename(tmp_path / name)
+            (folder / "plan.yaml").write_text(plan_text(dataclasses.replace(plan, name=name, seed=seed)))
     monkeypatch.chdir(tmp_path)
     for line in lines:
         assert main([*words_of(line)[1:], "--storage", str(tmp_path)]) == 0, line

@@ -147,7 +147,7 @@ def test_who_breaks_it_is_on_no_front(plan: SweepPlan, results: SweepState) -> N
     assert results.hypervolume == pytest.approx(0.28)
     assert sorted(results.infeasible) == [1, 3]
     assert results.ranks() == {0: 0, 4: 0, 2: 1, 3: 2, 1: 3}
-    assert results.configuration_metrics(1, {}) == {"violation": pytest.approx(0.5)}
+    assert results.configuration_metrics(1) == {"violation": pytest.approx(0.5)}
     assert [each.number for each in choose_finalists(results, images=10**6)] == [0, 4]
 
 

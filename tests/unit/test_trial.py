@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from trainer.answers import Answers
-from trainer.attacks import worst_case
+from trainer.attacks import Attack, worst_case
 from trainer.config import EvaluationConfig, TrialConfig
 from trainer.errors import InputError, StorageFailed, TrialFailed
 from trainer.files.checkpoints import FolderStore, from_bytes, load_checkpoint, save_checkpoint
+from trainer.invariance.perturbations import JudgingSet
 from trainer.invariance.preparation import Prepared
 from trainer.objective import regularizers
 from trainer.objective.terms import Knobs, LossTerms
@@ -30,7 +31,14 @@ from trainer.report import OF_EPOCH, EpochReport
 from trainer.training import loop
 from trainer.training import trial as trial_module
 from trainer.training.batches import training_perturbation
-from trainer.training.evaluation import Evaluation, final_attacks, judging_generator, predict_labels
+from trainer.training.choice import ALL, FIRST, SECOND, Halves
+from trainer.training.evaluation import (
+    Evaluation,
+    evaluation_attacks,
+    final_attacks,
+    judging_generator,
+    predict_labels,
+)
 from trainer.training.loop import run_trial, train_epoch
 from trainer.training.model_file import MODEL_FILE, load_model
 from trainer.training.step import summarise
@@ -404,11 +412,9 @@ def test_terms_are_means_over_the_epoch_and_the_error_is_its_largest() -> None:
 # ------------------------------------------------------------------------------------------------ the chosen epoch
 
 thirds = st.integers(0, 3).map(lambda k: k / 3)
-
-
-def answers_of_epoch(epoch: int) -> Answers:
-    wrong = np.zeros(1, dtype=bool)
-    return Answers(wrong, wrong, np.array([epoch], dtype=np.uint8), wrong)
+_PIXEL, _ZERO = torch.zeros(1, 1, 1, 1), torch.tensor([0])
+ONE_IMAGE = Halves(JudgingSet(_PIXEL, _PIXEL, _ZERO, _ZERO, {"all": torch.eye(2)[:1]}), images=1, seed=0)
+WRONG = Answers(np.array([False]), np.array([False]), np.array([0], dtype=np.uint8), np.array([False]))
 
 
 @given(st.lists(st.tuples(thirds, thirds, thirds), min_size=1, max_size=9))
@@ -425,7 +431,7 @@ def test_the_best_epoch_of_the_second_half_is_chosen(accuracies: list[tuple[floa
             sensitivity_accuracy=sensitivity,
             invariance_accuracy=invariance,
         )
-        advance(state, report, config, answers_of_epoch(epoch))
+        advance(state, report, config, WRONG, ONE_IMAGE)
 
     def merit(epoch: int) -> tuple[float, float, float]:
         clean, sensitivity, invariance = accuracies[epoch - 1]
@@ -434,36 +440,111 @@ def test_the_best_epoch_of_the_second_half_is_chosen(accuracies: list[tuple[floa
     second_half = range(len(accuracies) // 2 + 1, len(accuracies) + 1)
     expected = max(second_half, key=merit)  # the first of equal ones
     assert state.epoch == len(accuracies)
-    assert state.best is not None
-    assert state.best_weights is not None
-    assert state.best_answers is not None
-    assert state.best.epoch == expected == state.best_weights["bias"].item() == state.best_answers.perturbed.item()
+    assert state.chosen[ALL].report.epoch == expected == state.chosen[ALL].weights["bias"].item()
+    assert state.chosen[FIRST].report.epoch == state.chosen[SECOND].report.epoch == second_half[0]
 
 
 @pytest.mark.parametrize("name", ["pgd", "ot_triplet"])
-def test_the_last_report_and_the_model_are_those_of_the_chosen_epoch(
-    name: str, prepared: Prepared, tmp_path: Path
-) -> None:
+def test_the_model_is_that_of_the_chosen_epoch(name: str, prepared: Prepared, tmp_path: Path) -> None:
     config, store = config_of(name), FolderStore(tmp_path)
     *epochs, final = start(config, prepared, store=store)
     chosen = epochs[final.epoch - 1]
-    repeated = dataclasses.replace(
-        final,
-        final=False,
-        sensitivity_accuracy=chosen.sensitivity_accuracy,
-        answers="",
-        terms=chosen.terms,
-        evaluation_seconds=0.0,
-    )
-    assert repeated == dataclasses.replace(chosen, evaluation_seconds=0.0)
-    assert final.terms == {**chosen.terms, OF_EPOCH: chosen.sensitivity_accuracy}
-    assert final.sensitivity_accuracy <= chosen.sensitivity_accuracy
+    assert final.learning_rate == chosen.learning_rate
+    assert final.terms["loss/clean_ce" if name == "ot_triplet" else "loss/sensitivity_ce"] in chosen.terms.values()
     assert 2 * final.epoch > EPOCHS
     assert model_of(store)["epoch"] == final.epoch
     model = load_model(store.folder / MODEL_FILE)
     images, labels = prepared.data.validation
     assert not model.training
-    assert (predict_labels(model, images, batch_size=len(labels)) == labels).double().mean() == final.clean_accuracy
+    assert (predict_labels(model, images, batch_size=len(labels)) == labels).double().mean() == chosen.clean_accuracy
+
+
+@pytest.mark.parametrize("steps", [0, 5])
+def test_each_half_is_answered_by_the_epoch_that_the_other_chose(
+    steps: int, prepared: Prepared, tmp_path: Path
+) -> None:
+    """Choose by hand among the models that the checkpoints hold, and judge and attack them image by image."""
+    evaluation = prepared.evaluation.replace(eval_final_steps=steps)
+    prepared = dataclasses.replace(prepared, evaluation=evaluation)
+    config, store = config_of("pgd", epochs=8, sensitivity_epsilon=0.2, learning_rate=1e-2), FolderStore(tmp_path)
+    models: dict[int, nn.Module] = {}
+    final = GOOD
+    for report in start(config, prepared, store=store):
+        if report.final:
+            final = report
+        else:
+            saved, _ = load_checkpoint(store)
+            assert saved is not None
+            models[report.epoch] = initial_state(config, prepared, torch.device("cpu")).model.eval()
+            models[report.epoch].load_state_dict(saved["model"])
+    validation, judging = prepared.data.validation, prepared.judging
+    count = len(validation.labels)
+    in_first = np.zeros(count, dtype=bool)
+    in_first[np.random.default_rng(evaluation.split_seed).permutation(count)[: count // 2]] = True
+
+    def answers(epoch: int, attacks: list[Attack], rows: np.ndarray) -> Answers:
+        """Return an epoch's answers, with `robust` of some images only."""
+        model, robust = models[epoch], np.zeros(count, dtype=bool)
+        part = [each[torch.from_numpy(rows)] for each in validation]
+        generator = judging_generator(evaluation, torch.device("cpu"))
+        survived = worst_case(lambda x: model(x).logits, part[0], part[1], attacks, generator=generator).survived
+        robust[rows] = survived.numpy()
+        right = predict_labels(model, validation.images, batch_size=count) == validation.labels
+        perturbed = predict_labels(model, judging.images, batch_size=256).numpy().astype(np.uint8)
+        return Answers(right.numpy(), robust, perturbed, right.numpy()[judging.source_index])
+
+    def merit(given: Answers, half: np.ndarray) -> float:
+        rows = torch.from_numpy(half)[judging.source_index]
+        kept = torch.from_numpy(given.perturbed).long() == judging.source_labels
+        agreeing = judging.crowd.double()[range(len(kept)), torch.from_numpy(given.perturbed).long()] * ~kept
+        return given.robust[half].mean() * float(agreeing[rows].sum() / judging.changed.double()[rows].sum())
+
+    whole, candidates = np.ones(count, dtype=bool), range(5, 9)
+    cheap = {epoch: answers(epoch, evaluation_attacks(evaluation), whole) for epoch in candidates}
+    by_first, by_second = (max(candidates, key=lambda e: merit(cheap[e], half)) for half in (in_first, ~in_first))
+    assert by_first != by_second, "else this says nothing"
+    found = Answers.decode(final.answers)
+    attacks = final_attacks(evaluation, classes=10) if steps else evaluation_attacks(evaluation)
+    for half, epoch in ((in_first, by_second), (~in_first, by_first)):
+        expected = answers(epoch, attacks, half).robust & cheap[epoch].robust if steps else cheap[epoch].robust
+        assert found.robust[half].tolist() == expected[half].tolist()
+        assert found.right[half].tolist() == cheap[epoch].right[half].tolist()
+        rows = half[judging.source_index]
+        assert found.perturbed[rows].tolist() == cheap[epoch].perturbed[rows].tolist()
+    assert final.sensitivity_accuracy == found.robust.mean()
+    if steps:
+        of_epoch = np.where(in_first, cheap[by_second].robust, cheap[by_first].robust).mean()
+        assert 0 < final.sensitivity_accuracy < final.terms[OF_EPOCH] == of_epoch
+
+
+def test_epochs_that_are_all_as_good_leave_no_excess() -> None:
+    """Give epochs the same chance on each image: the number of the best one is too high, the joint one is not."""
+    generator, images, excess = np.random.default_rng(0), 300, np.zeros(2)
+    source = torch.arange(images)
+    shares = torch.rand(images, 2, generator=torch.Generator().manual_seed(0))
+    shares /= shares.sum(1, keepdim=True)
+    pixels = torch.zeros(images, 1, 1, 1)
+    halves = Halves(JudgingSet(pixels, pixels, 0 * source, source, {"all": shares}), images=images, seed=0)
+    changed = shares[:, 1].double().numpy()
+    for _ in range(200):
+        chance, state = generator.random((2, images)), TrialState(nn.Linear(1, 1), torch.optim.SGD([_PIXEL]))
+        truth = chance[0].mean() * (chance[1] * changed).sum() / changed.sum()
+        for epoch in range(1, 11):
+            robust, seen = generator.random((2, images)) < chance
+            answers = Answers(np.ones_like(robust), robust, seen.astype(np.uint8), np.ones_like(robust))
+            numbers = {
+                "sensitivity_accuracy": robust.mean(),
+                "invariance_accuracy": changed[seen].sum() / changed.sum(),
+            }
+            report = dataclasses.replace(GOOD, epoch=epoch, **numbers)
+            advance(state, report, TrialConfig(epochs=10), answers, halves)
+        best = state.chosen[ALL].report
+        joined = halves.join(state.chosen[SECOND].answers, state.chosen[FIRST].answers)
+        joint = joined.robust.mean() * changed[joined.perturbed == 1].sum() / changed.sum()
+        excess += np.array([best.sensitivity_accuracy * best.invariance_accuracy, joint]) - truth
+    plain, cross_fitted = excess / 200
+    assert plain > 0.015
+    assert abs(cross_fitted) < 0.003
 
 
 def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
@@ -536,27 +617,8 @@ def test_sinkhorn_over_changed_images_draws_classes_together_no_more_than_over_m
 # --------------------------------------------------------------------------------------- the chosen epoch, judged again
 
 
-def test_the_final_number_is_that_of_the_stronger_attacks(prepared: Prepared, tmp_path: Path) -> None:
-    """Check it against the attacks on the model that was kept, one after the other."""
-    config, store = config_of("pgd", epochs=6, sensitivity_epsilon=0.2), FolderStore(tmp_path)
-    *_, final = start(config, prepared, store=store)
-    model, evaluation = load_model(store.folder / MODEL_FILE), prepared.evaluation
-    names = [attack.name for attack in final_attacks(evaluation, classes=10)]
-    assert names == ["pgd", "apgd-ce", "apgd-t"]
-    survived = worst_case(
-        lambda images: model(images).logits,
-        *prepared.data.validation,
-        final_attacks(evaluation, classes=10),
-        generator=judging_generator(evaluation, torch.device("cpu")),
-    ).survived
-    assert final.sensitivity_accuracy == survived.double().mean().item()
-    assert 0 < final.sensitivity_accuracy < final.terms[OF_EPOCH]
-
-
-def test_without_steps_the_final_number_is_the_epochs(prepared: Prepared) -> None:
-    earlier = dataclasses.replace(prepared, evaluation=prepared.evaluation.replace(eval_final_steps=0))
-    *epochs, final = start(config_of("baseline", architecture="mlp"), earlier)
-    assert dataclasses.replace(final, answers="") == dataclasses.replace(epochs[final.epoch - 1], final=True)
+def test_the_final_attacks_are_stronger(prepared: Prepared) -> None:
+    assert [attack.name for attack in final_attacks(prepared.evaluation, classes=10)] == ["pgd", "apgd-ce", "apgd-t"]
 
 
 def test_few_classes_are_attacked_without_targets() -> None:

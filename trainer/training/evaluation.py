@@ -87,22 +87,18 @@ def evaluate(
         result = _attacked(model, split, attacks, generator=generator)
         answers = predict_labels(model, judging.images, batch_size=batch)
         right_when_clean = predict_labels(model, judging.source_images, batch_size=batch) == judging.source_labels
-    return accuracies(result.clean, result.survived, judging, answers, right_when_clean)
+    return accuracies(answers_in_bits(result.clean, result.survived, answers, right_when_clean), judging)
 
 
-def accuracies(
-    clean: Tensor, survived: Tensor, judging: JudgingSet, answers: Tensor, right_when_clean: Tensor
-) -> Evaluation:
-    """Compute the accuracies from a model's answers.
-
-    Args:
-        clean: (N,) bool, whether the model is right on each unperturbed image.
-        survived: (N,) bool, whether it is right on the image and under every sensitivity attack.
-        answers: (M,) int64, its answers to the judging set's perturbed images.
-        right_when_clean: (M,) bool, whether it is right on their sources.
-    """
+def accuracies(given: Answers, judging: JudgingSet) -> Evaluation:
+    """Compute the accuracies from a model's answers to the images of a split and of its judging set."""
+    device = judging.images.device
+    clean, survived, perturbed, right_sources = (
+        torch.from_numpy(each).to(device)
+        for each in (given.right, given.robust, given.perturbed.astype(np.int64), given.right_sources)
+    )
     of_crowds = {
-        name: _by_crowd(shares, judging.source_labels, answers, right_when_clean)
+        name: _by_crowd(shares, judging.source_labels, perturbed, right_sources)
         for name, shares in judging.shares.items()
     }
     own, *others = of_crowds
@@ -110,14 +106,21 @@ def accuracies(
         clean_accuracy=_mean(clean),
         sensitivity_accuracy=_mean(survived),
         **of_crowds[own],
-        invariance_original_label=_mean(answers == judging.source_labels),
+        invariance_original_label=_mean(perturbed == judging.source_labels),
         others={f"{name}/{number}": value for name in others for number, value in of_crowds[name].items()},
-        answers=_in_bits(clean, survived, answers, right_when_clean),
+        answers=given,
     )
 
 
-def _in_bits(clean: Tensor, survived: Tensor, answers: Tensor, right_when_clean: Tensor) -> Answers:
-    """Return a model's answers, the parameters of `accuracies`, as they are kept."""
+def answers_in_bits(clean: Tensor, survived: Tensor, answers: Tensor, right_when_clean: Tensor) -> Answers:
+    """Return a model's answers as they are kept.
+
+    Args:
+        clean: (N,) bool, whether the model is right on each unperturbed image.
+        survived: (N,) bool, whether it is right on the image and under every sensitivity attack.
+        answers: (M,) int64, its answers to the judging set's perturbed images.
+        right_when_clean: (M,) bool, whether it is right on their sources.
+    """
     perturbed = answers.cpu().numpy().astype(np.uint8)
     return Answers(clean.cpu().numpy(), survived.cpu().numpy(), perturbed, right_when_clean.cpu().numpy())
 
@@ -197,10 +200,8 @@ def final_effort(evaluation: EvaluationConfig, *, classes: int) -> float:
     return 1 + rounds * evaluation.eval_final_steps / attack_steps(evaluation)
 
 
-def right_and_robust(
-    model: nn.Module, split: Split, attacks: Sequence[Attack], *, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Return which images a model has right when clean, and which of them under every attack too: (N,) bool each.
+def surviving(model: nn.Module, split: Split, attacks: Sequence[Attack], *, generator: torch.Generator) -> Tensor:
+    """Return which images (N,) bool a model has right when clean and under every attack.
 
     The model is left exactly as it was found.
 
@@ -208,8 +209,7 @@ def right_and_robust(
         model, split, attacks, generator: those of `evaluate`.
     """
     with frozen(model):
-        result = _attacked(model, split, attacks, generator=generator)
-    return result.clean, result.survived
+        return _attacked(model, split, attacks, generator=generator).survived
 
 
 def _attacked(model: nn.Module, split: Split, attacks: Sequence[Attack], *, generator: torch.Generator) -> WorstCase:

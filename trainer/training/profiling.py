@@ -28,6 +28,7 @@ from trainer.files import NotPrepared, ReadOnlyCache, Store
 from trainer.invariance import JudgingSet, PreparationPipeline, Prepared, TrainingPerturbation
 from trainer.objective import Knobs
 from trainer.training.batches import check_batch_size, to_device, training_perturbation
+from trainer.training.choice import Halves
 from trainer.training.evaluation import (
     BATCH,
     Evaluation,
@@ -118,6 +119,8 @@ class Timer:
 
         state.epoch = config.epochs - 1  # so that the checkpoint holds the best weights too
         trial = Trial(config, self.evaluation, self.prepared, 0, store, None, state)
+        # The judging set may be a stand-in.
+        trial.halves = Halves(self.judging, images=len(self.validation.labels), seed=self.evaluation.split_seed)
         begun = time.perf_counter()
         report = trial.close_epoch(
             evaluation.measured, terms, train_seconds=steps * step, evaluation_seconds=evaluation.high

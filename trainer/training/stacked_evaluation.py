@@ -16,7 +16,7 @@ from trainer.config import EvaluationConfig
 from trainer.data import Split
 from trainer.errors import OtsweepError
 from trainer.invariance import JudgingSet
-from trainer.training.evaluation import Evaluation, accuracies
+from trainer.training.evaluation import Evaluation, accuracies, answers_in_bits
 from trainer.training.stacked_models import StackedModel, by_trial
 
 STACKED_BATCH = {"cpu": 256, "cuda": 16384}
@@ -60,7 +60,7 @@ def evaluate_stack(
         answers = _logits(model, judging.images).argmax(2)
         right_when_clean = _logits(model, judging.source_images).argmax(2) == judging.source_labels
     return [
-        failures[i] or accuracies(clean[i], survived[i], judging, answers[i], right_when_clean[i])
+        failures[i] or accuracies(answers_in_bits(clean[i], survived[i], answers[i], right_when_clean[i]), judging)
         for i in range(model.trials)
     ]
 

@@ -6,11 +6,13 @@ import copy
 import dataclasses
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Self
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from trainer.answers import Answers
 from trainer.config import EvaluationConfig, TrialConfig, with_weights
@@ -21,13 +23,15 @@ from trainer.invariance import Prepared, TrainingPerturbation
 from trainer.models import build_model, move_to_device
 from trainer.report import OF_EPOCH, STRENGTH, EpochReport
 from trainer.training.batches import check_batch_size, training_perturbation
+from trainer.training.choice import ALL, FIRST, SECOND, Candidate, Halves
 from trainer.training.evaluation import (
     Evaluation,
+    accuracies,
     attack_steps,
     final_attacks,
     judging_generator,
     on_ladder,
-    right_and_robust,
+    surviving,
 )
 from trainer.training.model_file import MODEL_FILE, model_content
 from trainer.training.step import make_optimizer
@@ -43,12 +47,8 @@ class TrialState:
     """Epochs trained so far."""
     last: EpochReport | None = None
     """The newest epoch's report."""
-    best: EpochReport | None = None
-    """The report of the epoch chosen so far; None in the first half of training."""
-    best_weights: dict[str, Tensor] | None = None
-    """The model's weights after that epoch."""
-    best_answers: Answers | None = None
-    """Its answers then; None if a checkpoint of an earlier version chose it."""
+    chosen: dict[str, Candidate] = field(default_factory=dict)
+    """The epoch chosen so far by all images and by each half of them; empty in the first half of training."""
 
 
 @dataclass(eq=False)
@@ -100,6 +100,12 @@ class Trial:
         """The evaluation of the next epoch, weaker than the trial's own where the attack grows on a ladder."""
         return on_ladder(self.evaluation, epoch=self.state.epoch + 1, epochs=self.config.epochs, ladder=self.ladder)
 
+    @cached_property
+    def halves(self) -> Halves:
+        """The halves of the validation images, of which each chooses the epoch that is reported on the other."""
+        data = self.prepared.data
+        return Halves(self.prepared.judging, images=len(data.validation.labels), seed=self.evaluation.split_seed)
+
     def close_epoch(
         self, measured: Evaluation, terms: dict[str, float], *, train_seconds: float, evaluation_seconds: float
     ) -> EpochReport:
@@ -109,11 +115,10 @@ class Trial:
             TrialFailed: if a number is not finite; nothing is saved then.
             StorageFailed: if the store can't be written.
         """
-        own = {name: value for name, value in measured._asdict().items() if name not in ("others", "answers")}
         report = EpochReport(
             epoch=self.state.epoch + 1,
             final=False,
-            **own,
+            **_fields(measured),
             learning_rate=self.state.optimizer.param_groups[0]["lr"],
             train_seconds=train_seconds,
             evaluation_seconds=evaluation_seconds,
@@ -121,15 +126,16 @@ class Trial:
             | dict(measured.others)
             | ({STRENGTH: attack_steps(self.epoch_evaluation)} if self.ladder else {}),
         )
-        advance(self.state, report, self.config, measured.answers)
+        advance(self.state, report, self.config, measured.answers, self.halves)
         if self.store is not None:
             save_checkpoint(self.store, report.epoch, self._checkpoint())
         return report
 
     def finish(self, validation: Split) -> EpochReport:
-        """Write the chosen epoch's model beside the checkpoints; return the last report, that of this epoch.
+        """Write the chosen epoch's model beside the checkpoints; return the last report.
 
-        Its sensitivity accuracy is measured once more, under `final_attacks`.
+        Each half of the images is answered by the epoch that the other half chose, attacked once more, under
+        `final_attacks`.
 
         Args:
             validation: the validation images, on the device.
@@ -137,28 +143,39 @@ class Trial:
         Raises:
             StorageFailed: if the store can't be written.
         """
-        best, answers = self.state.best, self.state.best_answers
-        assert best is not None
-        assert self.state.best_weights is not None
         self.write_model()
-        if not self.evaluation.eval_final_steps:
-            return dataclasses.replace(best, final=True, answers=answers.encode() if answers else "")
-        begun = time.perf_counter()
-        model = copy.deepcopy(self.state.model)
-        model.load_state_dict(self.state.best_weights)
-        attacks = final_attacks(self.evaluation, classes=self.prepared.data.classes)
-        generator = judging_generator(self.evaluation, validation.images.device)
-        right, robust = right_and_robust(model, validation, attacks, generator=generator)
-        if answers:
-            answers = dataclasses.replace(answers, right=right.cpu().numpy(), robust=robust.cpu().numpy())
+        begun, chosen = time.perf_counter(), self.state.chosen
+        answers = self.halves.join(chosen[SECOND].answers, chosen[FIRST].answers)
+        best, of_epoch = chosen[ALL].report, {}
+        if self.evaluation.eval_final_steps:
+            of_epoch = {OF_EPOCH: float(answers.robust.mean())}
+            answers = dataclasses.replace(answers, robust=answers.robust & self._survive_final_attacks(validation))
+        measured = accuracies(answers, self.prepared.judging)
         return dataclasses.replace(
             best,
             final=True,
-            sensitivity_accuracy=robust.double().mean().item(),
+            **_fields(measured),
             evaluation_seconds=time.perf_counter() - begun,
-            answers=answers.encode() if answers else "",
-            terms=best.terms | {OF_EPOCH: best.sensitivity_accuracy},
+            answers=answers.encode(),
+            terms=best.terms | dict(measured.others) | of_epoch,
         )
+
+    def _survive_final_attacks(self, validation: Split) -> np.ndarray:
+        """Return which images (N,) are right under `final_attacks`, each by the epoch that the other half chose."""
+        first, device = torch.from_numpy(self.halves.first), validation.images.device
+        by_epoch: dict[int, tuple[Candidate, torch.Tensor]] = {}
+        for by, rows in ((SECOND, first), (FIRST, ~first)):
+            candidate = self.state.chosen[by]
+            known = by_epoch.get(candidate.report.epoch)
+            by_epoch[candidate.report.epoch] = candidate, rows if known is None else known[1] | rows
+        attacks = final_attacks(self.evaluation, classes=self.prepared.data.classes)
+        survived, model = np.zeros(len(first), dtype=bool), copy.deepcopy(self.state.model)
+        for candidate, rows in by_epoch.values():
+            model.load_state_dict(candidate.weights)
+            part = Split(*(each[rows.to(device)] for each in validation))
+            generator = judging_generator(self.evaluation, device)
+            survived[rows.numpy()] = surviving(model, part, attacks, generator=generator).cpu().numpy()
+        return survived
 
     def write_model(self) -> None:
         """Write the chosen epoch's model beside the checkpoints.
@@ -167,10 +184,8 @@ class Trial:
             StorageFailed: if the store can't be written.
         """
         if self.store is not None:
-            assert self.state.best is not None
-            assert self.state.best_weights is not None
-            epoch, weights = self.state.best.epoch, self.state.best_weights
-            content = model_content(self.config, self.prepared.data, epoch=epoch, weights=weights)
+            chosen = self.state.chosen[ALL]
+            content = model_content(self.config, self.prepared.data, epoch=chosen.report.epoch, weights=chosen.weights)
             self.store.write(MODEL_FILE, to_bytes(content))
 
     @property
@@ -188,9 +203,15 @@ class Trial:
             "model": state.model.state_dict(),
             "optimizer": state.optimizer.state_dict(),
             "last": dataclasses.asdict(state.last),
-            "best": None if state.best is None else dataclasses.asdict(state.best),
-            "best_weights": state.best_weights,
-            "best_answers": state.best_answers.encode() if state.best_answers else "",
+            "chosen": {by: candidate.report.epoch for by, candidate in state.chosen.items()},
+            "candidates": {
+                candidate.report.epoch: {
+                    "report": dataclasses.asdict(candidate.report),
+                    "weights": candidate.weights,
+                    "answers": candidate.answers.encode(),
+                }
+                for candidate in state.chosen.values()
+            },
         }
 
     def _resume(self, store: Store, warn: Callable[[str], None]) -> None:
@@ -218,14 +239,19 @@ class Trial:
         if "negative_share" not in saved["identity"] and _was_redefined(self.config):
             warn(f"the checkpoint was trained with an earlier {self.config.regularizer}, so training begins anew")
             return
+        if "chosen" not in saved:
+            warn("the checkpoint is of an earlier version, which chose epochs otherwise, so training begins anew")
+            return
         state = self.state
         state.model.load_state_dict(saved["model"])
         state.optimizer.load_state_dict(saved["optimizer"])
         state.last = EpochReport(**saved["last"])
-        state.best = None if saved["best"] is None else EpochReport(**saved["best"])
-        state.epoch, state.best_weights = state.last.epoch, saved["best_weights"]
-        known = saved.get("best_answers")
-        state.best_answers = Answers.decode(known) if known else None
+        state.epoch = state.last.epoch
+        candidates = {
+            epoch: Candidate(EpochReport(**each["report"]), each["weights"], Answers.decode(each["answers"]))
+            for epoch, each in saved["candidates"].items()
+        }
+        state.chosen = {by: candidates[epoch] for by, epoch in saved["chosen"].items()}
 
 
 def _was_redefined(config: TrialConfig) -> bool:
@@ -250,23 +276,24 @@ def initial_state(config: TrialConfig, prepared: Prepared, device: torch.device)
     return TrialState(model, make_optimizer(model, config))
 
 
-def advance(state: TrialState, report: EpochReport, config: TrialConfig, answers: Answers) -> None:
-    """Count the epoch, and choose it if it is the best so far of the second half of training (ties: the earlier one).
+def advance(state: TrialState, report: EpochReport, config: TrialConfig, answers: Answers, halves: Halves) -> None:
+    """Count the epoch; choose it, by all images or a half, if it is the best so far of the second half of training.
 
-    Robust models overfit late (Rice et al. 2020), so the last epoch is not always the best. In the first half a model
-    can hold a large area by its two accuracies although it has hardly learnt the task yet.
+    Of equal ones the earlier is chosen. Robust models overfit late (Rice et al. 2020), so the last epoch is not always
+    the best. In the first half a model can hold a large area by its two accuracies although it has hardly learnt the
+    task yet.
     """
     state.epoch, state.last = report.epoch, report
-    eligible = 2 * report.epoch > config.epochs
-    if eligible and (state.best is None or _merit(report) > _merit(state.best)):
-        state.best, state.best_answers = report, answers
-        state.best_weights = {name: value.clone() for name, value in state.model.state_dict().items()}
+    if 2 * report.epoch <= config.epochs:
+        return
+    weights = {name: value.clone() for name, value in state.model.state_dict().items()}
+    candidate = Candidate(report, weights, answers)
+    for by in (ALL, FIRST, SECOND):
+        known = state.chosen.get(by)
+        if known is None or halves.merit(candidate, by) > halves.merit(known, by):
+            state.chosen[by] = candidate
 
 
-def _merit(report: EpochReport) -> tuple[float, float, float]:
-    """Return what epochs are compared by, in order: hypervolume, sum of the two accuracies, clean accuracy.
-
-    The hypervolume is that of the one point against (0, 0). It is 0 for all models that fall to every attack.
-    """
-    sensitivity, invariance = report.sensitivity_accuracy, report.invariance_accuracy
-    return sensitivity * invariance, sensitivity + invariance, report.clean_accuracy
+def _fields(measured: Evaluation) -> dict[str, Any]:
+    """Return an evaluation's numbers as far as they are fields of a report."""
+    return {name: value for name, value in measured._asdict().items() if name not in ("others", "answers")}
