@@ -86,7 +86,7 @@ def _study_path(name_or_path: str) -> Path | None:
     """Return the file of a study that comes with otsweep, named `mnist` or `studies/mnist`, or the path of a YAML file;
     None for any other word."""
     path = Path(name_or_path)
-    if path.suffix in (".yaml", ".yml"):
+    if path.suffix.lower() in (".yaml", ".yml", ".json"):
         return path
     built_in = STUDIES / f"{name_or_path.removeprefix('studies/')}.yaml"
     return built_in if built_in.parent == STUDIES and built_in.is_file() else None

@@ -28,9 +28,12 @@ if TYPE_CHECKING:
 
 def drive(plan: SweepPlan, *, fresh: bool) -> int:
     """Run a fresh sweep, or what is left of one, and show what it found; return the exit status."""
+    from sweep.plan import write_plan
     from sweep.report import Screen
     from sweep.state import state_of_trials
 
+    if fresh:
+        plan = write_plan(plan)
     screen = Screen(console, plan, state_of_trials(plan, {}))
     complete, link = run_recorded(screen, fresh=fresh)
     _show_end(plan, screen.results, link, complete=complete)
@@ -40,7 +43,7 @@ def drive(plan: SweepPlan, *, fresh: bool) -> int:
 
 
 def run_recorded(screen: Screen, *, fresh: bool) -> tuple[bool, Callable[[str], str]]:
-    """Run a screen's sweep with its ledger and MLflow beside it.
+    """Run a screen's sweep, whose plan is written, with its ledger and MLflow beside it.
 
     Returns:
         False if it was interrupted, and the function that makes the link to its front at an address of MLflow.
@@ -48,7 +51,7 @@ def run_recorded(screen: Screen, *, fresh: bool) -> tuple[bool, Callable[[str], 
     from sweep.engine import PackFailed, run_plan
     from sweep.forecast import begin_forecast
     from sweep.ledger import LedgerWriter, read_ledger
-    from sweep.plan import drop_remote, push_remote, write_plan
+    from sweep.plan import drop_remote, push_remote
     from sweep.search import remarks
     from sweep.tracking import Tracker
 
@@ -60,8 +63,6 @@ def run_recorded(screen: Screen, *, fresh: bool) -> tuple[bool, Callable[[str], 
         screen.trial_changed(number)
 
     tracker.start()
-    if fresh:
-        write_plan(plan)
     complete = False
     with LedgerWriter(plan.folder) as ledger:
         recorded = read_ledger(plan.folder)
@@ -106,10 +107,9 @@ def run_recorded(screen: Screen, *, fresh: bool) -> tuple[bool, Callable[[str], 
 
 def _save_front(plan: SweepPlan, results: SweepState) -> None:
     """Write the flat table and the picture beside the ledger."""
-    from sweep.ledger import Ledger
-    from sweep.report import front_picture, ledger_metadata, save_figure
+    from sweep.report import front_picture, save_figure, write_ledger_table
 
-    Ledger(results.trials, []).write_parquet(plan.folder / "ledger.parquet", ledger_metadata(plan, results))
+    write_ledger_table(plan, results, plan.folder / "ledger.parquet")
     if results.finished:
         save_figure(front_picture(plan, results), plan.folder / "front.png")
 

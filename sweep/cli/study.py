@@ -60,9 +60,12 @@ def study(arguments: argparse.Namespace) -> int:
 
 def resume_study(arguments: argparse.Namespace) -> int:
     """Go on with a study."""
-    from sweep.plan import RESUMABLE, STUDY_OPTIONS, flag, read_study
+    from sweep.plan import RESUMABLE, STUDY_OPTIONS, changed_versions, check_same_numbers, flag, read_study
 
     plan = read_study(arguments.name, storage=arguments.storage)
+    first = plan.sweep_plan(plan.steps[0])
+    if (changes := changed_versions(first)) and not arguments.other_versions:
+        check_same_numbers(first, changes)
     for option in RESUMABLE:
         if getattr(arguments, option) is not None and option not in STUDY_OPTIONS:
             raise InputError(

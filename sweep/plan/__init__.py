@@ -19,3 +19,4 @@ from sweep.plan.study_plan import (
     read_study,
 )
 from sweep.plan.version import CODE_VERSION, code_version, installed_version
+from sweep.plan.version_changes import changed_versions, check_same_numbers, describe_changes

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from sweep.audit import Audit, run_audit
 from sweep.engine import ray_session
-from sweep.plan import Step, StudyPlan, SweepPlan
+from sweep.plan import Step, StudyPlan, SweepPlan, write_plan
 from sweep.report import Screen
 from sweep.state import SweepState, read_state, state_of_trials
 from sweep.study.progress import StudyAuditProgress, StudyClock, StudyScreen
@@ -45,7 +45,9 @@ def run_study(plan: StudyPlan, console: Console, run_sweep: _RunSweep, on_round:
 
 def _sweep(plan: StudyPlan, step: Step, console: Console, clock: StudyClock, run_sweep: _RunSweep) -> bool:
     fresh, sweep = not plan.begun(step), plan.sweep_plan(step)
-    if not fresh and is_swept(sweep, read_state(sweep)):
+    if fresh:
+        sweep = write_plan(sweep)
+    elif is_swept(sweep, read_state(sweep)):
         return True
     screen = StudyScreen(console, sweep, state_of_trials(sweep, {}), clock)
     complete = run_sweep(screen, fresh)
