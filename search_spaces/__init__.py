@@ -3,11 +3,10 @@
 from search_spaces.reading import load_space, read_point, space_from_yaml
 from search_spaces.requirement import MEASURES, Requirement, violation
 from search_spaces.space import NOT_GIVEN, NOT_SWEPT, TRIAL_FIELDS, Space
-from search_spaces.yaml_file import LARGEST_FILE, Located, dump_yaml, locate, parse_yaml, read_yaml
+from search_spaces.yaml_file import Located, dump_yaml, locate, parse_yaml, read_text, read_yaml
 
 __all__ = [
     "dump_yaml",
-    "LARGEST_FILE",
     "load_space",
     "locate",
     "Located",
@@ -16,6 +15,7 @@ __all__ = [
     "NOT_SWEPT",
     "parse_yaml",
     "read_point",
+    "read_text",
     "read_yaml",
     "Requirement",
     "Space",

@@ -18,7 +18,7 @@ from search_spaces.swept_reading import check_conditions, parents_first, read_sw
 from search_spaces.yaml_file import Located, locate, read_yaml
 from trainer.config import EvaluationConfig, TrialConfig, with_weights
 from trainer.errors import InputError
-from trainer.fields import check_value
+from trainer.fields import read_value
 from trainer.presets import preset
 from trainer.words import did_you_mean
 
@@ -47,7 +47,7 @@ def space_from_yaml(root: Located, *, name: str) -> Space:
     fixed, swept = _read_space(sections["space"])
     points = _read_points(sections.get("points"), fixed)
     space = Space(
-        name=sections["name"].word("name") if "name" in sections else name,
+        name=_read_name(sections.get("name", Located(name, root.where))),
         description=" ".join(_read_text(sections.get("description")).split()),
         evaluation=_read_evaluation(sections.get("evaluation")),
         fixed=fixed,
@@ -59,13 +59,13 @@ def space_from_yaml(root: Located, *, name: str) -> Space:
 
 
 def load_space(name_or_path: str) -> Space:
-    """Return a space by the name of a file in this folder, or from the path of a YAML file.
+    """Return a space by the name of a file in this folder, or from the path of a YAML or JSON file.
 
     Raises:
         InputError: for an unknown name, or for the first thing that is wrong in the file, with its line.
     """
     path = Path(name_or_path)
-    is_name = path.suffix not in (".yaml", ".yml") and len(path.parts) <= 1
+    is_name = path.suffix.lower() not in (".yaml", ".yml", ".json") and len(path.parts) <= 1
     if is_name and name_or_path not in names():
         raise InputError(
             f"unknown search space {name_or_path!r}: {did_you_mean(name_or_path, names())}, or the path of a YAML file"
@@ -80,6 +80,14 @@ def names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
+def _read_name(node: Located) -> str:
+    """Return the name of a space, which names a file and a folder of artifacts."""
+    name = node.word("name")
+    if not name.isprintable() or {"/", "\\"} & set(name) or name.startswith((".", "-")):
+        raise node.error(f"name = {name!r}: must be printable, without / and \\, and not begin with . or -")
+    return name
+
+
 def _read_text(node: Located | None) -> str:
     return "" if node is None else node.word("description")
 
@@ -91,7 +99,7 @@ def _read_trials(node: Located | None, space: Located, *, drawn: bool, points: i
     if node is None:
         return Space.trials if drawn else points
     with node.error_context():
-        trials = check_value("trials", node.plain(), Space.__dataclass_fields__["trials"])
+        trials = read_value("trials", node.plain(), Space.__dataclass_fields__["trials"])
     if not drawn and trials > points:
         raise node.error(f"trials = {trials}: nothing is swept, so there are {points} points to run and no more")
     return trials
@@ -116,7 +124,7 @@ def _check_fields(entries: Mapping[str, Located], fields: Mapping[str, dataclass
         with item.error_context():
             if key not in fields:
                 raise InputError(f"unknown setting {key!r}: {did_you_mean(key, fields)}")
-            values[key] = check_value(key, item.plain(), fields[key])
+            values[key] = read_value(key, item.plain(), fields[key])
     return values
 
 

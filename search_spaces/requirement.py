@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple, Self
 
 from trainer.errors import InputError
+from trainer.number import as_written, parse_number
 from trainer.report import EpochReport
 from trainer.words import did_you_mean
 
@@ -17,7 +18,7 @@ MEASURES = tuple(
 )
 """Numbers that every report carries."""
 
-_FORM = re.compile(r"\s*(\w+)\s*(>=|<=)\s*(\S+)\s*")
+_FORM = re.compile(r"\s*(\w+)\s*(>=|<=)\s*(\S.*?)\s*")
 
 
 class Requirement(NamedTuple):
@@ -44,11 +45,8 @@ class Requirement(NamedTuple):
         name, sign, number = match.groups()
         if name not in MEASURES:
             raise InputError(f"{source} {text!r}: no report carries {name!r}: {did_you_mean(name, MEASURES)}")
-        try:
-            bound = float(number)
-        except ValueError:
-            bound = math.nan
-        if not math.isfinite(bound):
+        bound = parse_number(number)
+        if isinstance(bound, str) or not math.isfinite(bound):
             raise InputError(f"{source} {text!r}: {number!r} is not a finite number")
         return cls(name, sign == ">=", bound)
 
@@ -57,7 +55,7 @@ class Requirement(NamedTuple):
         return (self.bound - value if self.at_least else value - self.bound) / (abs(self.bound) or 1.0)
 
     def __str__(self) -> str:
-        return f"{self.name} {'>=' if self.at_least else '<='} {self.bound!r}"
+        return f"{self.name} {'>=' if self.at_least else '<='} {as_written(self.bound)}"
 
 
 def violation(requirements: Iterable[Requirement], numbers: Mapping[str, float]) -> float:

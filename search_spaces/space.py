@@ -152,7 +152,7 @@ class Space:
             "name": self.name,
             "description": self.description,
             "trials": self.trials,
-            "evaluation": self.evaluation.to_dict(),
+            "evaluation": dict(vars(self.evaluation)),
             "space": {**self.fixed, **{name: swept.to_dict() for name, swept in self.swept.items()}},
             "points": [_difference(point, base) for point in self.points],
             # Left out where there is none, so that plans written before requirements existed keep their digest.
@@ -168,7 +168,7 @@ def _difference(config: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str,
 
 
 def without_seed(config: TrialConfig) -> dict[str, Any]:
-    return {name: value for name, value in config.to_dict().items() if name not in NOT_GIVEN}
+    return {name: value for name, value in vars(config).items() if name not in NOT_GIVEN}
 
 
 def corner_configurations(fixed: Mapping[str, Any], swept: Mapping[str, Swept]) -> Iterator[dict[str, Any]]:

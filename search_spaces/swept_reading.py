@@ -11,7 +11,7 @@ from typing import Any
 from search_spaces.space import NOT_SWEPT, TRIAL_FIELDS
 from search_spaces.swept import Choices, Range, Swept
 from search_spaces.yaml_file import Located
-from trainer.fields import check_value, field_type
+from trainer.fields import field_type, read_value
 from trainer.words import did_you_mean
 
 _RANGE_KEYS = ["low", "high", "log", "step"]
@@ -48,7 +48,7 @@ def _read_choices(name: str, node: Located) -> Choices:
 
 def _check_option(name: str, node: Located) -> Any:
     with node.error_context():
-        return check_value(name, node.plain(), TRIAL_FIELDS[name])
+        return read_value(name, node.plain(), TRIAL_FIELDS[name])
 
 
 def _read_range(name: str, entries: Mapping[str, Located], node: Located) -> Range:
@@ -70,7 +70,7 @@ def _read_range(name: str, entries: Mapping[str, Located], node: Located) -> Ran
 
 def _check_end(name: str, end: str, node: Located, spec: dataclasses.Field) -> Any:
     with node.error_context():
-        return check_value(f"{name}.{end}", node.plain(), spec)
+        return read_value(f"{name}.{end}", node.plain(), spec)
 
 
 def _read_log(name: str, entries: Mapping[str, Located], low: float) -> bool:
@@ -90,7 +90,7 @@ def _read_step(name: str, entries: Mapping[str, Located], low: float, high: floa
         return None
     step, node = entries["step"].plain(), entries["step"]
     noun = "a whole number" if isinstance(low, int) else "a number"
-    if isinstance(step, bool) or not isinstance(step, (int, type(low))):
+    if isinstance(step, bool) or not isinstance(step, int if isinstance(low, int) else (int, float)):
         raise node.error(f"{name}: step = {step!r}: must be {noun}")
     if step <= 0:
         raise node.error(f"{name}: step = {step!r}: must be above 0")
@@ -103,7 +103,7 @@ def _read_step(name: str, entries: Mapping[str, Located], low: float, high: floa
         raise node.error(f"{name}: step = {step!r}: is larger than the range")
     if last != end:
         raise node.error(f"{name}: step = {step!r}: does not lead from {low!r} to {high!r}; the last stop is {last}")
-    return type(low)(step)
+    return step if isinstance(low, int) else float(step)
 
 
 def _read_when(name: str, node: Located) -> dict[str, tuple[Any, ...]]:

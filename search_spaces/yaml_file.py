@@ -1,12 +1,14 @@
 """Small YAML files written by hand: read with the line of every value, and written so that they read back the same.
 
 The dialect is a safe subset. Scalars are those of YAML 1.2's core schema (`1e-3` is a number, `no` and `1:30` are
-words), and what a short file of settings never needs is refused: anchors and aliases (a few lines of them can stand
-for gigabytes), tags, more than one document, deep nesting, large files.
+words), and fractions such as `8/255`, which are numbers. What a short file of settings never needs is refused: anchors
+and aliases (a few lines of them can stand for gigabytes), tags, more than one document, deep nesting, large files.
 """
 
 from __future__ import annotations
 
+import codecs
+import json
 import math
 import re
 from collections.abc import Iterator
@@ -19,6 +21,7 @@ from yaml.composer import ComposerError
 from yaml.reader import ReaderError
 
 from trainer.errors import InputError
+from trainer.number import DECIMAL, FRACTION, Fraction, parse_number
 from trainer.words import did_you_mean
 
 LARGEST_FILE = 256 * 1024
@@ -97,40 +100,67 @@ def locate(plain: Any, where: str) -> Located:
 
 
 def read_yaml(path: Path) -> Located:
-    """Return the values of a YAML file with their lines.
+    """Return the values of a YAML file, or of JSON, with their lines.
 
     Raises:
         InputError: for anything that is not one small, plain YAML document; with file and, where there is one, line.
     """
+    return _parse(read_text(path), str(path))
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a small file in UTF-8, or in UTF-16 if it says so.
+
+    Raises:
+        InputError: for anything else.
+    """
     try:
         if path.is_dir():
-            raise InputError(f"{path}: is a folder, not a YAML file")
+            raise InputError(f"{path}: is a folder, not a file")
         if not path.is_file():
             raise InputError(f"{path}: no such file")
         with path.open("rb") as file:
             raw = file.read(LARGEST_FILE + 1)
     except OSError as error:
         raise InputError(f"{path}: can't be read: {error.strerror}") from None
-    return parse_yaml(raw, str(path))
+    return _decode(raw, str(path))
 
 
 def parse_yaml(raw: bytes, name: str) -> Located:
-    """Return the values of YAML text in UTF-8; `name` stands for the file in messages.
+    """Return the values of YAML text, encoded as `read_text` says; `name` stands for the file in messages.
 
     Raises:
         InputError: as `read_yaml`.
     """
+    return _parse(_decode(raw, name), name)
+
+
+def _decode(raw: bytes, name: str) -> str:
     if len(raw) > LARGEST_FILE:
         raise InputError(f"{name}: larger than {LARGEST_FILE // 1024} KiB, so not a file of settings")
+    encoding = "UTF-16" if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "UTF-8"
     try:
-        text = raw.decode("utf-8-sig")
+        return raw.decode(encoding).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
-        raise InputError(f"{name}, line {line}: byte 0x{raw[error.start]:02x} is not UTF-8 text") from None
+        raise InputError(f"{name}, line {line}: byte 0x{raw[error.start]:02x} is not {encoding} text") from None
+
+
+def _parse(text: str, name: str) -> Located:
+    if "\t" in text and _is_json(text):
+        text = text.replace("\t", " ")  # allowed between the words of JSON, where PyYAML refuses it
     root = _compose(text, name)
     if root is None:
         raise InputError(f"{name}: is empty")
     return _convert(root, name, root.start_mark.line)
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _compose(text: str, name: str) -> yaml.Node | None:
@@ -177,12 +207,13 @@ class _Dumper(yaml.SafeDumper):
 
 _PREFIX = "tag:yaml.org,2002:"
 _NUMBER_STARTS = list("-+.0123456789")
-_FLOAT = re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$")
 _Loader.add_implicit_resolver(_PREFIX + "null", re.compile(r"^(null|~|)$"), ["n", "~", ""])
 _Loader.add_implicit_resolver(_PREFIX + "bool", re.compile(r"^(true|false|True|False)$"), list("tfTF"))
 _Loader.add_implicit_resolver(_PREFIX + "int", re.compile(r"^[-+]?(0|[1-9][0-9]*)$"), _NUMBER_STARTS)
 for _dialect in (_Loader, _Dumper):
-    _dialect.add_implicit_resolver(_PREFIX + "float", _FLOAT, _NUMBER_STARTS)
+    for _form in (DECIMAL, FRACTION):
+        _dialect.add_implicit_resolver(_PREFIX + "float", re.compile(rf"^(?:{_form.pattern})$"), _NUMBER_STARTS)
+_Dumper.add_representer(Fraction, lambda dumper, number: dumper.represent_scalar(_PREFIX + "float", number.text))
 
 
 def _convert(node: yaml.Node, name: str, line: int) -> Located:
@@ -237,12 +268,12 @@ def _whole_number(text: str, where: str) -> int:
 
 
 def _finite_number(text: str, where: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
+    number = parse_number(text)
+    if isinstance(number, str) or not math.isfinite(number):
         raise InputError(f"{where}: {text} is not a finite number")
     return number
 
 
 def dump_yaml(plain: Any) -> str:
-    """Return plain values as text that `parse_yaml`, and any YAML reader, gives back exactly."""
+    """Return plain values as text that `parse_yaml` gives back exactly, and any YAML reader but for fractions."""
     return yaml.dump(plain, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)

@@ -23,7 +23,7 @@ from trainer.human_agreement import EXAMPLES_OPTION, JUDGE, MODEL, ExamplesFolde
 from trainer.interrupts import remembered_interrupts
 from trainer.own_crowds import find_crowd
 from trainer.presets import PRESETS, preset
-from trainer.progress import ProgressLine, bar
+from trainer.progress import ProgressLine, bar, visible
 from trainer.summary import agreement_lines, brief, summary
 
 if TYPE_CHECKING:
@@ -306,10 +306,10 @@ def main(argv: list[str] | None = None) -> int:
         with remembered_interrupts():
             return run(parser.parse_all(argv))
     except InputError as error:
-        print(f"trainer: {error}", file=sys.stderr)
+        print(visible(f"trainer: {error}"), file=sys.stderr)
         return _BAD_INPUT
     except OtsweepError as error:
-        print(f"trainer: failed: {error}", file=sys.stderr)
+        print(visible(f"trainer: failed: {error}"), file=sys.stderr)
         return _FAILED
     except KeyboardInterrupt:
         print("trainer: stopped", file=sys.stderr)

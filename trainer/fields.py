@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import dataclasses
+import inspect
+import itertools
 import math
+import textwrap
 from collections.abc import Iterable, Mapping
 from dataclasses import field
+from functools import cache
 from typing import Any, Self
 
 from trainer.errors import InputError
+from trainer.number import Fraction, parse_number
 from trainer.words import did_you_mean
 
 
@@ -51,11 +57,26 @@ class CheckedFields:
 
     def replace(self, **changes: Any) -> Self:
         """Return a copy with some fields changed, checked again."""
-        return type(self).from_mapping({**self.to_dict(), **changes})
+        return type(self).from_mapping({**vars(self), **changes})
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values by field name, ready for YAML, JSON or Parquet."""
+        """Return plain values by field name, ready for YAML, JSON or Parquet; a fraction is the plain number."""
         return dataclasses.asdict(self)  # type: ignore[call-overload]
+
+
+@cache
+def field_docs(record: type) -> dict[str, str]:
+    """Return what the source says below the fields of a dataclass, each on one line."""
+    [definition] = ast.parse(textwrap.dedent(inspect.getsource(record))).body
+    assert isinstance(definition, ast.ClassDef)
+    return {
+        field.target.id: " ".join(str(below.value.value).split())
+        for field, below in itertools.pairwise(definition.body)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(field.target, ast.Name)
+        and isinstance(below, ast.Expr)
+        and isinstance(below.value, ast.Constant)
+    }
 
 
 def field_type(spec: dataclasses.Field) -> type:
@@ -76,12 +97,22 @@ def check_value(name: str, value: Any, spec: dataclasses.Field) -> Any:
     if not (number if kind is float else isinstance(value, kind) and isinstance(value, bool) == (kind is bool)):
         raise InputError(f"{name} = {_quoted(value)}: must be {_describe_type(spec)}")
     with contextlib.suppress(OverflowError):  # an integer too large for a float is outside every range
-        value = kind(value)
+        value = value if isinstance(value, Fraction) else kind(value)
     if limits["choices"] is not None and value not in limits["choices"]:
         raise InputError(f"{name} = {_quoted(value)}: {did_you_mean(value, limits['choices'])}")
     if kind in (int, float) and not _in_range(value, limits):
         raise InputError(f"{name} = {_quoted(value)}: must be {describe_range(spec)}")
     return value
+
+
+def read_value(name: str, value: Any, spec: dataclasses.Field) -> Any:
+    """Return what `check_value` does; text is read as a number where the field is one.
+
+    Raises:
+        InputError: as `check_value`.
+    """
+    is_text = isinstance(value, str) and field_type(spec) in (int, float)
+    return check_value(name, parse_number(value) if is_text else value, spec)
 
 
 def _quoted(value: object) -> str:
@@ -139,20 +170,11 @@ def parse_settings(pairs: Iterable[str], *records: type[CheckedFields]) -> dict[
             raise InputError(f"--set {pair!r}: write it as key=value")
         if key not in known:
             raise InputError(f"unknown setting {key!r}: {did_you_mean(key, known)}")
-        settings[key] = check_value(key, _parse(text.strip(), field_type(known[key])), known[key])
+        value: Any = text.strip()
+        if field_type(known[key]) is bool:
+            value = {"true": True, "false": False}.get(value.lower(), value)
+        settings[key] = read_value(key, value, known[key])
     return settings
-
-
-def _parse(text: str, kind: type) -> Any:
-    """Return a text in a field's type if possible, else the text itself, which `check_value` then refuses."""
-    if kind is bool:
-        return {"true": True, "false": False}.get(text.lower(), text)
-    if kind is str:
-        return text
-    try:
-        return float(text)
-    except ValueError:
-        return text
 
 
 def check_budget(name: str, epsilon: float, norm: str) -> None:

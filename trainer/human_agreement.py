@@ -167,7 +167,7 @@ def _open_folder(path: Path, *, context: str) -> ExamplesFolder:
     try:
         path = path.expanduser().absolute()
         is_folder = path.is_dir()
-        files = {file: _digest(file) for file in sorted(path.rglob("*.npy")) if file.is_file()}
+        files = {file: _digest(file) for file in sorted(path.rglob("[!.]*.npy")) if file.is_file()}
     except (OSError, ValueError, RuntimeError) as error:  # unreadable; a null byte in it; ~nobody
         raise InputError(f"{context}: can't be read: {error}") from None
     if not is_folder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from typing import IO, Self
 
@@ -12,6 +13,8 @@ BAR_WIDTH = 12
 PLAIN_SECONDS = 10.0
 """Minimum time between two plain lines about the same stage, where a line can't be written over again."""
 _REDRAW_SECONDS = 0.1
+_UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters but tab and line feed, marks that turn the direction of writing, and halves of characters."""
 
 
 class ProgressLine:
@@ -69,7 +72,7 @@ class ProgressLine:
         if self.living:
             if now or time.monotonic() - self._written > _REDRAW_SECONDS:
                 columns = os.get_terminal_size(self.stream.fileno()).columns or 80
-                self.stream.write(f"\r\x1b[K{text[: columns - 1]}")
+                self.stream.write(f"\r\x1b[K{visible(text)[: columns - 1]}")
                 self.stream.flush()
                 self._drawn, self._written = True, time.monotonic()
         elif self.shown and time.monotonic() - self._written > PLAIN_SECONDS:
@@ -91,7 +94,7 @@ class ProgressLine:
     def log(self, text: str) -> None:
         """Print a line that stays, above the one that is written over."""
         self.clear()
-        print(text, file=self.stream, flush=True)
+        print(visible(text), file=self.stream, flush=True)
         if not self.living:
             self._written = time.monotonic()
 
@@ -107,3 +110,8 @@ def bar(share: float) -> str:
     """Return a share as a bar and in percent."""
     filled = int(BAR_WIDTH * share)
     return f"{'━' * filled}{'╌' * (BAR_WIDTH - filled)} {share:4.0%}"
+
+
+def visible(text: str) -> str:
+    """Return foreign text for a terminal: a character that would steer it, or could not be written, is spelled out."""
+    return _UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)

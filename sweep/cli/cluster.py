@@ -90,7 +90,8 @@ def resume_there(arguments: argparse.Namespace) -> int:
 
     cluster = Cluster(arguments.address)
     overrides = {key: getattr(arguments, key) for key in RESUMABLE}
-    job_id = send_resume(arguments.name, arguments.storage, overrides, cluster, cluster.jobs())
+    flags = ("--other-versions",) if arguments.other_versions else ()
+    job_id = send_resume(arguments.name, arguments.storage, overrides, cluster, cluster.jobs(), flags=flags)
     _show_sent(cluster, job_id)
     return _wait(cluster, job_id, arguments)
 

@@ -10,12 +10,13 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.text import Text
 
 from trainer.errors import InputError
-from trainer.progress import ProgressLine
+from trainer.progress import ProgressLine, visible
 from trainer.words import did_you_mean
 
 if TYPE_CHECKING:
@@ -24,8 +25,16 @@ if TYPE_CHECKING:
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 """Exit statuses."""
 
-console = Console(soft_wrap=True, highlight=False)
-errors = Console(stderr=True, soft_wrap=True, highlight=False)
+
+class _PlainConsole(Console):
+    """A console on which file names, reasons and answers of servers are text: no markup, no emoji, no control codes."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(visible(text), **options)
+
+
+console = _PlainConsole(soft_wrap=True, highlight=False, markup=False, emoji=False)
+errors = _PlainConsole(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
 
 
 def add_storage(parser: argparse.ArgumentParser) -> None:

@@ -36,6 +36,8 @@ def drive(plan: SweepPlan, *, fresh: bool) -> int:
     from sweep.state import state_of_trials
     from sweep.tracking import Tracker
 
+    if fresh:
+        plan = write_plan(plan)
     results = state_of_trials(plan, {})
     screen = Screen(console, plan, results)
     tracker = Tracker(plan, results, log=screen.log)
@@ -45,8 +47,6 @@ def drive(plan: SweepPlan, *, fresh: bool) -> int:
         screen.trial_changed(number)
 
     tracker.start()
-    if fresh:
-        write_plan(plan)
     complete = False
     with LedgerWriter(plan.folder) as ledger:
         recorded = read_ledger(plan.folder)
@@ -94,10 +94,9 @@ def drive(plan: SweepPlan, *, fresh: bool) -> int:
 
 def _save_front(plan: SweepPlan, results: SweepState) -> None:
     """Write the flat table and the picture beside the ledger."""
-    from sweep.ledger import Ledger
-    from sweep.report import front_picture, ledger_metadata, save_figure
+    from sweep.report import front_picture, save_figure, write_ledger_table
 
-    Ledger(results.trials, []).write_parquet(plan.folder / "ledger.parquet", ledger_metadata(plan, results))
+    write_ledger_table(plan, results, plan.folder / "ledger.parquet")
     if results.finished:
         save_figure(front_picture(plan, results), plan.folder / "front.png")
 

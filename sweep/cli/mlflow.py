@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
-from sweep.cli.console import DONE, add_name, add_storage, console, find_plan, mlflow_progress
+from sweep.cli.console import DONE, FAILED, add_name, add_storage, console, errors, find_plan, mlflow_progress
 from trainer.errors import InputError
 from trainer.progress import ProgressLine
+
+if TYPE_CHECKING:
+    from sweep.plan import SweepPlan
 
 
 def add_sync(parser: argparse.ArgumentParser) -> None:
@@ -25,10 +29,12 @@ def sync(arguments: argparse.Namespace) -> int:
     uri = plan.mlflow_uri if arguments.mlflow_uri is None else absolute_uri(arguments.mlflow_uri)
     line = ProgressLine(sys.stderr)
     with mlflow_progress(line) as show:
-        results = sync_sweep(plan, uri, log=line.log, on_progress=show)
+        results, whole = sync_sweep(plan, uri, log=line.log, on_progress=show)
     if not results.trials:
         console.print(f"{plan.name} has no trial yet: there is nothing to write.")
         return DONE
+    if not whole:
+        return FAILED
     console.print(f"{plan.name}: all {len(results.trials)} trials are in MLflow at {uri}", markup=False)
     return DONE
 
@@ -45,16 +51,18 @@ def add_ui(parser: argparse.ArgumentParser) -> None:
 def ui(arguments: argparse.Namespace) -> int:
     from sweep.tracking import serve
 
-    arguments.name = arguments.name or _newest(arguments.storage)
-    plan = find_plan(arguments)
+    plan = find_plan(arguments) if arguments.name else _newest(arguments.storage)
     return serve(plan, port=arguments.port, browser=not arguments.no_browser, log=console.print)
 
 
-def _newest(storage: str | None) -> str:
-    from sweep.plan import list_sweeps, storage_folder
+def _newest(storage: str | None) -> SweepPlan:
+    """Return the newest plan in a storage folder; copies and damaged ones are told and left out."""
+    from sweep.plan import list_sweeps, read_plan, storage_folder
 
     folder = storage_folder(storage)
-    sweeps = list_sweeps(folder)
-    if not sweeps:
-        raise InputError(f"no sweep in {folder} yet: run one with otsweep run")
-    return sweeps[0]
+    for name in list_sweeps(folder):
+        try:
+            return read_plan(name, storage=storage)
+        except InputError as error:
+            errors.print(str(error), markup=False)
+    raise InputError(f"no sweep in {folder} yet: run one with otsweep run")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sweep.cli.cluster import add_address, add_wait, resume_there
-from sweep.cli.console import DONE, add_format, add_name, check_format, console, find_plan, program
+from sweep.cli.console import DONE, add_format, add_name, check_format, console, errors, find_plan, program
 from sweep.cli.drive import drive
 from trainer.interrupts import raise_interrupt
 from trainer.progress import ProgressLine
@@ -107,6 +107,9 @@ def add_resume(parser: argparse.ArgumentParser) -> None:
     add_name(parser)
     for option in RESUMABLE:
         add_option(parser, OPTIONS[option], shown="the sweep's")
+    parser.add_argument(
+        "--other-versions", action="store_true", help="go on although torch or optuna is not what the sweep began with"
+    )
     add_address(parser)
     add_wait(parser)
 
@@ -116,4 +119,22 @@ def resume(arguments: argparse.Namespace) -> int:
         return resume_there(arguments)
     from sweep.plan import with_resume_overrides
 
-    return drive(with_resume_overrides(find_plan(arguments), vars(arguments)), fresh=False)
+    plan = with_resume_overrides(find_plan(arguments), vars(arguments))
+    _compare_versions(plan, allowed=arguments.other_versions)
+    return drive(plan, fresh=False)
+
+
+def _compare_versions(plan: SweepPlan, *, allowed: bool) -> None:
+    """Say what runs here in another version than where the sweep began.
+
+    Raises:
+        InputError: if trials are still to run beside those that have, with other numbers, unless that is allowed.
+    """
+    from sweep.plan import changed_versions, check_same_numbers, describe_changes
+    from sweep.state import read_state
+
+    if changes := changed_versions(plan):
+        state = read_state(plan) if (plan.folder / "ledger").is_dir() else None
+        if state and state.trials and len(state.ended) < plan.trials and not allowed:
+            check_same_numbers(plan, changes)
+        errors.print(f"{plan.name} began with other versions: {describe_changes(changes)}", markup=False)

@@ -26,7 +26,7 @@ def add_front(parser: argparse.ArgumentParser) -> None:
 def front(arguments: argparse.Namespace) -> int:
     from sweep.ledger import read_ledger
     from sweep.report import front_csv, front_json, front_picture, save_figure
-    from sweep.state import state_of_trials
+    from sweep.state import state_of_trials, why_no_front
 
     check_format(arguments)
     plan = find_plan(arguments)
@@ -35,6 +35,8 @@ def front(arguments: argparse.Namespace) -> int:
         errors.print(f"ledger: {warning}", markup=False)
     results = state_of_trials(plan, recorded.trials)
     results.read_data(plan.folder)
+    if not results.front_records and not (results.finished and arguments.format == "table"):
+        errors.print(f"{plan.name} has no front yet: {why_no_front(results)}", markup=False)
     if arguments.plot:
         save_figure(front_picture(plan, results), arguments.plot)
     if arguments.format == "json":
@@ -43,17 +45,19 @@ def front(arguments: argparse.Namespace) -> int:
         print(front_csv(plan, results), end="")
     elif results.finished:
         show_front(plan, results)
-    else:
-        console.print(f"No trial of {plan.name} has finished yet.")
     return DONE
 
 
 def show_front(plan: SweepPlan, results: SweepState) -> None:
     """Print the verdict, the front, and published configurations beside what was published, where any ran."""
     from sweep.report import front_table, paper_table, published_trials, verdict
+    from sweep.state import why_no_front
 
     console.print(verdict(plan, results), "\n", sep="")
-    console.print(front_table(plan, results))
+    if results.front_records:
+        console.print(front_table(plan, results))
+    else:
+        console.print(f"{plan.name} has no front yet: {why_no_front(results)}")
     console.print()
     published = published_trials(plan, results)
     if published:

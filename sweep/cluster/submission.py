@@ -60,7 +60,7 @@ class Submission:
         """Make a submission from the command's arguments.
 
         Args:
-            space: a name or the path of a YAML file of this machine.
+            space: a name or the path of a YAML or JSON file of this machine.
             options: fields named in `sweep.plan.OPTIONS`, as typed; None for what was not given.
             paths: `storage`, `data_dir` and `mlflow_uri` as the cluster's nodes see them; None for the cluster's own.
             require: further requirements of the space.
@@ -81,7 +81,7 @@ class Submission:
         chosen = check_name(name) if name is not None else default_name(whole.name, Path("/nonexistent"))
         plan = _draft(whole, name=chosen, mlflow_uri=paths.get("mlflow_uri"), options=given)
         changed = bool(require) or any(given is not None for given in (points, front_of, crowd))
-        sent = changed or Path(space).suffix in (".yaml", ".yml")
+        sent = changed or Path(space).suffix.lower() in (".yaml", ".yml", ".json")
         file = (f"{whole.name}.yaml", dump_yaml(whole.to_dict())) if sent else None
         command = ("run", file[0] if file else space, "--name", chosen, *option_words({**paths, **given}))
         return cls(plan, paths.get("storage"), command, file, name is not None)

@@ -39,13 +39,20 @@ def send(submission: Submission, cluster: Cluster, jobs: list[Job]) -> str:
 
 
 def send_resume(
-    name: str, storage: str | None, overrides: Mapping[str, str | None], cluster: Cluster, jobs: list[Job]
+    name: str,
+    storage: str | None,
+    overrides: Mapping[str, str | None],
+    cluster: Cluster,
+    jobs: list[Job],
+    *,
+    flags: tuple[str, ...] = (),
 ) -> str:
     """Submit the resumption of a sweep that the cluster's storage holds; return the job's id.
 
     Args:
         storage: None for the storage of the sweep's latest job.
         overrides: what a resume may change, as typed; None for what was not given.
+        flags: further words of the command.
 
     Raises:
         InputError: if the sweep is running.
@@ -57,7 +64,7 @@ def send_resume(
         raise InputError(f"{name} runs already: follow it by `otsweep logs {running[0].id} --follow`")
     storage = storage or (earlier[0].storage if earlier else "")
     check_options({key: value for key, value in overrides.items() if key not in PLACES})
-    command = ("resume", name, *option_words({**overrides, "storage": storage or None}))
+    command = ("resume", name, *option_words({**overrides, "storage": storage or None}), *flags)
     metadata = {SWEEP: name, HASH: earlier[0].plan_hash if earlier else "", STORAGE: storage}
     return _start(cluster, command, metadata, jobs)
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import bisect
+import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -130,8 +131,19 @@ class Ledger:
             if trial.started is not None
         }
 
-    def to_table(self, metadata: Mapping[str, str] | None = None) -> pa.Table:
+    def to_table(
+        self,
+        metadata: Mapping[str, str] | None = None,
+        *,
+        front: Collection[int] | None = None,
+        describe: Callable[[str], Mapping[str, str]] | None = None,
+    ) -> pa.Table:
         """Return one row per report, and one with nulls for a trial without any; `metadata` goes into the schema.
+
+        Args:
+            front: numbers of the trials on the front, for a column `front`.
+            describe: returns what is known of a column, for its field's metadata and, as JSON by column, for the entry
+                `columns` of the schema's.
 
         Columns: `trial`, `seed`, `state`, `reason`, `host`, `attempts`, `held` (seconds), `started` and `ended` (unix
         seconds), then `config.<field>` for every setting, then `epoch`, `final` and every metric, and where trials were
@@ -143,14 +155,18 @@ class Ledger:
         settings = keys_in_order(trial.config for trial in self.trials.values())
         metrics = keys_in_order(report for _, report in rows)
         columns = {name: [getattr(trial, _FIELDS.get(name, name)) for trial, _ in rows] for name in TRIAL_TYPES}
+        columns |= {} if front is None else {"front": [trial.number in front for trial, _ in rows]}
         columns |= {f"config.{key}": [trial.config.get(key) for trial, _ in rows] for key in settings}
         columns |= {key: [report.get(key) for _, report in rows] for key in metrics | REPORT_TYPES}
-        table = pa.table({name: arrow_column(name, values) for name, values in columns.items()})
-        return table.replace_schema_metadata(dict(metadata or {}))
+        known = {name: dict(describe(name)) for name in columns} if describe else {}
+        arrays = {name: arrow_column(name, values) for name, values in columns.items()}
+        fields = [pa.field(name, array.type, metadata=known.get(name)) for name, array in arrays.items()]
+        metadata = dict(metadata or {}) | ({"columns": json.dumps(known)} if known else {})
+        return pa.table(list(arrays.values()), schema=pa.schema(fields, metadata))
 
-    def write_parquet(self, path: Path, metadata: Mapping[str, str] | None = None) -> None:
-        """Write `to_table` as one file, whole or not at all."""
-        write_whole(path, parquet_bytes(self.to_table(metadata)))
+    def write_parquet(self, path: Path, metadata: Mapping[str, str] | None = None, **further: Any) -> None:
+        """Write `to_table`, which takes the same, as one file, whole or not at all."""
+        write_whole(path, parquet_bytes(self.to_table(metadata, **further)))
 
 
 def _with_decision(trial: TrialRecord, report: dict[str, Any]) -> dict[str, Any]:

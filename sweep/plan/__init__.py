@@ -9,3 +9,4 @@ from sweep.plan.plan import OPTIONS, PLACES, RESUMABLE, SweepPlan, check_option
 from sweep.plan.plan_file import plan_text, read_plan, write_plan
 from sweep.plan.remote_storage import UrlStore, drop_remote, folder_of, is_url, pull_remote, push_remote, url_of
 from sweep.plan.version import CODE_VERSION, code_version, installed_version
+from sweep.plan.version_changes import changed_versions, check_same_numbers, describe_changes

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from search_spaces import Space
-from sweep.plan.mlflow_address import default_mlflow_uri
+from sweep.plan.mlflow_address import VARIABLE, absolute_uri, default_mlflow_uri
 from sweep.plan.paths import default_name, free_name, open_storage
 from sweep.plan.plan import OPTIONS, RESUMABLE, SweepPlan, check_option
 from sweep.plan.remote_storage import pull_remote
@@ -36,7 +36,8 @@ def make_plan(
         InputError: naming the option that is wrong.
     """
     folder = open_storage(storage)
-    mlflow_uri = (os.environ.get("MLFLOW_TRACKING_URI") or None) if mlflow_uri is None else mlflow_uri
+    if mlflow_uri is None and (found := os.environ.get(VARIABLE)):
+        mlflow_uri = absolute_uri(found, source=VARIABLE)
     given = check_options({**options, "mlflow_uri": mlflow_uri})
     values: dict[str, Any] = {
         "name": free_name(name, folder) if name is not None else default_name(space.name, folder),

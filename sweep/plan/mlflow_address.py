@@ -11,6 +11,8 @@ from sweep.plan.remote_storage import url_of
 from trainer.errors import InputError
 
 DATABASE = "mlflow.db"
+_OPTION = "--mlflow-uri"
+VARIABLE = "MLFLOW_TRACKING_URI"
 
 _MLFLOW_STORES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql")
 _SECRET_PARAMETER = re.compile(r"(?i)[?&][^=&]*(?:password|passwd|pwd|token|secret)[^=&]*=([^&]+)")
@@ -24,30 +26,41 @@ def default_mlflow_uri(folder: Path) -> str:
     """
     if url := url_of(folder):
         raise InputError(f"--storage {url}: holds no database; give --mlflow-uri, or set MLFLOW_TRACKING_URI")
-    return f"sqlite:///{folder / DATABASE}"
+    return f"sqlite:///{_as_in_uri(str(folder / DATABASE))}"
 
 
-def absolute_uri(uri: str) -> str:
+def _as_in_uri(path: str) -> str:
+    """Return a path as a database's URI holds it: as `%20` there is a space, a `%` is written out."""
+    return path.replace("%", "%25")
+
+
+def absolute_uri(uri: str, *, source: str = _OPTION) -> str:
     """Return a checked MLflow URI; a relative SQLite path is taken from the working directory, once and for all.
 
     Raises:
         InputError: as `check_mlflow_uri`.
     """
-    check_mlflow_uri(uri)
+    check_mlflow_uri(uri, source=source)
     start, slashes, path = uri.partition(":///")
-    return f"{start}{slashes}{os.path.abspath(path)}" if slashes and uri.startswith("sqlite") else uri
+    if not slashes or not uri.startswith("sqlite"):
+        return uri
+    return f"{start}{slashes}{os.path.normpath(os.path.join(_as_in_uri(os.getcwd()), path))}"
 
 
-def check_mlflow_uri(uri: str) -> None:
+def check_mlflow_uri(uri: str, *, source: str = _OPTION) -> None:
     """Check that a URI is a tracking server or a database, without a secret: others may read the plan's file.
+
+    Args:
+        source: the option or variable that holds it.
 
     Raises:
         InputError: quoting the URI with any secret masked.
     """
     scheme, _, rest = uri.partition("://")
-    kind, shown = scheme.partition("+")[0].lower(), f"--mlflow-uri {masked(uri)!r}"
+    kind, shown = scheme.partition("+")[0].lower(), f"{source} {masked(uri)!r}"
+    remedy = "" if source == _OPTION else f"; change it, or give {_OPTION}"
     if kind not in _MLFLOW_STORES or not rest or not uri.isprintable():
-        raise InputError(f"{shown}: must be sqlite:///FILE, http(s)://HOST:PORT or a database's URI")
+        raise InputError(f"{shown}: must be sqlite:///FILE, http(s)://HOST:PORT or a database's URI{remedy}")
     if _secrets(uri):
         raise InputError(
             f"{shown}: holds a secret, and the plan is stored in a plain file; leave it out and set "

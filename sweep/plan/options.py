@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainer.errors import InputError
-from trainer.fields import check_value, field_type
+from trainer.fields import read_value
 from trainer.words import did_you_mean
 
 _NOTHING = object()
@@ -94,20 +94,11 @@ def add_option(parser: argparse.ArgumentParser, spec: dataclasses.Field, *, show
 
 
 def check_typed(name: str, value: Any, options: Mapping[str, dataclasses.Field]) -> Any:
-    """Return an option's value in its own type; text is read as a number where the option is one.
+    """Return an option's value in its own type, as `read_value` does.
 
     Raises:
         InputError: naming the option as it is typed, the value and what would be right.
     """
     if name not in options:
         raise InputError(f"unknown option {name!r}: {did_you_mean(name, options)}")
-    if isinstance(value, str) and field_type(options[name]) is not str:
-        value = _number(value)
-    return check_value(flag(name), value, options[name])
-
-
-def _number(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text
+    return read_value(flag(name), value, options[name])

@@ -63,10 +63,18 @@ def name_taken(folder: Path) -> InputError:
 
 def default_name(space_name: str, folder: Path, *, now: float | None = None) -> str:
     """Return the space's name and the time in UTC, so that names sort by time; numbered where that is taken."""
-    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", space_name)[:_STEM_LENGTH].strip("-._") or "sweep"
-    name = f"{stem}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime(now))}"
+    name = f"{_stem(space_name)}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime(now))}"
     candidates = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
     return next(candidate for candidate in candidates if not (folder / candidate).exists())
+
+
+def is_default_name(name: str, space_name: str) -> bool:
+    """Return whether `default_name` made a name."""
+    return re.fullmatch(rf"{re.escape(_stem(space_name))}-\d{{8}}-\d{{6}}(-\d+)?", name) is not None
+
+
+def _stem(space_name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", space_name)[:_STEM_LENGTH].strip("-._") or "sweep"
 
 
 def storage_folder(given: str | None = None) -> Path:

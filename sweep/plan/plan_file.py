@@ -8,7 +8,15 @@ from pathlib import Path
 from search_spaces import Located, Space, dump_yaml, read_yaml, space_from_yaml
 from sweep.plan.mlflow_address import default_mlflow_uri
 from sweep.plan.objectives import read_objectives
-from sweep.plan.paths import PLAN, check_name, name_taken, nearest_sweeps, storage_folder
+from sweep.plan.paths import (
+    PLAN,
+    check_name,
+    default_name,
+    is_default_name,
+    name_taken,
+    nearest_sweeps,
+    storage_folder,
+)
 from sweep.plan.plan import SweepPlan, plan_digest
 from sweep.plan.remote_storage import pull_remote, push_remote, url_of
 from trainer.config import UNANIMOUS
@@ -16,17 +24,23 @@ from trainer.errors import InputError
 from trainer.files import make_whole_folder, write_whole
 
 
-def write_plan(plan: SweepPlan) -> None:
+def write_plan(plan: SweepPlan) -> SweepPlan:
     """Make the sweep's folder with the plan in it: both are there afterwards, or neither.
 
+    Returns:
+        The plan as written: a name that was made from the time, and taken meanwhile, gives way to the next free one.
+
     Raises:
-        InputError: if the name was taken meanwhile, or the storage can't be written.
+        InputError: if a given name was taken meanwhile, or the storage can't be written.
     """
     try:
         with make_whole_folder(plan.folder, replace=False) as draft:
             write_whole(draft / PLAN, plan_text(plan).encode())
         push_remote(plan.folder)
+        return plan
     except OSError as error:
+        if plan.folder.exists() and is_default_name(plan.name, plan.space.name):
+            return write_plan(dataclasses.replace(plan, name=default_name(plan.space.name, Path(plan.storage))))
         if plan.folder.exists():
             raise name_taken(plan.folder) from None
         raise InputError(f"--storage {plan.storage}: can't be written: {error.strerror}") from None
@@ -47,7 +61,9 @@ def read_plan(name: str, *, storage: str | None = None) -> SweepPlan:
         raise InputError(f"no sweep {name!r} in {folder}: {nearest_sweeps(name, folder)}")
     plan = parse_plan(read_yaml(folder / name / PLAN))
     if plan.name != name:
-        raise InputError(f"{folder / name} holds the plan of {plan.name!r}: give the folder its name back")
+        is_copy = (folder / plan.name / PLAN).is_file()
+        remedy = "it is a copy, and left out" if is_copy else "give the folder its name back"
+        raise InputError(f"{folder / name} holds the plan of {plan.name!r}: {remedy}")
     if url_of(folder) is None and plan.mlflow_uri == default_mlflow_uri(Path(plan.storage)):
         plan = dataclasses.replace(plan, mlflow_uri=default_mlflow_uri(folder))
     return dataclasses.replace(plan, storage=str(folder), data_dir=_moved_data_dir(plan, folder))

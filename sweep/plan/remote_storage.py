@@ -55,7 +55,12 @@ class UrlStore:
 
         system, path = self.root
         found = system.get_file_info(FileSelector(path, allow_not_found=True, recursive=True))
-        return {each.path[len(path) :].lstrip("/"): each.size for each in found if each.type == FileType.File}
+        files = {each.path[len(path) :].lstrip("/"): each.size for each in found if each.type == FileType.File}
+        if leading_out := [name for name in files if ".." in name.split("/")]:
+            raise InputError(
+                f"{self.url}: holds {leading_out[0]!r}, a name that leads out of its folder; delete it there"
+            )
+        return files
 
     def names(self) -> list[str]:
         return sorted(name for name in self.files() if "/" not in name)

@@ -14,7 +14,7 @@ from sweep.report.comparison_report import (
     comparison_verdict,
     write_comparison_files,
 )
-from sweep.report.files import ledger_metadata, write_front_files
+from sweep.report.files import write_front_files, write_ledger_table
 from sweep.report.formats import front_csv, front_json, front_table
 from sweep.report.front_figure import draw_front, front_picture
 from sweep.report.labels import draw_labels

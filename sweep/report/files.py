@@ -9,6 +9,7 @@ from typing import Any
 from search_spaces import dump_yaml
 from sweep.ledger import Ledger
 from sweep.plan import SweepPlan, plan_text
+from sweep.report.columns import describe_column
 from sweep.report.formats import front_csv
 from sweep.report.front_figure import front_picture
 from sweep.report.importance import importance_csv, importance_figure, importances
@@ -31,7 +32,7 @@ def write_front_files(plan: SweepPlan, results: SweepState, folder: Path, *, ove
     (folder / "trials.json").write_text(json.dumps(_trials_table(plan, results)), encoding="utf-8")
     (folder / "plan.yaml").write_text(plan_text(plan), encoding="utf-8")
     (folder / "space.yaml").write_text(dump_yaml(plan.space.to_dict()), encoding="utf-8")
-    Ledger(dict(results.trials), []).write_parquet(folder / "trials.parquet", ledger_metadata(plan, results))
+    write_ledger_table(plan, results, folder / "trials.parquet")
     if results.finished:
         save_figure(front_picture(plan, results), folder / "front.png", dpi=_PAGE_DPI)
         (folder / "front.html").write_text(front_page(plan, results), encoding="utf-8")
@@ -40,10 +41,12 @@ def write_front_files(plan: SweepPlan, results: SweepState, folder: Path, *, ove
         save_figure(importance_figure(plan, results, found), folder / "importance.png", dpi=_PAGE_DPI)
 
 
-def ledger_metadata(plan: SweepPlan, results: SweepState) -> dict[str, str]:
-    """Return the metadata of a flat table of a ledger."""
+def write_ledger_table(plan: SweepPlan, results: SweepState, path: Path) -> None:
+    """Write all reports of all trials as a Parquet file that says what its columns are."""
     metadata = {"plan_hash": plan.hash, "code_version": plan.code_version, "sweep": plan.name}
-    return metadata | {name: str(value) for name, value in results.data_summary.items()}
+    metadata |= {name: str(value) for name, value in results.data_summary.items()}
+    front = {each.number for record in results.front_records for each in results.members(record.number)}
+    Ledger(dict(results.trials), []).write_parquet(path, metadata, front=front, describe=describe_column)
 
 
 def _trials_table(plan: SweepPlan, results: SweepState) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import json
 from rich.table import Table
 
 from sweep.plan import SweepPlan
-from sweep.report.rows import cells, front_rows, headings, row_name, trial_label
+from sweep.report.rows import accuracies, cells, front_rows, headings, row_name, trial_label
 from sweep.report.tables import csv_text, plain_table
 from sweep.report.words import percent
 from sweep.state import SweepState
@@ -28,9 +28,9 @@ def front_table(plan: SweepPlan, results: SweepState) -> Table:
 
 
 def front_csv(plan: SweepPlan, results: SweepState) -> str:
-    """Return the front as CSV; a knob that a trial does not use is empty."""
+    """Return the front as CSV; a knob that a trial does not use is empty. Without a front it is the header alone."""
     rows = front_rows(plan, results)
-    header = list(dict.fromkeys(key for row in rows for key in row))
+    header = list(dict.fromkeys(key for row in rows for key in row)) or ["trial", *accuracies(plan), *plan.space.swept]
     return csv_text(header, ([row.get(key) for key in header] for row in rows))
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from pathlib import Path
 
 from search_spaces import (
-    LARGEST_FILE,
     MEASURES,
     NOT_GIVEN,
     NOT_SWEPT,
@@ -17,15 +17,22 @@ from search_spaces import (
     locate,
     parse_yaml,
     read_point,
+    read_text,
     read_yaml,
 )
 from sweep.ledger import read_ledger
 from sweep.plan import read_plan
-from sweep.state import state_of_trials
+from sweep.state import state_of_trials, why_no_front
 from trainer.errors import InputError
 
 _FOUND = ("trial", "seeds", "epoch", "knee", "p_front", "p_knee", *MEASURES)
-"""Begins of the keys that `otsweep front` writes beside a configuration: its results."""
+"""Begins of the keys that `otsweep front` writes beside a configuration: its results,
+of other crowds with the name of one and `/` before."""
+
+_DELIMITERS = ",;\t"
+_DECIMAL_COMMA = re.compile(r"[-+]?[0-9]*,[0-9]+([eE][-+]?[0-9]+)?")
+_INDEX_NAMES = ("", "index", "Unnamed: 0")
+"""Names of a first column of row numbers as pandas writes them, or reads and writes them again."""
 
 
 def with_given_points(space: Space, *, file: Path | None, sweep: str | None, storage: str | None) -> Space:
@@ -48,7 +55,7 @@ def _front_points(name: str, *, storage: str | None) -> list[Located]:
     plan = read_plan(name, storage=storage)
     state = state_of_trials(plan, read_ledger(plan.folder).trials)
     if not state.front_records:
-        raise InputError(f"--from {name}: has no front yet, since no trial of it has finished")
+        raise InputError(f"--from {name}: has no front yet: {why_no_front(state)}")
     return [
         locate(
             {key: value for key, value in record.config.items() if key not in {*NOT_GIVEN, *NOT_SWEPT}},
@@ -81,34 +88,60 @@ def _read_points(path: Path) -> list[Located]:
 
 
 def _read_csv(path: Path) -> list[Located]:
-    """Return the rows below a header, each with its line; empty cells are left out.
+    """Return the rows below a header, each with its line; blank rows, empty cells and an index are left out.
+
+    Cells stand between commas, semicolons or tabs; between the latter two a number may have a decimal comma, as
+    spreadsheets write them in many countries.
 
     Raises:
         InputError: if it can't be read.
     """
+    text = read_text(path)
+    delimiter = max(_DELIMITERS, key=text.lstrip().partition("\n")[0].count)
+    reader = csv.reader(io.StringIO(text, newline=None), delimiter=delimiter)
     try:
-        text = path.read_bytes()[: LARGEST_FILE + 1].decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: can't be read: {getattr(error, 'strerror', None) or 'is not UTF-8 text'}") from None
-    if len(text) > LARGEST_FILE:
-        raise InputError(f"{path}: larger than {LARGEST_FILE // 1024} KiB, so not a file of points")
-    reader, rows = csv.reader(io.StringIO(text)), []
-    header = next(reader, [])
-    for cells in reader:
-        where = f"{path}, line {reader.line_num}"
+        found = [(f"{path}, line {reader.line_num}", [cell.strip() for cell in cells]) for cells in reader]
+    except csv.Error as error:
+        raise InputError(f"{path}, line {reader.line_num}: {error}") from None
+    (where, header), *rows = [(where, cells) for where, cells in found if any(cells)] or [("", [])]
+    for line, cells in rows:
         if len(cells) != len(header):
-            raise InputError(f"{where}: has {len(cells)} cells, and the header has {len(header)}")
-        values = {
-            key: Located(parse_yaml(cell.encode(), where).value, where)
-            for key, cell in zip(header, cells, strict=True)
-            if cell.strip()
-        }
-        rows.append(Located(values, where))
-    return rows
+            raise InputError(f"{line}: has {len(cells)} cells, and the header has {len(header)}")
+    named = _named_columns(header, [cells for _, cells in rows], where)
+    return [
+        Located({name: _read_cell(cells[i], delimiter, line) for i, name in named.items() if cells[i]}, line)
+        for line, cells in rows
+    ]
+
+
+def _named_columns(header: list[str], rows: list[list[str]], where: str) -> dict[int, str]:
+    """Return the names of the columns that hold something, by position, without the index that pandas writes.
+
+    Raises:
+        InputError: for a name that stands twice, and for values without a name.
+    """
+    named = {}
+    for i, name in enumerate(header):
+        cells = [row[i] for row in rows]
+        if not any(cells) or (i == 0 and name in _INDEX_NAMES and all(map(str.isdecimal, cells))):
+            continue
+        if not name:
+            raise InputError(f"{where}: column {i + 1} has values and no name")
+        if name in named.values():
+            raise InputError(f"{where}: {name!r} stands twice in the header; which of both columns counts?")
+        named[i] = name
+    return named
+
+
+def _read_cell(cell: str, delimiter: str, where: str) -> Located:
+    if delimiter != "," and _DECIMAL_COMMA.fullmatch(cell):
+        cell = cell.replace(",", ".")
+    return Located(parse_yaml(cell.encode(), where).value, where)
 
 
 def _settings_in(row: Located) -> Located:
     """Return a point without its results elsewhere."""
     entries = row.mapping("a point")
-    settings = {key: item for key, item in entries.items() if key in TRIAL_FIELDS or not key.startswith(_FOUND)}
+    found = [key for key in entries if key not in TRIAL_FIELDS and key.rpartition("/")[2].startswith(_FOUND)]
+    settings = {key: item for key, item in entries.items() if key not in found}
     return Located(settings, row.where)

@@ -15,11 +15,12 @@ from sweep.tracking.curves import audited_numbers, write_curves
 from sweep.tracking.gallery import GALLERY
 from sweep.tracking.metrics import MetricRow, milliseconds, parameter_text, report_metrics
 from sweep.tracking.model_export import MODEL, export_models
+from sweep.tracking.parts import Parts
 from sweep.tracking.store import Log, Store
 from sweep.tracking.trial_runs import TrialRun, TrialRuns
 
 
-def write_artifacts(plan: SweepPlan, state: SweepState, store: Store, trials: TrialRuns, *, log: Log) -> None:
+def write_artifacts(plan: SweepPlan, state: SweepState, trials: TrialRuns, parts: Parts, *, log: Log) -> None:
     """Upload models and pictures of the front's trials; models of the others too, where the plan asks for them."""
     if plan.keep_models == "none":
         return
@@ -27,13 +28,17 @@ def write_artifacts(plan: SweepPlan, state: SweepState, store: Store, trials: Tr
     kept = front if plan.keep_models == "front" else list(state.finished)
     if problem := export_models(plan, front, models=kept):
         log(f"models and galleries could not be made for MLflow: {problem}")
-    for number in sorted({*front, *kept}):
-        run, folder = trials.runs[number], trial_folder(plan.folder, number)
-        if number in kept and (folder / MODEL / "MLmodel").exists():
-            write = partial(_write_model, plan, state, store, run.run_id, state.trials[number], folder / MODEL)
-            _once(store, run, "otsweep.model", "mlflow.pytorch", write)
-        if number in front:
-            _write_pictures(plan, state, store, run, number, folder / GALLERY)
+    store, written = parts.store, trials.runs.keys()
+    with parts.apart("models"):
+        for number in sorted(written & kept):
+            run, folder = trials.runs[number], trial_folder(plan.folder, number) / MODEL
+            if (folder / "MLmodel").exists():
+                write = partial(_write_model, plan, state, store, run.run_id, state.trials[number], folder)
+                _once(store, run, "otsweep.model", "mlflow.pytorch", write)
+    with parts.apart("galleries and audits"):
+        for number in sorted(written & front):
+            gallery = trial_folder(plan.folder, number) / GALLERY
+            _write_pictures(plan, state, store, trials.runs[number], number, gallery)
 
 
 def _once(store: Store, run: TrialRun, tag: str, value: str, write: Callable[[], None]) -> None:

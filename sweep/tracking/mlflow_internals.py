@@ -10,7 +10,9 @@ import json
 import logging
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 TRIED_VERSIONS = ("3.17.2",)
 """MLflow versions with which everything here was tried."""
@@ -99,6 +101,13 @@ def prepare_client(uri: str) -> None:
 
         # MLflow asks a database that refuses ten times within 100 seconds, and has no option for that.
         utils.MAX_RETRY_COUNT = 1
+        utils._make_parent_dirs_if_sqlite = _make_parent
+
+
+def _make_parent(uri: str) -> None:
+    """Make the folder of an SQLite database; MLflow's own would make `my%20folder` for `my folder`."""
+    if uri.startswith("sqlite:///"):
+        Path(unquote(uri.removeprefix("sqlite:///"))).parent.mkdir(parents=True, exist_ok=True)
 
 
 def store_errors() -> tuple[type[Exception], ...]:
@@ -113,6 +122,8 @@ def store_errors() -> tuple[type[Exception], ...]:
 def explain_error(error: Exception) -> str:
     """Return a store's error as one line."""
     text = str(error)
+    if isinstance(error, ImportError):
+        return f"it needs the Python package {error.name}"
     if "Max retries exceeded" in text:
         return "nothing listens there, or it took too long"
     return (text or type(error).__name__).splitlines()[0][:200]

@@ -27,6 +27,8 @@ from sweep.tracking.views import DOMINATED_COLOUR, outdated, view_tags
 
 _FILES_TIME_SHARE, _FILES_SECONDS = 0.01, 30.0
 """Maximum share of the driver's time for redrawing the front's files; minimum seconds between two redraws."""
+_AGAIN_SECONDS = 600.0
+"""Seconds from an upload that failed to the next one."""
 
 
 class ParentRun:
@@ -44,18 +46,23 @@ class ParentRun:
         self.files_stale = True
 
     def open(self, state: SweepState) -> None:
-        """Find the run that an earlier writer made, or create it, and write what the plan fixes."""
+        """Find the run that an earlier writer made, or create it."""
         self.run_id = self._find() or self._create(state)
+        self.store.client.update_run(self.run_id, status="RUNNING")
+
+    def write_parameters(self) -> None:
+        """Write what the plan fixes."""
         plan = self.plan
         fixed = {"trials": plan.trials, "seeds": plan.seeds, "sampler": plan.sampler, "stopper": plan.stopper}
         fixed |= {"sweep_seed": plan.seed}
         self.store.log_batch(self.run_id, params={**plan.space.evaluation.to_dict(), **fixed})
-        self.store.client.update_run(self.run_id, status="RUNNING")
-        self.store.log_data(self.run_id, state.data_summary)
 
     def _find(self) -> str | None:
         query = f"tags.`otsweep.sweep` = '{self.plan.name}' and tags.`otsweep.kind` = 'sweep'"
         found = self.store.find_runs(query)
+        if not found and (found := self.store.find_runs(query, deleted=True)[-1:]):
+            self.store.client.restore_run(found[0].info.run_id)
+            self.log(f"the run of {self.plan.name} had been deleted in MLflow: it is restored")
         for duplicate in found[1:]:
             self.store.client.delete_run(duplicate.info.run_id)
         if not found:
@@ -101,7 +108,7 @@ class ParentRun:
 
     def write_files(self, state: SweepState, *, over: bool) -> None:
         """Upload the front as pictures, tables and a page that needs nothing else."""
-        begun = time.thread_time()
+        begun, self.files_due = time.thread_time(), time.monotonic() + _AGAIN_SECONDS
         with tempfile.TemporaryDirectory(prefix="otsweep-front-") as scratch:
             write_front_files(self.plan, state, Path(scratch), over=over)
             self.store.client.log_artifacts(self.run_id, scratch, artifact_path="front")
@@ -111,10 +118,17 @@ class ParentRun:
 
     def end(self, state: SweepState, *, over: bool) -> None:
         """End the run with the last trial; as killed, unless the sweep is over."""
-        last = max((milliseconds(record.ended) for record in state.trials.values()), default=0)
-        if over:
-            self.store.log_batch(self.run_id, metrics=agreement_metrics(self.plan, state, last))
-        self.store.client.set_terminated(self.run_id, "FINISHED" if over else "KILLED", end_time=last or None)
+        status = "FINISHED" if over else "KILLED"
+        self.store.client.set_terminated(self.run_id, status, end_time=_last_end(state) or None)
+
+    def write_agreement(self, state: SweepState) -> None:
+        """Write how well the rungs' orders agree."""
+        self.store.log_batch(self.run_id, metrics=agreement_metrics(self.plan, state, _last_end(state)))
+
+
+def _last_end(state: SweepState) -> int:
+    """Return when the last trial ended, in milliseconds."""
+    return max((milliseconds(record.ended) for record in state.trials.values()), default=0)
 
 
 def _created(plan: SweepPlan) -> int:

@@ -37,7 +37,7 @@ def serve(plan: SweepPlan, *, port: int, browser: bool, log: Log) -> int:
     address = f"http://127.0.0.1:{free_port(port)}"
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", address.rpartition(":")[2]]
     command += ["--workers", "1", "--backend-store-uri", plan.mlflow_uri]
-    command += ["--artifacts-destination", str(Path(plan.storage) / "artifacts")]
+    command += ["--artifacts-destination", (Path(plan.storage) / "artifacts").as_uri()]
     # SIGTERM ends this process as Ctrl-C does: the server must not outlive it.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryFile() as output:

@@ -56,6 +56,8 @@ class Store:
     def __init__(self, plan: SweepPlan, uri: str) -> None:
         self.plan, self.uri, self.client = plan, uri, connect(uri)
         self.experiment = ""
+        self.artifacts = ""
+        """Location of the experiment's files, without any secret."""
         self.doubtful = False
         """True while a run may exist whose creation was never acknowledged."""
         self._lock: FileLock | None = None
@@ -76,11 +78,11 @@ class Store:
         if self._lock is not None:
             self._lock.release()
 
-    def open_experiment(self) -> None:
-        """Find the experiment of the search space, or create it.
+    def open_experiment(self, *, log: Log = lambda message: None) -> None:
+        """Find the experiment of the search space, or create it; restore one that was deleted on MLflow's page.
 
         Raises:
-            InputError: if the store is a server's own database.
+            InputError: if the store is a server's own database, or a deleted experiment can't be restored.
         """
         name = self.plan.space.name
         found = self.client.get_experiment_by_name(name)
@@ -91,17 +93,33 @@ class Store:
                     f"--mlflow-uri {masked(self.uri)}: experiment {name!r} in this database was made through an MLflow "
                     "server, which keeps its files; give that server's address"
                 )
-            self.experiment = found.experiment_id
+            self.experiment, self.artifacts = found.experiment_id, masked(found.artifact_location)
+            if found.lifecycle_stage == "deleted":
+                self._restore(log)
         else:
             location = (Path(self.plan.storage) / "artifacts" / name).as_uri() if local else None
             self.experiment = self.client.create_experiment(name, artifact_location=location)
+            self.artifacts = masked(self.client.get_experiment(self.experiment).artifact_location)
 
-    def find_runs(self, query: str) -> list[Run]:
-        """Return the runs that match, in the order in which they started."""
-        runs, token = [], None
+    def _restore(self, log: Log) -> None:
+        name = self.plan.space.name
+        try:
+            self.client.restore_experiment(self.experiment)
+        except store_errors() as error:
+            raise InputError(
+                f"MLflow at {masked(self.uri)}: experiment {name!r} was deleted, and can't be restored "
+                f"({explain_error(error)}); restore it there, or remove it for good by `mlflow gc`"
+            ) from None
+        log(f"MLflow's experiment {name!r} had been deleted: it is restored")
+
+    def find_runs(self, query: str, *, deleted: bool = False) -> list[Run]:
+        """Return the runs that match, in the order in which they started; with `deleted` those that were deleted."""
+        from mlflow.entities import ViewType
+
+        runs, token, view = [], None, ViewType.DELETED_ONLY if deleted else ViewType.ACTIVE_ONLY
         while True:
             page = self.client.search_runs(
-                [self.experiment], query, max_results=1000, page_token=token, order_by=["attributes.start_time ASC"]
+                [self.experiment], query, view, 1000, page_token=token, order_by=["attributes.start_time ASC"]
             )
             runs += page
             token = page.token

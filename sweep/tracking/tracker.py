@@ -53,6 +53,8 @@ class Tracker:
             return
         if not self.attempt(lambda: self._connected(state).finish(state, over=complete, on_progress=on_progress)):
             self.log(f"MLflow lacks some of the results: `otsweep sync {self.plan.name}` writes them once it answers")
+        elif self.writer is not None and (missing := self.writer.parts.missing()):
+            self.log(missing)
         if self.writer is not None:
             self.writer.close()
 
@@ -111,13 +113,15 @@ class Tracker:
                 self.waiting.setdefault(number)
             self.loaded = True
         writer.trials.ranking.refresh(state, over=False)
-        while self.waiting and not enough():
-            number = next(iter(self.waiting))
-            del self.waiting[number]
-            try:
-                writer.trials.write(state.trials[number], state)
-            except BaseException:
-                # Last in line, so that a trial that always fails does not hold up the others.
-                self.waiting[number] = None
-                raise
+        failed: dict[int, None] = {}
+        try:
+            while self.waiting and not enough():
+                number = next(iter(self.waiting))
+                failed[number] = self.waiting.pop(number)
+                with writer.write_apart(number):
+                    writer.trials.write(state.trials[number], state)
+                    del failed[number]
+        finally:
+            # Last in line, so that a trial that always fails does not hold up the others.
+            self.waiting |= failed
         writer.write_front(state, enough=enough)

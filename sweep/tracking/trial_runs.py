@@ -184,7 +184,7 @@ class TrialRuns:
 
     def interrupt(self, state: SweepState) -> None:
         """Mark the runs of unfinished trials as killed until the sweep is resumed."""
-        for number in state.running:
+        for number in self.runs.keys() & state.running.keys():
             self._set_status(self.runs[number], "KILLED")
 
 

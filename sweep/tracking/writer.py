@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 from sweep.forecast import describe_cost
 from sweep.plan import SweepPlan, masked
@@ -17,6 +18,7 @@ from sweep.state import SweepState, read_state
 from sweep.tracking.artifacts import write_artifacts
 from sweep.tracking.mlflow_internals import explain_error, store_errors
 from sweep.tracking.parent_run import ParentRun
+from sweep.tracking.parts import Parts
 from sweep.tracking.store import Log, OnProgress, Store
 from sweep.tracking.trial_runs import TrialRuns
 from trainer.errors import InputError
@@ -34,6 +36,7 @@ class Writer:
         self.store = Store(plan, uri)
         self.parent = ParentRun(plan, self.store, log=log)
         self.trials = TrialRuns(plan, self.store)
+        self.parts = Parts(self.store)
         self.is_open = False
 
     def open(self, state: SweepState) -> None:
@@ -44,9 +47,14 @@ class Writer:
                 own database.
         """
         self.store.lock()
-        self.store.open_experiment()
+        self.store.open_experiment(log=self.log)
         self.parent.open(state)
-        self.parent.write_views()
+        with self.parts.apart("the sweep's parameters"):
+            self.parent.write_parameters()
+        with self.parts.apart("the data set"):
+            self.store.log_data(self.parent.run_id, state.data_summary)
+        with self.parts.apart("saved views"):
+            self.parent.write_views()
         self.trials.adopt(self.parent.run_id)
         self.is_open = True
 
@@ -71,41 +79,62 @@ class Writer:
                     break
             self._write_note(state)
         if parent.files_stale and time.monotonic() >= parent.files_due:
-            parent.write_files(state, over=False)
+            self._write_files(state, over=False)
+
+    def write_apart(self, number: int) -> AbstractContextManager[None]:
+        """Return a context in which the writing of a trial may fail without the rest."""
+        return self.parts.apart(f"trial {number:03d}")
 
     def _write_note(self, state: SweepState) -> None:
-        self.parent.write_note(state, {number: run.run_id for number, run in self.trials.runs.items()})
+        with self.parts.apart("the description"):
+            self.parent.write_note(state, {number: run.run_id for number, run in self.trials.runs.items()})
+
+    def _write_files(self, state: SweepState, *, over: bool) -> None:
+        with self.parts.apart(f"the front's files at {self.store.artifacts}"):
+            self.parent.write_files(state, over=over)
 
     def finish(self, state: SweepState, *, over: bool, on_progress: OnProgress = lambda done, total: None) -> None:
-        """Write what is left: all trials, ranks and files, then the parent's end.
+        """Write what is left: all trials, ranks and files, then the parent's end. A part that fails is left out.
 
         Args:
             over: whether no trial will end any more, so that the last ranks are final.
         """
-        parent, trials = self.parent, self.trials
+        parent, trials, apart = self.parent, self.trials, self.parts.apart
+        self.store.open_experiment(log=self.log)
         records = list(state.trials.values())
         total = 2 * len(records)
         trials.ranking.refresh(state, over=over)
         for done, record in enumerate(records):
             on_progress(done, total)
-            trials.write(record, state, over=over)
+            with self.write_apart(record.number):
+                trials.write(record, state, over=over)
         if self.store.doubtful:
             trials.adopt(parent.run_id)
-        for done, _ in enumerate(trials.write_ranks(state, over=over), len(records)):
-            on_progress(done, total)
+        with apart("ranks"):
+            for done, _ in enumerate(trials.write_ranks(state, over=over), len(records)):
+                on_progress(done, total)
         if over:
-            if cost := describe_cost(self.plan, state):
-                self.store.client.set_tag(parent.run_id, "otsweep.time", cost)
-            write_artifacts(self.plan, state, self.store, trials, log=self.log)
+            self._write_last(state)
         else:
-            trials.interrupt(state)
-        parent.milestones = 0
-        parent.write_milestones(state.course)
+            with apart("the states of unfinished trials"):
+                trials.interrupt(state)
+        with apart("the front's curves"):
+            parent.milestones = 0
+            parent.write_milestones(state.course)
         if state.course:
             self._write_note(state)
-        parent.write_files(state, over=over)
+        self._write_files(state, over=over)
         parent.end(state, over=over)
         on_progress(total, total)
+
+    def _write_last(self, state: SweepState) -> None:
+        """Write what waits until no trial will end any more."""
+        with self.parts.apart("the time taken"):
+            if cost := describe_cost(self.plan, state):
+                self.store.client.set_tag(self.parent.run_id, "otsweep.time", cost)
+        write_artifacts(self.plan, state, self.trials, self.parts, log=self.log)
+        with self.parts.apart("rank correlations"):
+            self.parent.write_agreement(state)
 
 
 def is_over(plan: SweepPlan, state: SweepState) -> bool:
@@ -114,8 +143,13 @@ def is_over(plan: SweepPlan, state: SweepState) -> bool:
     return not state.running and (len(state.ended) >= plan.trials or ended_before)
 
 
-def sync(plan: SweepPlan, uri: str, *, log: Log, on_progress: OnProgress = lambda done, total: None) -> SweepState:
-    """Bring the store at `uri` up to date from the sweep's ledger; return what the ledger holds.
+def sync(
+    plan: SweepPlan, uri: str, *, log: Log, on_progress: OnProgress = lambda done, total: None
+) -> tuple[SweepState, bool]:
+    """Bring the store at `uri` up to date from the sweep's ledger.
+
+    Returns:
+        What the ledger holds, and whether the store has all of it; what it lacks is logged.
 
     Raises:
         InputError: if nothing answers there, if it fails on the way, or while another process writes the same sweep
@@ -123,7 +157,7 @@ def sync(plan: SweepPlan, uri: str, *, log: Log, on_progress: OnProgress = lambd
     """
     state = read_state(plan)
     if not state.trials:
-        return state
+        return state, True
     with contextlib.closing(Writer(plan, uri, log=log)) as writer:
         try:
             writer.open(state)
@@ -132,4 +166,6 @@ def sync(plan: SweepPlan, uri: str, *, log: Log, on_progress: OnProgress = lambd
             raise InputError(
                 f"MLflow at {masked(uri)} stopped taking results ({explain_error(error)}); the same command goes on"
             ) from None
-    return state
+        if missing := writer.parts.missing():
+            log(missing)
+        return state, not missing

@@ -21,7 +21,7 @@ PACKAGES = ("search_spaces", "trainer", "sweep")
 
 ROOMS = [
     ["trainer.errors", "trainer.interrupts"],
-    ["trainer.words", "trainer.intervals", "trainer.parallel", "trainer.progress", "trainer.answers"],
+    ["trainer.words", "trainer.number", "trainer.intervals", "trainer.parallel", "trainer.progress", "trainer.answers"],
     ["trainer.fields", "trainer.presets", "trainer.report", "trainer.cost", "trainer.arguments", "trainer.files"],
     ["trainer.config", "trainer.human_agreement"],
     ["trainer.crowds"],
@@ -248,7 +248,7 @@ def test_attacks_and_transport_take_no_configuration(module: str) -> None:
 
 @pytest.mark.parametrize("module", [module for module in OURS if module.startswith("search_spaces")])
 def test_search_spaces_know_configurations_and_reports_alone(module: str) -> None:
-    known = {f"trainer.{name}" for name in ("config", "errors", "fields", "presets", "report", "words")}
+    known = {f"trainer.{name}" for name in ("config", "errors", "fields", "number", "presets", "report", "words")}
     wrong = [each for each in ours(module) if top(each.target) != "search_spaces" and each.target not in known]
     wrong += [each for each in foreign(module) if top(each.target) not in {"yaml", "optuna"}]
     wrong += [each for each in foreign(module) if top(each.target) == "optuna" and each.at_start]

@@ -147,6 +147,14 @@ def test_a_database_that_refuses_is_asked_once(tmp_path: Path, monkeypatch: pyte
     assert len(asked) == 1, told(symbol, "how often a database is asked")
 
 
+def test_a_database_makes_no_folder_but_its_own(tmp_path: Path) -> None:
+    symbol = "mlflow.store.db.utils._make_parent_dirs_if_sqlite"
+    assert hasattr(database_utils, symbol.rpartition(".")[2]), told(symbol, "the folder of a database")
+    internals.prepare_client("sqlite:///any.db")
+    database_utils.create_sqlalchemy_engine_with_retry(f"sqlite:///{tmp_path}/a%2520b/x.db").dispose()
+    assert [path.name for path in tmp_path.iterdir()] == ["a%20b"], told(symbol, "the folder of a database")
+
+
 def test_the_logger_that_writes_tracebacks() -> None:
     symbol = "mlflow.store.db.utils._logger"
     assert database_utils._logger.name == "mlflow.store.db.utils", told(symbol, "silenced: its errors are raised too")

@@ -68,6 +68,7 @@ def _no_named_folder(monkeypatch: pytest.MonkeyPatch) -> None:
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """A Fashion-MNIST of 60 images, so that a test writes and reads little."""
     monkeypatch.setitem(catalogue.SIZES, "fashion_mnist", Sizes(30, 10, 20))
+    monkeypatch.delitem(catalogue.IDX_MD5, "fashion_mnist")
     for name, shape in SMALL_IDX.items():
         monkeypatch.setitem(catalogue.IDX_FILES, name, shape)
 
@@ -851,3 +852,17 @@ def test_a_flipped_pixel_of_mnist_is_found(data_dir: Path, tmp_path: Path) -> No
         InputError, match=r"its md5 is [0-9a-f]{32}, the official file's 2646ac647ad5339dbf082846283269ea"
     ):
         load_data(EvaluationConfig(dataset="mnist"), data_dir=tmp_path, cache_dir=tmp_path / "cache")
+
+
+@pytest.mark.mnist
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "packed"])
+def test_mnists_files_in_fashion_mnists_folder_are_refused_by_name(
+    packed: bool, data_dir: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "FashionMNIST" / "raw"
+    shutil.copytree(data_dir / "MNIST" / "raw", folder)
+    if packed:
+        (folder / f"{TRAIN_IMAGES}.gz").write_bytes(gzip.compress((folder / TRAIN_IMAGES).read_bytes(), 1))
+        (folder / TRAIN_IMAGES).unlink()
+    with pytest.raises(InputError, match=f"{TRAIN_IMAGES}.* is damaged or not .*; it is {TRAIN_IMAGES} of mnist"):
+        load_data(EvaluationConfig(dataset="fashion_mnist"), data_dir=tmp_path, cache_dir=tmp_path / "cache")

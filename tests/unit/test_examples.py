@@ -104,6 +104,8 @@ class TestLayouts:
     ) -> None:
         above = tmp_path_factory.mktemp("above")
         shutil.copytree(folder, above / "sets")
+        (above / "__MACOSX" / "linf").mkdir(parents=True)
+        (above / "__MACOSX" / "linf" / "._manual_eps04_labels.npy").write_bytes(b"\0\5\x16\7Mac OS X")
         names = [each.name for each in read_examples(above, test_split, classes=10)]
         assert names == ["sets/linf/automated_eps03", "sets/linf/manual_eps04"]
 

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import os
 import re
+import shutil
 import stat
 import time
 from collections.abc import Callable
@@ -16,9 +17,11 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sqlalchemy.engine import make_url
 
 from search_spaces.reading import load_space, space_from_dict
 from search_spaces.yaml_file import dump_yaml, locate, parse_yaml
+from sweep.cli.mlflow import _newest
 from sweep.front.objectives import Objectives
 from sweep.plan.from_options import make_plan, with_resume_overrides
 from sweep.plan.mlflow_address import absolute_uri, check_mlflow_uri, masked
@@ -146,6 +149,40 @@ def test_an_mlflow_server_stays_where_storage_moves(storage: str, tmp_path: Path
     write_plan(make_plan(SPACE, name="first", storage=storage, mlflow_uri="http://host:5000"))
     Path(storage).rename(tmp_path / "elsewhere")
     assert read_plan("first", storage=str(tmp_path / "elsewhere")).mlflow_uri == "http://host:5000"
+
+
+def test_a_name_made_from_the_time_gives_way_and_a_given_one_does_not(storage: str) -> None:
+    first = write_plan(make_plan(SPACE, storage=storage))
+    second, third = write_plan(first), write_plan(first)
+    assert [second.name, third.name] == [f"{first.name}-2", f"{first.name}-3"]
+    assert read_plan(third.name, storage=storage) == third
+    named = write_plan(make_plan(SPACE, name="given", storage=storage))
+    with pytest.raises(InputError, match="--name 'given': exists in"):
+        write_plan(named)
+
+
+def test_a_copy_is_told_and_left_out(plan: SweepPlan, capsys: pytest.CaptureFixture[str]) -> None:
+    write_plan(plan)
+    os.utime(plan.folder / PLAN, (0, 0))
+    shutil.copytree(plan.folder, plan.folder.with_name("first-backup"), copy_function=shutil.copyfile)
+    assert _newest(plan.storage).name == "first"
+    assert "first-backup holds the plan of 'first': it is a copy, and left out" in capsys.readouterr().err
+
+
+def test_a_percent_sign_of_a_folder_is_none_of_its_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "a%20b"
+    assert make_url(make_plan(SPACE, storage=str(folder)).mlflow_uri).database == str(folder / "mlflow.db")
+    monkeypatch.chdir(folder)
+    assert make_url(absolute_uri("sqlite:///x.db")).database == str(folder / "x.db")
+
+
+def test_an_address_in_the_environment_is_refused_by_its_variable(
+    storage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "file:/mlruns")
+    with pytest.raises(InputError, match="^MLFLOW_TRACKING_URI 'file:/mlruns': must be sqlite.*give --mlflow-uri$"):
+        make_plan(SPACE, storage=storage)
+    assert make_plan(SPACE, storage=storage, mlflow_uri="http://host").mlflow_uri == "http://host"
 
 
 def test_a_renamed_folder_is_refused(plan: SweepPlan) -> None:

@@ -119,6 +119,36 @@ def test_a_space_that_draws_nothing_runs_what_it_is_given(space: Space, tmp_path
     assert len(found.points) == found.trials == len(space.points) + 1
 
 
+TWO = [("pgd-at", 0.125), ("trades", 0.25)]
+DIALECTS = {
+    "blank lines": "preset,sensitivity_epsilon\n\npgd-at,0.125\ntrades,0.25\n\n\n",
+    "CRLF, empty cells": "preset,sensitivity_epsilon,\r\npgd-at,0.125,\r\ntrades,0.25,\r\n,,\r\n",
+    "semicolons and decimal commas": "preset;sensitivity_epsilon\npgd-at;0,125\ntrades;2,5e-1\n",
+    "pandas' index": ",preset,sensitivity_epsilon\n0,pgd-at,0.125\n1,trades,0.25\n",
+    "its index again, tabs": "Unnamed: 0\tpreset\tsensitivity_epsilon\n0\tpgd-at\t0.125\n1\ttrades\t0.25\n",
+    "an old Mac's lines, all quoted": '"preset","sensitivity_epsilon"\r"pgd-at","0.125"\r"trades","0.25"\r',
+}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_what_spreadsheets_and_pandas_write_is_read(space: Space, tmp_path: Path, dialect: str, encoding: str) -> None:
+    (tmp_path / "a.csv").write_bytes(DIALECTS[dialect].encode(encoding))
+    points = given(space, tmp_path / "a.csv").points[:2]
+    expected = [preset(name) | {"sensitivity_epsilon": epsilon} for name, epsilon in TWO]
+    assert [{key: point[key] for key in each} for point, each in zip(points, expected, strict=True)] == expected
+
+
+def test_json_is_read_as_jq_prints_it(space: Space, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"front": [\n\t{\n\t\t"margin":\t0.125\n\t}\n\t,{"margin":0.25}]}\n')
+    assert [point["margin"] for point in given(space, tmp_path / "a.json").points[:2]] == [0.125, 0.25]
+
+
+def test_results_by_other_crowds_are_no_settings(space: Space, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('[{"margin": 0.125, "lenient/invariance_accuracy": 0.5}]')
+    assert given(space, tmp_path / "a.json").points[0]["margin"] == 0.125
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
@@ -136,7 +166,10 @@ def test_a_space_that_draws_nothing_runs_what_it_is_given(space: Space, tmp_path
         ("a.csv", "trial,margin\n0,0.1\n1,x\n", "a.csv, line 3: margin = 'x': must be a number"),
         ("a.csv", "trial,margin\n0\n", "a.csv, line 2: has 1 cells, and the header has 2"),
         ("a.csv", "", "holds no point"),
-        ("gone.csv", None, "gone.csv: can't be read: No such file"),
+        ("a.csv", "margin,entropy,margin\n1,1,2\n", "a.csv, line 1: 'margin' stands twice in the header"),
+        ("a.csv", "margin,\n0.1,0.2\n", "a.csv, line 1: column 2 has values and no name"),
+        ("a.csv", "margin;entropy\n1.000,5;1\n", "a.csv, line 2: margin = '1.000,5': must be a number"),
+        ("gone.csv", None, "gone.csv: no such file"),
         ("gone.yaml", None, "gone.yaml: no such file"),
     ],
 )

@@ -8,10 +8,13 @@ import io
 import os
 import pty
 import struct
+import sys
 import termios
 
 import pytest
 
+from sweep.cli.console import console, errors
+from sweep.report.tables import plain_table
 from trainer import progress
 from trainer.progress import BAR_WIDTH, ProgressLine, bar
 
@@ -92,3 +95,20 @@ def test_a_bar_is_as_full_as_its_share(share: float, filled: int) -> None:
     assert bar(share).count("━") == filled
     assert bar(share).count("╌") == BAR_WIDTH - filled
     assert bar(share).endswith(f" {share:.0%}")
+
+
+FOREIGN = "[bold]no[/bold] :warning: \x1b]0;title\x07 \r \u202e \udcff"
+
+
+def test_foreign_text_is_shown_as_it_is_and_steers_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = r"[bold]no[/bold] :warning: \x1b]0;title\x07 \r \u202e \udcff"
+    table = plain_table("reason", left=[0])
+    table.add_row(FOREIGN)
+    console.print(table, soft_wrap=False, width=200)
+    console.print(FOREIGN)
+    errors.print(FOREIGN)
+    with ProgressLine(sys.stderr) as line:
+        line.log(FOREIGN)
+    printed = capsys.readouterr()
+    assert [line.rstrip() for line in printed.out.splitlines()] == ["reason", shown, shown]
+    assert printed.err.splitlines() == [shown, shown]

@@ -29,8 +29,10 @@ from sweep.report.front_figure import front_picture
 from sweep.report.replay import replay_sweep
 from sweep.report.verdicts import verdict
 from sweep.search.decision import Decision
+from sweep.search.points import with_given_points
 from sweep.search.rungs import Rungs
 from sweep.state.sweep_state import SweepState, state_of_trials
+from tests.support.recorded_sweeps import write_records
 from tests.support.tuned_search import TunedSearch
 from trainer.errors import InputError
 
@@ -58,6 +60,24 @@ def plan(tmp_path: Path) -> SweepPlan:
 @pytest.fixture
 def results(plan: SweepPlan) -> SweepState:
     return state_of_trials(plan, {number: record(number, found) for number, found in enumerate(FOUND)})
+
+
+def test_a_requirement_that_nothing_fulfils_is_said_with_the_nearest(
+    plan: SweepPlan, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = dataclasses.replace(plan, space=load_space("digits").requiring(["clean_accuracy >= 0.995"]))
+    write_plan(plan)
+    with LedgerWriter(plan.folder) as ledger:
+        write_records(ledger, [record(number, found) for number, found in enumerate(FOUND)])
+    said = "none of its 5 finished configurations fulfils clean_accuracy >= 0.995; the nearest is trial 004 with "
+    said += "clean_accuracy = 0.99"
+    for form in ("table", "csv", "json"):
+        assert main(["front", plan.name, "--format", form, "--storage", plan.storage]) == 0
+        printed = capsys.readouterr()
+        assert f"bounded has no front yet: {said}" in (printed.out if form == "table" else printed.err)
+        assert form != "csv" or printed.out.startswith("trial,sensitivity_accuracy,")
+    with pytest.raises(InputError, match=f"--from bounded: has no front yet: {said}"):
+        with_given_points(plan.space, file=None, sweep=plan.name, storage=plan.storage)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -115,7 +115,7 @@ def test_points_of_the_cifar_space_train_as_its_draws_do() -> None:
         assert shared.items() <= point.items()
         assert rates.low <= point["learning_rate"] <= rates.high
         attacked = TrialConfig.from_mapping(point).uses_sensitivity
-        assert not attacked or (point["sensitivity_steps"], point["sensitivity_step_size"]) == (10, 0.0078431)
+        assert not attacked or (point["sensitivity_steps"], point["sensitivity_step_size"]) == (10, 2 / 255)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -403,6 +403,11 @@ MISTAKES = {
         "conditions go in a circle: mining needs regularizer needs mining",
     ),
     "unknown section": ("spaces: {margin: 0.1}", 1, "unknown key 'spaces' in a search space: did you mean 'space'?"),
+    "name of another folder": (
+        "name: ../../x\nspace: {margin: {low: 0, high: 1}}",
+        1,
+        "name = '../../x': must be printable, without /",
+    ),
     "no space": ("trials: 3", 1, "needs the section 'space:'"),
     "nothing swept": ("trials: 3\nspace: {margin: 0.1}", 2, "nothing is swept"),
     "empty space": ("trials: 3\nspace:", 2, "space must be a mapping (key: value), not empty"),
@@ -497,7 +502,7 @@ BYTES = {
     "comment only": (b"# nothing\n", "is empty"),
     "binary": (b"a: 1\n\x7fELF\x02\x00\x00", "line 2: holds a character"),
     "not UTF-8": (b"a: 1\nb: \xff\n", "line 2: byte 0xff is not UTF-8 text"),
-    "UTF-16": ("a: 1".encode("utf-16"), "line 1: byte 0xff is not UTF-8 text"),
+    "UTF-16, cut": ("a: 1".encode("utf-16")[:-1], "line 1: byte 0x31 is not UTF-16 text"),
     "too large": (b"a" * (LARGEST_FILE + 1), "larger than 256 KiB"),
     "huge escape": (b'a: "\\UFFFFFFFF"', "not YAML"),
     "huge version": (b"%YAML " + b"1" * 5000 + b".1\n---\na: 1", "not YAML"),

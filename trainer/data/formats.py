@@ -105,7 +105,8 @@ def _check_md5(content: bytes, official: str, file: Path) -> None:
     """Refuse content that is not, byte for byte, the published one."""
     found = hashlib.md5(content, usedforsecurity=False).hexdigest()
     if found != official:
-        raise _damaged(file, f"its md5 is {found}, the official file's {official}")
+        known = [f"; it is {name} of {data}" for data, sums in IDX_MD5.items() for name in sums if sums[name] == found]
+        raise _damaged(file, f"its md5 is {found}, the official file's {official}{''.join(known)}")
 
 
 def check_pixels(pixels: Pixels, name: str) -> Pixels:

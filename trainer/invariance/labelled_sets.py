@@ -82,7 +82,8 @@ def read_examples(folder: Path, test: Split, *, classes: int) -> list[LabelledSe
     Raises:
         InputError: naming the folder or file, if there is no set, or a file is missing, damaged, or of another set.
     """
-    names = sorted(path.relative_to(folder) for path in folder.rglob(f"*{LABELS}"))
+    # A Mac's archives hold a `._NAME` beside every NAME.
+    names = sorted(path.relative_to(folder) for path in folder.rglob(f"[!.]*{LABELS}"))
     if not names:
         raise InputError(f"{EXAMPLES_OPTION} {str(folder)!r}: holds no file whose name ends in {LABELS}")
     return [_read_set(folder, str(name)[: -len(LABELS)], test, classes=classes) for name in names]
