@@ -1,10 +1,13 @@
 """Audit a sweep: its finalists trained again on fresh seeds and judged on the test split by the full set of attacks.
 
 A front is the best of many noisy numbers, selected on the validation split under a cheap attack, so it looks better
-than it is. The audit shows how much of it is left. All that it finds lies in `<sweep>/audit/`:
+than it is. The audit shows how much of it is left, and what took the rest. All that it finds lies in `<sweep>/audit/`:
 
-    0003-<seed>.json       one finalist on one seed, written at once and whole: an audit that was stopped resumes here
+    0003-own.json          the model that was selected, judged again; also written at once and whole
+    0003-<seed>.json       the same finalist on a fresh seed: an audit that was stopped resumes here
+    judged-0.parquet       what each judge's crowds say of the judged test images
     models/                checkpoints and models: 0003-<seed>/, and undefended-<digest>/ for the undefended baselines
+    audit.json             what is shown on screen, for programs
     audit.png curves.png   the audited front beside the selected one; accuracy over epsilon
 """
 
@@ -18,21 +21,20 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from sweep.audit.finalists import MEASURED, Finalist, choose_finalists, one_of_each
+from sweep.audit.finalists import Finalist, choose_finalists, one_of_each
+from sweep.audit.measures import MEASURED
 from sweep.audit.pool import AuditProgress, TaskPool
-from sweep.audit.results import AuditResult, AuditTask, read_result
+from sweep.audit.results import AuditResult, AuditTask, judged_file, read_result
 from sweep.audit.worker import audit_one, prepare_test, train_undefended
 from sweep.engine import SignalHandler, concurrency, make_task, prepare, ray_session, record_preparation
 from sweep.ledger import TrialRecord
 from sweep.plan import AuditOptions, SweepPlan
-from sweep.report import requirements_text
-from sweep.state import SweepState
+from sweep.report import AUDIT_FOLDER, requirements_text
+from sweep.state import JUDGED_IMAGES, JudgedImages, SweepState, read_judged_images
 from trainer.config import TrialConfig
 from trainer.errors import InputError
 from trainer.human_agreement import ExamplesFolder
 from trainer.words import did_you_mean
-
-AUDIT_FOLDER = "audit"
 
 _UNDEFENDED_KEEPS = (
     *("architecture", "embedding_size", "batch_size", "epochs", "augmentation"),
@@ -86,13 +88,26 @@ class Audit:
             seeds += [seed] if seed not in used and seed not in seeds else []
         return seeds
 
+    def records(self) -> list[TrialRecord]:
+        """List the configurations that are audited."""
+        return [first for first, *_ in self.candidates()[: self.options.finalists]]
+
     def tasks(self) -> list[AuditTask]:
-        """List all tasks, seed by seed: so what a stopped audit has done compares all finalists."""
-        records = [first for first, *_ in self.candidates()[: self.options.finalists]]
+        """List all tasks, the sweep's own models first, then seed by seed: a stopped audit compares all finalists."""
+        return [
+            *(task for record in self.records() for task in self.own_tasks(record.number)),
+            *(task for seed in self.fresh_seeds()[1:] for task in self._on_seed(seed)),
+        ]
+
+    def own_tasks(self, number: int) -> list[AuditTask]:
+        """List a configuration's tasks with the sweep's own models, one a trial of it."""
+        members = self.results.members(number)
+        return [AuditTask(f"{each.number:04d}-own", each.number, dict(each.config), own=True) for each in members]
+
+    def _on_seed(self, seed: int) -> list[AuditTask]:
         return [
             AuditTask(f"{record.number:04d}-{seed}", record.number, {**record.config, "seed": seed})
-            for seed in self.fresh_seeds()[1:]
-            for record in records
+            for record in self.records()
         ]
 
     def undefended(self, task: AuditTask) -> AuditTask:
@@ -115,13 +130,28 @@ class Audit:
         ]
 
     def finalists(self) -> list[Finalist]:
-        """List the finalists with a result, the best in the first objective first."""
-        runs: dict[int, list[AuditResult]] = {}
-        for audited in filter(None, map(self.find, self.tasks())):
-            runs.setdefault(audited.number, []).append(audited)
-        finalists = [Finalist(self.results.configurations[number], tuple(found)) for number, found in runs.items()]
+        """List the finalists with all results of their own models and one on a fresh seed, the best first."""
+        fresh: dict[int, list[AuditResult]] = {}
+        for seed in self.fresh_seeds()[1:]:
+            for audited in filter(None, map(self.find, self._on_seed(seed))):
+                fresh.setdefault(audited.number, []).append(audited)
+        finalists = []
+        for number, runs in fresh.items():
+            own = [self.find(task) for task in self.own_tasks(number)]
+            if None not in own:
+                members = tuple(self.results.members(number))
+                record = self.results.configurations[number]
+                finalists.append(Finalist(record, members, tuple(filter(None, own)), tuple(runs)))
         first, sign = self.plan.objectives.names[0], -self.plan.objectives.signs[0]
         return sorted(finalists, key=lambda one: (sign * one.selected[first], one.record.number))
+
+    def judged(self) -> tuple[JudgedImages, list[JudgedImages]] | None:
+        """Return the judged images of the validation split, and those of the test split by judge; None if there are
+        none yet."""
+        tests = [self.folder / judged_file(judge) for judge in range(self.options.judges)]
+        known = [read_judged_images(path) for path in (self.plan.folder / JUDGED_IMAGES, *tests)]
+        found = [each for each in known if each is not None]
+        return (found[0], found[1:]) if len(found) == len(known) else None
 
 
 def run_audit(audit: Audit, console: Console) -> bool:
@@ -131,7 +161,7 @@ def run_audit(audit: Audit, console: Console) -> bool:
         InputError: if the cluster can't give what one trial needs, the data can't be had or is not the sweep's, or
             nothing can be judged on the test split.
     """
-    if audit.results.data_summary and not audit.missing():
+    if audit.results.data_summary and audit.judged() and not audit.missing():
         return True
     # In this order: Ray installs a handler of its own for SIGTERM.
     with AuditProgress(console.file, "starting Ray") as progress, ray_session(), SignalHandler() as signals:
@@ -142,9 +172,9 @@ def run_audit(audit: Audit, console: Console) -> bool:
             return False
         record_preparation(audit.plan.folder, prepared)
         audit.results.data_summary = prepared.summary
-        pool.run("preparing", prepare_test, {"the test split": (common, audit.examples)})
+        pool.run("preparing", prepare_test, {"the test split": (common, audit.examples, audit.folder, audit.options)})
         tasks = audit.missing()
-        undefended = {task.name: audit.undefended(task) for task in tasks if audit.find(task) is None}
+        undefended = {task.name: audit.undefended(task) for task in tasks if task.own and audit.find(task) is None}
         trainings = {each.name: (common, each, audit.folder) for each in undefended.values()}
         lost = pool.run("training", train_undefended, trainings)
         known = {name: None if each.name in lost else each for name, each in undefended.items()}

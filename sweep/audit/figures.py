@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from sweep.audit.audit import Audit
 from sweep.audit.finalists import Finalist
+from sweep.audit.verdicts import Outcome
 from sweep.front import Objectives, front_mask
 from sweep.ledger import TrialRecord
 from sweep.report import (
@@ -29,19 +30,18 @@ from sweep.report import (
     house_figure,
     in_units,
     staircase,
-    wilson_segments,
 )
 
 
-def audit_figure(audit: Audit, finalists: Sequence[Finalist]) -> Figure:
+def audit_figure(audit: Audit, found: Outcome) -> Figure:
     """Draw the audited front beside the selected one, between the first two objectives, and every finalist's shift."""
-    plane, units = in_units(audit.plan.objectives)
+    finalists, (plane, units) = found.finalists, in_units(audit.plan.objectives)
     records = [_audited_record(one) for one in finalists]
     before = units * np.array([[one.selected[name] for name in plane.names] for one in finalists])
     after = units * np.array([[one.mean[name] for name in plane.names] for one in finalists])
     everyone = front_spots(records, after, np.ones(len(after), dtype=bool), None)
     on_front, was_front = front_mask(after, plane), front_mask(before, plane)
-    intervals = wilson_segments(everyone, plane, finalists[0].images)
+    intervals = _intervals(found, after, plane, units)
     with house_figure() as (figure, axes):
         draw_axes(axes, np.vstack([before, after, *intervals]), plane)
         _draw_selected(axes, before, after, front_spots(records, before, was_front, None), plane)
@@ -56,6 +56,18 @@ def audit_figure(audit: Audit, finalists: Sequence[Finalist]) -> Figure:
 def _audited_record(one: Finalist) -> TrialRecord:
     """Return the audited numbers in the shape that pictures are drawn from."""
     return TrialRecord(one.record.number, config=one.record.config, reports=[{**one.mean, "final": True}])
+
+
+def _intervals(found: Outcome, after: np.ndarray, plane: Objectives, units: np.ndarray) -> np.ndarray:
+    """Return the 95% intervals (2n, 2, 2) of audited numbers `after` (n, 2), across and up: one end, the other end."""
+    segments = []
+    for changes, (x, y) in zip(found.changes, after.tolist(), strict=True):
+        across, up = (
+            [scale * min(max(end, 0), 1) for end in (changes[name].audited.low, changes[name].audited.high)]
+            for name, scale in zip(plane.names, units, strict=True)
+        )
+        segments += [[(end, y) for end in across], [(x, end) for end in up]]
+    return np.array(segments)
 
 
 def _draw_selected(axes: Axes, before: np.ndarray, after: np.ndarray, spots: Sequence[Spot], plane: Objectives) -> None:
@@ -73,18 +85,19 @@ def _budgets(audit: Audit, finalists: Sequence[Finalist]) -> str:
     options = audit.options
     return (
         f"{budgets(audit.plan.space.evaluation, attack=f'full set of attacks, {options.steps} steps')}\n"
-        f"selected on validation; audited on {finalists[0].images} test images, mean of {options.seeds} fresh seeds"
+        f"selected on validation; audited on {finalists[0].images} test images; "
+        f"mean of {options.seeds} fresh seeds, {options.judges} judges"
     )
 
 
 def curves_figure(audit: Audit, finalists: Sequence[Finalist]) -> Figure:
-    """Draw accuracy over the budget, a line per finalist: its mean over seeds, in a band from the worst to the best."""
+    """Draw accuracy over the budget, a line per finalist: the mean over its trials, in a band from worst to best."""
     evaluation = audit.plan.space.evaluation
     colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(finalists)))
     with house_figure(height=5.0) as (figure, axes):
         for one, colour in zip(finalists, colours, strict=True):
-            epsilons = one.runs[0].curve["epsilons"]
-            accuracies = 100 * np.array([run.curve["accuracies"] for run in one.runs])
+            epsilons = one.own[0].curve["epsilons"]
+            accuracies = 100 * np.array([run.curve["accuracies"] for run in one.own])
             name = f"{one.record.number:03d}: area {one.mean['curve_area']:.3f}"
             axes.fill_between(epsilons, accuracies.min(0), accuracies.max(0), color=colour, alpha=0.15, linewidth=0)
             axes.plot(epsilons, accuracies.mean(0), color=colour, marker="o", markersize=3.5, label=name)

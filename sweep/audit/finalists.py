@@ -1,4 +1,4 @@
-"""The choice of finalists, and which of them held: rules on numbers and their intervals.
+"""The choice of finalists, and what is known of each.
 
 Shapes: n finalists, d objectives.
 """
@@ -12,17 +12,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from sweep.audit.differences import Stages
+from sweep.audit.measures import MEASURED
 from sweep.audit.results import AuditResult
 from sweep.front import Objectives, contributions, front_mask
 from sweep.ledger import TrialRecord
-from sweep.report import ACCURACIES
-from sweep.state import SweepState
+from sweep.state import JudgedImages, SweepState
+from trainer.answers import Answers
 from trainer.config import TrialConfig
 from trainer.intervals import wilson_interval
 from trainer.report import images_behind
-
-MEASURED = ("sensitivity_accuracy", "invariance_accuracy", "clean_accuracy")
-"""Report fields that can be compared with what was selected, since the images behind each share are counted."""
 
 COUNTS: dict[str, Callable[[Mapping[str, float]], int]] = {
     "invariance_accuracy": images_behind,
@@ -33,11 +32,16 @@ COUNTS: dict[str, Callable[[Mapping[str, float]], int]] = {
 
 @dataclass(frozen=True)
 class Finalist:
-    """A trial of the sweep beside its audited results."""
+    """A configuration of the sweep beside its audited results."""
 
     record: TrialRecord
+    """Its first trial, with the means over its seeds as result."""
+    members: tuple[TrialRecord, ...]
+    """Its trials, one a seed of the sweep."""
+    own: tuple[AuditResult, ...]
+    """Results of the models that these trials chose, in the same order."""
     runs: tuple[AuditResult, ...]
-    """Results by seed, at least one."""
+    """Results by fresh seed, at least one."""
 
     @property
     def selected(self) -> Mapping[str, float]:
@@ -47,16 +51,41 @@ class Finalist:
 
     @property
     def mean(self) -> dict[str, float]:
-        """The audited numbers, mean over the seeds."""
-        return {name: fmean(run.numbers[name] for run in self.runs) for name in self.runs[0].numbers}
+        """The audited numbers, mean over the fresh seeds; `curve_area` over the sweep's own models."""
+        means = {name: fmean(run.numbers[name] for run in self.runs) for name in self.runs[0].numbers}
+        return means | {"curve_area": fmean(each.numbers["curve_area"] for each in self.own)}
 
     @property
     def images(self) -> int:
         return self.runs[0].images
 
     def spread(self, name: str) -> float:
-        """Return the sample standard deviation over the seeds; 0 for one seed."""
-        return stdev(run.numbers[name] for run in self.runs) if len(self.runs) > 1 else 0.0
+        """Return the sample standard deviation over the fresh seeds; 0 for one seed."""
+        values = [run.numbers[name] for run in self.runs if name in run.numbers]
+        return stdev(values) if len(values) > 1 else 0.0
+
+    def stages(self, name: str, validation: JudgedImages, test: Sequence[JudgedImages]) -> Stages:
+        """Return a number between selection and audit; `name` is one of `MEASURED`.
+
+        Args:
+            name: field of a report.
+            validation: judged images of the validation split.
+            test: those of the test split, by judge.
+        """
+        measure = MEASURED[name]
+        selected, attacked = (
+            [measure(Answers.decode(text), validation) for text in texts]
+            for texts in (self.selected_answers, [each.validation["attacked"] for each in self.own])
+        )
+        own, fresh = ([Answers.decode(run.answers) for run in runs] for runs in (self.own, self.runs))
+        by_judge = [[measure(answers, judged) for answers in fresh] for judged in test]
+        return Stages(selected, attacked, [measure(answers, test[0]) for answers in own], by_judge[0], by_judge)
+
+    @property
+    def selected_answers(self) -> list[str]:
+        """The answers that each trial was selected by: as it reported them, else as its model gave them again."""
+        reported = [(member.result or {}).get("answers") for member in self.members]
+        return [text or own.validation["selected"] for text, own in zip(reported, self.own, strict=True)]
 
 
 class _Cloud(NamedTuple):
@@ -152,16 +181,3 @@ def effective(config: Mapping[str, Any]) -> dict[str, Any]:
         "seed": False,
     }
     return {name: value for name, value in trained.to_dict().items() if used.get(name, True)}
-
-
-def verdicts(selected: _Cloud, audited: _Cloud, names: Sequence[str]) -> list[str]:
-    """Return the verdict on each of n finalists.
-
-    A point held if no audited point dominates it beyond the intervals and if, in every objective, the audited interval
-    reaches the selected one or lies above it. Else it is `dominated`, `lower` in the objectives named, or both.
-    """
-    lower, dominated = audited.high < selected.low, dominated_beyond(audited, audited)
-    found = [["dominated"] * int(fell) for fell in dominated]
-    for words, row in zip(found, lower, strict=True):
-        words += [f"lower {ACCURACIES[name]}" for name, fell in zip(names, row, strict=True) if fell]
-    return [", ".join(words) or "held" for words in found]

@@ -11,13 +11,14 @@ from sweep.plan import AuditOptions
 from trainer.files import seal_json, unseal_json
 from trainer.human_agreement import ExamplesFolder
 
-_FORMAT = 2
+_FORMAT = 3
 """Version of the results and of the procedures behind them: raise it when either changes, and they are made again."""
 
 
 def judged_by(options: AuditOptions) -> dict[str, int]:
     """Return the settings that must agree for two results to be comparable."""
-    return {"format": _FORMAT, "test_size": options.test_size, "steps": options.steps, "queries": options.queries}
+    own = ("test_size", "steps", "queries", "fab", "judges")
+    return {"format": _FORMAT, **{name: getattr(options, name) for name in own}}
 
 
 class AuditTask(NamedTuple):
@@ -28,25 +29,42 @@ class AuditTask(NamedTuple):
     number: int
     """The finalist's number; -1 for an undefended baseline."""
     config: dict[str, Any]
-    """The configuration, with the fresh seed in it."""
+    """The configuration, with the fresh seed in it, or with its own."""
+    own: bool = False
+    """True for the model of the sweep itself, which was selected."""
 
 
 @dataclass(frozen=True)
 class AuditResult:
-    """One finalist, trained on one fresh seed and judged on the test split; as it stands in its file."""
+    """One model of a finalist, judged on the test split; as it stands in its file.
+
+    It is the sweep's own, or trained on a fresh seed.
+    """
 
     number: int
     config: dict[str, Any]
     judged_by: dict[str, int]
     images: int
     """Test images behind clean and sensitivity accuracy and the evidence."""
+    rows: list[int]
+    """Positions of these images in the split, if they are only a part of it."""
     numbers: dict[str, float]
-    """Accuracies and shares by the names of `EpochReport`; those of the per-model attack; and `curve_area`."""
-    curve: dict[str, list[float]]
-    """Accuracy over the budget, by the fields of the curve in `trainer.attacks.Evidence`."""
-    evidence: dict[str, float | None]
-    """Every other number of `trainer.attacks.Evidence`."""
-    warnings: list[str]
+    """Accuracies and shares by the names of `EpochReport`, the invariance ones as means over the judges; those of the
+    per-model attack; `sensitivity_invalid`, `sensitivity_doubted`; of the sweep's own model also `curve_area`."""
+    answers: str
+    """`Answers` on the test split, encoded: robust is what survived the full set of attacks."""
+    broken_by: dict[str, int]
+    """Number of images that each attack of the set was the first to break."""
+    own: bool = False
+    """True for the sweep's own model."""
+    validation: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Answers of the sweep's own model on the validation split, encoded: `selected` under the attacks that it was
+    selected by, `attacked` under the full set too."""
+    curve: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    """Accuracy of the sweep's own model over the budget, by the fields of `trainer.attacks.Evidence.curve`."""
+    evidence: dict[str, float | None] = dataclasses.field(default_factory=dict)
+    """Every other number of `trainer.attacks.Evidence`, of the sweep's own model."""
+    warnings: list[str] = dataclasses.field(default_factory=list)
     """Failed checks against a meaningless attack, one sentence each."""
     people: dict[str, Any] | None = None
     """A `HumanAgreement` of the judge and the model in plain values, where known."""
@@ -63,6 +81,11 @@ class AuditResult:
 def result_file(task: AuditTask) -> str:
     """Return the name of a task's result."""
     return f"{task.name}.json"
+
+
+def judged_file(judge: int) -> str:
+    """Return the name of the file with what a judge's crowds say of the judged test images."""
+    return f"judged-{judge}.parquet"
 
 
 def sealed(audited: AuditResult) -> bytes:

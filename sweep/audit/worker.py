@@ -1,4 +1,4 @@
-"""A task of an audit on a worker: a finalist trained on a fresh seed and judged on the test split; torch only here."""
+"""A task of an audit on a worker: a model of a finalist, trained if need be, and judged; torch only here."""
 
 from __future__ import annotations
 
@@ -8,29 +8,38 @@ from collections import deque
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from sweep.audit.results import AuditResult, AuditTask, judged_by, read_result, result_file, sealed
+from sweep.audit.results import AuditResult, AuditTask, judged_by, judged_file, read_result, result_file, sealed
 from sweep.engine import Task, evaluation_of, explain, shared
 from sweep.plan import AuditOptions
+from sweep.state import judged_images
 from trainer.config import EvaluationConfig, TrialConfig
+from trainer.errors import InputError
 from trainer.human_agreement import JUDGE, MODEL, ExamplesFolder
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
-    from trainer.attacks import Evidence
+    from trainer.attacks import Attack, Evidence, WorstCase
     from trainer.data import Split
     from trainer.invariance import LabelledSet
 
 
-def prepare_test(common: Task, examples: ExamplesFolder | None) -> None:
-    """Make the test split's judging set and per-model attack, once, in the cache.
+def prepare_test(common: Task, examples: ExamplesFolder | None, folder: Path, options: AuditOptions) -> None:
+    """Make the judges, the test split's judging sets and the per-model attack, once, in the cache.
 
-    Damaged examples are refused here, before anything is trained.
+    What each judge's crowds say of the judged test images is written beside the results: with it every number can be
+    counted anew from the models' answers. Damaged examples are refused here, before anything
+    is trained.
     """
+    from trainer.files import FolderStore
+
     _labelled_sets(common, examples)
-    shared(common).judging_set("test")
+    for judge in range(options.judges):
+        FolderStore(folder).write(judged_file(judge), judged_images(shared(common), "test", judge=judge).to_bytes())
     shared(common).adversary("test")
 
 
@@ -60,7 +69,9 @@ def audit_one(
     options: AuditOptions,
     examples: ExamplesFolder | None,
 ) -> str:
-    """Train one finalist, judge it and write the result, as far as that is not done; return why it failed, or nothing.
+    """Judge one model of a finalist and write the result, as far as that is not done; return why it failed, or nothing.
+
+    A model on a fresh seed is trained first; the sweep's own only if it is not kept.
 
     Args:
         common: what all trials of the sweep share.
@@ -68,7 +79,7 @@ def audit_one(
     from trainer.files import FolderStore
 
     try:
-        model = _train(common, task, folder)
+        model = _own(common, task, folder) if task.own else _train(common, task, folder)
         audited = read_result(folder, task, options)
         if audited is None:
             baseline = _train(common, undefended, folder) if undefended else None
@@ -81,51 +92,146 @@ def audit_one(
     return ""
 
 
-def _train(common: Task, task: AuditTask, folder: Path) -> nn.Module:
-    """Return the model that a trial of this configuration chooses; what an earlier audit left of it is resumed."""
+def _own(common: Task, task: AuditTask, folder: Path) -> nn.Module:
+    """Return the model that the sweep's trial chose: as it was kept, else trained again, which gives the same bits."""
+    from trainer.training import MODEL_FILE, load_model
+
+    kept = Path(common.sweep_folder) / "trials" / f"{task.number:04d}" / MODEL_FILE
+    try:
+        return load_model(kept).to(_device(common))
+    except InputError:
+        return _train(common, task, folder)
+
+
+def _device(common: Task) -> str:
     import torch
 
+    torch.set_num_threads(common.threads)
+    return "cuda" if common.use_gpu and torch.cuda.is_available() else "cpu"
+
+
+def _train(common: Task, task: AuditTask, folder: Path) -> nn.Module:
+    """Return the model that a trial of this configuration chooses; what an earlier audit left of it is resumed."""
     from trainer.files import FolderStore
     from trainer.training import MODEL_FILE, load_model, run_trial
 
-    torch.set_num_threads(common.threads)
-    device = "cuda" if common.use_gpu and torch.cuda.is_available() else "cpu"
+    device = _device(common)
     config, store = TrialConfig.from_mapping(task.config), FolderStore(folder / "models" / task.name)
     if not (store.folder / MODEL_FILE).exists():
-        deque(run_trial(config, evaluation_of(common), shared(common), store=store, device=device), maxlen=0)
+        # On fresh seeds as ever, whatever the ladder: it changes no number by which an epoch is chosen.
+        ladder = common.ladder if task.own else 0
+        reports = run_trial(
+            config, evaluation_of(common), shared(common), ladder=ladder, last=False, store=store, device=device
+        )
+        deque(reports, maxlen=0)
     return load_model(store.folder / MODEL_FILE).to(device)
 
 
 def _evaluate(
     common: Task, task: AuditTask, model: nn.Module, baseline: nn.Module | None, options: AuditOptions
 ) -> AuditResult:
-    """Return every number of a model on the test split. The generators' seed is the same for all, so it cancels."""
-    from trainer.training import ensemble, evaluate, judging_generator, to_device
+    """Return every number of a model on the test split. The generators' seed is the same for all, so it cancels.
+
+    The sweep's own model is attacked on the validation split as well, where it was selected, and its attack is checked.
+    """
+    from trainer.training import attacked, evaluate_attacked, to_device
 
     prepared, evaluation, device = shared(common), evaluation_of(common), next(model.parameters()).device
-    test = to_device(draw(prepared.data.test, options.test_size, seed=evaluation.split_seed), device)
-    attacks = ensemble(
-        norm=evaluation.eval_sensitivity_norm,
-        epsilon=evaluation.eval_sensitivity_epsilon,
-        steps=options.steps,
-        queries=options.queries,
-        model=model,
-    )
-    judging = prepared.judging_set("test").to(device)
-    judged = evaluate(model, test, judging, attacks, generator=judging_generator(evaluation, device))
+    rows = draw(len(prepared.data.test.labels), options.test_size, seed=evaluation.split_seed)
+    test = to_device(type(prepared.data.test)(*(field[rows] for field in prepared.data.test)), device)
+    attacks = _attacks(evaluation, options, model)
+    outcome = attacked(model, test, attacks, generator=_generator(evaluation, device))
+    judgings = [prepared.judging_set("test", judge=judge).to(device) for judge in range(options.judges)]
+    judged = [evaluate_attacked(model, outcome, judging) for judging in judgings]
     proven = _certify(model, test, evaluation)
-    assert proven.get("certified_accuracy", 0) <= judged.sensitivity_accuracy, "an attack broke what was proven robust"
-    evidence = _check(common, model, baseline, test, options)
-    return AuditResult(
+    assert proven.get("certified_accuracy", 0) <= judged[0].sensitivity_accuracy, "an attack broke what is proven"
+    found = AuditResult(
         number=task.number,
         config=task.config,
         judged_by=judged_by(options),
         images=len(test.labels),
-        numbers={**judged.numbers(), **proven, **_attack_invariance(common, model), "curve_area": evidence.curve.area},
+        rows=rows.tolist() if len(rows) < len(prepared.data.test.labels) else [],
+        numbers={
+            **{name: fmean(each.numbers()[name] for each in judged) for name in judged[0].numbers()},
+            **proven,
+            **_attack_invariance(common, model),
+            **_validity(common, test, outcome, options),
+        },
+        answers=judged[0].answers.encode(),
+        broken_by={attack.name: int((outcome.broken_by == k).sum()) for k, attack in enumerate(attacks)},
+    )
+    return _with_own(common, found, model, baseline, test, options) if task.own else found
+
+
+def _with_own(
+    common: Task, found: AuditResult, model: nn.Module, baseline: nn.Module | None, test: Split, options: AuditOptions
+) -> AuditResult:
+    """Return the result of the sweep's own model with its answers on the validation split, and with evidence."""
+    from trainer.training import attacked, evaluate_attacked, final_attacks, to_device
+
+    prepared, evaluation = shared(common), evaluation_of(common)
+    device = test.images.device
+    validation, judging = to_device(prepared.data.validation, device), prepared.judging.to(device)
+    as_selected = final_attacks(evaluation, classes=prepared.data.classes)
+    outcome = attacked(model, validation, as_selected, generator=_generator(evaluation, device))
+    answers = {"selected": evaluate_attacked(model, outcome, judging).answers}
+    left = outcome.survived.nonzero().flatten()
+    if len(left):  # the full set of attacks meets what those have left
+        part = type(validation)(*(field[left] for field in validation))
+        attacks = _attacks(evaluation, options, model)
+        outcome.survived[left] &= attacked(model, part, attacks, generator=_generator(evaluation, device)).survived
+    answers["attacked"] = evaluate_attacked(model, outcome, judging).answers
+    evidence = _check(common, model, baseline, test, options)
+    return dataclasses.replace(
+        found,
+        own=True,
+        numbers={**found.numbers, "curve_area": evidence.curve.area},
+        validation={name: each.encode() for name, each in answers.items()},
         curve={name: list(values) for name, values in evidence.curve._asdict().items()},
         evidence={name: value for name, value in vars(evidence).items() if name != "curve"},
         warnings=evidence.warnings,
     )
+
+
+def _attacks(evaluation: EvaluationConfig, options: AuditOptions, model: nn.Module) -> list[Attack]:
+    """Return the full set of attacks, with FAB at the end if it is asked for."""
+    from trainer.attacks import fab_attack
+    from trainer.training import ensemble
+
+    budget = {"norm": evaluation.eval_sensitivity_norm, "epsilon": evaluation.eval_sensitivity_epsilon}
+    fab = [fab_attack(**budget, steps=options.fab)] if options.fab else []
+    return [*ensemble(**budget, steps=options.steps, queries=options.queries, model=model), *fab]
+
+
+def _generator(evaluation: EvaluationConfig, device: torch.device) -> torch.Generator:
+    from trainer.training import judging_generator
+
+    return judging_generator(evaluation, device)
+
+
+def _validity(common: Task, test: Split, outcome: WorstCase, options: AuditOptions) -> dict[str, float]:
+    """Return whether people would still see the source's class in the images that broke the model.
+
+    Returns:
+        `sensitivity_invalid`: the share of the crowd, mean over judges, who see another class than the source's in an
+        image that broke the model, on which it is then not wrong; `sensitivity_doubted`: the same on the images that
+        these were made from. 0 where nothing was broken.
+    """
+    prepared = shared(common)
+    broken = outcome.clean & ~outcome.survived
+    labels = test.labels[broken].cpu()
+    if not len(labels):
+        return {"sensitivity_invalid": 0.0, "sensitivity_doubted": 0.0}
+    judges = [prepared.judge_numbered(number) for number in range(options.judges)]
+
+    def doubt(images: Tensor) -> float:
+        answers = [judge.shares(images.cpu(), prepared.crowd) for judge in judges]
+        return fmean(1 - share.gather(1, labels[:, None]).double().mean().item() for share in answers)
+
+    return {
+        "sensitivity_invalid": doubt(outcome.images[broken]),
+        "sensitivity_doubted": doubt(test.images[broken]),
+    }
 
 
 def _certify(model: nn.Module, test: Split, evaluation: EvaluationConfig) -> dict[str, float]:
@@ -182,7 +288,7 @@ def _compare_with_people(common: Task, model: nn.Module, examples: ExamplesFolde
 def _check(common: Task, model: nn.Module, baseline: nn.Module | None, test: Split, options: AuditOptions) -> Evidence:
     """Gather evidence against a meaningless attack, at half the steps: the check that doubles them takes all."""
     from trainer.attacks import frozen, gather_evidence
-    from trainer.training import BATCH, judging_generator
+    from trainer.training import BATCH
 
     evaluation, device = evaluation_of(common), test.images.device
     with frozen(model), frozen(baseline) if baseline else contextlib.nullcontext():
@@ -191,7 +297,7 @@ def _check(common: Task, model: nn.Module, baseline: nn.Module | None, test: Spl
             *test,
             norm=evaluation.eval_sensitivity_norm,
             epsilon=evaluation.eval_sensitivity_epsilon,
-            generator=judging_generator(evaluation, device),
+            generator=_generator(evaluation, device),
             undefended=(lambda images: baseline(images).logits) if baseline else None,
             steps=max(1, options.steps // 2),
             queries=max(1, options.queries // 5),
@@ -199,12 +305,10 @@ def _check(common: Task, model: nn.Module, baseline: nn.Module | None, test: Spl
         )
 
 
-def draw(split: Split, size: int, *, seed: int) -> Split:
-    """Return so many images of a split, all for 0: drawn, since MNIST's first test images are easier than its last."""
+def draw(count: int, size: int, *, seed: int) -> Tensor:
+    """Return positions of so many of `count` images, of all for 0: drawn, as MNIST's first test images are easier."""
     import torch
 
-    count = len(split.labels)
     if not 0 < size < count:
-        return split
-    chosen = torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:size].sort().values
-    return type(split)(split.images[chosen], split.labels[chosen])
+        return torch.arange(count)
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:size].sort().values

@@ -6,7 +6,19 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from sweep.cli.console import DONE, FAILED, INTERRUPTED, add_name, console, errors, find_plan, mlflow_progress, program
+from sweep.cli.console import (
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    add_format,
+    add_name,
+    check_format,
+    console,
+    errors,
+    find_plan,
+    mlflow_progress,
+    program,
+)
 from trainer.crowds import check_crowd
 from trainer.errors import InputError
 from trainer.human_agreement import EXAMPLES_OPTION, find_examples
@@ -25,13 +37,17 @@ def add_audit(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         EXAMPLES_OPTION, metavar="DIR", help="images that people labelled, to compare the models and the judge with"
     )
+    add_format(parser, ("table", "json"))
 
 
 def audit(arguments: argparse.Namespace) -> int:
     from sweep.audit import Audit, command, run_audit, show_audit
     from sweep.plan import AuditOptions, url_of
+    from sweep.report import AUDIT_JSON
     from sweep.state import read_state
 
+    check_format(arguments)
+    said = errors if arguments.format == "json" else console
     plan = find_plan(arguments)
     check_crowd(plan.space.evaluation)
     if url := url_of(plan.folder):
@@ -40,10 +56,12 @@ def audit(arguments: argparse.Namespace) -> int:
         arguments.invariance_examples, dataset=plan.space.evaluation.dataset, data_dir=plan.data_dir
     )
     begun = Audit(plan, read_state(plan), AuditOptions.of(vars(arguments)), examples)
-    if not run_audit(begun, console):
-        console.print(f"Stopped. Nothing that is done is lost; to resume:\n  {command(begun)}")
+    if not run_audit(begun, said):
+        said.print(f"Stopped. Nothing that is done is lost; to resume:\n  {command(begun)}")
         return INTERRUPTED
-    passed = show_audit(begun, console)
+    passed = show_audit(begun, said)
+    if passed and arguments.format == "json":
+        print((begun.folder / AUDIT_JSON).read_text(), end="")
     _sync_audit(plan)
     return DONE if passed else FAILED
 

@@ -1,6 +1,6 @@
 """The Pareto front: arrays in, arrays out."""
 
-from sweep.front.differences import Difference, detectable, difference, seeds_needed
+from sweep.front.differences import Difference, detectable, difference, holm, seeds_needed
 from sweep.front.incremental import Front, Layers
 from sweep.front.judged_trials import JudgedTrials
 from sweep.front.objectives import Objectives

@@ -20,6 +20,9 @@ class AuditOptions:
     as many test images as the plan takes of the validation split."""
     steps: int = option(100, "gradient steps of every round of the attacks", low=1, high=10_000)
     queries: int = option(5000, "queries to the model by the Square attack", low=1, high=1_000_000)
+    fab: int = option(0, "steps of FAB towards each class beside them; 0 leaves it out", low=0, high=10_000)
+    judges: int = option(3, "judges of the invariance images, trained apart", low=1, high=100)
+    margin: float = option(0.1, "loss of accuracy that 'held' must exclude", low=0, high=1)
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Self:

@@ -3,6 +3,7 @@
 Matplotlib is imported where a figure is drawn, so that a table does not wait for it.
 """
 
+from sweep.report.audited import AUDIT_FOLDER, AUDIT_JSON, AUDITED, audited_finalists
 from sweep.report.axes import NORMS, budgets, draw_axes, draw_legend, draw_title
 from sweep.report.comparison import Comparison, compare_sweeps
 from sweep.report.comparison_report import (
@@ -30,7 +31,7 @@ from sweep.report.replay import (
 from sweep.report.rows import ACCURACIES, accuracies, cells, front_rows, headings, row_name, trial_label
 from sweep.report.screen import Screen
 from sweep.report.sides import read_side
-from sweep.report.spots import Spot, front_spots, in_units, staircase, wilson_segments
+from sweep.report.spots import Spot, front_spots, in_units, staircase
 from sweep.report.style import GRID, INK, KNEE_COLOUR, MUTED, house_figure, house_style, save_figure
 from sweep.report.tables import plain_table
 from sweep.report.verdicts import judge_line, requirements_text, short_verdict, verdict

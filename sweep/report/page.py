@@ -8,6 +8,7 @@ from typing import Any
 
 from sweep.front import front_mask
 from sweep.plan import SweepPlan
+from sweep.report.audited import AUDITED, audited_columns, audited_finalists
 from sweep.report.rows import accuracies
 from sweep.report.spots import AXES, front_spots, in_units, staircase
 from sweep.report.style import LOOKS, UNKNOWN_LOOK
@@ -35,7 +36,7 @@ def _page_data(plan: SweepPlan, results: SweepState) -> dict[str, Any]:
     plane, units = in_units(plan.objectives)
     points = results.points(finished)[:, :2] * units
     on_front, ranks, knee = front_mask(points, plane), results.ranks(), results.knee
-    drawn = results.uncertainty().configurations
+    drawn, audited = results.uncertainty().configurations, audited_finalists(plan)
     shown, groups = accuracies(plan), [str(record.config.get("regularizer", "unknown")) for record in finished]
     marks = [
         {
@@ -49,6 +50,7 @@ def _page_data(plan: SweepPlan, results: SweepState) -> dict[str, Any]:
             "numbers": {
                 heading: percent(record.result[name]) for name, heading in shown.items() if name in record.result
             }
+            | {AUDITED[name]: percent(value) for name, value in audited_columns(audited, record.number).items()}
             | {"epoch": str(record.result["epoch"])}
             | ({"P(front)": percent(drawn[first].chance)} if first in drawn else {}),
             "config": plan.space.active(record.config),

@@ -7,6 +7,7 @@ from typing import Any
 
 from search_spaces import Space
 from sweep.plan import SweepPlan
+from sweep.report.audited import audited_columns, audited_finalists
 from sweep.report.words import brief, percent
 from sweep.state import ConfigurationDraws, SweepState
 from trainer.config import UNANIMOUS
@@ -47,6 +48,7 @@ def front_rows(plan: SweepPlan, results: SweepState) -> list[dict[str, Any]]:
     """
     # In this order: a trial that finishes meanwhile is in the later ones too.
     records, knee, drawn = results.front_records, results.knee, results.uncertainty().configurations
+    audited = audited_finalists(plan)
     rows = []
     for record in records:
         assert record.result is not None
@@ -55,6 +57,7 @@ def front_rows(plan: SweepPlan, results: SweepState) -> list[dict[str, Any]]:
                 "trial": record.number,
                 **{name: record.result[name] for name in accuracies(plan) if name in record.result},
                 **(_uncertainty_columns(plan, drawn[record.number]) if record.number in drawn else {}),
+                **audited_columns(audited, record.number),
                 "epoch": record.result["epoch"],
                 "knee": record.number == knee,
                 **plan.space.point(record.config),

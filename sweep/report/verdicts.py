@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sweep.plan import SweepPlan
+from sweep.report.audited import audited_words
 from sweep.report.rows import ACCURACIES
 from sweep.report.words import attack_words, percent
 from sweep.state import DataSummary, SweepState
@@ -31,7 +32,7 @@ def verdict(plan: SweepPlan, results: SweepState) -> str:
         f"({attack_words(evaluation)}); invariance under "
         f"{evaluation.eval_invariance_norm} {evaluation.eval_invariance_epsilon:.3g}, a proxy: "
         f"{judge_line(evaluation, results.data_summary)}{''.join(_human_agreement(results.data_summary))}"
-        f"{_collapsed_trials(results)}"
+        f"{_collapsed_trials(results)}{audited_words(plan)}"
     )
 
 

@@ -47,9 +47,9 @@ class JudgedImages:
         return parquet_bytes(pa.table(columns))
 
 
-def judged_images(prepared: Prepared, split: str) -> JudgedImages:
-    """Return what is known of the judging set of a split, `validation` or `test`."""
-    judging = prepared.judging_set(split)
+def judged_images(prepared: Prepared, split: str, *, judge: int = 0) -> JudgedImages:
+    """Return what a judge, by its number, says of the judging set of a split, `validation` or `test`."""
+    judging = prepared.judging_set(split, judge=judge)
     shares = {crowd: each.numpy() for crowd, each in judging.shares.items()}
     return JudgedImages(judging.source_index.numpy(), judging.source_labels.numpy(), shares)
 

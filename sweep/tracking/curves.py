@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from sweep.plan import AuditOptions, SweepPlan
-from sweep.report import save_figure
+from sweep.report import AUDIT_FOLDER, audited_finalists, save_figure
 from sweep.state import SweepState
 
 if TYPE_CHECKING:
@@ -16,19 +16,30 @@ if TYPE_CHECKING:
 
 
 def audited_numbers(plan: SweepPlan, number: int) -> dict[str, float]:
-    """Return every number of a trial's audits, mean over their seeds, as `audit/<name>`; none if there is no audit."""
-    runs = _runs(plan, number)
+    """Return every number of a trial's audits, mean over their fresh seeds, as `audit/<name>`, and what it lost since
+    its selection as `audit/change_<name>`; none if there is no audit."""
+    runs = [run for run in _runs(plan, number) if not run.own]
     names = runs[0].numbers if runs else {}
-    return {f"audit/{name}": fmean(run.numbers[name] for run in runs) for name in names}
+    return {f"audit/{name}": fmean(run.numbers[name] for run in runs) for name in names} | _changes(plan, number)
+
+
+def _changes(plan: SweepPlan, number: int) -> dict[str, float]:
+    """Return what the audit says that a finalist has lost, in all and by step."""
+    objectives = audited_finalists(plan).get(number, {}).get("objectives", {})
+    return {
+        f"audit/change_{name}{'' if step == 'total' else '/' + step.replace(' ', '_')}": change["value"]
+        for name, objective in objectives.items()
+        for step, change in objective["changes"].items()
+    }
 
 
 def _runs(plan: SweepPlan, number: int) -> list[AuditResult]:
-    """Return the audits of a trial that compare, one a seed."""
-    from sweep.audit import AUDIT_FOLDER, read_audited
+    """Return the audits of a trial that compare."""
+    from sweep.audit import read_audited
 
     found = [read_audited(path) for path in sorted((plan.folder / AUDIT_FOLDER).glob(f"{number:04d}-*.json"))]
     known = [audited for audited in found if audited is not None]
-    return [audited for audited in known if audited.judged_by == known[0].judged_by]
+    return [audited for audited in known if audited.judged_by == known[-1].judged_by]
 
 
 def write_curves(plan: SweepPlan, state: SweepState, number: int, folder: Path) -> str:
@@ -42,13 +53,14 @@ def write_curves(plan: SweepPlan, state: SweepState, number: int, folder: Path) 
     """
     from sweep.audit import Audit, Finalist, curves_figure
 
-    runs = _runs(plan, number)
+    runs = [run for run in _runs(plan, number) if run.own]
     if not runs:
         return ""
     options = {name: value for name, value in runs[0].judged_by.items() if name != "format"}
-    audit = Audit(plan, state, AuditOptions(seeds=len(runs), **options), None)
+    audit = Audit(plan, state, AuditOptions(**options), None)
     folder.mkdir()
-    figure = curves_figure(audit, [Finalist(state.trials[number], tuple(runs))])
+    trial = state.trials[number]
+    figure = curves_figure(audit, [Finalist(trial, (trial,), tuple(runs), tuple(runs))])
     save_figure(figure, folder / "curve.png", dpi=100)
     rows = [
         (run.seed, epsilon, accuracy)

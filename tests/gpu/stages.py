@@ -36,8 +36,9 @@ from trainer.invariance.neighbours import find_neighbours
 from trainer.invariance.published import PAPER_TARGETS, alignments_for
 from trainer.models import build_model, move_to_device
 from trainer.objective import Knobs, total_loss
-from trainer.training import ensemble, evaluate, evaluation_attacks, judging_generator, run_trial
+from trainer.training import ensemble, evaluation_attacks, judging_generator, run_trial
 from trainer.training.batches import Batch
+from trainer.training.evaluation import evaluate
 from trainer.training.profiling import stand_in
 from trainer.training.step import forward, make_optimizer, update
 

@@ -26,27 +26,27 @@ from sweep.audit import audit as module
 from sweep.audit.audit import Audit, run_audit
 from sweep.audit.figures import audit_figure, curves_figure
 from sweep.audit.finalists import (
-    COUNTS,
-    MEASURED,
     Finalist,
     choose_finalists,
     cloud,
     dominated_beyond,
     effective,
     share_interval,
-    verdicts,
 )
+from sweep.audit.measures import MEASURED
 from sweep.audit.results import AuditResult, judged_by, sealed
 from sweep.audit.tables import (
+    _audit_json,
     _summary,
     command,
     doubles,
     finalist_lines,
-    finalist_verdicts,
     front_line,
+    front_lines,
     rows,
     show_people,
 )
+from sweep.audit.verdicts import Outcome, outcome
 from sweep.audit.worker import draw
 from sweep.cli.commands import main
 from sweep.front.objectives import Objectives
@@ -59,14 +59,20 @@ from sweep.plan.from_options import make_plan
 from sweep.plan.objectives import OBJECTIVES
 from sweep.plan.plan import SweepPlan
 from sweep.plan.plan_file import read_plan, write_plan
+from sweep.report.audited import AUDIT_JSON
+from sweep.report.page import front_page
+from sweep.report.rows import front_rows
+from sweep.report.verdicts import verdict
 from sweep.state.data_summary import read_data_summary
+from sweep.state.judged import JudgedImages
 from sweep.state.sweep_state import SweepState
+from sweep.tracking.curves import audited_numbers
 from tests.integration.test_sweep import SPACE, run_words
 from tests.support.commands import PATIENCE, otsweep, start, wait_for
 from tests.support.commands import command as shell_words
+from trainer.answers import Answers
 from trainer.attacks.evidence import wilson_interval
 from trainer.config import TrialConfig
-from trainer.data.datasets import Split
 from trainer.errors import InputError
 from trainer.human_agreement import (
     JUDGE,
@@ -115,24 +121,63 @@ def plan(tmp_path: Path) -> SweepPlan:
     return make_plan(load_space("digits"), name="hand-made", storage=str(tmp_path))
 
 
-def audited(number: int, seed: int, numbers: Mapping[str, float]) -> AuditResult:
-    return AuditResult(
+def crowd_of(changed: int = CHANGED) -> JudgedImages:
+    """Return judged images of class 0 in which everybody sees a 1."""
+    seen = np.tile(np.eye(2, dtype=np.float32)[1], (changed, 1))
+    return JudgedImages(np.arange(changed), np.zeros(changed, dtype=np.int64), {"uncalibrated": seen})
+
+
+def answering(numbers: Mapping[str, float], *, seed: int = 0) -> str:
+    """Return answers that give these shares, on images drawn by seed; a robust image is right."""
+    generator = np.random.default_rng(seed)
+    order = generator.permutation(IMAGES)
+    right, robust = (np.zeros(IMAGES, dtype=bool) for _ in range(2))
+    right[order[: round(numbers["clean_accuracy"] * IMAGES)]] = True
+    robust[order[: round(numbers["sensitivity_accuracy"] * IMAGES)]] = True
+    perturbed = np.zeros(CHANGED, dtype=np.uint8)
+    perturbed[generator.permutation(CHANGED)[: round(numbers["invariance_accuracy"] * CHANGED)]] = 1
+    return Answers(right, robust, perturbed, np.ones(CHANGED, dtype=bool)).encode()
+
+
+def audited(number: int, seed: int, numbers: Mapping[str, float], *, own: bool = False) -> AuditResult:
+    result = AuditResult(
         number=number,
         config={"seed": seed},
         judged_by=judged_by(AuditOptions()),
         images=IMAGES,
+        rows=[],
         numbers={
             **numbers,
-            "curve_area": 0.4,
             "certified_accuracy": 0.05,
+            "sensitivity_invalid": 0.2,
+            "sensitivity_doubted": 0.1,
             "adversary_accuracy": 0.1,
             "adversary_stuck": 0.8,
             "adversary_size": CHANGED,
         },
-        curve={"epsilons": [0.0, 0.1, 0.2], "accuracies": [0.9, 0.6, 0.3], "alone": [0.9, 0.6, 0.3]},
-        evidence={},
-        warnings=[],
+        answers=answering(numbers, seed=seed),
+        broken_by={"apgd-ce": 10},
     )
+    if not own:
+        return result
+    return dataclasses.replace(
+        result,
+        own=True,
+        numbers={**result.numbers, "curve_area": 0.4},
+        validation={name: answering(numbers, seed=99) for name in ("selected", "attacked")},
+        curve={"epsilons": [0.0, 0.1, 0.2], "accuracies": [0.9, 0.6, 0.3], "alone": [0.9, 0.6, 0.3]},
+    )
+
+
+def finalist(selected: Mapping[str, float], *fresh: Mapping[str, float], number: int = 0) -> Finalist:
+    """Return a finalist that its own model confirms and that other seeds trained to other numbers."""
+    record = trial(number, selected["sensitivity_accuracy"], selected["invariance_accuracy"], regularizer="triplet")
+    runs = tuple(audited(number, seed, numbers) for seed, numbers in enumerate(fresh, start=1))
+    return Finalist(record, (record,), (audited(number, 0, selected, own=True),), runs)
+
+
+def outcome_of(finalists: Sequence[Finalist], *, judges: int = 2, margin: float = 0.1) -> Outcome:
+    return outcome(list(finalists), crowd_of(), [crowd_of()] * judges, objectives=OBJECTIVES, margin=margin)
 
 
 def people(digest: str, *, hits: int = 10) -> HumanAgreement:
@@ -239,34 +284,36 @@ class TestIntervals:
         assert set(chosen(points)) == set(np.flatnonzero(~dominated_beyond(measured, measured)).tolist())
 
 
-HELD = {
-    "unchanged": ([(0.6, 0.4)], [(0.6, 0.4)], ["held"]),
-    "better": ([(0.6, 0.4)], [(0.9, 0.9)], ["held"]),
-    "lower within the intervals": ([(0.6, 0.4)], [(0.52, 0.35)], ["held"]),
-    "lower in one": ([(0.6, 0.4)], [(0.40, 0.4)], ["lower sensitivity"]),
-    "lower in both": ([(0.6, 0.4)], [(0.40, 0.1)], ["lower sensitivity, lower invariance"]),
-    "dominated within the intervals": ([(0.6, 0.4), (0.61, 0.3)], [(0.6, 0.4), (0.58, 0.35)], ["held", "held"]),
-    "dominated by another that rose": ([(0.6, 0.4), (0.4, 0.6)], [(0.6, 0.8), (0.4, 0.6)], ["held", "dominated"]),
-    "both": ([(0.6, 0.4), (0.7, 0.3)], [(0.6, 0.4), (0.4, 0.3)], ["held", "dominated, lower sensitivity"]),
-}
-
-
 class TestVerdicts:
-    @pytest.mark.parametrize(("selected", "found", "expected"), HELD.values(), ids=HELD.keys())
-    def test_cases(self, selected: list, found: list, expected: list[str]) -> None:
-        before, after = (
-            cloud([shares(*point) for point in points], OBJECTIVES, images=IMAGES) for points in (selected, found)
-        )
-        assert verdicts(before, after, OBJECTIVES.names) == expected
+    def test_a_loss_beyond_chance_fell_by_so_much(self) -> None:
+        found = outcome_of([finalist(shares(0.6, 0.4), *[shares(0.3, 0.4)] * 3)])
+        assert re.fullmatch(r"fell: sensitivity by 30\.0 \(2\d\.\d to 3\d\.\d\)", found.verdicts[0])
 
-    def test_they_are_of_the_mean_over_the_seeds(self, plan: SweepPlan) -> None:
-        record = trial(3, 0.6, 0.4)
-        runs = tuple(audited(3, seed, shares(value, 0.4)) for seed, value in ((1, 0.5), (2, 0.7)))
-        finalists = [Finalist(record, runs)]
-        assert finalist_verdicts(audit_of(plan, [record]), finalists) == ["held"]
-        assert finalist_verdicts(audit_of(plan, [record]), [Finalist(record, runs[:1])]) == ["held"]
-        fallen = [Finalist(record, (audited(3, 1, shares(0.4, 0.4)), audited(3, 2, shares(0.5, 0.4))))]
-        assert finalist_verdicts(audit_of(plan, [record]), fallen) == ["lower sensitivity"]
+    def test_it_held_only_if_a_loss_beyond_the_margin_is_excluded(self) -> None:
+        same = [finalist(shares(0.6, 0.4), *[shares(0.6, 0.4)] * 3)]
+        assert outcome_of(same, margin=0.2).verdicts == ["held"]
+        # Half the interval of a difference of 100 judged images is 0.13.
+        assert outcome_of(same, margin=0.1).verdicts == ["not decided"]
+
+    def test_a_small_loss_neither_held_nor_fell(self) -> None:
+        assert outcome_of([finalist(shares(0.6, 0.4), *[shares(0.54, 0.4)] * 3)]).verdicts == ["not decided"]
+
+    def test_losses_of_many_finalists_need_more_to_be_shown(self) -> None:
+        one = [finalist(shares(0.6, 0.4), *[shares(0.51, 0.4)] * 3)]
+        many = one + [finalist(shares(0.6, 0.4), *[shares(0.6, 0.4)] * 3, number=k) for k in range(1, 8)]
+        assert outcome_of(one).verdicts[0].startswith("fell")
+        assert outcome_of(many).verdicts[0] == "not decided"
+
+
+class TestFront:
+    def test_the_steps_of_the_hypervolume_add_up(self) -> None:
+        found = outcome_of([finalist(shares(0.6, 0.4), *[shares(0.5, 0.3)] * 3)])
+        assert found.front.values == pytest.approx([0.24, 0.24, 0.24, 0.15, 0.15])
+        assert sum(step[0] for step in found.front.steps) == pytest.approx(found.front.total[0])
+        value, low, high = found.front.total
+        assert low < value < high < 0
+        assert found.front.steps[0] == (0, 0, 0)
+        assert found.front.steps[3] == pytest.approx((0, 0, 0))
 
 
 class TestPlanning:
@@ -282,6 +329,8 @@ class TestPlanning:
         audit = audit_of(plan, records, seeds=2, finalists=2)
         _, first, second = audit.fresh_seeds()
         assert [(task.number, task.config["seed"]) for task in audit.tasks()] == [
+            (0, 0),
+            (1, 0),
             (0, first),
             (1, first),
             (0, second),
@@ -296,7 +345,7 @@ class TestPlanning:
         records = [trial(number, 0.5, 0.5, **each) for number, each in enumerate(settings)]
         audit = audit_of(plan, records, seeds=1, finalists=2)
         assert [[record.number for record in group] for group in audit.candidates()] == [[0, 1, 3], [2]]
-        assert [task.number for task in audit.tasks()] == [0, 2]
+        assert [task.number for task in audit.tasks()] == [0, 2, 0, 2]
         assert doubles(audit) == [
             f"trial {number} is trial 000 again: they differ in knobs that neither uses" for number in ("001", "003")
         ]
@@ -304,8 +353,9 @@ class TestPlanning:
     def test_a_finalist_that_was_not_compared_with_these_people_is_not_done(self, plan: SweepPlan) -> None:
         write_plan(plan)
         audit = audit_of(plan, [trial(0, 0.5, 0.5)], seeds=1)
-        [task] = audit.tasks()
+        own, task = audit.tasks()
         audit.folder.mkdir()
+        of_own = dataclasses.replace(audited(0, 0, shares(0.4, 0.4), own=True), config=own.config)
         bare = dataclasses.replace(audited(0, 1, shares(0.4, 0.4)), config=task.config)
         asked = dataclasses.replace(bare, people=dataclasses.asdict(people("first")))
         for stored, digest, done in [
@@ -315,7 +365,8 @@ class TestPlanning:
             (asked, "second", False),
             (asked, None, True),
         ]:
-            (audit.folder / f"{task.name}.json").write_bytes(sealed(stored))
+            for name, result in ((own.name, of_own), (task.name, stored)):
+                (audit.folder / f"{name}.json").write_bytes(sealed(dataclasses.replace(result, people=stored.people)))
             examples = ExamplesFolder("there", digest) if digest else None
             assert (dataclasses.replace(audit, examples=examples).missing() == []) is done, (stored.people, digest)
 
@@ -340,8 +391,10 @@ class TestPlanning:
     ) -> None:
         write_plan(plan)
         audit = audit_of(plan, [trial(0, 0.5, 0.5)], seeds=1)
-        [task] = audit.tasks()
+        own, task = audit.tasks()
         audit.folder.mkdir()
+        done = dataclasses.replace(audited(0, 0, shares(0.4, 0.4), own=True), config=own.config)
+        (audit.folder / f"{own.name}.json").write_bytes(sealed(done))
         path = audit.folder / f"{task.name}.json"
         right = dataclasses.replace(audited(0, 1, shares(0.4, 0.4)), config=task.config)
         whole = sealed(right)
@@ -362,79 +415,95 @@ class TestPlanning:
         assert audit.missing() == [task]
 
     def test_test_images_are_drawn_by_seed(self) -> None:
-        split = Split(torch.arange(50.0).view(50, 1, 1, 1) / 50, torch.arange(50) % 10)
-        some = draw(split, 10, seed=3)
-        assert torch.equal(some.images.flatten() * 50, draw(split, 10, seed=3).images.flatten() * 50)
-        assert not torch.equal(some.images, draw(split, 10, seed=4).images)
-        index = (some.images.flatten() * 50).round().long()
-        assert index.tolist() == sorted(set(index.tolist()))
-        assert index.tolist() != list(range(10))
-        assert torch.equal(some.labels, index % 10)
+        some = draw(50, 10, seed=3)
+        assert torch.equal(some, draw(50, 10, seed=3))
+        assert not torch.equal(some, draw(50, 10, seed=4))
+        assert some.tolist() == sorted(set(some.tolist()))
+        assert some.tolist() != list(range(10))
         for size in (0, 50, 51):
-            assert torch.equal(draw(split, size, seed=3).images, split.images)
+            assert torch.equal(draw(50, size, seed=3), torch.arange(50))
 
 
 class TestReport:
     @pytest.fixture
     def finalists(self) -> list[Finalist]:
         return [
-            Finalist(
-                trial(number, 0.6 - 0.1 * number, 0.3 + 0.1 * number, regularizer="triplet"),
-                tuple(audited(number, seed, shares(0.5 - 0.1 * number, 0.31)) for seed in (1, 2)),
+            finalist(
+                shares(0.6 - 0.1 * number, 0.3 + 0.1 * number), *[shares(0.5 - 0.1 * number, 0.31)] * 2, number=number
             )
             for number in range(2)
         ]
 
     def test_every_number_has_a_line_that_fits_a_terminal(self, plan: SweepPlan, finalists: list[Finalist]) -> None:
-        lines = finalist_lines(audit_of(plan, [one.record for one in finalists], seeds=2), finalists)
-        assert len(lines) == 1 + len(finalists) * (1 + len(rows(plan)))
-        assert all(len(line) <= 80 for line in lines if ":" not in line)
-        [first, *_] = [line for line in lines if " sensitivity " in line]
-        low, high = share_interval("sensitivity_accuracy", shares(0.5, 0.31), images=IMAGES)
-        assert re.search(rf"60\.0% +50\.0% ± +0\.0 +{low:.1%} to {high:.1%}$", first)
-        with_intervals = [line for line in lines if " to " in line]
-        assert len(with_intervals) == len(finalists) * len({*MEASURED, *COUNTS, "certified_accuracy"})
+        found = outcome_of(finalists)
+        audit = audit_of(plan, [one.record for one in finalists], seeds=2)
+        lines = finalist_lines(audit, found)
+        assert len(lines) == 1 + len(finalists) * (2 + len(rows(plan)) + 2 * len(OBJECTIVES.names))
+        wide = [line for line in [*lines, *front_lines(audit, found)] if len(line) > 80]
+        assert all(re.search(r"fell: |Selected: |R=", line) for line in wide), wide  # these the console folds
+        [first, *_] = [line for line in lines if line.startswith("       sensitivity ")]
+        change = found.changes[0]["sensitivity_accuracy"]
+        assert re.search(rf"60\.0% +50\.0% ± +0\.0 +{change.audited.low:.1%} to {change.audited.high:.1%}$", first)
+        assert f"change -10.0 ({100 * change.total.low:+.1f} to {100 * change.total.high:+.1f})" in "\n".join(lines)
         low, high = share_interval("certified_accuracy", finalists[0].mean, images=IMAGES)
         assert re.search(rf" certified +5\.0% ± +0\.0 +{low:.1%} to {high:.1%}$", "\n".join(lines), re.MULTILINE)
+        assert re.search(r" class lost in attack +20\.0% ±", "\n".join(lines))
 
     def test_an_l2_budget_has_no_certificate_and_the_summary_says_why(
         self, plan: SweepPlan, finalists: list[Finalist]
     ) -> None:
-        assert "certified at the same budget" in _summary(audit_of(plan, [one.record for one in finalists]), finalists)
+        found, records = outcome_of(finalists), [one.record for one in finalists]
+        assert "certified at the same budget" in _summary(audit_of(plan, records), found)
         evaluation = plan.space.evaluation.replace(eval_sensitivity_norm="l2")
         other = dataclasses.replace(plan, space=dataclasses.replace(plan.space, evaluation=evaluation))
-        audit = audit_of(other, [one.record for one in finalists])
-        assert not any("certified" in line for line in finalist_lines(audit, finalists))
-        assert "not certified (bounds are known for linf alone)" in _summary(audit, finalists)
+        audit = audit_of(other, records)
+        assert not any("certified" in line for line in finalist_lines(audit, found))
+        assert "not certified (bounds are known for linf alone)" in _summary(audit, found)
 
     def test_a_finalist_that_lacks_a_seed_says_so(self, plan: SweepPlan, finalists: list[Finalist]) -> None:
-        text = "\n".join(finalist_lines(audit_of(plan, [one.record for one in finalists], seeds=3), finalists))
-        assert text.count("(2 of 3 seeds)") == 2
+        audit = audit_of(plan, [one.record for one in finalists], seeds=3)
+        assert "\n".join(finalist_lines(audit, outcome_of(finalists))).count("(2 of 3 seeds)") == 2
 
     def test_the_spread_is_over_the_seeds(self) -> None:
-        runs = tuple(audited(0, seed, shares(0.3 + 0.1 * seed, 0.3)) for seed in (1, 2, 3))
-        one = Finalist(trial(0, 0.6, 0.3), runs)
+        one = finalist(shares(0.6, 0.3), *(shares(0.3 + 0.1 * seed, 0.3) for seed in (1, 2, 3)))
         assert one.mean["sensitivity_accuracy"] == pytest.approx(0.5)
         assert one.spread("sensitivity_accuracy") == pytest.approx(0.1)
         assert one.spread("invariance_accuracy") == 0
 
     def test_fronts_are_named_with_their_hypervolume(self, finalists: list[Finalist]) -> None:
-        selected = front_line([one.selected for one in finalists], finalists, OBJECTIVES)
-        assert selected == "front 000, 001, hypervolume 0.2300"
+        found = outcome_of(finalists)
+        assert front_line(found, OBJECTIVES, stage=0) == "front 000, 001, hypervolume 0.2300"
         # Audited, 000 is better in one objective and equal in the other.
-        assert front_line([one.mean for one in finalists], finalists, OBJECTIVES) == "front 000, hypervolume 0.1550"
+        assert front_line(found, OBJECTIVES, stage=-1) == "front 000, hypervolume 0.1550"
 
     def test_pictures_show_every_finalist_twice_and_every_curve(
         self, plan: SweepPlan, finalists: list[Finalist]
     ) -> None:
         audit = audit_of(plan, [one.record for one in finalists], seeds=2)
-        [axes] = audit_figure(audit, finalists).axes
+        [axes] = audit_figure(audit, outcome_of(finalists)).axes
         drawn = {name: collection for collection in axes.collections if (name := collection.get_label())}
         assert np.allclose(drawn["selected"].get_offsets(), [[60, 30], [50, 40]])
         assert [text.get_text() for text in axes.texts if text.get_gid() == "label"]
         [axes] = curves_figure(audit, finalists).axes
         lines = [line for line in axes.lines if str(line.get_label()).startswith("00")]
         assert [np.asarray(line.get_ydata()).tolist() for line in lines] == [[90, 60, 30]] * 2
+
+    def test_what_is_found_stands_beside_the_front(self, plan: SweepPlan, finalists: list[Finalist]) -> None:
+        write_plan(plan)
+        audit, found = audit_of(plan, [one.record for one in finalists], seeds=2), outcome_of(finalists)
+        (rows_before, columns) = front_rows(plan, audit.results), {"sensitivity_invalid"}
+        assert not any(columns & row.keys() for row in rows_before)
+        assert "Audited" not in verdict(plan, audit.results)
+        audit.folder.mkdir()
+        (audit.folder / AUDIT_JSON).write_text(json.dumps(_audit_json(audit, found)))
+        assert [row["sensitivity_invalid"] for row in front_rows(plan, audit.results)] == [0.2, 0.2]
+        assert "Audited: 0 of 2 finalists held; in the images that broke them 20.0%" in verdict(plan, audit.results)
+        assert "class lost in attack" in front_page(plan, audit.results)
+        numbers = audited_numbers(plan, 0)
+        assert numbers["audit/change_sensitivity_accuracy"] == pytest.approx(-0.1)
+        assert numbers["audit/change_sensitivity_accuracy/fresh_seeds"] == pytest.approx(-0.1)
+        (audit.folder / AUDIT_JSON).write_text("{")
+        assert "Audited" not in verdict(plan, audit.results)
 
     def test_the_command_goes_on_with_the_same_options(self, plan: SweepPlan) -> None:
         audit = audit_of(plan, [trial(0, 0.5, 0.5)], seeds=2, test_size=0)
@@ -617,7 +686,7 @@ def first(storage: Path) -> subprocess.CompletedProcess[str]:
 @pytest.fixture
 def results(storage: Path, first: subprocess.CompletedProcess[str]) -> Iterator[dict[Path, bytes]]:
     """Yield the files of the audit's results, and restore them afterwards."""
-    kept = {path: path.read_bytes() for path in sorted((storage / "swept" / "audit").glob("*.json"))}
+    kept = {path: path.read_bytes() for path in sorted((storage / "swept" / "audit").glob("0*.json"))}
     yield kept
     for path, content in kept.items():
         path.write_bytes(content)
@@ -638,8 +707,10 @@ def test_an_audit_ends_with_what_held(
     storage: Path, first: subprocess.CompletedProcess[str], results: dict[Path, bytes]
 ) -> None:
     finalists = audit_in(storage, 2).finalists()
-    assert len(results) == 2 * len(finalists)
-    assert re.search(r"\d of \d finalists held", first.stdout)
+    assert len(results) == 3 * len(finalists)
+    assert re.search(r"\d of \d finalists held, \d fell, \d not decided", first.stdout)
+    found = json.loads((storage / "swept" / "audit" / "audit.json").read_text())
+    assert len(found["finalists"]) == len(finalists)
     for one in finalists:
         assert [run.images for run in one.runs] == [40, 40]
         assert one.mean["sensitivity_accuracy"] <= one.mean["clean_accuracy"]
@@ -647,10 +718,13 @@ def test_an_audit_ends_with_what_held(
             assert 0 <= run.numbers["certified_accuracy"] <= run.numbers["sensitivity_accuracy"]
         assert re.search(rf" certified +{one.mean['certified_accuracy']:.1%} ±", first.stdout)
         # Whatever the fixed set changed, the per-model attack may show as well.
+        assert 0 < one.mean["sensitivity_doubted"] < one.mean["sensitivity_invalid"] < 1
         assert one.mean["adversary_size"] >= one.mean["invariance_effective_size"] > 0
         assert f"{one.mean['sensitivity_accuracy']:.1%} ±" in first.stdout
-        assert all(run.evidence["transfer_accuracy"] is not None for run in one.runs)
-        for warning in (warning for run in one.runs for warning in run.warnings):
+        assert all(run.evidence["transfer_accuracy"] is not None for run in one.own)
+        for run in (*one.own, *one.runs):
+            assert Answers.decode(run.answers).robust.mean() == pytest.approx(run.numbers["sensitivity_accuracy"])
+        for warning in (warning for run in one.own for warning in run.warnings):
             assert warning in first.stdout
     for name in ("audit.png", "curves.png"):
         assert str(storage / "swept" / "audit" / name) in first.stdout
@@ -676,9 +750,12 @@ def test_a_finished_audit_starts_nothing(
 def test_what_is_lost_is_made_again_bit_for_bit_and_the_rest_is_left_alone(
     storage: Path, results: dict[Path, bytes]
 ) -> None:
-    lost, damaged, *kept = results
+    lost, damaged, own, *kept = results
     lost.unlink()
     shutil.rmtree(storage / "swept" / "audit" / "models" / lost.stem)
+    assert own.stem.endswith("-own")
+    own.unlink()
+    (storage / "swept" / "trials" / own.stem[:4] / "model.pt").unlink()  # so the selected model is trained again
     damaged.write_bytes(results[damaged][:100])
     times = {path: path.stat().st_mtime_ns for path in kept}
     again = otsweep(storage, "audit", "swept", "--seeds", "2", *OPTIONS)
@@ -692,14 +769,14 @@ def test_ctrl_c_stops_cleanly_and_the_audit_goes_on(storage: Path, results: dict
     words = shell_words(storage, "audit", "swept", "--seeds", "8", *OPTIONS)
     process = start(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     folder = storage / "swept" / "audit"
-    wait_for(lambda: len(list(folder.glob("*.json"))) > len(results), process)
+    wait_for(lambda: len(list(folder.glob("0*.json"))) > len(results), process)
     os.kill(process.pid, signal.SIGINT)
     said, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130, said
     assert "Traceback" not in said
     assert "otsweep audit swept --seeds 8" in said
-    before = {path: path.read_bytes() for path in folder.glob("*.json")}
-    assert len(results) < len(before) < 4 * len(results)
+    before = {path: path.read_bytes() for path in folder.glob("0*.json")}
+    assert len(results) < len(before) < 3 * len(results)
     assert otsweep(storage, "audit", "swept", "--seeds", "8", *OPTIONS).returncode == 0
-    assert len(list(folder.glob("*.json"))) == 4 * len(results)
+    assert len(list(folder.glob("0*.json"))) == 3 * len(results)
     assert {path: path.read_bytes() for path in before} == before

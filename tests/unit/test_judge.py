@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 from typing import Any
 
@@ -13,7 +14,7 @@ from trainer.crowds import THRESHOLDS, UNCALIBRATED, Crowd
 from trainer.errors import InputError
 from trainer.invariance.augmentation import augment, black_and_white, draw_unevenly, regions
 from trainer.invariance.judge import ABSTAINS, Contrast, Judge, Teacher, build_judge, build_teacher
-from trainer.invariance.judge_training import train_ensemble, training_half
+from trainer.invariance.judge_training import train_ensemble, training_half, training_rows
 from trainer.invariance.recipes import ANY, RECIPES, ROLES, UnevenInk, recipe_for
 
 EVEN = UnevenInk(faded=0, missing=0, pale=0, specks=0)
@@ -177,6 +178,27 @@ def test_training_is_deterministic_and_leaves_the_global_generator_alone(
         weights.append(trained_briefly("judge", digits, seed=3).state_dict())
         assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_another_judge_learns_from_a_sample_of_the_same_half() -> None:
+    half, first, again, second = (training_rows(1001, "judge", seed=0, repeat=number) for number in (0, 1, 1, 2))
+    assert torch.equal(half, torch.arange(0, 1001, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, second)
+    assert set(first.tolist()) <= set(half.tolist())
+    assert len(first) == len(half)
+    # A sample with replacement leaves out a share of 1/e.
+    assert len(first.unique()) / len(half) == pytest.approx(1 - math.exp(-1), abs=0.04)
+
+
+def test_another_judge_is_another_ensemble(digits: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe_of(monkeypatch, "judge")
+    judges = [build_judge("digits", (1, 8, 8), 10) for _ in range(3)]
+    for judge, repeat in zip(judges, (0, 1, 0), strict=True):
+        train_ensemble(list(judge.members), "digits", "judge", digits[0][:200], digits[1][:200], seed=0, repeat=repeat)
+    first, other, again = (judge.read(digits[0][:50]).values for judge in judges)
+    assert torch.equal(first, again)
+    assert not torch.allclose(first, other, atol=0.01)
 
 
 def test_state_round_trips(digits: tuple[Tensor, Tensor], monkeypatch: pytest.MonkeyPatch) -> None:

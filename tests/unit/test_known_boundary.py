@@ -145,7 +145,7 @@ class Truth(Judge):
 class KnownPipeline(PreparationPipeline):
     """A preparation judged by the truth; neighbours are not aligned, as a turned stroke is of another class."""
 
-    def judge(self) -> Judge:
+    def judge(self, number: int = 0) -> Judge:
         return Truth()
 
     def _pairs(self, split: str, norm: str, *, nearest: int) -> Pairs:

@@ -90,6 +90,15 @@ def test_audit_set_is_made_from_test_images(prepared: Prepared) -> None:
         prepared.judging_set("tset")
 
 
+def test_several_judges_look_at_the_same_images(prepared: Prepared) -> None:
+    first, second, again = (prepared.judging_set("test", judge=number) for number in (0, 1, 1))
+    assert all(torch.equal(one, other) for one, other in zip(first[:4], second[:4], strict=True))
+    assert same(second, again)
+    assert same(first, prepared.judging_set("test"))
+    torch.testing.assert_close(second.crowd, prepared.judge_numbered(1).shares(first.images, prepared.crowd))
+    assert 0.001 < (first.crowd - second.crowd).abs().mean() < 0.3
+
+
 @pytest.mark.parametrize("norm", list(INVARIANCE_ATTACKS))
 def test_no_budget_leaves_the_training_images_as_they_are(prepared: Prepared, norm: str) -> None:
     perturbation, train = prepared.perturbations(norm).at(0.0), prepared.data.train

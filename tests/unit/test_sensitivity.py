@@ -18,6 +18,7 @@ from trainer.attacks import norms as norms_module
 from trainer.attacks import pgd as pgd_module
 from trainer.attacks.apgd import apgd_attack, embedding_attack, targeted_apgd_attack
 from trainer.attacks.attack import Attack
+from trainer.attacks.fab import fab_attack
 from trainer.attacks.gradient import cross_entropy_loss, fgsm, fgsm_attack, kl_loss, pgd, pgd_attack
 from trainer.attacks.logits import frozen
 from trainer.attacks.norms import NORMS
@@ -73,6 +74,7 @@ def attack_builders(norm: str, epsilon: float) -> dict[str, Attack]:
     return {
         "fgsm": fgsm_attack(norm=norm, epsilon=epsilon),
         "pgd": pgd_attack(norm=norm, epsilon=epsilon, steps=5, restarts=2),
+        "fab-t": fab_attack(norm=norm, epsilon=epsilon, steps=3, targets=2),
         "apgd-ce": apgd_attack(norm=norm, epsilon=epsilon, steps=10),
         "apgd-t": targeted_apgd_attack(norm=norm, epsilon=epsilon, steps=10, targets=4),
         "embedding": embedding_attack(with_embedding(Linear()), norm=norm, epsilon=epsilon, steps=10),

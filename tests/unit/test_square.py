@@ -10,9 +10,10 @@ from torch import Tensor
 
 from tests.unit.test_sensitivity import Linear, norms, seeded, sizes, some_images
 from trainer.attacks import square
+from trainer.attacks.apgd import APGD_SLACK, apgd_attack, targeted_apgd_attack
 from trainer.attacks.attack import Attack
 from trainer.attacks.gradient import fgsm_attack
-from trainer.attacks.square import SQUARES, square_attack
+from trainer.attacks.square import SQUARE_SLACK, SQUARES, square_attack
 from trainer.attacks.worst_cases import worst_case
 
 
@@ -83,3 +84,29 @@ def test_square_breaks_a_model_without_gradients():
 
     assert survivors(square_attack(norm="linf", epsilon=0.1, queries=300)) < 5
     assert survivors(fgsm_attack(norm="linf", epsilon=0.1)) == 40
+
+
+@pytest.mark.parametrize("name", ["apgd-ce", "apgd-t", "square"])
+def test_what_is_out_of_reach_is_given_up_and_nothing_else(name: str):
+    model, looked_at = Linear(), []
+
+    def counted(images: Tensor) -> Tensor:
+        looked_at.append(len(images))
+        return model(images)
+
+    images = some_images(200)
+    labels = model(images).argmax(1)
+    budget = {"norm": "linf", "epsilon": 0.03}
+    builders = {
+        "apgd-ce": lambda slack: apgd_attack(**budget, steps=100, slack=slack),
+        "apgd-t": lambda slack: targeted_apgd_attack(**budget, steps=100, targets=4, slack=slack),
+        "square": lambda slack: square_attack(**budget, queries=2000, slack=slack),
+    }
+    outcomes, costs = [], []
+    for slack in (math.inf, SQUARE_SLACK if name == "square" else APGD_SLACK):
+        looked_at.clear()
+        outcomes.append(worst_case(counted, images, labels, [builders[name](slack)], generator=seeded()).survived)
+        costs.append(sum(looked_at))
+    assert 20 < outcomes[0].sum() < 180
+    assert torch.equal(*outcomes)
+    assert costs[1] < 0.7 * costs[0]

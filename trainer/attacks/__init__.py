@@ -1,9 +1,10 @@
-"""Sensitivity attacks: norms, FGSM, PGD, APGD, Square, their worst case, and whether an attack means something."""
+"""Sensitivity attacks: norms, FGSM, PGD, APGD, FAB, Square, their worst case, and whether an attack means something."""
 
-from trainer.attacks.apgd import apgd_attack, embedding_attack, targeted_apgd_attack
+from trainer.attacks.apgd import APGD_SLACK, apgd_attack, embedding_attack, targeted_apgd_attack
 from trainer.attacks.attack import Attack, Victim
 from trainer.attacks.checks import check_logits
 from trainer.attacks.evidence import Evidence, gather_evidence
+from trainer.attacks.fab import fab_attack
 from trainer.attacks.gradient import (
     Loss,
     cross_entropy_loss,
@@ -16,5 +17,5 @@ from trainer.attacks.gradient import (
 )
 from trainer.attacks.logits import frozen, predict
 from trainer.attacks.norms import NORMS, Draws, uniform
-from trainer.attacks.square import square_attack
+from trainer.attacks.square import SQUARE_SLACK, square_attack
 from trainer.attacks.worst_cases import WorstCase, worst_case

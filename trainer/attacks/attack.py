@@ -50,6 +50,8 @@ class Scores(NamedTuple):
     """(B,) the loss that the attack maximises."""
     wrong: Tensor
     """(B,) bool: True where the model is already wrong."""
+    logits: Tensor | None = None
+    """(B, K) of the model; None where the loss itself rises through 0 as the answer becomes wrong."""
 
 
 Objective = Callable[[Tensor, Tensor], Scores]

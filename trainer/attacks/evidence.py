@@ -17,13 +17,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from trainer.attacks.apgd import apgd_attack, targeted_apgd_attack
+from trainer.attacks.apgd import APGD_SLACK, apgd_attack, targeted_apgd_attack
 from trainer.attacks.attack import Attack, Victim
 from trainer.attacks.checks import check_images
 from trainer.attacks.gradient import cross_entropy_loss, input_gradient, pgd
 from trainer.attacks.logits import Logits, predict
 from trainer.attacks.norms import norm_named
-from trainer.attacks.square import square_attack
+from trainer.attacks.square import SQUARE_SLACK, square_attack
 from trainer.attacks.worst_cases import worst_case
 from trainer.errors import InputError
 from trainer.intervals import Interval, wilson_interval
@@ -62,8 +62,8 @@ def white_box(norm: str) -> _AttacksAt:
 
     def attacks(epsilon: float, steps: int) -> list[Attack]:
         return [
-            apgd_attack(norm=norm, epsilon=epsilon, steps=steps),
-            targeted_apgd_attack(norm=norm, epsilon=epsilon, steps=steps, targets=3),
+            apgd_attack(norm=norm, epsilon=epsilon, steps=steps, slack=APGD_SLACK),
+            targeted_apgd_attack(norm=norm, epsilon=epsilon, steps=steps, targets=3, slack=APGD_SLACK),
         ]
 
     return attacks
@@ -243,7 +243,7 @@ def gather_evidence(
         white_box_accuracy=curve.alone[curve.epsilons.index(epsilon)],
         doubled_accuracy=accuracy(*attacks_at(epsilon, 2 * steps)),
         large_epsilon_accuracy=accuracy(*attacks_at(large, steps)),
-        square_accuracy=accuracy(square_attack(norm=norm, epsilon=epsilon, queries=queries)),
+        square_accuracy=accuracy(square_attack(norm=norm, epsilon=epsilon, queries=queries, slack=SQUARE_SLACK)),
         noise_accuracy=accuracy(noise_attack(norm=norm, epsilon=epsilon, draws=10)),
         transfer_accuracy=accuracy(transfer) if transfer else None,
         zero_gradient_share=_share(_has_no_gradient(logits, images, labels, batch_size)),

@@ -146,7 +146,7 @@ def cross_entropy_scores(victim: Victim) -> Objective:
 
     def objective(perturbed: Tensor, rows: Tensor) -> Scores:
         answer, labels = victim.logits(perturbed), victim.labels[rows]
-        return Scores(F.cross_entropy(answer, labels, reduction="none"), is_wrong(answer, labels))
+        return Scores(F.cross_entropy(answer, labels, reduction="none"), is_wrong(answer, labels), answer)
 
     return objective
 
@@ -182,4 +182,5 @@ def score_with_gradient(objective: Objective, perturbed: Tensor, rows: Tensor) -
     with torch.enable_grad():
         scores = objective(perturbed, rows)
         (gradient,) = torch.autograd.grad(scores.loss.sum(), perturbed)
-    return Scores(scores.loss.detach(), scores.wrong), gradient
+    logits = None if scores.logits is None else scores.logits.detach()
+    return Scores(scores.loss.detach(), scores.wrong, logits), gradient

@@ -50,3 +50,11 @@ def logit_at(logits: Tensor, classes: Tensor) -> Tensor:
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the label's logit minus the largest other one (B,): below 0 where the answer is wrong."""
     return logit_at(logits, labels) - logits.scatter(1, labels[:, None], -math.inf).amax(1)
+
+
+@torch.no_grad()
+def likely_target(logits: Logits, images: Tensor, labels: Tensor, number: int) -> Tensor:
+    """Return the wrong class (B,) of the `number`-th largest logit, counted from 0, on images (B, C, H, W)."""
+    answer = logits(images)
+    ranking = answer.scatter(1, labels[:, None], -math.inf).argsort(dim=1, descending=True, stable=True)
+    return ranking[:, number % (answer.shape[1] - 1)]

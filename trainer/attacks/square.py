@@ -17,8 +17,14 @@ from trainer.attacks.attack import Attack, Victim
 from trainer.attacks.logits import margin
 from trainer.attacks.norms import NORMS, checked_ball, choose, positive, uniform
 
+SQUARE_SLACK = 0.05
+"""Slack of the attack on finalists. At every twentieth of the queries an image is given up that would keep more than
+this share of its first margin if the margin fell as much in every twentieth to come as in the last."""
 
-def square_attack(*, norm: str, epsilon: float, queries: int = 5000, restarts: int = 1) -> Attack:
+
+def square_attack(
+    *, norm: str, epsilon: float, queries: int = 5000, restarts: int = 1, slack: float = math.inf
+) -> Attack:
     """Build the Square attack (Andriushchenko et al. 2020).
 
     Args:
@@ -26,6 +32,7 @@ def square_attack(*, norm: str, epsilon: float, queries: int = 5000, restarts: i
         epsilon: budget in pixel units.
         queries: proposals per image and round, each a call of the model; the start takes one more.
         restarts: rounds.
+        slack: see `SQUARE_SLACK`; by default no image is given up.
 
     Raises:
         InputError: for an unknown norm, a budget that it can't have, or queries or restarts below 1.
@@ -38,8 +45,9 @@ def square_attack(*, norm: str, epsilon: float, queries: int = 5000, restarts: i
     def run(victim: Victim, rows: Tensor, number: int, generator: torch.Generator) -> Tensor:
         """Run algorithm 1, in which an image is done at its first wrong answer."""
         images = best = victim.images[rows]
-        least = torch.full_like(best[:, 0, 0, 0], math.inf)
+        least = first = earlier = torch.full_like(best[:, 0, 0, 0], math.inf)
         found, position = best.clone(), torch.arange(len(rows), device=rows.device)
+        stretch = max(1, queries // 20)
         for query in range(queries + 1):
             if query == 0:
                 random = uniform((len(victim.images), _start_numbers(images)), images, generator)[rows]
@@ -51,8 +59,15 @@ def square_attack(*, norm: str, epsilon: float, queries: int = 5000, restarts: i
             loss = margin(victim.logits(candidates), victim.labels[rows])
             best, least = choose(loss < least, candidates, best), torch.minimum(loss, least)
             found[position] = best
-            right = least >= 0
-            position, rows, images, best, least = (values[right] for values in (position, rows, images, best, least))
+            going = least >= 0
+            if query == 0:
+                first = least
+            if query % stretch == 0:
+                left = (queries - query) / stretch
+                going &= ~(least - left * (earlier - least) > slack * first)
+                earlier = least
+            kept = (values[going] for values in (position, rows, images, best, least, first, earlier))
+            position, rows, images, best, least, first, earlier = kept
             if not len(rows):
                 break
         return found

@@ -31,6 +31,22 @@ def training_half(count: int, role: str) -> slice:
     return slice(ROLES.index(role), count, 2)
 
 
+def training_rows(count: int, role: str, *, seed: int, repeat: int) -> Tensor:
+    """Return the training images (n,) int64 that a role learns from: its half, or a bootstrap sample of that half.
+
+    Args:
+        count: number of training images.
+        role: `judge` or `teacher`.
+        seed: decides the sample.
+        repeat: 0 for the half itself; above, the number of the bootstrap sample, as large and with replacement.
+    """
+    half = torch.arange(count)[training_half(count, role)]
+    if not repeat:
+        return half
+    drawn = np.random.default_rng([seed, ROLES.index(role), repeat]).integers(len(half), size=len(half))
+    return half[torch.from_numpy(np.sort(drawn))]
+
+
 def train_ensemble(
     members: Sequence[nn.Module],
     dataset: str,
@@ -39,6 +55,7 @@ def train_ensemble(
     labels: Tensor,
     *,
     seed: int,
+    repeat: int = 0,
     progress: _Progress = lambda done, total: None,
 ) -> None:
     """Train every member on the role's half of the training images.
@@ -50,19 +67,21 @@ def train_ensemble(
         images: the whole training split, (N, C, H, W) in [0, 1].
         labels: (N,) int64.
         seed: with the role and the member decides initial weights, order of images and augmentation.
+        repeat: above 0 for another ensemble of the role, with a seed of its own and on a bootstrap sample of the half.
         progress: called with epochs done and epochs in all, over all members.
 
     Raises:
         InputError: for an unknown data set or role.
     """
     recipe = recipe_for(dataset, role)
-    own = training_half(len(labels), role)
-    done, total = itertools.count(1), _training_passes(recipe, len(labels[own])) * len(members)
+    own = training_rows(len(labels), role, seed=seed, repeat=repeat)
+    images, labels = images[own], labels[own]
+    done, total = itertools.count(1), _training_passes(recipe, len(labels)) * len(members)
 
     def train(number: int) -> None:
-        generator = torch.Generator(images.device).manual_seed(_member_seed(seed, role, number))
+        generator = torch.Generator(images.device).manual_seed(_member_seed(seed, role, number, repeat))
         threshold = recipe.thresholds[number]
-        _train_member(members[number], images[own], labels[own], recipe, threshold, generator, on_epoch)
+        _train_member(members[number], images, labels, recipe, threshold, generator, on_epoch)
         members[number].eval().requires_grad_(False)
 
     def on_epoch() -> None:
@@ -76,9 +95,10 @@ def _training_passes(recipe: Recipe, images: int) -> int:
     return max(recipe.epochs, -(-_LEAST_STEPS // -(-images // _TRAINING_BATCH)))
 
 
-def _member_seed(seed: int, role: str, number: int) -> int:
-    """Derive a seed of its own for every member of every role."""
-    return int(np.random.SeedSequence([seed, ROLES.index(role), number]).generate_state(1)[0])
+def _member_seed(seed: int, role: str, number: int, repeat: int) -> int:
+    """Derive a seed of its own for every member of every role and repeat; the first repeat's are the older ones."""
+    later = [repeat] if repeat else []
+    return int(np.random.SeedSequence([seed, ROLES.index(role), number, *later]).generate_state(1)[0])
 
 
 def _initialise(network: nn.Module, slope: float, generator: torch.Generator) -> None:

@@ -25,8 +25,8 @@ from trainer.errors import InputError
 from trainer.files import Cache
 from trainer.invariance.attacks import INVARIANCE_ATTACKS, allowed_targets
 from trainer.invariance.class_index import ClassIndex, Neighbours
-from trainer.invariance.judge import Judge, Quality, Teacher, build_judge, build_teacher
-from trainer.invariance.judge_training import train_ensemble
+from trainer.invariance.ensembles import Ensembles, key_of
+from trainer.invariance.judge import Judge, Quality
 from trainer.invariance.neighbours import bring_back, find_neighbours
 from trainer.invariance.perturbations import (
     BATCH,
@@ -61,13 +61,19 @@ class Prepared:
         """The judging set of the validation split."""
         return self.judging_set("validation")
 
-    def judging_set(self, split: str) -> JudgingSet:
+    def judging_set(self, split: str, *, judge: int = 0) -> JudgingSet:
         """Return the judging set of `validation`, or for an audit of `test`.
+
+        All judges look at the same images.
+
+        Args:
+            split: a split that is not for training.
+            judge: number of the judge, 0 for the one of every trial.
 
         Raises:
             InputError: if hardly anybody of the crowd sees a change at the evaluation's budget.
         """
-        return self._pipeline.judging_set(split)
+        return self._pipeline.judging_set(split, judge)
 
     def adversary(self, split: str) -> InvarianceAdversary:
         """Return the per-model attack on a split, within the evaluation's budget."""
@@ -84,7 +90,11 @@ class Prepared:
     @cached_property
     def judge(self) -> Judge:
         """The judge, which says what people see in an image."""
-        return self._pipeline.judge()
+        return self.judge_numbered(0)
+
+    def judge_numbered(self, number: int) -> Judge:
+        """Return the judge of trials for 0, else one of another seed and on a bootstrap sample of the same half."""
+        return self._pipeline.judge(number)
 
     @property
     def crowd(self) -> Crowd:
@@ -156,41 +166,14 @@ class PreparationPipeline:
             "table": self._table,
             "seed": evaluation.split_seed,
         }
+        self._ensembles = Ensembles(data, evaluation.split_seed, self._common, cache, progress)
 
-    def judge(self) -> Judge:
-        """Return the judge, trained on its half of the training images."""
-        judge = build_judge(self._data.name, self._data.shape, self._data.classes)
-        self._load("judge", judge)
-        return judge
+    def judge(self, number: int = 0) -> Judge:
+        """Return the judge of trials for 0, else another one, as `Prepared.judge_numbered` says."""
+        return self._ensembles.judge(number)
 
-    def teacher(self) -> Teacher:
-        """Return the teacher, trained on the other half."""
-        teacher = build_teacher(self._data.name, self._data.shape, self._data.classes)
-        self._load("teacher", teacher)
-        return teacher
-
-    def _load(self, role: str, ensemble: Judge | Teacher) -> None:
-        """Give an untrained ensemble its trained weights."""
-
-        def make() -> dict[str, Tensor]:
-            train_ensemble(
-                list(ensemble.members),
-                self._data.name,
-                role,
-                *self._data.train,
-                seed=self._evaluation.split_seed,
-                progress=lambda done, total: self._progress(role, done, total),
-            )
-            return ensemble.state_dict()
-
-        ensemble.load_state_dict(self._cache.get(role, {**self._common, **self._recipe(role)}, make))
-
-    def _recipe(self, role: str) -> dict[str, Any]:
-        """Return what an ensemble depends on beside the data."""
-        return {"role": role, "recipe": dataclasses.asdict(recipe_for(self._data.name, role))}
-
-    def judging_set(self, split: str) -> JudgingSet:
-        """Return the fixed transfer attack on a split, with the crowds' answers.
+    def judging_set(self, split: str, judge: int = 0) -> JudgingSet:
+        """Return the fixed transfer attack on a split, with the crowds' answers by a judge's number.
 
         Raises:
             InputError: for an unknown split, or if hardly anybody sees a change at the evaluation's budget.
@@ -213,6 +196,10 @@ class PreparationPipeline:
 
         stored = dict(self._cache.get(stage, self._judged(split), make))
         readings = self._readings(stored.pop("readings"))
+        if judge:
+            again, images = f"{stage} {judge}", stored["images"]
+            read = lambda: {"readings": self._read(again, len(images), lambda part: images[part], judge)}  # noqa: E731
+            readings = self._readings(self._cache.get(again, self._judged(split), read)["readings"])
         crowds = (self._crowd, *other_crowds(self._data.name, self._evaluation.crowd))
         judging = JudgingSet(shares={crowd.name: readings.shares(crowd) for crowd in crowds}, **stored)
         if judging.changed.sum() < 1 or torch.equal(judging.images, judging.source_images):
@@ -256,14 +243,14 @@ class PreparationPipeline:
             own = pairs.sources.labels[pairs.neighbours.source].to(torch.int8)
             # Budget by budget, all pairs at each; budget 0 needs no answer.
             answers = self._ask(
-                self.teacher().label,
+                self._ensembles.teacher().label,
                 f"{stage}: teacher",
                 count * (len(budgets) - 1),
                 lambda part: pairs.perturb(norm, part % count, torch.tensor(budgets)[1 + part // count]),
             )
             return {"answers": torch.cat([own[None], answers.view(-1, count).to(torch.int8)])}
 
-        key = {**self._common, **self._recipe("teacher"), "norm": norm, "budgets": budgets}
+        key = {**self._common, **key_of(self._data.name, "teacher"), "norm": norm, "budgets": budgets}
         return PerturbationCache(norm, pairs, self._cache.get(stage, key, make)["answers"])
 
     def _judged(self, split: str) -> dict[str, Any]:
@@ -271,7 +258,7 @@ class PreparationPipeline:
         evaluation = self._evaluation
         return {
             **self._common,
-            **self._recipe("judge"),
+            **key_of(self._data.name, "judge"),
             "thresholds": THRESHOLDS,
             "split": split,
             "drawn": len(self._drawn(split)),
@@ -283,9 +270,9 @@ class PreparationPipeline:
     def _crowd(self) -> Crowd:
         return crowd_for(self._data.name, self._evaluation.crowd)
 
-    def _read(self, stage: str, count: int, images: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return the judge's readings (R, count, K) of images that are made batch by batch."""
-        read = self.judge().read
+    def _read(self, stage: str, count: int, images: Callable[[Tensor], Tensor], judge: int = 0) -> Tensor:
+        """Return a judge's readings (R, count, K) of images that are made batch by batch."""
+        read = self.judge(judge).read
         # Images first, so that batches can be joined as the answers of the teacher are.
         return self._ask(lambda part: read(part).values.transpose(0, 1), f"{stage}: judge", count, images).transpose(
             0, 1

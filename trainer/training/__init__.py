@@ -3,9 +3,11 @@
 from trainer.training.batches import check_batch_size, to_device
 from trainer.training.evaluation import (
     BATCH,
+    attacked,
     ensemble,
-    evaluate,
+    evaluate_attacked,
     evaluation_attacks,
+    final_attacks,
     judging_generator,
     predict_labels,
 )
@@ -15,11 +17,13 @@ from trainer.training.pack import Pack, PackedTrial, structure
 from trainer.training.profiling import Timer
 
 __all__ = [
+    "attacked",
     "BATCH",
     "check_batch_size",
     "ensemble",
-    "evaluate",
+    "evaluate_attacked",
     "evaluation_attacks",
+    "final_attacks",
     "judging_generator",
     "load_model",
     "MODEL_FILE",

@@ -33,6 +33,7 @@ def run_trial(
     prepared: Prepared,
     *,
     ladder: int = 0,
+    last: bool = True,
     store: Store | None = None,
     device: str = "cpu",
     warn: Callable[[str], None] = lambda message: None,
@@ -50,6 +51,7 @@ def run_trial(
         prepared: data, training perturbations and judging set, shared by all trials.
         ladder: steps of the evaluation's attack in the first epochs, from which it grows to its full strength; 0 for
             full strength in every epoch. See `on_ladder`.
+        last: False leaves out the last report and its attacks; the chosen model is kept all the same.
         store: where checkpoints and the chosen model (`model.pt`) are kept; None keeps nothing.
         device: a torch device such as `cpu` or `cuda:0`.
         warn: called with a message for each damaged checkpoint that was passed over.
@@ -79,7 +81,10 @@ def run_trial(
         yield trial.close_epoch(
             measured, terms, train_seconds=trained - start, evaluation_seconds=time.perf_counter() - trained
         )
-    yield trial.finish(validation)
+    if last:
+        yield trial.finish(validation)
+    else:
+        trial.write_model()
 
 
 def train_epoch(
