@@ -113,8 +113,8 @@ def front_lines(audit: Audit, found: Outcome) -> list[str]:
         f"Selected: {front_line(found, objectives, stage=0)}; audited: {front_line(found, objectives, stage=-1)}.",
         f"{'hypervolume':16}  {'change':>8}  {'95% interval':>18}",
         *(f"  {name:16}{value:>+8.4f}  {f'{low:+.4f} to {high:+.4f}':>20}" for name, (value, low, high) in rows),
-        f"Finalists are the best of {len(audit.results.contenders)} on the same images, so they look better than",
-        "they are (regression to the mean): that part stands at the test split and the fresh seeds.",
+        f"Finalists are the best of {len(audit.results.contenders)} on the same images, and so look better than they",
+        "are (regression to the mean): that part stands at test split and fresh seeds.",
     ]
 
 

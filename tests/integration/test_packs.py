@@ -193,7 +193,7 @@ def assert_alike(packed: list[dict[str, Any]], alone: list[dict[str, Any]]) -> N
     assert len(packed) == len(alone)
     for ours, theirs in zip(packed, alone, strict=True):
         assert ours.keys() == theirs.keys()
-        assert bool(ours["answers"]) == bool(theirs["answers"]) == ours["final"]
+        assert ("answers" in ours) == ours["final"]
         for name in ours.keys() - {*TIMES, "answers"}:  # the shares of the answers are compared
             slack = ONE_IMAGE if name.endswith(SHARES) else 1e-6
             tolerance = ONE_STEP if name.startswith(DIAGNOSES) else TOLERANCE

@@ -89,7 +89,8 @@ def test_intervals_cover_the_true_difference(loss: float) -> None:
 def test_invariance_is_counted_as_reports_do() -> None:
     crowd = np.array([[0.2, 0.8, 0.0], [0.6, 0.0, 0.4], [1.0, 0.0, 0.0]], dtype=np.float32)
     judged = JudgedImages(np.arange(3), np.zeros(3, dtype=np.int64), {"strict": crowd})
-    answers = Answers(*[np.ones(3, dtype=bool)] * 2, np.array([1, 0, 1], dtype=np.uint8), np.ones(3, dtype=bool))
+    yes = np.ones(3, dtype=bool)
+    answers = Answers(yes, yes, np.array([1, 0, 1], dtype=np.uint8), yes)
     measured = MEASURED["invariance_accuracy"](answers, judged)
     assert measured.value == pytest.approx(0.8 / 1.2)
     # The delta method's influences are the derivative of the share in an image's weight.
