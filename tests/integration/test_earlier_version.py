@@ -22,7 +22,7 @@ import yaml
 from search_spaces.yaml_file import locate
 from sweep.cli import main
 from sweep.ledger.reading import read_ledger
-from sweep.plan.plan import plan_digest
+from sweep.plan.plan import SweepPlan, plan_digest
 from sweep.plan.plan_file import parse_plan, plan_text, read_plan, write_plan
 from trainer.config import UNANIMOUS
 
@@ -50,14 +50,23 @@ def trials(storage: Path, name: str) -> dict[int, tuple[str, dict[str, Any], lis
     return {number: (t.state, t.config, t.reports) for number, t in read_ledger(storage / name).trials.items()}
 
 
+def linked(storage: Path, plan: SweepPlan) -> None:
+    """Write a plan whose results are those of the finished sweep."""
+    written = write_plan(plan)
+    for name in ("ledger", "prepared.json"):
+        (written.folder / name).symlink_to(storage / "whole" / name)
+
+
 def test_the_front_is_the_same(storage: Path) -> None:
     front = json.loads(otsweep(storage, "front", "whole", "--format", "json"))
     assert {key: front[key] for key in ("hypervolume", "front")} == EXPECTED["finished"]
 
 
-def test_a_sweep_is_compared_with_itself(storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["compare", "whole", "whole", "--storage", str(storage)]) == 0
-    assert "no difference" in capsys.readouterr().out.lower() or (storage / "whole" / "compare").is_dir()
+def test_a_sweep_is_compared_with_another_of_its_time(storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    linked(storage, dataclasses.replace(read_plan("whole", storage=str(storage)), name="again"))
+    assert main(["compare", "whole", "again", "--storage", str(storage)]) == 0
+    assert "No claim" in capsys.readouterr().out
+    assert (storage / "whole" / "compare").is_dir()
 
 
 def test_mlflow_is_written_anew(storage: Path, tmp_path: Path) -> None:
@@ -97,10 +106,7 @@ def test_its_judge_keeps_its_name_and_its_words(storage: Path) -> None:
 def test_it_is_not_compared_with_what_people_judge(storage: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan = read_plan("whole", storage=str(storage))
     space = dataclasses.replace(plan.space, evaluation=plan.space.evaluation.replace(crowd="strict"))
-    now = dataclasses.replace(plan, name="now", space=space)
-    write_plan(now)
-    for name in ("ledger", "prepared.json"):
-        (now.folder / name).symlink_to(plan.folder / name)
+    linked(storage, dataclasses.replace(plan, name="now", space=space))
     assert main(["compare", "whole", "now", "--storage", str(storage)]) == 2
     assert "crowd = unanimous and strict" in " ".join(capsys.readouterr().err.split())
 

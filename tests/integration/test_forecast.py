@@ -48,7 +48,7 @@ from trainer.report import EpochReport
 GIGABYTE = 10**9
 
 REPORT = EpochReport(
-    1, False, 0.9, 0.4, 0.3, 0.6, 0.9, 80.0, 75.0, 0.8, 0.001, 1.0, 0.2, {"loss/clean_ce": 0.5}
+    1, False, 0.9, 0.4, 0.3, 0.6, 0.9, 80.0, 75.0, 0.8, 0.001, 1.0, 0.2, terms={"loss/clean_ce": 0.5}
 ).to_dict()
 COST = Cost(
     beginning=0.5,

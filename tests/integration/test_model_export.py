@@ -19,12 +19,16 @@ from trainer.models import build_model
 TRIAL = 3
 
 
-def audited(seed: int, accuracies: list[float]) -> AuditResult:
+def audited(seed: int, accuracies: list[float], *, own: bool = False) -> AuditResult:
     return AuditResult(
+        own=own,
         number=TRIAL,
         config={"seed": seed},
         judged_by={"format": 1, "test_size": 40, "steps": 10, "queries": 20},
         images=40,
+        rows=[],
+        answers="",
+        broken_by={},
         numbers={"curve_area": 0.5, "certified_accuracy": seed / 10},
         curve={"epsilons": [0.0, 0.1, 0.2], "accuracies": accuracies, "alone": accuracies},
         evidence={},
@@ -40,10 +44,12 @@ def test_the_curve_of_an_audited_trial(tmp_path: Path) -> None:
     (folder / "0003-7.json").write_bytes(sealed(audited(7, [0.9, 0.5, 0.1])))
     (folder / "0003-8.json").write_bytes(sealed(audited(8, [0.8, 0.6, 0.2])))
     (folder / "0003-9.json").write_bytes(sealed(audited(9, [0.8, 0.6, 0.2])).replace(b"0.6", b"0.7"))
+    assert write_curves(plan, results, TRIAL, tmp_path / "none") == ""
+    (folder / "0003-own.json").write_bytes(sealed(audited(6, [0.9, 0.7, 0.3], own=True)))
     digest = write_curves(plan, results, TRIAL, tmp_path / "some")
     rows = (tmp_path / "some" / "curve.csv").read_text().splitlines()
     assert rows[0] == "seed,epsilon,accuracy"
-    assert rows[1:] == ["7,0.0,0.9", "7,0.1,0.5", "7,0.2,0.1", "8,0.0,0.8", "8,0.1,0.6", "8,0.2,0.2"]
+    assert rows[1:] == ["6,0.0,0.9", "6,0.1,0.7", "6,0.2,0.3"]
     assert (tmp_path / "some" / "curve.png").stat().st_size > 5000
     assert digest == write_curves(plan, results, TRIAL, tmp_path / "again")
     assert write_curves(plan, results, TRIAL + 1, tmp_path / "other") == ""

@@ -228,7 +228,7 @@ def test_a_sweep_and_a_trial_carry_the_numbers(storage: Path) -> None:
     again = read_plan("asked", storage=str(storage))
     assert again == plan
     assert "the mine crowd, 25% changed where 3 people saw 20%" in judge_line(again.space.evaluation, {})
-    assert headings(again)[-1] == "uncalibrated"
+    assert headings(again, [])[-1] == "uncalibrated"
     arguments = build_parser().parse_args(["trial", "--set", f"crowd={plan.space.evaluation.crowd}"])
     assert configs(arguments)[1].crowd == plan.space.evaluation.crowd
 
