@@ -19,6 +19,8 @@ import numpy as np
 _HEAD = struct.Struct("<BII")
 """Version, N and M."""
 _VERSION = 1
+_MOST_BYTES = 2**24
+"""Of an unpacked text; a stranger's few bytes could unpack to any number."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +72,10 @@ class Answers:
             ValueError: for any other text.
         """
         try:
-            content = zlib.decompress(base64.b64decode(text, validate=True))
+            unpacked = zlib.decompressobj()
+            content = unpacked.decompress(base64.b64decode(text, validate=True), _MOST_BYTES)
+            if not unpacked.eof:
+                raise ValueError(f"not whole within {_MOST_BYTES} bytes")
             version, images, perturbed = _HEAD.unpack_from(content)
         except (ValueError, zlib.error, struct.error) as error:
             raise ValueError(f"answers {text[:20]!r}...: are damaged ({error})") from None

@@ -52,7 +52,8 @@ def test_a_damaged_text_is_refused() -> None:
     content = zlib.decompress(base64.b64decode(text))
     other = [content[:-1], content + b"\0", b"\2" + content[1:], b""]
     damaged = [base64.b64encode(zlib.compress(each)).decode() for each in other]
-    for each in (*damaged, "", "!", "é", text[:-4], text[4:], text[:8] + "A" + text[9:], text + "="):
+    bomb = base64.b64encode(zlib.compress(bytes(2**25))).decode()
+    for each in (*damaged, bomb, "", "!", "é", text[:-4], text[4:], text[:8] + "A" + text[9:], text + "="):
         with pytest.raises(ValueError, match="answers '.*'...: "):
             Answers.decode(each)
 
