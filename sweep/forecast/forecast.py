@@ -175,6 +175,8 @@ def _storage(plan: SweepPlan, measured: ProfileResult, epochs: float, trials: fl
     checkpoint, model = (
         fmean(getattr(each.cost, name) for each in measured.timed) for name in ("checkpoint_bytes", "model_bytes")
     )
+    # All images and either half of them choose an epoch each; two different ones are usual, one and three are possible.
+    checkpoint += model
     metrics = len(_metric_names(measured))
     return {
         "checkpoints": round(trials * (min(KEPT, plan.epochs_per_trial) * checkpoint + model)),

@@ -212,7 +212,7 @@ def test_a_forecast_adds_up(planned: Any) -> None:
     assert told.running_seconds.expected >= told.cpu_hours.expected * HOUR / 2
     assert dict(lines(plan, told))["  preparing"] == "not counted, once for this data: judging set"
     assert told.gpu_hours == Span(0, 0, 0)
-    assert told.storage["checkpoints"] == 10 * (2 * 3_000_000 + 750_000)
+    assert told.storage["checkpoints"] == 10 * (2 * (3_000_000 + 750_000) + 750_000)
     assert told.memory["host"] == GIGABYTE
     assert told.logged["runs"] == 11
     assert "loss/clean_ce" in told.logged["metrics"]
@@ -410,7 +410,8 @@ def test_a_real_sweep_beside_its_forecast(storage: Path) -> None:
     held = sum(record.slot_seconds for record in read_ledger(plan.folder).trials.values())
     assert held / 4 < told["running_seconds"]["expected"] < held * 4
     files = (plan.folder / "trials").rglob("*.pt")
-    assert told["storage"]["checkpoints"] == pytest.approx(sum(path.stat().st_size for path in files), rel=0.05)
+    # One, two or three epochs' weights are in a checkpoint beside the newest and the optimiser's, two are told.
+    assert told["storage"]["checkpoints"] == pytest.approx(sum(path.stat().st_size for path in files), rel=0.3)
     ledger = sum(path.stat().st_size for path in plan.folder.rglob("*.parquet"))
     assert ledger / 3 < told["storage"]["ledger"] < ledger * 3
 
