@@ -40,12 +40,12 @@ def mnist_storage(new_storage: Callable[[str], Path], data_dir: Path) -> Path:
 
 
 def audit_of_mnist(storage: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return otsweep(storage, "audit", "swept", "--seeds", "1", *OPTIONS, *words)
+    return otsweep(storage, "audit", "swept", "--seeds", "1", "--judges", "1", *OPTIONS, *words)
 
 
 def results_in(storage: Path) -> dict[str, dict[str, Any]]:
     """Return the results by file, without the checksum."""
-    files = (storage / "swept" / "audit").glob("*.json")
+    files = (storage / "swept" / "audit").glob("[0-9]*.json")
     return {file.name: {k: v for k, v in json.loads(file.read_text()).items() if k != SEAL} for file in files}
 
 
