@@ -35,12 +35,13 @@ from sweep.plan.from_options import make_plan
 from sweep.plan.objectives import OBJECTIVES
 from sweep.plan.plan import SweepPlan
 from sweep.plan.plan_file import read_plan
+from sweep.report.files import write_ledger_table
 from sweep.report.words import size
 from sweep.search.decision import CHANGES
 from sweep.search.rungs import Rungs
 from sweep.state.sweep_state import state_of_trials
 from tests.support.commands import command, otsweep, start
-from tests.support.recorded_sweeps import recorded
+from tests.support.recorded_sweeps import recorded, results_of
 from trainer.config import TrialConfig
 from trainer.cost import Cost
 from trainer.report import EpochReport
@@ -224,7 +225,7 @@ def test_a_forecast_adds_up(planned: Any) -> None:
 def test_the_size_of_a_ledger_is_that_of_recorded_sweeps(tmp_path: Path, name: str) -> None:
     plan = recorded(name, tmp_path)
     ledger = read_ledger(plan.folder)
-    ledger.write_parquet(plan.folder / "ledger.parquet")
+    write_ledger_table(plan, results_of(plan), plan.folder / "ledger.parquet")
     written = sum(path.stat().st_size for path in plan.folder.rglob("*.parquet"))
     report = ledger.trials[0].reports[0]
     timed = [TimedConfiguration(Candidate(ledger.trials[0].config), COST._replace(report=report))]
