@@ -32,7 +32,11 @@ hypothesis.settings.load_profile("otsweep")
 HONEST = ("no CUDA device", "root", "not root")
 """How the reason begins for which any machine may skip a test."""
 
-SECONDS: dict[str, float] = {}
+SECONDS = {
+    **{"test_crowds": 530, "test_survival": 350, "test_sweep": 230, "test_study": 220, "test_packs": 200},
+    **{"test_submit": 200, "test_audit": 200, "test_compose": 140, "test_audit_people": 140, "test_slots": 130},
+    **{"test_remote_storage": 120, "test_samplers": 120, "test_outage": 100, "test_rungs": 90, "test_pack": 90},
+}
 """How long the longest files take on two cores, about: what `--durations=0` told, summed."""
 
 SHARED = pytest.StashKey[Path]()
