@@ -20,7 +20,7 @@ _HEAD = struct.Struct("<BII")
 """Version, N and M."""
 _VERSION = 1
 _MOST_BYTES = 2**24
-"""Of an unpacked text; a stranger's few bytes could unpack to any number."""
+"""Limit of an unpacked text: a stranger's few bytes could unpack to any number."""
 
 
 @dataclass(frozen=True, eq=False)
