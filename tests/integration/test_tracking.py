@@ -42,14 +42,6 @@ def no_word(message: str) -> None:
     pytest.fail(f"said: {message}")
 
 
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database without runs, to be copied: making one takes seconds."""
-    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
-    connect(f"sqlite:///{path}")
-    return path
-
-
 @pytest.fixture
 def plan(tmp_path: Path, empty_store: Path) -> SweepPlan:
     """The first trials of a recorded sweep, with a store that holds nothing."""

@@ -17,7 +17,6 @@ from sweep.ledger.records import TrialRecord
 from sweep.plan.paths import PLAN
 from sweep.plan.plan import SweepPlan
 from sweep.plan.plan_file import plan_text
-from sweep.tracking.store import connect
 from sweep.tracking.tracker import Tracker
 from sweep.tracking.writer import Writer, sync
 from tests.support import events
@@ -25,13 +24,6 @@ from tests.support.mlflow_stores import contents
 from tests.support.recorded_sweeps import recorded, results_of
 
 TRIALS = 3
-
-
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("empty") / "mlflow.db"
-    connect(f"sqlite:///{path}")
-    return path
 
 
 @pytest.fixture
