@@ -10,11 +10,15 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
 
 from trainer.config import TrialConfig
 from trainer.data.datasets import Split
@@ -70,6 +74,26 @@ def print_table(title: str, times: Mapping[str, Sequence[float]], notes: Mapping
 
 def _figures(spent: Sequence[float]) -> list[tuple[float, int]]:
     return [(statistics.median(spent), 11), (min(spent), 10), (max(spent), 10)]
+
+
+class Counted(TorchDispatchMode):
+    """A context that counts the arithmetic of products and convolutions, and the bytes that operations read and write.
+
+    torch's own FlopCounterMode hooks modules too, and then can't follow a gradient that is taken at a leaf.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops, self.bytes = 0, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not func.is_view:  # views move nothing
+            moved = [each for each in tree_leaves((args, kwargs, result)) if isinstance(each, Tensor)]
+            self.bytes += sum(each.numel() * each.element_size() for each in moved)
+        if func.overloadpacket in flop_registry:
+            self.flops += flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=result)
+        return result
 
 
 def print_result(name: str, figure: float) -> None:

@@ -24,11 +24,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
 from tests.benchmarks.common import (
+    Counted,
     digits_of_mnist_shape,
     fresh_model,
     interleaved,
@@ -174,23 +172,6 @@ def side_by_side(count: int) -> float:
     for process in processes:
         process.join()
     return max(spent)
-
-
-class Counted(TorchDispatchMode):
-    """A count of the arithmetic of products and convolutions, and of the bytes that operations read and write."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.flops, self.bytes = 0, 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if not func.is_view:  # views move nothing
-            moved = [each for each in tree_leaves((args, kwargs, result)) if isinstance(each, Tensor)]
-            self.bytes += sum(each.numel() * each.element_size() for each in moved)
-        if func.overloadpacket in flop_registry:
-            self.flops += flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=result)
-        return result
 
 
 def print_roofline(step_seconds: float) -> None:

@@ -14,19 +14,17 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Dataset
-from torch.utils.flop_counter import flop_registry
 from torchvision import transforms
 
 from tests.benchmarks.common import (
+    Counted,
     digits_of_mnist_shape,
     fresh_model,
     interleaved,
@@ -143,26 +141,11 @@ def our_steps(split: Split, perturbed: TrainingPerturbation) -> Callable[[], obj
     return epoch
 
 
-class Operations(TorchDispatchMode):
-    """A context that counts the floating-point operations of convolutions and matrix products.
-
-    torch's own FlopCounterMode hooks modules too, and then can't follow a gradient that is taken at a leaf.
-    """
-
-    count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if counted := flop_registry.get(func._overloadpacket):
-            self.count += counted(*args, **(kwargs or {}), out_val=out)
-        return out
-
-
 def operations(run: Callable[[], object]) -> int:
     """Return the floating-point operations of a run."""
-    with Operations() as counted:
+    with Counted() as counted:
         run()
-    return counted.count
+    return counted.flops
 
 
 def multiply() -> None:
