@@ -91,3 +91,15 @@ class Answers:
             for part, count in zip(parts, (images, images, perturbed), strict=False)
         )
         return cls(right, robust, parts[-1], sources)
+
+
+def invariance_terms(perturbed: np.ndarray, labels: np.ndarray, shares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return what the invariance accuracy sums over the perturbed images (..., M), and what it divides by (M,).
+
+    Args:
+        perturbed: (..., M) integers, the answers of one or more models.
+        labels: (M,) integers, the classes of the sources.
+        shares: (M, K) float64, the share of a crowd who give each answer.
+    """
+    rows = np.arange(len(labels))
+    return np.where(perturbed == labels, 0.0, shares[rows, perturbed]), 1 - shares[rows, labels]

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sweep.state import JudgedImages
-from trainer.answers import Answers
+from trainer.answers import Answers, invariance_terms
 
 
 class Terms(NamedTuple):
@@ -45,9 +45,7 @@ def _plain(flags: np.ndarray) -> Terms:
 def _invariance(answers: Answers, judged: JudgedImages) -> Terms:
     """Return the terms of the invariance accuracy by the evaluation's crowd."""
     crowd = next(iter(judged.shares.values())).astype(float)
-    image, given = np.arange(len(judged.labels)), answers.perturbed.astype(int)
-    agreeing = np.where(given == judged.labels, 0.0, crowd[image, given])
-    return Terms(agreeing, 1 - crowd[image, judged.labels])
+    return Terms(*invariance_terms(answers.perturbed, judged.labels, crowd))
 
 
 MEASURED: dict[str, Callable[[Answers, JudgedImages], Terms]] = {

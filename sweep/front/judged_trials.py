@@ -15,6 +15,8 @@ from functools import cached_property
 
 import numpy as np
 
+from trainer.answers import invariance_terms
+
 _DIGITS = 12
 """Decimals that are kept: trials with equal answers tie exactly, whatever the order of sums."""
 
@@ -84,11 +86,10 @@ class JudgedTrials:
         shares = self.shares.get(crowd or next(iter(self.shares)))
         if shares is None or field not in ("invariance_accuracy", "invariance_stuck", "invariance_unchanged"):
             return None
-        rows = np.arange(len(shares))
-        unchanged = shares[rows, self.labels].astype(float)[None]
-        changed = 1 - unchanged
+        agreeing, changed = invariance_terms(self.perturbed, self.labels, shares.astype(float))
         if field == "invariance_accuracy":
-            return np.where(self._kept, 0.0, shares[rows, self.perturbed]), changed
+            return agreeing, changed[None]
+        unchanged = shares[np.arange(len(shares)), self.labels].astype(float)[None]
         if field == "invariance_unchanged":
             return self._kept * unchanged, unchanged
         return (self._kept & self.right_sources) * changed, self.right_sources * changed

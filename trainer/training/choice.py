@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from torch import Tensor
 
-from trainer.answers import Answers
+from trainer.answers import Answers, invariance_terms
 from trainer.invariance import JudgingSet
 from trainer.report import EpochReport
 
@@ -75,9 +75,9 @@ class Halves:
         """Return clean, sensitivity and invariance accuracy on the first half (`inside`) or the second."""
         images = self.first[: len(answers.right)] == inside
         rows = np.flatnonzero(self.first_perturbed[: len(answers.perturbed)] == inside)
-        given, labels = answers.perturbed[rows], self._labels[rows]
-        agreeing = np.where(given == labels, 0.0, self._shares[rows, given]).sum()
-        changed = (1 - self._shares[rows, labels]).sum()
+        agreeing, changed = (
+            terms.sum() for terms in invariance_terms(answers.perturbed[rows], self._labels[rows], self._shares[rows])
+        )
         counted = max(int(images.sum()), 1)
         return (
             float(answers.right[images].sum() / counted),
