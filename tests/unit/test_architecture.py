@@ -64,8 +64,8 @@ TENSORS_ONLY = [
 
 TRAINER_NEEDS = {"torch", "torchvision", "numpy", "scipy", "sklearn", "filelock"}
 """filelock is wherever torch is: torch itself needs it."""
-BROUGHT_ALONG = {"sqlalchemy": "mlflow"}
-"""Imported under the dependency that brings it: errors of MLflow's own store are SQLAlchemy's."""
+BROUGHT_ALONG = {"sqlalchemy": "mlflow", "uvicorn": "mlflow"}
+"""Imported under the dependency that brings it: MLflow's own store and server are theirs."""
 HEAVY = ("torch", "torchvision", "ray", "mlflow", "optuna", "matplotlib", "sklearn", "scipy")
 
 
