@@ -55,17 +55,27 @@ def study(arguments: argparse.Namespace) -> int:
         return _report(arguments)
     plan = make_study(name, name=arguments.name, options={each: getattr(arguments, each) for each in STUDY_OPTIONS})
     _print_head(plan, _power_of(plan, arguments.pilot), errors if arguments.format == "json" else console)
-    return _run(begin_study(plan), as_json=arguments.format == "json")
+    begun = begin_study(plan)
+    _check_versions(begun)
+    return _run(begun, as_json=arguments.format == "json")
+
+
+def _check_versions(plan: StudyPlan) -> None:
+    """Refuse to go on with a study that began with other versions of what decides its numbers."""
+    from sweep.plan import changed_versions, check_same_numbers
+
+    first = plan.sweep_plan(plan.steps[0])
+    if changes := changed_versions(first):
+        check_same_numbers(first, changes)
 
 
 def resume_study(arguments: argparse.Namespace) -> int:
     """Go on with a study."""
-    from sweep.plan import RESUMABLE, STUDY_OPTIONS, changed_versions, check_same_numbers, flag, read_study
+    from sweep.plan import RESUMABLE, STUDY_OPTIONS, flag, read_study
 
     plan = read_study(arguments.name, storage=arguments.storage)
-    first = plan.sweep_plan(plan.steps[0])
-    if (changes := changed_versions(first)) and not arguments.other_versions:
-        check_same_numbers(first, changes)
+    if not arguments.other_versions:
+        _check_versions(plan)
     for option in RESUMABLE:
         if getattr(arguments, option) is not None and option not in STUDY_OPTIONS:
             raise InputError(
