@@ -110,7 +110,7 @@ def _power_of(plan: StudyPlan, pilot: str | None) -> str:
 
 def _run(plan: StudyPlan, *, as_json: bool) -> int:
     """Run what is left of a study, and show its verdict; where that is JSON, all else goes to standard error."""
-    from sweep.study import collect, run_study, write_study_files
+    from sweep.study import collect, damage, run_study, write_study_files
 
     said = errors if as_json else console
 
@@ -125,6 +125,8 @@ def _run(plan: StudyPlan, *, as_json: bool) -> int:
         complete = False
     result = collect(plan)
     write_study_files(result, plan.folder)
+    for warning in damage(plan):
+        errors.print(warning, markup=False)
     if not complete:
         said.print(f"Stopped. Nothing that is done is lost; to resume:\n  {program()} resume {plan.words()}")
         return INTERRUPTED
@@ -138,7 +140,7 @@ def _report(arguments: argparse.Namespace) -> int:
     from search_spaces import STUDY_RESULTS
     from sweep.plan import has_study, read_study
     from sweep.report import save_figure
-    from sweep.study import RESULT, StudyResult, collect, study_figure, write_study_files
+    from sweep.study import RESULT, StudyResult, collect, damage, study_figure, write_study_files
 
     kept = [
         folder for folder in (Path(arguments.study), STUDY_RESULTS / arguments.study) if (folder / RESULT).is_file()
@@ -149,6 +151,8 @@ def _report(arguments: argparse.Namespace) -> int:
             line.update("Collecting ...", now=True)
             result, folder = collect(plan), plan.folder
             write_study_files(result, folder)
+            for warning in damage(plan):
+                line.log(warning)
     elif kept:
         folder = kept[0]
         result = StudyResult.read(folder)
