@@ -64,7 +64,7 @@ def audit(arguments: argparse.Namespace) -> int:
         return INTERRUPTED
     passed = show_audit(begun, said)
     if passed and arguments.format == "json":
-        print((begun.folder / AUDIT_JSON).read_text(), end="")
+        print((begun.folder / AUDIT_JSON).read_text(encoding="utf-8"), end="")
     _sync_audit(plan)
     return DONE if passed else FAILED
 
