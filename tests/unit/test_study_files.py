@@ -55,6 +55,16 @@ def test_a_study_is_read_back_from_its_plain_values() -> None:
     assert again == study
 
 
+def test_a_knob_fixed_on_the_command_line_holds_for_all_arms() -> None:
+    study = read(STUDY).fixing(["batch_size=32", "eval_sensitivity_epsilon=0.1"], audit_options=AUDIT_OPTIONS)
+    assert {space.fixed["batch_size"] for space in study.arms.values()} == {32}
+    assert {space.evaluation.eval_sensitivity_epsilon for space in study.arms.values()} == {0.1}
+    assert study.source["space"]["batch_size"] == 32
+    assert "batch_size" not in read(STUDY).source["space"]
+    with pytest.raises(InputError, match="--set regularizer: arm 'control' has it itself"):
+        read(STUDY).fixing(["regularizer=none"], audit_options=AUDIT_OPTIONS)
+
+
 WRONG = {
     "one arm": (("  triplet: {regularizer: triplet, margin: {low: 0.1, high: 1}}\n", ""), "line 6: arms: 1 given"),
     "unknown knob": (("margin: {", "margn: {"), "line 8: unknown setting 'margn' in arm 'triplet': did you mean"),
@@ -161,6 +171,10 @@ def test_a_study_is_sent_to_a_cluster_as_its_file_and_the_command_that_runs_it(t
     assert sent.space_file is not None
     assert read(sent.space_file[1]) == read(STUDY)
     assert sent.plan.hash == planned(tmp_path, sampler="random").hash, "else it could be sent twice"
+    fixed = study_submission("mnist", name="mine", options={}, paths={}, settings=["epochs=2"])
+    assert fixed.space_file is not None
+    assert read(fixed.space_file[1]).source["space"]["epochs"] == 2
+    assert fixed.command == ("study", "mnist.yaml", "--name", "mine")
     assert study_submission("mnist", name="mine", options={}, paths={}).command == ("study", "mnist", "--name", "mine")
 
 
