@@ -18,6 +18,7 @@ from sweep.cli.console import (
     find_plan,
     mlflow_progress,
     program,
+    tell_damage,
 )
 from trainer.crowds import check_crowd
 from trainer.errors import InputError
@@ -56,7 +57,9 @@ def audit(arguments: argparse.Namespace) -> int:
     examples = find_examples(
         arguments.invariance_examples, dataset=plan.space.evaluation.dataset, data_dir=plan.data_dir
     )
-    begun = Audit(plan, read_state(plan), AuditOptions.of(vars(arguments)), examples)
+    results = read_state(plan)
+    tell_damage(plan, results)
+    begun = Audit(plan, results, AuditOptions.of(vars(arguments)), examples)
     stopped = f"Stopped. Nothing that is done is lost; to resume:\n  {command(begun)}"
     with SignalHandler(stopped):
         complete = run_audit(begun, said)

@@ -23,6 +23,7 @@ from trainer.words import did_you_mean
 
 if TYPE_CHECKING:
     from sweep.plan import SweepPlan
+    from sweep.state import SweepState
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 """Exit statuses."""
@@ -96,6 +97,12 @@ def find_plan(arguments: argparse.Namespace) -> SweepPlan:
     from sweep.plan import read_plan
 
     return read_plan(arguments.name, storage=arguments.storage)
+
+
+def tell_damage(plan: SweepPlan, results: SweepState) -> None:
+    """Print what the ledger of a sweep has lost, on standard error."""
+    for warning in results.warnings:
+        errors.print(f"{plan.name}, ledger: {warning}", markup=False)
 
 
 def add_format(parser: argparse.ArgumentParser, formats: Sequence[str]) -> None:

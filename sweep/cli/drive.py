@@ -39,8 +39,8 @@ def drive(plan: SweepPlan, *, fresh: bool) -> int:
         complete, link = run_recorded(screen, fresh=fresh)
         if in_hurry():
             console.print(_stopped_words(plan))
-        else:
-            _show_end(plan, screen.results, link, complete=complete)
+            return INTERRUPTED
+        _show_end(plan, screen.results, link, complete=complete)
     if not complete:
         return INTERRUPTED
     return DONE if screen.results.finished else FAILED

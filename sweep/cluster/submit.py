@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from sweep.cluster.cluster import HASH, RUNNING, STORAGE, SWEEP, Cluster, Job
-from sweep.cluster.submission import Submission, check_path, option_words
-from sweep.plan import CODE_VERSION, PLACES, check_name, check_options, code_version
+from sweep.cluster.submission import Submission, check_path
+from sweep.plan import CODE_VERSION, PLACES, check_name, check_options, code_version, option_words
 from sweep.ray_internals import STOP_WAIT_VARIABLE
 from trainer.errors import InputError
 from trainer.interrupts import raise_interrupt
