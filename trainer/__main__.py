@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.arguments import Parser
-from trainer.config import DATASET_DEFAULTS, EvaluationConfig, TrialConfig
+from trainer.config import EvaluationConfig, TrialConfig, usual_settings
 from trainer.errors import InputError, OtsweepError
 from trainer.fields import parse_settings
 from trainer.human_agreement import EXAMPLES_OPTION, JUDGE, MODEL, ExamplesFolder, HumanAgreement, find_examples
@@ -78,7 +78,7 @@ def configs(arguments: argparse.Namespace) -> tuple[TrialConfig, EvaluationConfi
     shorthand = [f"{key}={value}" for key, value in short.items() if value is not None]
     given = parse_settings(shorthand + arguments.set, TrialConfig, EvaluationConfig)
     start = {} if arguments.preset is None else preset(arguments.preset)
-    values = DATASET_DEFAULTS[given.get("dataset", "digits")] | start | given
+    values = usual_settings(given.get("dataset", "digits")) | start | given
     return (
         TrialConfig.from_mapping({k: v for k, v in values.items() if k in TrialConfig.fields()}),
         EvaluationConfig.from_mapping({k: v for k, v in values.items() if k in EvaluationConfig.fields()}),
@@ -101,7 +101,8 @@ def run(arguments: argparse.Namespace) -> int:
 
         # Before anything is prepared, which may take minutes, refuse what can be refused.
         device = _pick_device(arguments.device)
-        check_batch_size(config.batch_size, evaluation.train_size or SIZES[evaluation.dataset].train)
+        if size := evaluation.train_size or (evaluation.dataset in SIZES and SIZES[evaluation.dataset].train):
+            check_batch_size(config.batch_size, size)
         torch.set_num_threads(arguments.cpus_per_trial)
         with _trial_folder(arguments.out, storage) as folder:
             prepared = _prepare_all(config, evaluation, arguments.data_dir, storage, line)

@@ -7,6 +7,7 @@ not import torch, so that a sweep's driver can read and check configurations at 
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self, get_type_hints
@@ -14,7 +15,9 @@ from typing import Any, Self, get_type_hints
 from trainer.errors import InputError
 from trainer.fields import CheckedFields, check_budget, check_value, knob
 
-DATASETS = ("digits", "mnist", "fashion_mnist", "cifar10")
+DATASETS = ("digits", "mnist", "fashion_mnist", "kmnist", "emnist", "usps", "cifar10", "svhn")
+_OWN_DATA = ("folder:PATH", "npz:PATH", "python:MODULE:FUNCTION")
+"""Forms of `dataset` for data of one's own (`trainer/README.md`)."""
 ARCHITECTURES = ("cnn", "mlp", "resnet18")
 _PACKABLE = ("cnn", "mlp")
 """Architectures whose trials can share a vectorised step. `resnet18` is missing: a pass changes batch normalisation's
@@ -268,8 +271,14 @@ class EvaluationConfig(CheckedFields):
     """The evaluation of a trial: the data, its split and the attacks. It is fixed for a whole sweep, so that the points
     of the front can be compared."""
 
-    dataset: str = knob("digits", choices=DATASETS)
-    """`digits` is scikit-learn's bundled 8x8 set; the others load through torchvision."""
+    dataset: str = knob("digits", choices=DATASETS, forms=_OWN_DATA)
+    """`digits` is scikit-learn's bundled 8x8 set, the other names are torchvision's. Data of one's own is
+    `folder:PATH` (a folder of PNG or JPEG files for each class), `npz:PATH` or `python:MODULE:FUNCTION`."""
+
+    symmetries: str = knob("usual", choices=("usual", "none", "shifts", "turns", "shifts_and_turns"))
+    """Movements of an image after which people see the same class: those that the invariance attack may use to lay
+    its neighbour over an image, within limits (shifts of a tenth of a side, turns of 30 degrees). `usual` is what suits
+    a named data set, and `shifts` for data of one's own."""
 
     split_seed: int = knob(0, low=0, high=2**31 - 1)
     """Seed of the split into training, validation and test images."""
@@ -309,14 +318,37 @@ class EvaluationConfig(CheckedFields):
     """The people whose answers the invariance axis goes by: `strict` overlooks pale ink, `lenient` doesn't; without
     people's answers neither is calibrated and both are the same. One's own stands here by value (`trainer.crowds`)."""
 
+    def written(self) -> dict[str, Any]:
+        """Return the values as plans and checkpoints name them: usual symmetries go unsaid, as before they could be
+        declared, so that what was written then keeps its digest."""
+        return {name: value for name, value in vars(self).items() if (name, value) != ("symmetries", "usual")}
+
     def _check_together(self) -> None:
+        object.__setattr__(self, "dataset", _absolute(self.dataset))
         check_budget("eval_sensitivity_epsilon", self.eval_sensitivity_epsilon, self.eval_sensitivity_norm)
+
+
+def _absolute(dataset: str) -> str:
+    """Return the name of a data set with its path made absolute, so that it means the same in every process."""
+    kind, _, path = dataset.partition(":")
+    if kind not in ("folder", "npz"):
+        return dataset
+    if not path or "://" in path:
+        raise InputError(f"dataset = {dataset!r}: must be {kind}:PATH with a path on this machine")
+    return f"{kind}:{os.path.abspath(os.path.expanduser(path))}"
 
 
 _PART = {"validation_size": 2000, "eval_invariance_size": 500}
 """Sizes of the evaluation that a laptop can attack after every epoch, for data with a large validation split."""
 
-DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
+_PHOTOGRAPHS = {
+    **_PART,
+    "architecture": "resnet18",
+    "eval_sensitivity_epsilon": 8 / 255,
+    "sensitivity_epsilon": 8 / 255,
+    "certified_epsilon": 8 / 255,
+}
+_DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
     "digits": {},
     # At an invariance budget of 0.3 two groups of people disagree whether anything has changed.
     "mnist": {
@@ -328,20 +360,22 @@ DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
         "invariance_epsilon": 0.4,
     },
     "fashion_mnist": {**_PART, "eval_sensitivity_epsilon": 0.1, "sensitivity_epsilon": 0.1},
-    "cifar10": {
-        **_PART,
-        "architecture": "resnet18",
-        "eval_sensitivity_epsilon": 8 / 255,
-        "sensitivity_epsilon": 8 / 255,
-        "certified_epsilon": 8 / 255,
-    },
+    "kmnist": _PART,
+    "emnist": _PART,
+    "cifar10": _PHOTOGRAPHS,
+    "svhn": _PHOTOGRAPHS,
 }
 """Defaults of a single trial that differ from those above, by data set: the budgets of its literature."""
 
 
+def usual_settings(dataset: str) -> dict[str, Any]:
+    """Return the defaults of a single trial on a data set that differ from those of all; none for one's own."""
+    return _DATASET_DEFAULTS.get(dataset, {})
+
+
 def usual_evaluation(dataset: str) -> EvaluationConfig:
     """Return the evaluation of a single trial on a data set, where nothing else is given."""
-    usual = {**DATASET_DEFAULTS[dataset], "dataset": dataset}
+    usual = {**usual_settings(dataset), "dataset": dataset}
     return EvaluationConfig(**{name: value for name, value in usual.items() if name in EvaluationConfig.fields()})
 
 

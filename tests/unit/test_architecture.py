@@ -22,6 +22,7 @@ PACKAGES = ("search_spaces", "trainer", "sweep")
 ROOMS = [
     ["trainer.errors", "trainer.interrupts"],
     ["trainer.words", "trainer.number", "trainer.intervals", "trainer.parallel", "trainer.progress", "trainer.answers"],
+    ["trainer.plugins"],
     ["trainer.fields", "trainer.presets", "trainer.report", "trainer.cost", "trainer.arguments", "trainer.files"],
     ["trainer.config", "trainer.human_agreement"],
     ["trainer.crowds"],
@@ -62,9 +63,9 @@ TENSORS_ONLY = [
 ]
 """Take tensors and numbers, never a configuration."""
 
-TRAINER_NEEDS = {"torch", "torchvision", "numpy", "scipy", "sklearn", "filelock"}
-"""filelock is wherever torch is: torch itself needs it."""
-BROUGHT_ALONG = {"sqlalchemy": "mlflow"}
+TRAINER_NEEDS = {"torch", "torchvision", "numpy", "scipy", "sklearn", "filelock", "PIL"}
+"""filelock is wherever torch is, and PIL wherever torchvision is: these need them."""
+BROUGHT_ALONG = {"sqlalchemy": "mlflow", "PIL": "torchvision"}
 """Imported under the dependency that brings it: errors of MLflow's own store are SQLAlchemy's."""
 HEAVY = ("torch", "torchvision", "ray", "mlflow", "optuna", "matplotlib", "sklearn", "scipy")
 

@@ -191,7 +191,7 @@ class Trial:
     @property
     def _identity(self) -> dict[str, Any]:
         """The settings in which a checkpoint must agree with the trial that resumes from it."""
-        settings = {**self.config.to_dict(), **self.evaluation.to_dict(), "data": self.prepared.data.fingerprint}
+        settings = {**self.config.to_dict(), **self.evaluation.written(), "data": self.prepared.data.fingerprint}
         return settings | ({"ladder": self.ladder} if self.ladder else {})
 
     def _checkpoint(self) -> dict[str, Any]:
