@@ -118,7 +118,9 @@ def run(arguments: argparse.Namespace) -> int:
             except BrokenPipeError:  # the reader of the reports has gone, as in `... --json | head -1`
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it exits
                 return _FAILED
-            agreement = _compare_with_people(examples, sets, prepared, folder) if examples else None
+            agreement = (
+                _compare_with_people(examples, sets, prepared, folder, config.architecture) if examples else None
+            )
     if not arguments.json:
         print(summary(chosen, config, prepared), *agreement_lines(agreement, evaluation.dataset), "", sep="\n")
         print(f"model   {folder / MODEL_FILE}\nreport  {folder / REPORT_FILE}")
@@ -276,14 +278,14 @@ def _read_sets(examples: ExamplesFolder | None, prepared: Prepared) -> list[Labe
 
 
 def _compare_with_people(
-    examples: ExamplesFolder, sets: list[LabelledSet], prepared: Prepared, folder: Path
+    examples: ExamplesFolder, sets: list[LabelledSet], prepared: Prepared, folder: Path, architecture: str
 ) -> HumanAgreement:
     """Compare the judge and the chosen model with people, and add the result to the folder's `report.json`."""
     from trainer.files import FolderStore
     from trainer.invariance import answers_of, ask_people
     from trainer.training import MODEL_FILE, load_model
 
-    model = load_model(folder / MODEL_FILE)
+    model = load_model(folder / MODEL_FILE, architecture=architecture)
     agreement = ask_people(examples, sets, {JUDGE: prepared.answer, MODEL: answers_of(model)})
     store = FolderStore(folder)
     _write_json(store, {**json.loads(store.read(REPORT_FILE)), "people": dataclasses.asdict(agreement)})

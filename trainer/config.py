@@ -27,6 +27,8 @@ _CERTIFIABLE = ("cnn", "mlp")
 8/255 leave margins of -6e20, where those of `cnn` leave -1e4, and no ramp or learning rate bridges that."""
 _VIEWS = ("clean", "sensitivity", "invariance")
 REGULARIZERS = ("none", "triplet", "sinkhorn", "ot_triplet")
+OWN_KNOBS = ("own_a", "own_b", "own_c")
+"""Knobs of a regulariser of one's own, which says what each means and its range."""
 _GROUND_METRICS = ("cosine", "euclidean")
 _SENSITIVITY_NORMS = ("linf", "l2")
 _INVARIANCE_NORMS = ("linf", "l0")
@@ -42,14 +44,16 @@ _LARGEST_L2 = 64
 class TrialConfig(CheckedFields):
     """The configuration of one trial: model, objective, training budgets, optimiser. Checked at construction."""
 
-    architecture: str = knob("cnn", choices=ARCHITECTURES)
-    """`cnn` is the authors' network made general, `mlp` two hidden layers, `resnet18` the CIFAR variant."""
+    architecture: str = knob("cnn", choices=ARCHITECTURES, forms=("python:MODULE:FACTORY",))
+    """`cnn` is the authors' network made general, `mlp` two hidden layers, `resnet18` the CIFAR variant; or a network
+    of one's own, that `factory(shape, classes, embedding_size)` returns."""
 
     embedding_size: int = knob(32, low=2, high=4096)
     """D, the width of the embedding that the linear head reads and the regularisers act on."""
 
-    regularizer: str = knob("none", choices=REGULARIZERS)
-    """R: `none`, `triplet` (batch-hard), `sinkhorn` (debiased divergence) or `ot_triplet` (pairs by transport)."""
+    regularizer: str = knob("none", choices=REGULARIZERS, forms=("python:MODULE:FUNCTION",))
+    """R: `none`, `triplet` (batch-hard), `sinkhorn` (debiased divergence), `ot_triplet` (pairs by transport), or a
+    function of one's own (`trainer/README.md`)."""
 
     regularizer_on: str = knob("embedding", choices=("embedding", "logits"))
     """The side of the head on which R compares perturbed and clean images: `embedding`, or `logits` (as SAT does)."""
@@ -118,6 +122,15 @@ class TrialConfig(CheckedFields):
     label_cost: float = knob(1.0, low=0, high=1000)
     """Added to the ground cost of `sinkhorn` between different labels; 0 makes it blind to permutations (SAT)."""
 
+    own_a: float = knob(0.0, low=-1e6, high=1e6)
+    """First number of a regulariser of one's own, which declares its range; 0 where it declares none."""
+
+    own_b: float = knob(0.0, low=-1e6, high=1e6)
+    """Second number of a regulariser of one's own."""
+
+    own_c: float = knob(0.0, low=-1e6, high=1e6)
+    """Third number of a regulariser of one's own."""
+
     sensitivity_norm: str = knob("linf", choices=_SENSITIVITY_NORMS)
     """Norm of the training sensitivity attack."""
 
@@ -175,7 +188,7 @@ class TrialConfig(CheckedFields):
         if self.certified_ce_weight > 0 and self.architecture not in _CERTIFIABLE:
             raise InputError(
                 f"architecture = {self.architecture!r}: can't be trained by certified_ce_weight (the bounds of its new "
-                f"weights are some 1e20 wide), must be one of {', '.join(_CERTIFIABLE)}"
+                f"weights are some 1e20 wide, or not known), must be one of {', '.join(_CERTIFIABLE)}"
             )
 
     @classmethod
@@ -254,7 +267,7 @@ def view_of_cross_entropy(values: Mapping[str, Any]) -> str:
 
 def check_packable(config: TrialConfig) -> None:
     """Raise InputError for a configuration that can't share a vectorised step."""
-    if config.architecture not in _PACKABLE:
+    if config.architecture not in _PACKABLE and ":" not in config.architecture:  # one's own is tried when it is there
         raise InputError(
             f"architecture = {config.architecture!r}: can't be packed (batch normalisation), "
             f"must be one of {', '.join(_PACKABLE)}; or train it without a pack"

@@ -98,7 +98,7 @@ def _own(common: Task, task: AuditTask, folder: Path) -> nn.Module:
 
     kept = Path(common.sweep_folder) / "trials" / f"{task.number:04d}" / MODEL_FILE
     try:
-        return load_model(kept).to(_device(common))
+        return load_model(kept, architecture=task.config["architecture"]).to(_device(common))
     except InputError:
         return _train(common, task, folder)
 
@@ -124,7 +124,7 @@ def _train(common: Task, task: AuditTask, folder: Path) -> nn.Module:
             config, evaluation_of(common), shared(common), ladder=ladder, last=False, store=store, device=device
         )
         deque(reports, maxlen=0)
-    return load_model(store.folder / MODEL_FILE).to(device)
+    return load_model(store.folder / MODEL_FILE, architecture=config.architecture).to(device)
 
 
 def _evaluate(
@@ -238,13 +238,13 @@ def _certify(model: nn.Module, test: Split, evaluation: EvaluationConfig) -> dic
     """Return `certified_accuracy`, the share of test images that are proven robust at the judging budget.
 
     An L2 budget has no such number: the bounds are those of boxes, and the box around an L2 ball is far larger.
+    Nor has a network of one's own: its layers may be any.
     """
     from trainer.models import Classifier
     from trainer.objective import certified_images
 
-    if evaluation.eval_sensitivity_norm != "linf":
+    if evaluation.eval_sensitivity_norm != "linf" or not isinstance(model, Classifier):
         return {}
-    assert isinstance(model, Classifier)
     proven = certified_images(model, *test, evaluation.eval_sensitivity_epsilon)
     return {"certified_accuracy": proven.double().mean().item()}
 

@@ -28,6 +28,7 @@ ROOMS = [
     ["trainer.crowds"],
     ["trainer.own_crowds"],
     ["trainer.data", "trainer.models", "trainer.attacks"],
+    ["trainer.own_models"],
     ["trainer.invariance", "trainer.objective"],
     ["trainer.summary", "trainer.training"],
     ["trainer.__main__"],
