@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sweep.cluster.cluster import HASH, PLUGINS, RUNNING, STORAGE, SWEEP, Cluster, Job
-from sweep.cluster.submission import Submission, check_path, option_words
-from sweep.plan import CODE_VERSION, PLACES, check_name, check_options, code_version, plugins_of
+from sweep.cluster.submission import Submission, check_path
+from sweep.plan import CODE_VERSION, PLACES, check_name, check_options, code_version, option_words, plugins_of
 from sweep.ray_internals import STOP_WAIT_VARIABLE
 from trainer.errors import InputError
 from trainer.interrupts import raise_interrupt
@@ -111,7 +111,7 @@ def pack(folder: Path, space_file: tuple[str, str] | None, plugins: Sequence[Sen
     written = [file for module in plugins for file in module.files]
     for name, text in [*written, *([space_file] if space_file else [])]:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text)
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 def wait_for_start(cluster: Cluster, job_id: str, *, seconds: float = _BEGIN_SECONDS) -> Job:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import subprocess
 import sys
 import warnings
@@ -19,6 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sweep.environment import python_environment
 from sweep.plan import SweepPlan, read_plan, trial_folder
 from sweep.tracking.gallery import GALLERY, draw_gallery
 from trainer.files import make_whole_folder
@@ -46,7 +48,8 @@ def export_models(plan: SweepPlan, numbers: Iterable[int], *, models: Iterable[i
     if not wanted:
         return ""
     command = [sys.executable, "-m", "sweep.tracking.model_export", plan.storage, plan.name, *wanted]
-    done = subprocess.run(command, capture_output=True, text=True)
+    environment = {**os.environ, **python_environment()}
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", env=environment)
     return "" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["it was killed"])[-1]
 
 
