@@ -10,6 +10,7 @@ driver need not import torch. What it makes lies in the trial's folder, is made 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import os
 import subprocess
@@ -69,7 +70,9 @@ def _main(storage: str, name: str, *wanted: str) -> None:
     from trainer.training import MODEL_FILE, load_model
 
     plan = read_plan(name, storage=storage)
-    prepared = prepare_shared(make_task(plan), lambda stage, done, total: None)
+    # To show a sweep nothing of one's own is imported: its data is in the cache, its models are left out.
+    task = dataclasses.replace(make_task(plan), named=())
+    prepared = prepare_shared(task, lambda stage, done, total: None)
     for each in wanted:
         kind, _, number = each.partition(":")
         folder = trial_folder(plan.folder, int(number))
