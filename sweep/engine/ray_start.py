@@ -11,7 +11,7 @@ from typing import Any
 import ray
 
 from sweep.environment import inherited_imports
-from sweep.ray_internals import is_slow_start, keep_keys_at_home, silence_ray, start_only_what_is_needed
+from sweep.ray_internals import is_slow_start, keep_keys_at_home, keep_signals, silence_ray, start_only_what_is_needed
 from trainer.errors import InputError, OtsweepError
 
 _STARTS = 4
@@ -32,6 +32,7 @@ def ray_session() -> Iterator[None]:
         yield
         return
     silence_ray()
+    keep_signals()
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     with inherited_imports():
         if address := os.environ.get("RAY_ADDRESS"):

@@ -18,6 +18,7 @@ from sweep.tracking.model_export import MODEL, export_models
 from sweep.tracking.parts import Parts
 from sweep.tracking.store import Log, Store
 from sweep.tracking.trial_runs import TrialRun, TrialRuns
+from trainer.interrupts import in_hurry
 from trainer.plugins import is_plugin
 
 
@@ -35,7 +36,7 @@ def write_artifacts(plan: SweepPlan, state: SweepState, trials: TrialRuns, parts
     with parts.apart("models"):
         for number in sorted(written & kept):
             run, folder = trials.runs[number], trial_folder(plan.folder, number) / MODEL
-            if (folder / "MLmodel").exists():
+            if (folder / "MLmodel").exists() and not in_hurry():
                 write = partial(_write_model, plan, state, store, run.run_id, state.trials[number], folder)
                 _once(store, run, "otsweep.model", "mlflow.pytorch", write)
     with parts.apart("galleries and audits"):

@@ -66,8 +66,8 @@ TENSORS_ONLY = [
 
 TRAINER_NEEDS = {"torch", "torchvision", "numpy", "scipy", "sklearn", "filelock", "PIL"}
 """filelock is wherever torch is, and PIL wherever torchvision is: these need them."""
-BROUGHT_ALONG = {"sqlalchemy": "mlflow", "PIL": "torchvision"}
-"""Imported under the dependency that brings it: errors of MLflow's own store are SQLAlchemy's."""
+BROUGHT_ALONG = {"sqlalchemy": "mlflow", "uvicorn": "mlflow", "PIL": "torchvision"}
+"""Imported under the dependency that brings it: MLflow's own store and server are theirs."""
 HEAVY = ("torch", "torchvision", "ray", "mlflow", "optuna", "matplotlib", "sklearn", "scipy")
 
 
