@@ -26,8 +26,12 @@ if TYPE_CHECKING:
     from sweep.state import SweepState
 
 
-def drive(plan: SweepPlan, *, fresh: bool) -> int:
-    """Run a fresh sweep, or what is left of one, and show what it found; return the exit status."""
+def drive(plan: SweepPlan, *, fresh: bool, retry_failed: bool = False) -> int:
+    """Run a fresh sweep, or what is left of one, and show what it found; return the exit status.
+
+    Args:
+        retry_failed: whether failed trials are run again, unless their configurations made them fail.
+    """
     from sweep.plan import write_plan
     from sweep.report import Screen
     from sweep.state import state_of_trials
@@ -35,14 +39,14 @@ def drive(plan: SweepPlan, *, fresh: bool) -> int:
     if fresh:
         plan = write_plan(plan)
     screen = Screen(console, plan, state_of_trials(plan, {}))
-    complete, link = run_recorded(screen, fresh=fresh)
+    complete, link = run_recorded(screen, fresh=fresh, retry_failed=retry_failed)
     _show_end(plan, screen.results, link, complete=complete)
     if not complete:
         return INTERRUPTED
     return DONE if screen.results.finished else FAILED
 
 
-def run_recorded(screen: Screen, *, fresh: bool) -> tuple[bool, Callable[[str], str]]:
+def run_recorded(screen: Screen, *, fresh: bool, retry_failed: bool = False) -> tuple[bool, Callable[[str], str]]:
     """Run a screen's sweep, whose plan is written, with its ledger and MLflow beside it.
 
     Returns:
@@ -69,7 +73,7 @@ def run_recorded(screen: Screen, *, fresh: bool) -> tuple[bool, Callable[[str], 
         # The writer's first: it cut a torn line off, and the reader sees none any more.
         for warning in dict.fromkeys([*ledger.warnings, *recorded.warnings]):
             screen.log(f"ledger: {warning}")
-        results.load(recorded.to_go_on_from())
+        results.load(recorded.to_go_on_from(retry_failed=retry_failed))
         results.read_data(plan.folder)
         screen.open(resumed=bool(recorded.trials), remarks=remarks(plan))
         try:
@@ -123,6 +127,12 @@ def _show_end(plan: SweepPlan, results: SweepState, link: Callable[[str], str], 
         show_agreements(plan, results)
     for number, record in results.failed.items():
         console.print(f"trial {number:03d} failed: {record.reason}", markup=False)
+    if lacking := sum(record.environment is True for record in results.failed.values()):
+        console.print(
+            f"{lacking} of them for want of their environment; once it is mended, to run them again:\n"
+            f"  {resume_command(plan)} --retry-failed",
+            markup=False,
+        )
     if not complete:
         left = plan.trials - len(results.ended)
         console.print(f"Stopped with {left} trials to go. Nothing is lost; to resume:\n  {resume_command(plan)}")

@@ -66,6 +66,8 @@ def resume_study(arguments: argparse.Namespace) -> int:
     first = plan.sweep_plan(plan.steps[0])
     if (changes := changed_versions(first)) and not arguments.other_versions:
         check_same_numbers(first, changes)
+    if arguments.retry_failed:
+        raise InputError(f"--retry-failed: {arguments.name!r} is a study; give the name of one of its sweeps")
     for option in RESUMABLE:
         if getattr(arguments, option) is not None and option not in STUDY_OPTIONS:
             raise InputError(
