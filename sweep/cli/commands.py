@@ -7,7 +7,9 @@ so that `--help` and a mistyped word are answered at once.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import warnings
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -63,6 +65,7 @@ COMMANDS = {
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit status."""
     words = sys.argv[1:] if argv is None else argv
+    _forgive_warnings()
     try:
         parser = build_parser()
         if not words:
@@ -81,6 +84,14 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         errors.print("otsweep: stopped")
         return INTERRUPTED
+
+
+def _forgive_warnings() -> None:
+    """Let a shell's `PYTHONWARNINGS=error` end neither this command nor, without a word, a process that it starts: the
+    warnings are those of libraries."""
+    if "error" in os.environ.get("PYTHONWARNINGS", ""):
+        del os.environ["PYTHONWARNINGS"]
+        warnings.simplefilter("ignore")
 
 
 def _check_command(words: list[str]) -> None:

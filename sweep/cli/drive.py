@@ -16,6 +16,7 @@ from sweep.cli.console import (
     resume_command,
     sweep_words,
 )
+from sweep.cli.last_word import last_word
 from sweep.cli.show import show_agreements, show_front
 from trainer.errors import InputError, StorageFailed
 from trainer.interrupts import forget_interrupt
@@ -52,7 +53,7 @@ def run_recorded(screen: Screen, *, fresh: bool, retry_failed: bool = False) -> 
     Returns:
         False if it was interrupted, and the function that makes the link to its front at an address of MLflow.
     """
-    from sweep.engine import PackFailed, run_plan
+    from sweep.engine import PackFailed, RayFailed, RayLost, run_plan
     from sweep.forecast import begin_forecast
     from sweep.ledger import LedgerWriter, read_ledger
     from sweep.plan import drop_remote, push_remote
@@ -76,24 +77,26 @@ def run_recorded(screen: Screen, *, fresh: bool, retry_failed: bool = False) -> 
         results.load(recorded.to_go_on_from(retry_failed=retry_failed))
         results.read_data(plan.folder)
         screen.open(resumed=bool(recorded.trials), remarks=remarks(plan))
+        kept = f"Nothing recorded is lost; to resume:\n  {resume_command(plan)}"
         try:
-            complete = run_plan(
-                plan,
-                ledger,
-                results,
-                progress=screen.prepare,
-                begin=lambda: screen,
-                on_event=listen,
-                log=screen.log,
-                on_slots=lambda slots: begin_forecast(plan, slots),
-            )
-        except InputError:
+            with last_word(f"otsweep: failed: {plan.name} was cut off, this process being killed. {kept}"):
+                complete = run_plan(
+                    plan,
+                    ledger,
+                    results,
+                    progress=screen.prepare,
+                    begin=lambda: screen,
+                    on_event=listen,
+                    log=screen.log,
+                    on_slots=lambda slots: begin_forecast(plan, slots),
+                )
+        except (InputError, RayFailed):
             if fresh and not results.trials:
                 shutil.rmtree(plan.folder, ignore_errors=True)
                 drop_remote(plan.folder)
             raise
-        except (StorageFailed, PackFailed) as error:
-            raise type(error)(f"{error}. Nothing recorded is lost; to resume:\n  {resume_command(plan)}") from None
+        except (StorageFailed, PackFailed, RayLost) as error:
+            raise type(error)(f"{error}. {kept}") from None
         except KeyboardInterrupt:
             forget_interrupt()
             raise

@@ -61,12 +61,14 @@ def run_plan(
         InputError: if the cluster can't give what one trial needs, or the data can't be had.
         StorageFailed: if the storage refused for long; the sweep can be resumed from what is recorded.
         PackFailed: if packs fail again and again; the sweep can be resumed as well.
+        RayFailed: if Ray can't start on this machine.
+        RayLost: if Ray ended; the sweep can be resumed as well.
     """
     if len(state.ended) >= plan.trials:
         return True
     check_crowd(plan.space.evaluation)
     # In this order: Ray installs a handler of its own for SIGTERM.
-    with ray_session(), SignalHandler() as signals:
+    with ray_session(log), SignalHandler() as signals:
         concurrent = concurrency(plan, progress)
         on_slots(slots_now(plan, concurrent))
         budget = Budget(plan, state, concurrent)

@@ -28,7 +28,7 @@ def run_study(plan: StudyPlan, console: Console, run_sweep: _RunSweep, on_round:
         on_round: called whenever all arms are audited on a seed.
     """
     clock = StudyClock(len(plan.steps))
-    with ProgressLine(console.file, "Starting Ray ...") as line, ray_session():
+    with ProgressLine(console.file, "Starting Ray ...") as line, ray_session(console.print):
         line.clear()
         for steps in plan.rounds():
             for step in steps:
