@@ -184,6 +184,11 @@ def corner_configurations(fixed: Mapping[str, Any], swept: Mapping[str, Swept]) 
                 yield corner
 
 
+def can_be_on(name: str, fixed: Mapping[str, Any], swept: Mapping[str, Swept]) -> bool:
+    """Return whether the conditions of a swept knob hold for some values of the others."""
+    return _under_conditions(fixed, swept, {name: swept[name].domain.corners()[0]}) is not None
+
+
 def _under_conditions(
     fixed: Mapping[str, Any], swept: Mapping[str, Swept], chosen: Mapping[str, Any]
 ) -> dict[str, Any] | None:

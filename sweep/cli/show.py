@@ -7,7 +7,18 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sweep.cli.console import DONE, FAILED, add_format, add_name, add_storage, check_format, console, errors, find_plan
+from sweep.cli.console import (
+    DONE,
+    FAILED,
+    add_format,
+    add_name,
+    add_storage,
+    check_format,
+    console,
+    errors,
+    find_plan,
+    tell_damage,
+)
 from trainer.errors import InputError
 from trainer.progress import ProgressLine
 
@@ -24,17 +35,13 @@ def add_front(parser: argparse.ArgumentParser) -> None:
 
 
 def front(arguments: argparse.Namespace) -> int:
-    from sweep.ledger import read_ledger
     from sweep.report import front_csv, front_json, front_picture, save_figure
-    from sweep.state import state_of_trials, why_no_front
+    from sweep.state import read_state, why_no_front
 
     check_format(arguments)
     plan = find_plan(arguments)
-    recorded = read_ledger(plan.folder)
-    for warning in recorded.warnings:
-        errors.print(f"ledger: {warning}", markup=False)
-    results = state_of_trials(plan, recorded.trials)
-    results.read_data(plan.folder)
+    results = read_state(plan)
+    tell_damage(plan, results)
     if not results.front_records and not (results.finished and arguments.format == "table"):
         errors.print(f"{plan.name} has no front yet: {why_no_front(results)}", markup=False)
     if arguments.plot:
@@ -85,10 +92,9 @@ def add_replay(parser: argparse.ArgumentParser) -> None:
 
 
 def replay(arguments: argparse.Namespace) -> int:
-    from sweep.ledger import read_ledger
     from sweep.plan import check_option
     from sweep.report import ETAS, replay_sweep, replay_table, unknown_ends
-    from sweep.state import state_of_trials
+    from sweep.state import read_state
 
     plan = find_plan(arguments)
     etas = ETAS if arguments.eta is None else (check_option("eta", arguments.eta),)
@@ -96,7 +102,8 @@ def replay(arguments: argparse.Namespace) -> int:
         getattr(plan, name) if getattr(arguments, name) is None else check_option(name, getattr(arguments, name))
         for name in ("grace_epochs", "stop_chance")
     )
-    results = state_of_trials(plan, read_ledger(plan.folder).trials)
+    results = read_state(plan)
+    tell_damage(plan, results)
     replays = [replay_sweep(plan, results, eta=eta, grace_epochs=grace, stop_chance=chance) for eta in etas]
     console.print(replay_table(replays, results))
     show_agreements(plan, results)
@@ -125,6 +132,8 @@ def compare(arguments: argparse.Namespace) -> int:
 
     check_format(arguments)
     a, b = (read_side(names, storage=arguments.storage) for names in (arguments.a, arguments.b))
+    for sweep in (*a.sweeps, *b.sweeps):
+        tell_damage(sweep.plan, sweep.results)
     with ProgressLine(sys.stderr) as line:
         line.update("Comparing ...", now=True)
         comparison = compare_sweeps(a, b)

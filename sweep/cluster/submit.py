@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from sweep.cluster.cluster import HASH, RUNNING, STORAGE, SWEEP, Cluster, Job
-from sweep.cluster.submission import Submission, check_path, option_words
-from sweep.plan import CODE_VERSION, PLACES, check_name, check_options, code_version
+from sweep.cluster.submission import Submission, check_path
+from sweep.plan import CODE_VERSION, PLACES, check_name, check_options, code_version, option_words
 from sweep.ray_internals import STOP_WAIT_VARIABLE
 from trainer.errors import InputError
 from trainer.interrupts import raise_interrupt
@@ -106,7 +106,7 @@ def pack(folder: Path, space_file: tuple[str, str] | None) -> None:
             shutil.copyfile(path, target)
     if space_file:
         name, text = space_file
-        (folder / name).write_text(text)
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 def wait_for_start(cluster: Cluster, job_id: str, *, seconds: float = _BEGIN_SECONDS) -> Job:

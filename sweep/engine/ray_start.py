@@ -21,6 +21,7 @@ import ray
 
 from sweep.engine.cpus import usable_cpus
 from sweep.engine.ray_watch import RayInterrupted, RayLost, RayWatch
+from sweep.environment import inherited_imports
 from sweep.ray_internals import (
     LOG_FILES,
     QUIET,
@@ -136,7 +137,7 @@ def _connect(address: str) -> None:
         raise InputError(f"{said}: no Ray cluster answers there")
     use_token()
     try:
-        with silent_stderr():
+        with silent_stderr(), inherited_imports():
             ray.init(address=address, **QUIET)
     except Exception as error:  # noqa: BLE001 - whatever it is, it is about this address
         raise InputError(f"{said}: {_explain_refusal(error)}") from None
@@ -197,7 +198,7 @@ def _start(folder: Path, cpus: int, **options: Any) -> None:
     options |= {"num_cpus": cpus, "_temp_dir": str(folder), "include_dashboard": False, **QUIET}
     for attempt in range(_STARTS):
         try:
-            with silent_stderr():
+            with silent_stderr(), inherited_imports():
                 ray.init(address="local", **options)
             return
         except Exception as error:  # noqa: BLE001 - Ray raises plain ones for whatever its processes died of
@@ -209,7 +210,7 @@ def _start(folder: Path, cpus: int, **options: Any) -> None:
 
 
 def _within_limits() -> dict[str, Any]:
-    """Lift this shell's limit of addresses as far as it may; return the options of a Ray that stays within it.
+    """Set this shell's limit of addresses as high as it may be; return the options of a Ray that stays within it.
 
     Raises:
         RayFailed: if it is too low for any: Ray's processes would end one after the other, and this one wait for ever.

@@ -33,7 +33,7 @@ class TrialRecord:
     number: int
 
     config: dict[str, Any] = field(default_factory=dict)
-    """The trial's settings, plain scalars by name; empty where the start was lost."""
+    """The trial's settings, plain scalars by name."""
 
     seed: int | None = None
 
@@ -123,14 +123,13 @@ class Ledger:
     """A sweep as read from its ledger."""
 
     trials: dict[int, TrialRecord]
-    """Trials by number, in ascending order."""
+    """Trials by number, in ascending order; one whose start was lost is left out, as its settings are not known."""
 
     warnings: list[str]
     """Descriptions of what was damaged or missing and so is not in `trials`, by file and line."""
 
     def to_go_on_from(self, *, retry_failed: bool = False) -> dict[int, TrialRecord]:
-        """Return the trials as a resume takes them up: one whose start was lost begins anew, and one whose result was
-        lost is running.
+        """Return the trials as a resume takes them up: one whose result was lost is running.
 
         Args:
             retry_failed: whether a failed trial is running as well, unless its configuration made it fail.
@@ -143,7 +142,6 @@ class Ledger:
         return {
             number: replace(trial, state="running") if runs_again(trial) else trial
             for number, trial in self.trials.items()
-            if trial.started is not None
         }
 
     def to_table(
