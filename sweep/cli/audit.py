@@ -16,7 +16,6 @@ from sweep.cli.console import (
     console,
     errors,
     find_plan,
-    mlflow_progress,
     program,
 )
 from trainer.crowds import check_crowd
@@ -68,6 +67,7 @@ def audit(arguments: argparse.Namespace) -> int:
 
 def _sync_audit(plan: SweepPlan) -> None:
     """Bring MLflow up to date with an audit; where it does not answer, print the command that does so later."""
+    from sweep.api import mlflow_progress
     from sweep.tracking import sync
 
     try:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from sweep.cli.audit import add_audit, add_trial, audit, trial
 from sweep.cli.cluster import add_address, add_job, add_logs, jobs, logs, stop, submit
 from sweep.cli.console import BAD_INPUT, FAILED, INTERRUPTED, errors
+from sweep.cli.export import add_export, export
 from sweep.cli.mlflow import add_sync, add_ui, sync, ui
 from sweep.cli.people import add_people, people
 from sweep.cli.run import add_plan, add_resume, add_run, add_submit, plan, resume, run
@@ -55,6 +56,7 @@ COMMANDS = {
     "trial": _Command(add_trial, trial, "Train and judge one configuration, here, without Ray."),
     "compare": _Command(add_compare, compare, "Compare the fronts of two sweeps, each on one seed or several."),
     "study": _Command(add_study, study, "Sweep the arms of a question at equal effort, audit and compare them."),
+    "export": _Command(add_export, export, "Write a sweep for other programs: Optuna, CSV, JSON, Parquet."),
     "sync": _Command(add_sync, sync, "Bring MLflow up to date from a sweep's ledger, or fill another server or store."),
     "ui": _Command(add_ui, ui, "Open MLflow on this machine's store, at the front."),
 }

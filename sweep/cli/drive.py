@@ -1,9 +1,9 @@
-"""A sweep run to its end on this machine: its ledger, its screen, MLflow, and what is shown at the end."""
+"""A sweep run to its end on this machine, and what is shown at the end."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable
+import contextlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from sweep.cli.console import (
@@ -11,111 +11,48 @@ from sweep.cli.console import (
     FAILED,
     INTERRUPTED,
     console,
-    mlflow_progress,
     program,
     resume_command,
     sweep_words,
 )
 from sweep.cli.show import show_agreements, show_front
-from trainer.errors import InputError, StorageFailed
-from trainer.interrupts import forget_interrupt
+from trainer.errors import StorageFailed
 
 if TYPE_CHECKING:
+    from sweep.api import Sweep
     from sweep.plan import SweepPlan
-    from sweep.report import Screen
     from sweep.state import SweepState
 
 
 def drive(plan: SweepPlan, *, fresh: bool) -> int:
     """Run a fresh sweep, or what is left of one, and show what it found; return the exit status."""
-    from sweep.plan import write_plan
-    from sweep.report import Screen
-    from sweep.state import state_of_trials
+    from sweep.api import Interrupted
+    from sweep.api import drive as run
 
-    if fresh:
-        plan = write_plan(plan)
-    screen = Screen(console, plan, state_of_trials(plan, {}))
-    complete, link = run_recorded(screen, fresh=fresh)
-    _show_end(plan, screen.results, link, complete=complete)
-    if not complete:
-        return INTERRUPTED
-    return DONE if screen.results.finished else FAILED
-
-
-def run_recorded(screen: Screen, *, fresh: bool) -> tuple[bool, Callable[[str], str]]:
-    """Run a screen's sweep, whose plan is written, with its ledger and MLflow beside it.
-
-    Returns:
-        False if it was interrupted, and the function that makes the link to its front at an address of MLflow.
-    """
-    from sweep.engine import PackFailed, run_plan
-    from sweep.forecast import begin_forecast
-    from sweep.ledger import LedgerWriter, read_ledger
-    from sweep.plan import drop_remote, push_remote
-    from sweep.search import remarks
-    from sweep.tracking import Tracker
-
-    plan, results = screen.plan, screen.results
-    tracker = Tracker(plan, results, log=screen.log)
-
-    def listen(number: int) -> None:
-        tracker.changed(number)
-        screen.trial_changed(number)
-
-    tracker.start()
-    complete = False
-    with LedgerWriter(plan.folder) as ledger:
-        recorded = read_ledger(plan.folder)
-        # The writer's first: it cut a torn line off, and the reader sees none any more.
-        for warning in dict.fromkeys([*ledger.warnings, *recorded.warnings]):
-            screen.log(f"ledger: {warning}")
-        results.load(recorded.to_go_on_from())
-        results.read_data(plan.folder)
-        screen.open(resumed=bool(recorded.trials), remarks=remarks(plan))
-        try:
-            complete = run_plan(
-                plan,
-                ledger,
-                results,
-                progress=screen.prepare,
-                begin=lambda: screen,
-                on_event=listen,
-                log=screen.log,
-                on_slots=lambda slots: begin_forecast(plan, slots),
-            )
-        except InputError:
-            if fresh and not results.trials:
-                shutil.rmtree(plan.folder, ignore_errors=True)
-                drop_remote(plan.folder)
-            raise
-        except (StorageFailed, PackFailed) as error:
-            raise type(error)(f"{error}. Nothing recorded is lost; to resume:\n  {resume_command(plan)}") from None
-        except KeyboardInterrupt:
-            forget_interrupt()
-            raise
-        finally:
-            screen.close()
-            with mlflow_progress(screen.line) as show:
-                tracker.close(complete=complete, on_progress=show)
     try:
-        _save_front(plan, results)
-        push_remote(plan.folder)
-    except (OSError, InputError) as error:
-        screen.log(f"the front's table and picture are not written: {error}; `otsweep front` shows it")
-    return complete, tracker.link
+        with told_how_to_resume(plan):
+            sweep = run(plan, fresh=fresh, progress=console)
+    except Interrupted as stopped:
+        _show_end(stopped.sweep, complete=False)
+        return INTERRUPTED
+    _show_end(sweep, complete=True)
+    return DONE if sweep.state.finished else FAILED
 
 
-def _save_front(plan: SweepPlan, results: SweepState) -> None:
-    """Write the flat table and the picture beside the ledger."""
-    from sweep.report import front_picture, save_figure, write_ledger_table
+@contextlib.contextmanager
+def told_how_to_resume(plan: SweepPlan) -> Iterator[None]:
+    """Add to the error of a sweep that can't go on here the command that resumes it."""
+    from sweep.engine import PackFailed
 
-    write_ledger_table(plan, results, plan.folder / "ledger.parquet")
-    if results.finished:
-        save_figure(front_picture(plan, results), plan.folder / "front.png")
+    try:
+        yield
+    except (StorageFailed, PackFailed) as error:
+        raise type(error)(f"{error}. Nothing recorded is lost; to resume:\n  {resume_command(plan)}") from None
 
 
-def _show_end(plan: SweepPlan, results: SweepState, link: Callable[[str], str], *, complete: bool) -> None:
+def _show_end(sweep: Sweep, *, complete: bool) -> None:
     """Print the front, where everything is, and the one command that comes next."""
+    plan, results = sweep.plan, sweep.state
     console.print()
     if results.finished:
         show_front(plan, results)
@@ -129,7 +66,7 @@ def _show_end(plan: SweepPlan, results: SweepState, link: Callable[[str], str], 
         return
     if len(results.ended) < plan.trials:
         _show_early_end(plan, results)
-    _show_places(plan, results, link)
+    _show_places(sweep)
 
 
 def _show_early_end(plan: SweepPlan, results: SweepState) -> None:
@@ -144,10 +81,12 @@ def _show_early_end(plan: SweepPlan, results: SweepState) -> None:
     console.print(f"Ended after {len(results.ended)} of {plan.trials} trials, as the plan has it{why}.\n")
 
 
-def _show_places(plan: SweepPlan, results: SweepState, link: Callable[[str], str]) -> None:
+def _show_places(sweep: Sweep) -> None:
     """Print the time taken, and where picture, ledger and MLflow's runs are."""
     from sweep.forecast import describe_cost
 
+    plan, results, link = sweep.plan, sweep.state, sweep.link
+    assert link is not None, "it was run"
     if cost := describe_cost(plan, results):
         console.print(f"time     {cost}")
     if results.finished:

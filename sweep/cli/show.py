@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,23 +25,19 @@ def add_front(parser: argparse.ArgumentParser) -> None:
 
 
 def front(arguments: argparse.Namespace) -> int:
-    from sweep.ledger import read_ledger
-    from sweep.report import front_csv, front_json, front_picture, save_figure
-    from sweep.state import state_of_trials, why_no_front
+    from sweep.api import open_sweep
+    from sweep.report import front_csv, save_figure
+    from sweep.state import why_no_front
 
     check_format(arguments)
-    plan = find_plan(arguments)
-    recorded = read_ledger(plan.folder)
-    for warning in recorded.warnings:
-        errors.print(f"ledger: {warning}", markup=False)
-    results = state_of_trials(plan, recorded.trials)
-    results.read_data(plan.folder)
+    sweep = open_sweep(arguments.name, storage=arguments.storage, warn=lambda text: errors.print(text, markup=False))
+    plan, results = sweep.plan, sweep.state
     if not results.front_records and not (results.finished and arguments.format == "table"):
         errors.print(f"{plan.name} has no front yet: {why_no_front(results)}", markup=False)
     if arguments.plot:
-        save_figure(front_picture(plan, results), arguments.plot)
+        save_figure(sweep.figure(), arguments.plot)
     if arguments.format == "json":
-        print(front_json(plan, results))
+        print(json.dumps(sweep.to_dict(), indent=2))
     elif arguments.format == "csv":
         print(front_csv(plan, results), end="")
     elif results.finished:
@@ -113,26 +110,25 @@ def add_compare(parser: argparse.ArgumentParser) -> None:
 
 
 def compare(arguments: argparse.Namespace) -> int:
+    from sweep.api import compare as compare_sides
     from sweep.report import (
-        compare_sweeps,
         comparison_json,
         comparison_markdown,
         comparison_metrics,
-        read_side,
         write_comparison_files,
     )
     from sweep.tracking import write_summary
 
     check_format(arguments)
-    a, b = (read_side(names, storage=arguments.storage) for names in (arguments.a, arguments.b))
     with ProgressLine(sys.stderr) as line:
         line.update("Comparing ...", now=True)
-        comparison = compare_sweeps(a, b)
+        comparison = compare_sides(arguments.a, arguments.b, storage=arguments.storage)
         folder = write_comparison_files(comparison)
     if arguments.format == "json":
         print(comparison_json(comparison))
     else:
         _show_comparison(comparison, folder)
+    a, b = comparison.a, comparison.b
     plan = a.sweeps[0].plan
     try:
         link = write_summary(

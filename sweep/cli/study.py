@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sweep.cli.console import DONE, FAILED, INTERRUPTED, add_format, check_format, console, errors, program, sweep_words
-from sweep.cli.drive import run_recorded
+from sweep.cli.drive import told_how_to_resume
 from trainer.errors import InputError
 from trainer.interrupts import forget_interrupt, raise_interrupt
 from trainer.progress import ProgressLine
@@ -101,12 +101,14 @@ def _power_of(plan: StudyPlan, pilot: str | None) -> str:
 
 def _run(plan: StudyPlan, *, as_json: bool) -> int:
     """Run what is left of a study, and show its verdict; where that is JSON, all else goes to standard error."""
+    from sweep.api import run_recorded
     from sweep.study import collect, run_study, write_study_files
 
     said = errors if as_json else console
 
     def run_sweep(screen: Screen, fresh: bool) -> bool:
-        complete, _ = run_recorded(screen, fresh=fresh)
+        with told_how_to_resume(screen.plan):
+            complete, _ = run_recorded(screen, fresh=fresh)
         return complete
 
     try:

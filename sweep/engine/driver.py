@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ def run_plan(
     on_event: Callable[[int], None],
     log: Callable[[str], None],
     on_slots: Callable[[int], None] = lambda slots: None,
+    stop: threading.Event | None = None,
 ) -> bool:
     """Run what is left of a plan, and return False if it was interrupted and so can be resumed.
 
@@ -56,6 +58,7 @@ def run_plan(
         on_event: called with the number of each trial that started, reported or ended, once the state knows it.
         log: called with messages that a person should read: a damaged checkpoint, storage that refuses.
         on_slots: called once with the number of slots on the nodes that are there.
+        stop: set by another thread, asks the sweep to stop as Ctrl-C does.
 
     Raises:
         InputError: if the cluster can't give what one trial needs, or the data can't be had.
@@ -66,7 +69,7 @@ def run_plan(
         return True
     check_crowd(plan.space.evaluation)
     # In this order: Ray installs a handler of its own for SIGTERM.
-    with ray_session(), SignalHandler() as signals:
+    with ray_session(), SignalHandler(stop) as signals:
         concurrent = concurrency(plan, progress)
         on_slots(slots_now(plan, concurrent))
         budget = Budget(plan, state, concurrent)

@@ -24,7 +24,7 @@ from sweep.plan.from_options import make_plan
 from sweep.plan.objectives import OBJECTIVES
 from sweep.plan.plan import SweepPlan
 from sweep.plan.plan_file import parse_plan, plan_text, write_plan
-from sweep.report.formats import front_json
+from sweep.report.formats import front_content
 from sweep.report.front_figure import front_picture
 from sweep.report.replay import replay_sweep
 from sweep.report.verdicts import verdict
@@ -160,7 +160,7 @@ def test_where_all_break_it_there_is_no_front(plan: SweepPlan) -> None:
 
 def test_table_picture_and_json_say_how_many(plan: SweepPlan, results: SweepState) -> None:
     assert "front of 2 among 5 finished trials, 2 of which break clean_accuracy >= 0.9," in verdict(plan, results)
-    told = json.loads(front_json(plan, results))
+    told = front_content(plan, results)
     assert (told["infeasible"], told["require"]) == (2, ["clean_accuracy >= 0.9"])
     [axes] = front_picture(plan, results).axes
     drawn = {each.get_gid(): len(each.get_offsets()) for each in axes.collections if each.get_gid()}  # type: ignore[arg-type]

@@ -1,0 +1,62 @@
+"""Sweeps from Python: run with a callback, iterated and stopped, resumed; in a process of its own with its own Ray."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+SCRIPT = """
+import sys
+import sweep
+
+storage = sys.argv[1]
+space = {
+    "name": "tiny",
+    "trials": 2,
+    "evaluation": {"dataset": "digits", "train_size": 300, "validation_size": 100, "eval_sensitivity_steps": 3},
+    "space": {"architecture": "mlp", "batch_size": 50, "epochs": 2, "sensitivity_steps": 2,
+              "sensitivity_epsilon": {"low": 0.05, "high": 0.3}},
+}
+options = {"storage": storage, "max_concurrent": 1, "keep_models": "none"}
+
+seen = []
+done = sweep.run(space, on_report=seen.append, **options)
+assert [(each.trial, each.state, each.report["final"]) for each in seen] == [
+    (0, "running", False), (0, "running", False), (0, "finished", True),
+    (1, "running", False), (1, "running", False), (1, "finished", True),
+], seen
+assert done.complete and len(done.front) >= 1 and len(done.trials) == 2
+assert sweep.open(done.name, storage=storage).front.equals(done.front)
+
+running = sweep.start(space, seed=1, **options)
+for number, report in enumerate(running):
+    if number == 0:
+        try:
+            sweep.run(space, **options)
+        except sweep.InputError as error:
+            assert "a sweep runs in this process already" in str(error)
+        else:
+            raise AssertionError("two at once")
+        running.stop()
+try:
+    running.result()
+except sweep.Interrupted as stopped:
+    assert not stopped.sweep.complete and f"resume('{running.plan.name}')" in str(stopped)
+else:
+    raise AssertionError("it was not stopped")
+assert sweep.resume(running.plan.name, storage=storage).complete
+"""
+
+
+@pytest.mark.slow
+def test_a_sweep_is_run_iterated_stopped_and_resumed_and_prints_nothing(
+    new_storage: Callable[[str], Path],
+) -> None:
+    words = [sys.executable, "-c", SCRIPT, str(new_storage("python"))]
+    run = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout == ""
