@@ -56,6 +56,8 @@ class ResumeOptions(TypedDict, total=False):
     max_gpu_hours: float | None
     pack: int | None
     max_concurrent: int | str | None
+    trials: int | None
+    space: SpaceLike | None
 
 
 def typed_words(options: Mapping[str, Any]) -> dict[str, Any]:

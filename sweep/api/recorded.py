@@ -37,7 +37,7 @@ def run_recorded(
     from sweep.engine import run_plan
     from sweep.forecast import begin_forecast
     from sweep.ledger import LedgerWriter, read_ledger
-    from sweep.plan import drop_remote, push_remote
+    from sweep.plan import drop_remote, push_remote, rewrite_plan
     from sweep.search import remarks
     from sweep.tracking import Tracker
 
@@ -52,6 +52,8 @@ def run_recorded(
     tracker.start()
     complete = False
     with LedgerWriter(plan.folder) as ledger:
+        if not fresh:
+            rewrite_plan(plan)
         recorded = read_ledger(plan.folder)
         # The writer's first: it cut a torn line off, and the reader sees none any more.
         for warning in dict.fromkeys([*ledger.warnings, *recorded.warnings]):

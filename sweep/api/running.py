@@ -16,8 +16,10 @@ from sweep.api.recorded import run_recorded
 from sweep.plan import (
     SweepPlan,
     changed_versions,
+    check_option,
     check_same_numbers,
     describe_changes,
+    extended,
     read_plan,
     with_resume_overrides,
     write_plan,
@@ -102,7 +104,8 @@ def resume(
         other_versions: go on although torch or optuna is not what the sweep began with.
         on_report, progress: as of `run`.
         warn: called with what runs here in another version than where the sweep began.
-        options: what a resume may change, as of `otsweep resume`.
+        options: what a resume may change, as of `otsweep resume`. More `trials` extend the sweep, also one that is
+            over; another `space` is drawn from by the trials that have not begun. The plan keeps both for good.
 
     Raises:
         InputError, Interrupted, StorageFailed: as `run` does.
@@ -124,10 +127,20 @@ def resumed_plan(name: str, options: Mapping[str, Any], *, other_versions: bool)
     """
     words = typed_words(options)
     plan = with_resume_overrides(read_plan(name, storage=words.get("storage")), words)
+    state = read_state(plan) if (plan.folder / "ledger").is_dir() else None
+    trials, space = words.get("trials"), words.get("space")
+    if trials is not None or space is not None:
+        from sweep.search import read_space  # Optuna comes with it
+
+        plan = extended(
+            plan,
+            trials=plan.trials if trials is None else check_option("trials", trials),
+            space=None if space is None else read_space(space, {}, storage=None),
+            begun=max(state.trials, default=-1) + 1 if state else 0,
+        )
     changes = changed_versions(plan)
     if not changes:
         return plan, ""
-    state = read_state(plan) if (plan.folder / "ledger").is_dir() else None
     if state and state.trials and len(state.ended) < plan.trials and not other_versions:
         check_same_numbers(plan, changes)
     return plan, f"{plan.name} began with other versions: {describe_changes(changes)}"

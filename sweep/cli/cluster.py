@@ -26,6 +26,7 @@ from sweep.cluster import (
     study_submission,
     wait_for_start,
 )
+from trainer.errors import InputError
 from trainer.progress import ProgressLine
 
 _LONGEST_NAME = 32
@@ -95,7 +96,9 @@ def resume_there(arguments: argparse.Namespace) -> int:
     from sweep.plan import RESUMABLE
 
     cluster = Cluster(arguments.address)
-    overrides = {key: getattr(arguments, key) for key in RESUMABLE}
+    if arguments.space is not None:
+        raise InputError("--space: extends a sweep where its storage is; leave it, or --address, out")
+    overrides = {key: getattr(arguments, key) for key in (*RESUMABLE, "trials")}
     flags = ("--other-versions",) if arguments.other_versions else ()
     job_id = send_resume(arguments.name, arguments.storage, overrides, cluster, cluster.jobs(), flags=flags)
     _show_sent(cluster, job_id)

@@ -83,6 +83,10 @@ def add_resume(parser: argparse.ArgumentParser) -> None:
     add_name(parser)
     for option in RESUMABLE:
         add_option(parser, OPTIONS[option], shown="the sweep's")
+    add_option(parser, OPTIONS["trials"], shown="the sweep's; more extend it, also one that is over")
+    parser.add_argument(
+        "--space", metavar="SPACE", help="draw the trials that have not begun from another space (default: the sweep's)"
+    )
     parser.add_argument(
         "--other-versions", action="store_true", help="go on although torch or optuna is not what the sweep began with"
     )

@@ -67,7 +67,7 @@ def resume_study(arguments: argparse.Namespace) -> int:
     first = plan.sweep_plan(plan.steps[0])
     if (changes := changed_versions(first)) and not arguments.other_versions:
         check_same_numbers(first, changes)
-    for option in RESUMABLE:
+    for option in (*RESUMABLE, "trials", "space"):
         if getattr(arguments, option) is not None and option not in STUDY_OPTIONS:
             raise InputError(
                 f"{flag(option)}: {arguments.name!r} is a study, whose file says how much each arm is given"

@@ -27,7 +27,7 @@ from sweep.engine.slots import Slots, concurrency, slots_now
 from sweep.engine.task import Task, make_task
 from sweep.engine.trainable import TrialTrainable
 from sweep.ledger import LedgerWriter
-from sweep.plan import SweepPlan, url_of
+from sweep.plan import SweepPlan, given_points, space_changes, trials_at_first, url_of
 from sweep.search import Budget, ParetoSearch, Rungs, rung_levels
 from sweep.state import SweepState
 from trainer.crowds import check_crowd
@@ -130,10 +130,12 @@ def _make_tuner(
         plan.objectives,
         sampler=plan.sampler,
         seed=plan.seed,
-        configurations=plan.configurations,
+        configurations=trials_at_first(plan) // plan.seeds,
         epochs=plan.epochs,
         seeds=plan.seeds,
         require=plan.space.require,
+        points=given_points(plan),
+        other_space=max((until for until, _ in space_changes(plan)), default=0) // plan.seeds,
         history=state.trials.values(),
         enough=ledger_callback.budget.enough,
     )
