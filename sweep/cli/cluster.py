@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 import time
 
 from rich.table import Table
 
-from sweep.cli.console import DONE, console, errors
+from sweep.cli.console import DONE, add_format, check_format, console, errors
 from sweep.cli.study import study_options
 from sweep.cluster import (
     ENDED,
@@ -34,6 +35,11 @@ _LONGEST_NAME = 32
 
 def add_address(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--address", metavar="URL", help="the cluster's dashboard (default: RAY_API_SERVER_ADDRESS)")
+
+
+def add_jobs(parser: argparse.ArgumentParser) -> None:
+    add_address(parser)
+    add_format(parser, ("table", "json"))
 
 
 def add_wait(parser: argparse.ArgumentParser) -> None:
@@ -164,8 +170,12 @@ def jobs(arguments: argparse.Namespace) -> int:
     """Show the sweeps of a cluster, the latest first."""
     from sweep.report import duration
 
+    check_format(arguments)
     cluster = Cluster(arguments.address)
     found = cluster.jobs()
+    if arguments.format == "json":
+        print(json.dumps({"cluster": cluster.address, "jobs": [job._asdict() for job in found]}, indent=2))
+        return DONE
     if not found:
         console.print(f"{cluster.address} has run no sweep yet.")
         return DONE

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from sweep.cli.audit import add_audit, add_trial, audit, trial
-from sweep.cli.cluster import add_address, add_job, add_logs, jobs, logs, stop, submit
+from sweep.cli.cluster import add_job, add_jobs, add_logs, jobs, logs, stop, submit
 from sweep.cli.console import BAD_INPUT, FAILED, INTERRUPTED, errors
 from sweep.cli.export import add_export, export
 from sweep.cli.mlflow import add_sync, add_ui, sync, ui
@@ -41,7 +41,7 @@ COMMANDS = {
     "run": _Command(add_run, run, "Run a sweep on this machine, or on the Ray cluster that this machine belongs to."),
     "plan": _Command(add_plan, plan, "Estimate what a sweep or a study would take, without running it."),
     "submit": _Command(add_submit, submit, "Send a sweep or a study to a Ray cluster as a job."),
-    "jobs": _Command(add_address, jobs, "List the sweeps of a cluster."),
+    "jobs": _Command(add_jobs, jobs, "List the sweeps of a cluster."),
     "logs": _Command(add_logs, logs, "Show the log of a job."),
     "stop": _Command(add_job, stop, "Stop a job as Ctrl-C would; `resume` continues its sweep."),
     "resume": _Command(

@@ -79,14 +79,16 @@ def add_replay(parser: argparse.ArgumentParser) -> None:
     add_option(parser, OPTIONS["eta"], shown="several")
     for option in ("grace_epochs", "stop_chance"):
         add_option(parser, OPTIONS[option], shown="the sweep's")
+    add_format(parser, ("table", "json"))
 
 
 def replay(arguments: argparse.Namespace) -> int:
     from sweep.ledger import read_ledger
     from sweep.plan import check_option
-    from sweep.report import ETAS, replay_sweep, replay_table, unknown_ends
+    from sweep.report import ETAS, replay_content, replay_sweep, replay_table, unknown_ends
     from sweep.state import state_of_trials
 
+    check_format(arguments)
     plan = find_plan(arguments)
     etas = ETAS if arguments.eta is None else (check_option("eta", arguments.eta),)
     grace, chance = (
@@ -95,6 +97,9 @@ def replay(arguments: argparse.Namespace) -> int:
     )
     results = state_of_trials(plan, read_ledger(plan.folder).trials)
     replays = [replay_sweep(plan, results, eta=eta, grace_epochs=grace, stop_chance=chance) for eta in etas]
+    if arguments.format == "json":
+        print(json.dumps(replay_content(plan, results, replays, stop_chance=chance), indent=2))
+        return DONE
     console.print(replay_table(replays, results))
     show_agreements(plan, results)
     if cut := unknown_ends(replays, results):

@@ -25,6 +25,7 @@ from sweep.report.replay import (
     agreement_alarms,
     agreement_table,
     agreements_of,
+    replay_content,
     replay_sweep,
     replay_table,
     unknown_ends,
