@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from search_spaces.reading import STUDIES, check_fields, is_study, names, space_from_yaml
 from search_spaces.space import TRIAL_FIELDS, Space
@@ -81,6 +81,12 @@ class Study:
         """Return the search space of an arm on a seed, which has a split of its own."""
         space = self.arms[arm]
         return dataclasses.replace(space, evaluation=space.evaluation.replace(split_seed=seed))
+
+    def judged_by(self, crowd: str) -> Self:
+        """Return the same study with another crowd, by name or by value."""
+        arms = {arm: space.judged_by(crowd) for arm, space in self.arms.items()}
+        source = {**self.source, "evaluation": {**self.source.get("evaluation", {}), "crowd": crowd}}
+        return dataclasses.replace(self, arms=arms, source=source)
 
     def fixing(self, texts: Sequence[str], *, audit_options: Mapping[str, dataclasses.Field]) -> Study:
         """Return the same study with values such as `margin=0.1` that hold for all arms, or for what judges them.

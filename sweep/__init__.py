@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,18 @@ if TYPE_CHECKING:
     from sweep.api import Interrupted, Planned, Report, Running, Sweep, compare, export, plan, resume, run, start, trial
     from sweep.api import open_sweep as open
     from trainer.errors import InputError, OtsweepError, StorageFailed, TrialFailed
+
+
+class _BesideThis:
+    """Finds our other packages beside this one, whatever the current folder and PYTHONPATH hold."""
+
+    @staticmethod
+    def find_spec(name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        ours = name in ("search_spaces", "trainer")
+        return PathFinder.find_spec(name, [str(Path(__file__).resolve().parents[1])]) if ours else None
+
+
+sys.meta_path.insert(0, _BesideThis)
 
 RAY_ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",

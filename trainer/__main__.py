@@ -21,6 +21,7 @@ from trainer.errors import InputError, OtsweepError
 from trainer.fields import parse_settings
 from trainer.human_agreement import EXAMPLES_OPTION, JUDGE, MODEL, ExamplesFolder, HumanAgreement, find_examples
 from trainer.interrupts import remembered_interrupts
+from trainer.output import lasting_output
 from trainer.own_crowds import find_crowd
 from trainer.presets import PRESETS, preset
 from trainer.progress import ProgressLine, bar, visible
@@ -128,9 +129,6 @@ def run(arguments: argparse.Namespace) -> int:
             line.log("Stopped. To go on after the last epoch that was done, give the same command with")
             line.log(f"  --out {stopped.folder}")
             return _INTERRUPTED
-        except BrokenPipeError:  # the reader of the reports has gone, as in `... --json | head -1`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it exits
-            return _FAILED
     if not arguments.json:
         from trainer.training import MODEL_FILE
 
@@ -356,6 +354,14 @@ def _log_report(line: ProgressLine, report: EpochReport) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run one trial and return its exit status; without `argv` it is the one that this process was started for."""
+    if argv is not None:
+        return _main(argv)
+    with lasting_output():
+        return _main(sys.argv[1:])
+
+
+def _main(argv: list[str]) -> int:
     parser = Parser(prog="python -m trainer", description=__doc__)
     add_arguments(parser)
     try:

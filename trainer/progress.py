@@ -31,7 +31,7 @@ class ProgressLine:
 
     def __init__(self, stream: IO[str], stage: str = "", *, shown: bool = True) -> None:
         self.stream, self.shown = stream, shown
-        self.living = shown and (in_notebook(stream) or (stream.isatty() and os.environ.get("TERM") != "dumb"))
+        self.living = shown and (in_notebook(stream) or can_redraw(stream))
         self._first_stage, self._stage = stage, ""
         self._announced: set[str] = set()
         self._drawn, self._written = 0, 0.0
@@ -121,6 +121,11 @@ class ProgressLine:
 def in_notebook(stream: IO[str]) -> bool:
     """Return whether a stream is that of a notebook's cell."""
     return type(stream).__module__.startswith("ipykernel.")
+
+
+def can_redraw(stream: IO[str]) -> bool:
+    """Return whether a stream is a terminal that can write over what it shows."""
+    return stream.isatty() and os.environ.get("TERM", "dumb") not in ("", "dumb", "unknown")
 
 
 def bar(share: float) -> str:

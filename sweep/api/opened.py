@@ -7,10 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from sweep.ledger import read_ledger
 from sweep.plan import SweepPlan, read_plan
 from sweep.report import front_arrow, front_content, front_picture, ledger_arrow, verdict
-from sweep.state import SweepState, state_of_trials, why_no_front
+from sweep.state import SweepState, read_state, why_no_front
 
 if TYPE_CHECKING:
     import pandas
@@ -118,9 +117,12 @@ def open_sweep(name: str, *, storage: str | Path | None = None, warn: Callable[[
         InputError: for a name that no sweep has, or one that was never started.
     """
     plan = read_plan(name, storage=None if storage is None else str(storage))
-    recorded = read_ledger(plan.folder)
-    for message in recorded.warnings:
-        warn(f"ledger: {message}")
-    state = state_of_trials(plan, recorded.trials)
-    state.read_data(plan.folder)
+    state = read_state(plan)
+    tell_damage(plan, state, warn)
     return Sweep(plan, state)
+
+
+def tell_damage(plan: SweepPlan, state: SweepState, warn: Callable[[str], object]) -> None:
+    """Call `warn` with each thing that the ledger of a sweep has lost."""
+    for message in state.warnings:
+        warn(f"{plan.name}, ledger: {message}")

@@ -165,7 +165,7 @@ def drive(
         if fresh:
             plan = write_plan(plan)
         screen = _screen(plan, progress)
-        news = _News(screen.results, on_report)
+        news = News(screen.results, on_report)
         with remembered_interrupts():
             complete, link = run_recorded(screen, fresh=fresh, on_event=news.tell, stop=stop)
     finally:
@@ -188,7 +188,7 @@ def _screen(plan: SweepPlan, progress: bool | Console) -> Screen:
     return (LineScreen if notebook else Screen)(console, plan, state)
 
 
-class _News:
+class News:
     """Tells a callback of each trial's reports and ends, not of its begins."""
 
     def __init__(self, state: SweepState, on_report: Callable[[Report], object] | None) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
-from sweep.api.opened import open_sweep
+from sweep.api.opened import open_sweep, tell_damage
 from sweep.api.options import RunOptions, SpaceLike, knob_words, new_plan
 from sweep.plan import SweepPlan
 from sweep.report import TABLE_WRITERS, Comparison, compare_sweeps, read_side
@@ -58,19 +59,28 @@ def forecast_plan(planned: SweepPlan, *, progress: bool) -> Planned:
     return Planned(planned, forecast)
 
 
-def compare(a: str | Sequence[str], b: str | Sequence[str], *, storage: str | Path | None = None) -> Comparison:
+def compare(
+    a: str | Sequence[str],
+    b: str | Sequence[str],
+    *,
+    storage: str | Path | None = None,
+    warn: Callable[[str], object] = warnings.warn,
+) -> Comparison:
     """Compare two sides' fronts, each of one sweep or of the same one on several seeds; nothing is written.
 
     Args:
         a: name of a sweep, or names of several; also joined by commas.
         b: the other side; of one sweep a side no difference is claimed.
         storage: folder or URL of all sweeps; None for `OTSWEEP_STORAGE`, else `~/otsweep`.
+        warn: called with a message for each part of a ledger that is damaged and left out.
 
     Raises:
         InputError: for a sweep that is not there, and for sides that can't be compared, with all that differs.
     """
     folder = None if storage is None else str(storage)
     first, second = (read_side(side if isinstance(side, str) else ",".join(side), storage=folder) for side in (a, b))
+    for sweep in (*first.sweeps, *second.sweeps):
+        tell_damage(sweep.plan, sweep.results, warn)
     return compare_sweeps(first, second)
 
 

@@ -17,6 +17,7 @@ from sweep.cli.console import (
     errors,
     find_plan,
     program,
+    tell_damage,
 )
 from trainer.crowds import check_crowd
 from trainer.errors import InputError
@@ -54,13 +55,15 @@ def audit(arguments: argparse.Namespace) -> int:
     examples = find_examples(
         arguments.invariance_examples, dataset=plan.space.evaluation.dataset, data_dir=plan.data_dir
     )
-    begun = Audit(plan, read_state(plan), AuditOptions.of(vars(arguments)), examples)
+    results = read_state(plan)
+    tell_damage(plan, results)
+    begun = Audit(plan, results, AuditOptions.of(vars(arguments)), examples)
     if not run_audit(begun, said):
         said.print(f"Stopped. Nothing that is done is lost; to resume:\n  {command(begun)}")
         return INTERRUPTED
     passed = show_audit(begun, said)
     if passed and arguments.format == "json":
-        print((begun.folder / AUDIT_JSON).read_text(), end="")
+        print((begun.folder / AUDIT_JSON).read_text(encoding="utf-8"), end="")
     _sync_audit(plan)
     return DONE if passed else FAILED
 

@@ -8,7 +8,18 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sweep.cli.console import DONE, FAILED, add_format, add_name, add_storage, check_format, console, errors, find_plan
+from sweep.cli.console import (
+    DONE,
+    FAILED,
+    add_format,
+    add_name,
+    add_storage,
+    check_format,
+    console,
+    errors,
+    find_plan,
+    tell_damage,
+)
 from trainer.errors import InputError
 from trainer.progress import ProgressLine
 
@@ -83,10 +94,9 @@ def add_replay(parser: argparse.ArgumentParser) -> None:
 
 
 def replay(arguments: argparse.Namespace) -> int:
-    from sweep.ledger import read_ledger
     from sweep.plan import check_option
     from sweep.report import ETAS, replay_content, replay_sweep, replay_table, unknown_ends
-    from sweep.state import state_of_trials
+    from sweep.state import read_state
 
     check_format(arguments)
     plan = find_plan(arguments)
@@ -95,7 +105,8 @@ def replay(arguments: argparse.Namespace) -> int:
         getattr(plan, name) if getattr(arguments, name) is None else check_option(name, getattr(arguments, name))
         for name in ("grace_epochs", "stop_chance")
     )
-    results = state_of_trials(plan, read_ledger(plan.folder).trials)
+    results = read_state(plan)
+    tell_damage(plan, results)
     replays = [replay_sweep(plan, results, eta=eta, grace_epochs=grace, stop_chance=chance) for eta in etas]
     if arguments.format == "json":
         print(json.dumps(replay_content(plan, results, replays, stop_chance=chance), indent=2))
@@ -127,7 +138,9 @@ def compare(arguments: argparse.Namespace) -> int:
     check_format(arguments)
     with ProgressLine(sys.stderr) as line:
         line.update("Comparing ...", now=True)
-        comparison = compare_sides(arguments.a, arguments.b, storage=arguments.storage)
+        comparison = compare_sides(
+            arguments.a, arguments.b, storage=arguments.storage, warn=lambda text: errors.print(text, markup=False)
+        )
         folder = write_comparison_files(comparison)
     if arguments.format == "json":
         print(comparison_json(comparison))

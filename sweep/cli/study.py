@@ -56,17 +56,27 @@ def study(arguments: argparse.Namespace) -> int:
     options = {each: getattr(arguments, each) for each in STUDY_OPTIONS}
     plan = make_study(name, name=arguments.name, options=options, settings=arguments.set or ())
     _print_head(plan, _power_of(plan, arguments.pilot), errors if arguments.format == "json" else console)
-    return _run(begin_study(plan), as_json=arguments.format == "json")
+    begun = begin_study(plan)
+    _check_versions(begun)
+    return _run(begun, as_json=arguments.format == "json")
+
+
+def _check_versions(plan: StudyPlan) -> None:
+    """Refuse to go on with a study that began with other versions of what decides its numbers."""
+    from sweep.plan import changed_versions, check_same_numbers
+
+    first = plan.sweep_plan(plan.steps[0])
+    if changes := changed_versions(first):
+        check_same_numbers(first, changes)
 
 
 def resume_study(arguments: argparse.Namespace) -> int:
     """Go on with a study."""
-    from sweep.plan import RESUMABLE, STUDY_OPTIONS, changed_versions, check_same_numbers, flag, read_study
+    from sweep.plan import RESUMABLE, STUDY_OPTIONS, flag, read_study
 
     plan = read_study(arguments.name, storage=arguments.storage)
-    first = plan.sweep_plan(plan.steps[0])
-    if (changes := changed_versions(first)) and not arguments.other_versions:
-        check_same_numbers(first, changes)
+    if not arguments.other_versions:
+        _check_versions(plan)
     for option in (*RESUMABLE, "trials", "space"):
         if getattr(arguments, option) is not None and option not in STUDY_OPTIONS:
             raise InputError(
@@ -102,7 +112,7 @@ def _power_of(plan: StudyPlan, pilot: str | None) -> str:
 def _run(plan: StudyPlan, *, as_json: bool) -> int:
     """Run what is left of a study, and show its verdict; where that is JSON, all else goes to standard error."""
     from sweep.api import run_recorded
-    from sweep.study import collect, run_study, write_study_files
+    from sweep.study import collect, damage, run_study, write_study_files
 
     said = errors if as_json else console
 
@@ -118,6 +128,8 @@ def _run(plan: StudyPlan, *, as_json: bool) -> int:
         complete = False
     result = collect(plan)
     write_study_files(result, plan.folder)
+    for warning in damage(plan):
+        errors.print(warning, markup=False)
     if not complete:
         said.print(f"Stopped. Nothing that is done is lost; to resume:\n  {program()} resume {plan.words()}")
         return INTERRUPTED
@@ -131,7 +143,7 @@ def _report(arguments: argparse.Namespace) -> int:
     from search_spaces import STUDY_RESULTS
     from sweep.plan import has_study, read_study
     from sweep.report import save_figure
-    from sweep.study import RESULT, StudyResult, collect, study_figure, write_study_files
+    from sweep.study import RESULT, StudyResult, collect, damage, study_figure, write_study_files
 
     kept = [
         folder for folder in (Path(arguments.study), STUDY_RESULTS / arguments.study) if (folder / RESULT).is_file()
@@ -142,6 +154,8 @@ def _report(arguments: argparse.Namespace) -> int:
             line.update("Collecting ...", now=True)
             result, folder = collect(plan), plan.folder
             write_study_files(result, folder)
+            for warning in damage(plan):
+                line.log(warning)
     elif kept:
         folder = kept[0]
         result = StudyResult.read(folder)

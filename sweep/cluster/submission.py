@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,7 +104,11 @@ def study_submission(
     for option, path in paths.items():
         check_path(option, path)
     plan = draft_study(file, name=name, options=options, folder=Path("/nonexistent"), settings=settings)
-    sent = bool(settings) or Path(file).suffix.lower() in (".yaml", ".yml", ".json")
+    named = plan.study.space(*plan.steps[0]).evaluation.crowd
+    crowd = find_crowd(named, storage_folder())
+    if crowd != named:  # one of this machine's storage, which the cluster does not have, is sent by value
+        plan = dataclasses.replace(plan, study=plan.study.judged_by(crowd))
+    sent = bool(settings) or crowd != named or Path(file).suffix.lower() in (".yaml", ".yml", ".json")
     space_file = (f"{plan.study.name}.yaml", dump_yaml(plan.study.source)) if sent else None
     words = ("study", space_file[0] if space_file else file, "--name", plan.name, *option_words({**paths, **options}))
     return Submission(plan, paths.get("storage"), words, space_file, name is not None)

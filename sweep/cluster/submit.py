@@ -106,7 +106,7 @@ def pack(folder: Path, space_file: tuple[str, str] | None) -> None:
             shutil.copyfile(path, target)
     if space_file:
         name, text = space_file
-        (folder / name).write_text(text)
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 def wait_for_start(cluster: Cluster, job_id: str, *, seconds: float = _BEGIN_SECONDS) -> Job:

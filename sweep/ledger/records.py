@@ -31,7 +31,7 @@ class TrialRecord:
     number: int
 
     config: dict[str, Any] = field(default_factory=dict)
-    """The trial's settings, plain scalars by name; empty where the start was lost."""
+    """The trial's settings, plain scalars by name."""
 
     seed: int | None = None
 
@@ -115,18 +115,16 @@ class Ledger:
     """A sweep as read from its ledger."""
 
     trials: dict[int, TrialRecord]
-    """Trials by number, in ascending order."""
+    """Trials by number, in ascending order; one whose start was lost is left out, as its settings are not known."""
 
     warnings: list[str]
     """Descriptions of what was damaged or missing and so is not in `trials`, by file and line."""
 
     def to_go_on_from(self) -> dict[int, TrialRecord]:
-        """Return the trials as a resume takes them up: one whose start was lost begins anew, and one whose result was
-        lost is running."""
+        """Return the trials as a resume takes them up: one whose result was lost is running."""
         return {
             number: replace(trial, state="running") if trial.state == "finished" and trial.result is None else trial
             for number, trial in self.trials.items()
-            if trial.started is not None
         }
 
     def to_table(

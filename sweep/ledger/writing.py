@@ -13,7 +13,15 @@ from typing import Any, Self
 
 import pyarrow as pa
 
-from sweep.ledger.reading import LOG_NAME, checked_line, part_files, read_log
+from sweep.ledger.reading import (
+    COUNT_NAME,
+    LOG_NAME,
+    checked_line,
+    count_line,
+    part_files,
+    read_count,
+    read_log,
+)
 from sweep.ledger.records import END_STATES, EndState, Event
 from sweep.ledger.table import TRIAL_TYPES, checked_values, parquet_bytes
 from sweep.plan import push_remote, url_of
@@ -90,6 +98,7 @@ class LedgerWriter:
         if self._pending and not self._log.closed:
             self._roll()
         self._log.close()
+        self._count.close()
         self._lock.release()
 
     def __enter__(self) -> Self:
@@ -103,10 +112,16 @@ class LedgerWriter:
         for leftover in self.folder.glob(f".*{UNFINISHED}"):
             leftover.unlink()
         rolled = max((part.last for part in part_files(self.folder)), default=0)
-        log = read_log(self.folder / LOG_NAME, after=rolled)
-        self.warnings += log.warnings
+        is_new = not rolled and not (self.folder / LOG_NAME).exists()
+        count = read_count(self.folder / COUNT_NAME)
+        log = read_log(self.folder / LOG_NAME, after=rolled, count=count.events)
+        self.warnings += log.warnings + ([] if is_new else count.warnings)
         self._pending = {number: text for number, text in log.events.items() if number > rolled}
-        self._next = max([rolled, *log.events, *log.damaged]) + 1
+        # No number of a lost event is given again, so that the gap shows for ever.
+        self._next = max([rolled, count.events, *log.events, *log.damaged]) + 1
+        write_whole(self.folder / COUNT_NAME, count_line(self._next - 1))
+        self._push(self.folder / COUNT_NAME)
+        self._count = _open_in_place(self.folder / COUNT_NAME)
         self._log = _open_in_place(self.folder / LOG_NAME)
         self._end = log.size
         os.ftruncate(self._log.fileno(), self._end)
@@ -117,6 +132,8 @@ class LedgerWriter:
         event = {"sequence": self._next, "event": kind, "trial": number, "time": float(time), **fields}
         text = json.dumps(event, allow_nan=False, separators=(",", ":"))
         self._write_line(checked_line(text))
+        with contextlib.suppress(OSError):  # the event is on disk, and the next one counts it too
+            os.pwrite(self._count.fileno(), count_line(self._next), 0)
         self._push(self.folder / LOG_NAME)
         self._pending[self._next] = text
         self._next += 1
@@ -155,6 +172,8 @@ class LedgerWriter:
             self._log.close()
             self._log, self._end, self._pending = log, 0, {}
             self._push(self.folder / LOG_NAME)
+            # With each event it would be a second request; where it lags behind, less is told, and never too much.
+            self._push(self.folder / COUNT_NAME)
             sync_folder(self.folder)
         except OSError as error:
             self.warnings.append(f"{LOG_NAME} could not be rolled into a part ({error.strerror}); nothing is lost")

@@ -100,7 +100,7 @@ def url_of(path: Path) -> str | None:
     for folder in (path, *path.parents):
         if (folder / MARK).is_file():
             rest = path.relative_to(folder).as_posix()
-            return (folder / MARK).read_text() + ("" if rest == "." else f"/{rest}")
+            return (folder / MARK).read_text(encoding="utf-8") + ("" if rest == "." else f"/{rest}")
     return None
 
 

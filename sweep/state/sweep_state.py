@@ -24,8 +24,13 @@ def state_of_trials(plan: SweepPlan, trials: Mapping[int, TrialRecord]) -> Sweep
 
 
 def read_state(plan: SweepPlan) -> SweepState:
-    """Return the state of a plan's sweep as its ledger tells, with what is known of its data."""
-    state = state_of_trials(plan, read_ledger(plan.folder).trials)
+    """Return the state of a plan's sweep as its ledger tells, with what is known of its data.
+
+    Whoever shows it tells its `warnings` too.
+    """
+    ledger = read_ledger(plan.folder)
+    state = state_of_trials(plan, ledger.trials)
+    state.warnings = ledger.warnings
     state.read_data(plan.folder)
     return state
 

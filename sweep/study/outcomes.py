@@ -93,6 +93,12 @@ def _audited(plan: StudyPlan, step: Step) -> _Audited:
     return audit, [one for one in audit.finalists() if violation(audit.plan.space.require, _numbers(one)) == 0]
 
 
+def damage(plan: StudyPlan) -> list[str]:
+    """Return descriptions of what the ledgers of a study's sweeps have lost."""
+    sweeps = [plan.sweep_plan(step) for step in plan.steps if plan.begun(step)]
+    return [f"{sweep.name}, ledger: {warning}" for sweep in sweeps for warning in read_state(sweep).warnings]
+
+
 def ended_at(plan: StudyPlan) -> float:
     """Return when the latest trial of a study ended, in unix seconds."""
     records = [record for step in plan.steps for record in read_state(plan.sweep_plan(step)).trials.values()]

@@ -10,6 +10,7 @@ driver need not import torch. What it makes lies in the trial's folder, is made 
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
 import warnings
@@ -18,6 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sweep.environment import python_environment
 from sweep.plan import SweepPlan, read_plan, trial_folder
 from sweep.tracking.gallery import GALLERY, draw_gallery
 from trainer.files import make_whole_folder
@@ -45,7 +47,8 @@ def export_models(plan: SweepPlan, numbers: Iterable[int], *, models: Iterable[i
     if not wanted:
         return ""
     command = [sys.executable, "-m", "sweep.tracking.model_export", plan.storage, plan.name, *wanted]
-    done = subprocess.run(command, capture_output=True, text=True)
+    environment = {**os.environ, **python_environment()}
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", env=environment)
     return "" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["it was killed"])[-1]
 
 

@@ -156,6 +156,8 @@ def sync(
             into the same store.
     """
     state = read_state(plan)
+    for warning in state.warnings:
+        log(f"{plan.name}, ledger: {warning}")
     if not state.trials:
         return state, True
     with contextlib.closing(Writer(plan, uri, log=log)) as writer:

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 import sweep
 from sweep.api.options import ResumeOptions, RunOptions, knob_words, new_plan
-from sweep.api.running import _News
+from sweep.api.running import News
 from sweep.cli import main
 from sweep.ledger.reading import read_ledger
 from sweep.plan.options import SPACE_OPTIONS
@@ -120,7 +120,7 @@ def test_reports_are_told_and_begins_are_not() -> None:
     from sweep.plan.objectives import OBJECTIVES
 
     state, seen = SweepState(OBJECTIVES, {}, total=2), queue.SimpleQueue()
-    news = _News(state, seen.put)
+    news = News(state, seen.put)
     for event in [
         events.started(0, {}),
         events.reported(0, EPOCH),

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("search_spaces", "trainer", "sweep")
 
 ROOMS = [
-    ["trainer.errors", "trainer.interrupts"],
+    ["trainer.errors", "trainer.interrupts", "trainer.output"],
     ["trainer.words", "trainer.number", "trainer.intervals", "trainer.parallel", "trainer.progress", "trainer.answers"],
     ["trainer.fields", "trainer.presets", "trainer.report", "trainer.cost", "trainer.arguments", "trainer.files"],
     ["trainer.config", "trainer.human_agreement"],
@@ -31,7 +31,7 @@ ROOMS = [
     ["trainer.summary", "trainer.training"],
     ["trainer.__main__"],
     ["search_spaces"],
-    ["sweep.front", "sweep.ray_internals"],
+    ["sweep.environment", "sweep.front", "sweep.ray_internals"],
     ["sweep.plan"],
     ["sweep.ledger"],
     ["sweep.state"],

@@ -76,7 +76,7 @@ def model(history: list[tuple[Any, ...]]) -> dict[int, TrialRecord]:
             report = facts[0]
             said = {99 if r["final"] else r["epoch"]: r for r in [*trial.reports, report]}
             trial.reports = [said[epoch] for epoch in sorted(said)]
-    return expected
+    return {number: trial for number, trial in expected.items() if trial.started is not None}
 
 
 def report(epoch: int, *, final: bool = False, accuracy: float = 0.5) -> dict[str, Any]:
@@ -139,7 +139,7 @@ class TestRoundTrip:
         ledger = read_ledger(sweep)
         # repr tells 1 from True and from 1.0, and -0.0 from 0.0, which == does not.
         assert repr(ledger.trials) == repr(dict(sorted(model(history).items())))
-        assert all("start is lost" in warning for warning in ledger.warnings)
+        assert all("its start is lost" in warning for warning in ledger.warnings)
 
     def test_an_epoch_said_twice_counts_once_and_the_later_wins(self, tmp_path):
         with LedgerWriter(tmp_path) as writer:
@@ -217,6 +217,7 @@ class TestDamage:
         start = whole.rstrip(b"\n").rindex(b"\n") + 1
         for end in (*range(start + 1, len(whole) - 1, 9), len(whole) - 1):
             log.write_bytes(whole[:end])
+            (tmp_path / "ledger" / "count").write_bytes(reading.count_line(5))
             with LedgerWriter(tmp_path) as writer:
                 assert writer.warnings == [
                     f"log.jsonl: the last line is torn ({end - start} bytes, never acknowledged) and cut off"
@@ -281,13 +282,14 @@ class TestDamage:
             "events 21 to 30 are missing",
         ]
 
-    def test_reports_whose_start_was_lost_are_kept(self, tmp_path):
-        fill(tmp_path, range(1), part_events=1)
+    def test_a_trial_whose_start_was_lost_is_left_out_and_told(self, tmp_path):
+        fill(tmp_path, range(2), part_events=1)
         parts(tmp_path)[0].unlink()
         ledger = read_ledger(tmp_path)
-        assert ledger.trials[0].result == report(2, final=True)
+        assert ledger.trials.keys() == {1}
         assert ledger.warnings == [
-            "trial 0: the event of its start is lost, and with it its configuration",
+            "trial 0 is left out: the event of its start is lost, and with it its configuration; `otsweep resume` runs "
+            "it again",
             "events 1 to 1 are missing",
         ]
 
@@ -301,6 +303,72 @@ class TestDamage:
         ledger = read_ledger(tmp_path)
         taken_up = {number: trial.state for number, trial in ledger.to_go_on_from().items()}
         assert taken_up == {1: "running", 2: "finished"}
+
+    @pytest.mark.parametrize("kept", [0, 1, 3])
+    def test_a_log_that_lost_its_end_is_told_and_no_number_is_given_again(self, tmp_path, kept):
+        fill(tmp_path, range(2), part_events=10)
+        log = fill_log(tmp_path, range(2, 4))
+        log.write_bytes(b"".join(log.read_bytes().splitlines(keepends=True)[:kept]))
+        expected = [f"events {11 + kept} to 14 are missing"]
+        assert read_ledger(tmp_path).warnings == expected
+        fill(tmp_path, range(4, 6), part_events=10)
+        later = read_ledger(tmp_path)
+        assert {4, 5} <= later.trials.keys()
+        assert later.warnings == expected
+
+    def test_a_log_that_is_missing_is_told(self, tmp_path):
+        fill_log(tmp_path, range(2)).unlink()
+        assert read_ledger(tmp_path) == Ledger({}, ["events 1 to 4 are missing"])
+
+    def test_an_acknowledged_line_that_is_torn_is_missing(self, tmp_path):
+        log = fill_log(tmp_path, range(2))
+        log.write_bytes(log.read_bytes()[:-3])
+        torn, missing = read_ledger(tmp_path).warnings
+        assert re.fullmatch(r"log.jsonl: the last line is torn \(\d+ bytes\) and cut off", torn)
+        assert missing == "events 4 to 4 are missing"
+
+    def test_lines_in_another_order_count_by_their_numbers(self, tmp_path):
+        log = fill_log(tmp_path, range(2))
+        first, *others = log.read_bytes().splitlines(keepends=True)
+        sound = read_ledger(tmp_path).trials
+        log.write_bytes(b"".join([*others, first]))
+        ledger = read_ledger(tmp_path)
+        assert (ledger.trials, len(ledger.warnings)) == (sound, 1)
+        assert "in another order" in ledger.warnings[0]
+
+    def test_two_events_of_one_number_are_told(self, tmp_path):
+        log = fill_log(tmp_path, range(2))
+        log.write_bytes(log.read_bytes() + reading.checked_line('{"sequence":4,"event":"ended"}'))
+        ledger = read_ledger(tmp_path)
+        assert ledger.trials[1].state == "finished"
+        assert ledger.warnings == ["log.jsonl: line 5 is another event 4 than one before it, and left out"]
+
+    @pytest.mark.parametrize("content", [b"", b"000000000004 events, crc32 00000000\n", b"4"])
+    def test_a_damaged_count_is_told_and_made_anew(self, tmp_path, content):
+        fill_log(tmp_path, range(2))
+        (tmp_path / "ledger" / "count").write_bytes(content)
+        ledger = read_ledger(tmp_path)
+        assert len(ledger.trials) == 2
+        assert ledger.warnings == ["count is damaged: if the last ones were missing, nothing would tell"]
+        with LedgerWriter(tmp_path) as writer:
+            assert writer.warnings == ledger.warnings
+        assert read_ledger(tmp_path).warnings == []
+
+    def test_a_ledger_of_an_earlier_version_has_no_count_and_says_so_until_it_is_written_again(self, tmp_path):
+        fill(tmp_path, range(2))
+        (tmp_path / "ledger" / "count").unlink()
+        (warning,) = read_ledger(tmp_path).warnings
+        assert "has no count of its events" in warning
+        with LedgerWriter(tmp_path) as writer:
+            assert writer.warnings == [warning]
+        assert read_ledger(tmp_path).warnings == []
+
+    def test_a_count_that_lags_behind_is_no_alarm(self, tmp_path):
+        fill_log(tmp_path, range(2))
+        (tmp_path / "ledger" / "count").write_bytes(reading.count_line(2))
+        assert read_ledger(tmp_path).warnings == []
+        fill(tmp_path, range(2, 3))
+        assert read_ledger(tmp_path).warnings == []
 
     def test_the_time_in_a_slot_is_the_longest_that_was_told(self, tmp_path):
         with LedgerWriter(tmp_path) as writer:
@@ -364,6 +432,7 @@ class TestInterruption:
             with pytest.raises(Killed):
                 write_six()
         writer._log.close()
+        writer._count.close()
         writer._lock.release()
 
         found = list(read_ledger(tmp_path).trials)
@@ -566,5 +635,6 @@ class TestTable:
 
     def test_a_message_that_is_not_unicode_does_not_stop_the_table(self, tmp_path):
         with LedgerWriter(tmp_path) as writer:
+            writer.started(0, config={}, seed=0, attempt=1, host="", time=0.0)
             writer.ended(0, state="failed", reason="no file '\udcff'", time=0.0)
         assert read_ledger(tmp_path).to_table()["reason"].to_pylist() == ["no file '?'"]

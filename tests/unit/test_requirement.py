@@ -29,7 +29,7 @@ from sweep.report.front_figure import front_picture
 from sweep.report.replay import replay_sweep
 from sweep.report.verdicts import verdict
 from sweep.search.decision import Decision
-from sweep.search.points import with_given_points
+from sweep.search.points import read_space
 from sweep.search.rungs import Rungs
 from sweep.state.sweep_state import SweepState, state_of_trials
 from tests.support.recorded_sweeps import write_records
@@ -77,7 +77,7 @@ def test_a_requirement_that_nothing_fulfils_is_said_with_the_nearest(
         assert f"bounded has no front yet: {said}" in (printed.out if form == "table" else printed.err)
         assert form != "csv" or printed.out.startswith("trial,sensitivity_accuracy,")
     with pytest.raises(InputError, match=f"--from bounded: has no front yet: {said}"):
-        with_given_points(plan.space, file=None, sweep=plan.name, storage=plan.storage)
+        read_space(plan.space, {"from_": plan.name}, storage=plan.storage)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -97,6 +97,27 @@ def test_an_embedded_space_draws_no_regulariser_as_often_as_any(name: str) -> No
     assert not swept.when
 
 
+ARMS = {
+    "clean": {"sensitivity_ce_weight": 0.0, "invariance_ce_weight": 0.0, "trades_weight": 0.0, "regularizer": "none"},
+    "labelled, without an attack": {"sensitivity_ce_weight": 0.0, "invariance_ce_weight": 0.5, "trades_weight": 0.0},
+    "adversarial alone": {"sensitivity_ce_weight": 1.0, "invariance_ce_weight": 0.0, "regularizer": "none"},
+    "labelled": {"sensitivity_ce_weight": 1.0, "invariance_ce_weight": 0.5, "regularizer": "none"},
+    "TRADES": {"trades_weight": 6.0, "regularizer": "none"},
+    "transport over sensitivity alone": {"regularizer": "ot_triplet", "invariance_weight": 0.0},
+    "transport over invariance alone": {"regularizer": "ot_triplet", "sensitivity_weight": 0.0},
+}
+CERTIFIED_ARM = {"certified_ce_weight": 0.5, "regularizer": "none"}
+
+
+@pytest.mark.parametrize("name", ["digits", "mnist", "cifar10"])
+def test_an_embedded_space_draws_every_arm(name: str) -> None:
+    space = load_space(name)
+    drawn = [config for config, _ in draws(space, 1000)]
+    arms = [*ARMS.values(), *([CERTIFIED_ARM] if name != "cifar10" else [])]
+    for arm in arms:
+        assert any(arm.items() <= {"trades_weight": 0.0, **config}.items() for config in drawn), arm
+
+
 def test_the_related_methods_of_the_paper_space_get_the_attack_of_their_papers() -> None:
     related = ("pgd-at", "trades", "tla", "sat")
     points = load_space("paper").points

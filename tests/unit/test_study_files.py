@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from search_spaces.yaml_file import locate, parse_yaml
 from sweep.cli.commands import main
 from sweep.cluster.submission import study_submission
 from sweep.plan.audit_options import AUDIT_OPTIONS
+from sweep.plan.plan_file import write_plan
 from sweep.plan.study_plan import StudyPlan, begin_study, has_study, make_study, read_study
 from trainer.errors import InputError
 
@@ -192,3 +194,18 @@ COMMANDS = {
 def test_a_wrong_word_is_answered(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_study_that_began_with_another_library_goes_on_only_when_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTSWEEP_STORAGE", str(tmp_path / "storage"))
+    file = tmp_path / "mine.yaml"
+    file.write_text(STUDY)
+    plan = begin_study(make_study(str(file), name="mine", options={"storage": None}))
+    first = plan.sweep_plan(plan.steps[0])
+    write_plan(dataclasses.replace(first, versions=first.versions | {"torch": "1.0"}))
+    assert main(["study", str(file), "--name", "mine"]) == 2
+    assert "began with torch 1.0, here " in capsys.readouterr().err
+    assert main(["resume", "mine"]) == 2
+    assert "give --other-versions" in capsys.readouterr().err
