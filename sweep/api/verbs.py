@@ -88,7 +88,14 @@ _EXPORTS = ("optuna", *TABLE_WRITERS)
 """Forms in which a sweep can be written for other programs."""
 
 
-def export(name: str, file: str | Path, *, to: str, storage: str | Path | None = None) -> list[Path]:
+def export(
+    name: str,
+    file: str | Path,
+    *,
+    to: str,
+    storage: str | Path | None = None,
+    warn: Callable[[str], object] = warnings.warn,
+) -> list[Path]:
     """Write a sweep, finished or running, into a file for other programs, and return the files that were written.
 
     Args:
@@ -97,13 +104,14 @@ def export(name: str, file: str | Path, *, to: str, storage: str | Path | None =
         to: `optuna`, an SQLite study for Optuna and its dashboard; or `csv`, `json` or `parquet`, a row per report,
             with what each column means (for `csv` in a second file, `.columns.json`).
         storage: folder or URL of all sweeps; None for `OTSWEEP_STORAGE`, else `~/otsweep`.
+        warn: called with a message for each part of the ledger that is damaged and left out.
 
     Raises:
         InputError: for a sweep that is not there, an unknown form, or a file that can't be written.
     """
     if to not in _EXPORTS:
         raise InputError(f"--to {to!r}: {did_you_mean(to, _EXPORTS)}")
-    sweep, path = open_sweep(name, storage=storage), Path(file).expanduser()
+    sweep, path = open_sweep(name, storage=storage, warn=warn), Path(file).expanduser()
     try:
         if to != "optuna":
             return TABLE_WRITERS[to](sweep.arrow("reports"), path)

@@ -17,7 +17,7 @@ from sweep.plan.mlflow_address import absolute_uri, check_mlflow_uri
 from sweep.plan.objectives import OBJECTIVES, check_objectives, objectives_to_dict
 from sweep.plan.options import check_typed, declared, option, options_of
 from sweep.plan.paths import CACHE, check_name, existing_folder
-from sweep.plan.stages import Stage, given_points
+from sweep.plan.stages import Stage, points_by_number
 from trainer.config import UNANIMOUS, TrialConfig, check_packable
 from trainer.errors import InputError
 
@@ -261,10 +261,10 @@ def _check_together(plan: SweepPlan) -> None:
         raise InputError(f"--trials {plan.trials}: must be a multiple of --seeds {plan.seeds}, so give {right}")
     if plan.pack > 1:
         _check_pack(plan)
-    if not plan.space.swept and plan.configurations > len(given_points(plan)):
+    given = len(points_by_number(plan.history, plan.space, seeds=plan.seeds))
+    if not plan.space.swept and plan.configurations > given:
         seeds = f", each on {plan.seeds} seeds," if plan.seeds > 1 else ""
-        points = len(given_points(plan))
-        raise InputError(f"--trials {plan.trials}: the space has {points} points{seeds} and draws nothing")
+        raise InputError(f"--trials {plan.trials}: the space has {given} points{seeds} and draws nothing")
 
 
 def _check_pack(plan: SweepPlan) -> None:

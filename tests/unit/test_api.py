@@ -30,6 +30,10 @@ from trainer import errors
 EPOCH = {"epoch": 1, "final": False, "train_seconds": 1.0, "evaluation_seconds": 1.0}
 
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*has no count of its events")
+"""The recorded sweep is of a version whose ledger did not count them."""
+
+
 @pytest.fixture(scope="module")
 def plan(new_storage: Callable[[str], Path]) -> SweepPlan:
     return recorded("digits24", new_storage("api"))

@@ -23,6 +23,9 @@ from sweep.plan.plan import SweepPlan
 from sweep.search.optuna_export import write_optuna_study
 from tests.support.recorded_sweeps import recorded
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*has no count of its events")
+"""The recorded sweep is of a version whose ledger did not count them."""
+
 
 @pytest.fixture(scope="module")
 def plan(new_storage: Callable[[str], Path]) -> SweepPlan:

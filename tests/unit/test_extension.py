@@ -16,10 +16,10 @@ from sweep.api.running import resumed_plan
 from sweep.cli.commands import main
 from sweep.ledger.reading import read_ledger
 from sweep.ledger.records import TrialRecord
+from sweep.plan.extension import extended, given_points, space_changes, trials_at_first
 from sweep.plan.from_options import make_plan
 from sweep.plan.plan import SAMPLERS, SweepPlan
 from sweep.plan.plan_file import read_plan, rewrite_plan, write_plan
-from sweep.plan.stages import extended, given_points, space_changes, trials_at_first
 from sweep.report.sides import read_side
 from sweep.search.search import ParetoSearch
 from tests.support.recorded_sweeps import recorded
@@ -39,6 +39,9 @@ SPACE: dict[str, Any] = {
 
 def changed(**knobs: Any) -> Space:
     return space_from_dict({**SPACE, "space": {**SPACE["space"], **knobs}})
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*has no count of its events")
 
 
 @pytest.fixture
