@@ -1,10 +1,29 @@
-"""Many trials: plan, search, schedule, record and show them."""
+"""Many trials: plan, search, schedule, record and show them.
+
+From Python, or a notebook, the command's verbs are functions of the same names and options:
+
+    import sweep
+
+    done = sweep.run("digits", trials=8, epochs=3, progress=True)
+    done.front                          # pandas; done.arrow("front") for Arrow, done.figure() for matplotlib
+    sweep.open("digits-20261130-101500").trials
+
+Nothing is imported before it is used, and nothing is printed unless `progress` asks for it.
+"""
+
+from __future__ import annotations
 
 import os
 import sys
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sweep.api import Interrupted, Planned, Report, Running, Sweep, compare, export, plan, resume, run, start, trial
+    from sweep.api import open_sweep as open
+    from trainer.errors import InputError, OtsweepError, StorageFailed, TrialFailed
 
 
 class _BesideThis:
@@ -38,3 +57,33 @@ if os.environ.get("RAY_ADDRESS", "").strip() in ("", "local"):
     RAY_ENVIRONMENT["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 for _name, _value in RAY_ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
+
+_API = {
+    **{name: name for name in ("Interrupted", "Planned", "Report", "Running", "Sweep")},
+    **{name: name for name in ("compare", "export", "plan", "resume", "run", "start", "trial")},
+    "open": "open_sweep",
+}
+"""Names that `import sweep` offers, and their names in `sweep.api`."""
+_ERRORS = ("InputError", "OtsweepError", "StorageFailed", "TrialFailed")
+
+
+class _Package(ModuleType):
+    """This package, on which a verb is a function also where a room has its name: `sweep.plan(...)` beside
+    `from sweep.plan import SweepPlan`."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in _API:
+            from sweep import api
+
+            return getattr(api, _API[name])
+        if name in _ERRORS:
+            from trainer import errors
+
+            return getattr(errors, name)
+        return super().__getattribute__(name)
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *_API, *_ERRORS})
+
+
+sys.modules[__name__].__class__ = _Package

@@ -10,10 +10,10 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from trainer.arguments import Parser
 from trainer.config import EvaluationConfig, TrialConfig, usual_settings
@@ -86,43 +86,97 @@ def configs(arguments: argparse.Namespace) -> tuple[TrialConfig, EvaluationConfi
     )
 
 
+class TrialResult(NamedTuple):
+    """A trial that was run to its end."""
+
+    report: EpochReport
+    """The numbers of the chosen epoch."""
+
+    config: TrialConfig
+    prepared: Prepared
+    """The data, and who judged."""
+
+    agreement: HumanAgreement | None
+    """Answers beside those of people who labelled images, where there are any."""
+
+    folder: Path
+    """The trial's folder, with the model and all reports."""
+
+
+class _TrialInterrupted(KeyboardInterrupt):
+    """A trial was stopped by Ctrl-C; with `out` set to its `folder` it goes on after the last epoch that was done."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(f"stopped; to go on after the last epoch that was done, give out={str(folder)!r}")
+        self.folder = folder
+
+
+def options_from(given: Mapping[str, Any]) -> argparse.Namespace:
+    """Return options of a trial as their command has them, where None, and what is left out, has its default."""
+    parser = Parser(prog="trial")
+    add_arguments(parser)
+    options = parser.parse_args([])
+    vars(options).update({name: value for name, value in given.items() if value is not None})
+    return options
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Prepare, train, report, write `model.pt` and `report.json`; return the exit status."""
+    with ProgressLine(sys.stderr, shown=not arguments.json) as line:
+        try:
+            done = run_one(arguments, line, _print_json if arguments.json else partial(_log_report, line))
+        except _TrialInterrupted as stopped:
+            line.log("Stopped. To go on after the last epoch that was done, give the same command with")
+            line.log(f"  --out {stopped.folder}")
+            return _INTERRUPTED
+    if not arguments.json:
+        from trainer.training import MODEL_FILE
+
+        found = agreement_lines(done.agreement, done.prepared.evaluation.dataset)
+        print(summary(done.report, done.config, done.prepared), *found, "", sep="\n")
+        print(f"model   {done.folder / MODEL_FILE}\nreport  {done.folder / REPORT_FILE}")
+    return _DONE
+
+
+def run_one(
+    arguments: argparse.Namespace, line: ProgressLine, on_report: Callable[[EpochReport], object]
+) -> TrialResult:
+    """Prepare, train, write `model.pt` and `report.json`.
+
+    Args:
+        on_report: called with the report of each epoch, and with the final one.
+
+    Raises:
+        InputError: naming what is wrong, before anything is trained.
+        TrialFailed: if a number is not finite.
+        _TrialInterrupted: (a KeyboardInterrupt) after Ctrl-C in the training.
+    """
     config, evaluation = configs(arguments)
     _check_threads(arguments.cpus_per_trial)
     storage = _absolute("--storage", arguments.storage or os.environ.get("OTSWEEP_STORAGE") or "~/otsweep")
     evaluation = evaluation.replace(crowd=find_crowd(evaluation.crowd, storage))
     examples = find_examples(arguments.invariance_examples, dataset=evaluation.dataset, data_dir=arguments.data_dir)
-    with ProgressLine(sys.stderr, shown=not arguments.json) as line:
-        line.update("loading torch", now=True)
-        import torch
+    line.update("loading torch", now=True)
+    import torch
 
-        from trainer.data import SIZES
-        from trainer.training import MODEL_FILE, check_batch_size
+    from trainer.data import SIZES
+    from trainer.training import check_batch_size
 
-        # Before anything is prepared, which may take minutes, refuse what can be refused.
-        device = _pick_device(arguments.device)
-        if size := evaluation.train_size or (evaluation.dataset in SIZES and SIZES[evaluation.dataset].train):
-            check_batch_size(config.batch_size, size)
-        torch.set_num_threads(arguments.cpus_per_trial)
-        with _trial_folder(arguments.out, storage) as folder:
-            prepared = _prepare_all(config, evaluation, arguments.data_dir, storage, line)
-            sets = _read_sets(examples, prepared)
-            line.begin(f"training: {config.epochs} epochs, results in {folder}")
-            on_report = _print_json if arguments.json else partial(_log_report, line)
-            try:
-                chosen = _train(config, prepared, folder, device=device, line=line, on_report=on_report)
-            except KeyboardInterrupt:
-                line.log("Stopped. To go on after the last epoch that was done, give the same command with")
-                line.log(f"  --out {folder}")
-                return _INTERRUPTED
-            agreement = (
-                _compare_with_people(examples, sets, prepared, folder, config.architecture) if examples else None
-            )
-    if not arguments.json:
-        print(summary(chosen, config, prepared), *agreement_lines(agreement, evaluation.dataset), "", sep="\n")
-        print(f"model   {folder / MODEL_FILE}\nreport  {folder / REPORT_FILE}")
-    return _DONE
+    # Before anything is prepared, which may take minutes, refuse what can be refused.
+    device = _pick_device(arguments.device)
+    if size := evaluation.train_size or (evaluation.dataset in SIZES and SIZES[evaluation.dataset].train):
+        check_batch_size(config.batch_size, size)
+    torch.set_num_threads(arguments.cpus_per_trial)
+    with _trial_folder(arguments.out, storage) as folder:
+        prepared = _prepare_all(config, evaluation, arguments.data_dir, storage, line)
+        sets = _read_sets(examples, prepared)
+        line.begin(f"training: {config.epochs} epochs, results in {folder}")
+        try:
+            chosen = _train(config, prepared, folder, device=device, line=line, on_report=on_report)
+        except KeyboardInterrupt:
+            raise _TrialInterrupted(folder) from None
+        agreement = _compare_with_people(examples, sets, prepared, folder, config.architecture) if examples else None
+    return TrialResult(chosen, config, prepared, agreement, folder)
 
 
 def _check_threads(count: int) -> None:
@@ -207,7 +261,7 @@ def _train(
     *,
     device: str,
     line: ProgressLine,
-    on_report: Callable[[EpochReport], None],
+    on_report: Callable[[EpochReport], object],
 ) -> EpochReport:
     """Run the trial, pass on each report, keep all of them in the folder's `report.json`; return the last one."""
     from trainer.files import FolderStore

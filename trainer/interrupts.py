@@ -65,19 +65,25 @@ class SignalHandler:
 
     Args:
         last_words: written to standard error if the context has not ended in time; then the process is ended.
+        stop: another way to ask; None for signals alone.
     """
 
-    def __init__(self, last_words: str = "") -> None:
-        self.asked = False
-        """True once the sweep is asked to stop."""
+    def __init__(self, last_words: str = "", *, stop: threading.Event | None = None) -> None:
+        self._stop = stop or threading.Event()
         self.asked_at = 0.0
         self._last_words = last_words
         self._last: threading.Timer | None = None
         self._previous: dict[int, Any] = {}
 
+    @property
+    def asked(self) -> bool:
+        """True once the sweep is asked to stop."""
+        return self._stop.is_set()
+
     def __enter__(self) -> SignalHandler:
         if _handlers and _handlers[-1].asked:
-            self.asked, self.asked_at = True, _handlers[-1].asked_at
+            self._stop.set()
+            self.asked_at = _handlers[-1].asked_at
         elif _asked.is_set():
             self._ask()
             _asked.clear()
@@ -109,7 +115,8 @@ class SignalHandler:
     def _ask(self) -> None:
         if self.asked:
             return
-        self.asked, self.asked_at = True, time.monotonic()
+        self._stop.set()
+        self.asked_at = time.monotonic()
         if self._last_words:
             self._last = threading.Timer(_LAST_SECONDS, self._end_process)
             self._last.daemon = True
@@ -127,4 +134,4 @@ _handlers: list[SignalHandler] = []
 
 def in_hurry() -> bool:
     """Return whether a `SignalHandler` was asked so long ago that what can wait for the next run has to."""
-    return any(each.asked and time.monotonic() - each.asked_at > _HURRY_SECONDS for each in _handlers)
+    return any(each.asked_at and time.monotonic() - each.asked_at > _HURRY_SECONDS for each in _handlers)

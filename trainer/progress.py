@@ -13,6 +13,7 @@ BAR_WIDTH = 12
 PLAIN_SECONDS = 10.0
 """Minimum time between two plain lines about the same stage, where a line can't be written over again."""
 _REDRAW_SECONDS = 0.1
+_NOTEBOOK_COLUMNS = 120
 _UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """Control characters but tab and line feed, marks that turn the direction of writing, and halves of characters."""
 
@@ -30,10 +31,11 @@ class ProgressLine:
 
     def __init__(self, stream: IO[str], stage: str = "", *, shown: bool = True) -> None:
         self.stream, self.shown = stream, shown
-        self.living = shown and can_redraw(stream)
+        self.living = shown and (in_notebook(stream) or can_redraw(stream))
         self._first_stage, self._stage = stage, ""
         self._announced: set[str] = set()
-        self._drawn, self._written = False, 0.0
+        self._drawn, self._written = 0, 0.0
+        """Characters that the line has now, and when it was written."""
         self._start: tuple[float, float] | None = None
 
     def __enter__(self) -> Self:
@@ -71,10 +73,11 @@ class ProgressLine:
         raise_interrupt()
         if self.living:
             if now or time.monotonic() - self._written > _REDRAW_SECONDS:
-                columns = os.get_terminal_size(self.stream.fileno()).columns or 80
-                self.stream.write(f"\r\x1b[K{visible(text)[: columns - 1]}")
+                text = visible(text)[: self._columns() - 1]
+                self._erase()
+                self.stream.write(text)
                 self.stream.flush()
-                self._drawn, self._written = True, time.monotonic()
+                self._drawn, self._written = len(text), time.monotonic()
         elif self.shown and time.monotonic() - self._written > PLAIN_SECONDS:
             self.log(text)
 
@@ -101,9 +104,23 @@ class ProgressLine:
     def clear(self) -> None:
         """Remove the line that is written over, so that others can print; the next `update` shows it again."""
         if self._drawn:
-            self.stream.write("\r\x1b[K")
+            self._erase()
             self.stream.flush()
-            self._drawn = False
+            self._drawn = 0
+
+    def _columns(self) -> int:
+        if in_notebook(self.stream):
+            return _NOTEBOOK_COLUMNS
+        return os.get_terminal_size(self.stream.fileno()).columns or 80
+
+    def _erase(self) -> None:
+        """Go back to the line's begin, with nothing in it; a notebook knows no code for that."""
+        self.stream.write("\r" + " " * self._drawn + "\r" if in_notebook(self.stream) else "\r\x1b[K")
+
+
+def in_notebook(stream: IO[str]) -> bool:
+    """Return whether a stream is that of a notebook's cell."""
+    return type(stream).__module__.startswith("ipykernel.")
 
 
 def can_redraw(stream: IO[str]) -> bool:

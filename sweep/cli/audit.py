@@ -16,7 +16,6 @@ from sweep.cli.console import (
     console,
     errors,
     find_plan,
-    mlflow_progress,
     program,
     tell_damage,
 )
@@ -75,6 +74,7 @@ def audit(arguments: argparse.Namespace) -> int:
 
 def _sync_audit(plan: SweepPlan) -> None:
     """Bring MLflow up to date with an audit; where it does not answer, print the command that does so later."""
+    from sweep.api import mlflow_progress
     from sweep.tracking import sync
 
     try:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 import time
 
 from rich.table import Table
 
-from sweep.cli.console import DONE, console, errors
+from sweep.cli.console import DONE, add_format, check_format, console, errors
 from sweep.cli.study import study_options
 from sweep.cluster import (
     ENDED,
@@ -26,6 +27,7 @@ from sweep.cluster import (
     study_submission,
     wait_for_start,
 )
+from trainer.errors import InputError
 from trainer.progress import ProgressLine
 
 _LONGEST_NAME = 32
@@ -33,6 +35,11 @@ _LONGEST_NAME = 32
 
 def add_address(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--address", metavar="URL", help="the cluster's dashboard (default: RAY_API_SERVER_ADDRESS)")
+
+
+def add_jobs(parser: argparse.ArgumentParser) -> None:
+    add_address(parser)
+    add_format(parser, ("table", "json"))
 
 
 def add_wait(parser: argparse.ArgumentParser) -> None:
@@ -95,7 +102,9 @@ def resume_there(arguments: argparse.Namespace) -> int:
     from sweep.plan import RESUMABLE
 
     cluster = Cluster(arguments.address)
-    overrides = {key: getattr(arguments, key) for key in RESUMABLE}
+    if arguments.space is not None:
+        raise InputError("--space: extends a sweep where its storage is; leave it, or --address, out")
+    overrides = {key: getattr(arguments, key) for key in (*RESUMABLE, "trials")}
     given = {"--other-versions": arguments.other_versions, "--retry-failed": arguments.retry_failed}
     flags = tuple(flag for flag, is_set in given.items() if is_set)
     job_id = send_resume(arguments.name, arguments.storage, overrides, cluster, cluster.jobs(), flags=flags)
@@ -162,8 +171,12 @@ def jobs(arguments: argparse.Namespace) -> int:
     """Show the sweeps of a cluster, the latest first."""
     from sweep.report import duration
 
+    check_format(arguments)
     cluster = Cluster(arguments.address)
     found = cluster.jobs()
+    if arguments.format == "json":
+        print(json.dumps({"cluster": cluster.address, "jobs": [job._asdict() for job in found]}, indent=2))
+        return DONE
     if not found:
         console.print(f"{cluster.address} has run no sweep yet.")
         return DONE

@@ -12,8 +12,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from sweep.cli.audit import add_audit, add_trial, audit, trial
-from sweep.cli.cluster import add_address, add_job, add_logs, jobs, logs, stop, submit
+from sweep.cli.cluster import add_job, add_jobs, add_logs, jobs, logs, stop, submit
 from sweep.cli.console import BAD_INPUT, DONE, FAILED, INTERRUPTED, errors
+from sweep.cli.export import add_export, export
 from sweep.cli.mlflow import add_sync, add_ui, sync, ui
 from sweep.cli.people import add_people, people
 from sweep.cli.run import add_plan, add_resume, add_run, add_submit, plan, resume, run
@@ -42,7 +43,7 @@ COMMANDS = {
     "run": _Command(add_run, run, "Run a sweep on this machine, or on the Ray cluster that this machine belongs to."),
     "plan": _Command(add_plan, plan, "Estimate what a sweep or a study would take, without running it."),
     "submit": _Command(add_submit, submit, "Send a sweep or a study to a Ray cluster as a job."),
-    "jobs": _Command(add_address, jobs, "List the sweeps of a cluster."),
+    "jobs": _Command(add_jobs, jobs, "List the sweeps of a cluster."),
     "logs": _Command(add_logs, logs, "Show the log of a job."),
     "stop": _Command(add_job, stop, "Stop a job as Ctrl-C would; `resume` continues its sweep."),
     "resume": _Command(
@@ -57,6 +58,7 @@ COMMANDS = {
     "trial": _Command(add_trial, trial, "Train and judge one configuration, here, without Ray."),
     "compare": _Command(add_compare, compare, "Compare the fronts of two sweeps, each on one seed or several."),
     "study": _Command(add_study, study, "Sweep the arms of a question at equal effort, audit and compare them."),
+    "export": _Command(add_export, export, "Write a sweep for other programs: Optuna, CSV, JSON, Parquet."),
     "sync": _Command(add_sync, sync, "Bring MLflow up to date from a sweep's ledger, or fill another server or store."),
     "ui": _Command(add_ui, ui, "Open MLflow on this machine's store, at the front."),
 }

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from trainer.errors import InputError
-from trainer.progress import ProgressLine, can_redraw, visible
+from trainer.progress import can_redraw, visible
 from trainer.words import did_you_mean
 
 if TYPE_CHECKING:
@@ -143,11 +142,3 @@ def sweep_words(plan: SweepPlan) -> str:
 def resume_command(plan: SweepPlan) -> str:
     """Return the command that resumes a sweep."""
     return f"{program()} resume {sweep_words(plan)}"
-
-
-@contextlib.contextmanager
-def mlflow_progress(line: ProgressLine) -> Iterator[Callable[[int, int], None]]:
-    """Show how far the writing to MLflow is; yield the function to be called with the numbers done and in all."""
-    with line:
-        line.update("Writing to MLflow ...", now=True)
-        yield lambda done, total: line.update(f"Writing to MLflow: {done} of {total} ...")

@@ -1,9 +1,9 @@
-"""A sweep run to its end on this machine: its ledger, its screen, MLflow, and what is shown at the end."""
+"""A sweep run to its end on this machine, and what is shown at the end."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable
+import contextlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from sweep.cli.console import (
@@ -11,19 +11,18 @@ from sweep.cli.console import (
     FAILED,
     INTERRUPTED,
     console,
-    mlflow_progress,
     program,
     resume_command,
     sweep_words,
 )
 from sweep.cli.last_word import last_word
 from sweep.cli.show import show_agreements, show_front
-from trainer.errors import InputError, StorageFailed
+from trainer.errors import StorageFailed
 from trainer.interrupts import SignalHandler, in_hurry
 
 if TYPE_CHECKING:
+    from sweep.api import Sweep
     from sweep.plan import SweepPlan
-    from sweep.report import Screen
     from sweep.state import SweepState
 
 
@@ -33,99 +32,44 @@ def drive(plan: SweepPlan, *, fresh: bool, retry_failed: bool = False) -> int:
     Args:
         retry_failed: whether failed trials are run again, unless their configurations made them fail.
     """
+    from sweep.api import Interrupted
+    from sweep.api import drive as run
     from sweep.plan import write_plan
-    from sweep.report import Screen
-    from sweep.state import state_of_trials
 
     if fresh:
         plan = write_plan(plan)
-    screen = Screen(console, plan, state_of_trials(plan, {}))
     with SignalHandler(_stopped_words(plan)):
-        complete, link = run_recorded(screen, fresh=fresh, retry_failed=retry_failed)
+        try:
+            with told_how_to_resume(plan):
+                sweep = run(plan, fresh=fresh, written=True, retry_failed=retry_failed, progress=console)
+            complete = True
+        except Interrupted as stopped:
+            sweep, complete = stopped.sweep, False
         if in_hurry():
             console.print(_stopped_words(plan))
             return INTERRUPTED
-        _show_end(plan, screen.results, link, complete=complete)
+        _show_end(sweep, complete=complete)
     if not complete:
         return INTERRUPTED
-    return DONE if screen.results.finished else FAILED
+    return DONE if sweep.state.finished else FAILED
 
 
-def run_recorded(screen: Screen, *, fresh: bool, retry_failed: bool = False) -> tuple[bool, Callable[[str], str]]:
-    """Run a screen's sweep, whose plan is written, with its ledger and MLflow beside it.
+@contextlib.contextmanager
+def told_how_to_resume(plan: SweepPlan) -> Iterator[None]:
+    """Add the command that resumes a sweep to whatever keeps it from going on here, be it the end of this process."""
+    from sweep.engine import PackFailed, RayLost
 
-    Returns:
-        False if it was interrupted, and the function that makes the link to its front at an address of MLflow.
-    """
-    from sweep.engine import PackFailed, RayFailed, RayLost, run_plan
-    from sweep.forecast import begin_forecast
-    from sweep.ledger import LedgerWriter, read_ledger
-    from sweep.plan import drop_remote, push_remote
-    from sweep.search import remarks
-    from sweep.tracking import Tracker
-
-    plan, results = screen.plan, screen.results
-    tracker = Tracker(plan, results, log=screen.log)
-
-    def listen(number: int) -> None:
-        tracker.changed(number)
-        screen.trial_changed(number)
-
-    tracker.start()
-    complete = False
-    with LedgerWriter(plan.folder) as ledger:
-        recorded = read_ledger(plan.folder)
-        # The writer's first: it cut a torn line off, and the reader sees none any more.
-        for warning in dict.fromkeys([*ledger.warnings, *recorded.warnings]):
-            screen.log(f"ledger: {warning}")
-        results.load(recorded.to_go_on_from(retry_failed=retry_failed))
-        results.read_data(plan.folder)
-        screen.open(resumed=bool(recorded.trials), remarks=remarks(plan))
-        kept = f"Nothing recorded is lost; to resume:\n  {resume_command(plan)}"
-        try:
-            with last_word(f"otsweep: failed: {plan.name} was cut off, this process being killed. {kept}"):
-                complete = run_plan(
-                    plan,
-                    ledger,
-                    results,
-                    progress=screen.prepare,
-                    begin=lambda: screen,
-                    on_event=listen,
-                    log=screen.log,
-                    on_slots=lambda slots: begin_forecast(plan, slots),
-                )
-        except (InputError, RayFailed):
-            if fresh and not results.trials:
-                shutil.rmtree(plan.folder, ignore_errors=True)
-                drop_remote(plan.folder)
-            raise
-        except (StorageFailed, PackFailed, RayLost) as error:
-            raise type(error)(f"{error}. {kept}") from None
-        finally:
-            screen.close()
-            with mlflow_progress(screen.line) as show:
-                tracker.close(complete=complete, on_progress=show)
-    if in_hurry():
-        return complete, tracker.link
+    kept = f"Nothing recorded is lost; to resume:\n  {resume_command(plan)}"
     try:
-        _save_front(plan, results)
-        push_remote(plan.folder)
-    except (OSError, InputError) as error:
-        screen.log(f"the front's table and picture are not written: {error}; `otsweep front` shows it")
-    return complete, tracker.link
+        with last_word(f"otsweep: failed: {plan.name} was cut off, this process being killed. {kept}"):
+            yield
+    except (StorageFailed, PackFailed, RayLost) as error:
+        raise type(error)(f"{error}. {kept}") from None
 
 
-def _save_front(plan: SweepPlan, results: SweepState) -> None:
-    """Write the flat table and the picture beside the ledger."""
-    from sweep.report import front_picture, save_figure, write_ledger_table
-
-    write_ledger_table(plan, results, plan.folder / "ledger.parquet")
-    if results.finished:
-        save_figure(front_picture(plan, results), plan.folder / "front.png")
-
-
-def _show_end(plan: SweepPlan, results: SweepState, link: Callable[[str], str], *, complete: bool) -> None:
+def _show_end(sweep: Sweep, *, complete: bool) -> None:
     """Print the front, where everything is, and the one command that comes next."""
+    plan, results = sweep.plan, sweep.state
     console.print()
     if results.finished:
         show_front(plan, results)
@@ -144,7 +88,7 @@ def _show_end(plan: SweepPlan, results: SweepState, link: Callable[[str], str], 
         return
     if len(results.ended) < plan.trials:
         _show_early_end(plan, results)
-    _show_places(plan, results, link)
+    _show_places(sweep)
 
 
 def _stopped_words(plan: SweepPlan, left: int | None = None) -> str:
@@ -165,10 +109,12 @@ def _show_early_end(plan: SweepPlan, results: SweepState) -> None:
     console.print(f"Ended after {len(results.ended)} of {plan.trials} trials, as the plan has it{why}.\n")
 
 
-def _show_places(plan: SweepPlan, results: SweepState, link: Callable[[str], str]) -> None:
+def _show_places(sweep: Sweep) -> None:
     """Print the time taken, and where picture, ledger and MLflow's runs are."""
     from sweep.forecast import describe_cost
 
+    plan, results, link = sweep.plan, sweep.state, sweep.link
+    assert link is not None, "it was run"
     if cost := describe_cost(plan, results):
         console.print(f"time     {cost}")
     if results.finished:

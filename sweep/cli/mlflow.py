@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from sweep.cli.console import DONE, FAILED, add_name, add_storage, console, errors, find_plan, mlflow_progress
+from sweep.cli.console import DONE, FAILED, add_name, add_storage, console, errors, find_plan
 from trainer.errors import InputError
 from trainer.progress import ProgressLine
 
@@ -22,6 +22,7 @@ def add_sync(parser: argparse.ArgumentParser) -> None:
 
 
 def sync(arguments: argparse.Namespace) -> int:
+    from sweep.api import mlflow_progress
     from sweep.plan import absolute_uri
     from sweep.tracking import sync as sync_sweep
 

@@ -5,15 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-import sys
 from typing import TYPE_CHECKING
 
 from sweep.cli.cluster import add_address, add_wait, resume_there
-from sweep.cli.console import DONE, add_format, add_name, check_format, console, errors, find_plan, program
+from sweep.cli.console import DONE, add_format, add_name, check_format, console, errors, program
 from sweep.cli.drive import drive
 from sweep.cli.study import add_pilot, plan_study, resume_study
-from trainer.interrupts import raise_interrupt
-from trainer.progress import ProgressLine
 
 if TYPE_CHECKING:
     from sweep.plan import SweepPlan
@@ -41,11 +38,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 def plan_of(arguments: argparse.Namespace) -> SweepPlan:
     """Return the plan that the options of `run` describe."""
-    from sweep.plan import OPTIONS, make_plan
-    from sweep.search import read_space
+    from sweep.api import new_plan
+    from sweep.plan import OPTIONS, SPACE_OPTIONS
 
-    space = read_space(arguments.space, vars(arguments), storage=arguments.storage)
-    return make_plan(space, **{option: getattr(arguments, option) for option in OPTIONS})
+    return new_plan(arguments.space, {option: getattr(arguments, option) for option in (*OPTIONS, *SPACE_OPTIONS)})
 
 
 def add_plan(parser: argparse.ArgumentParser) -> None:
@@ -57,16 +53,13 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
 def plan(arguments: argparse.Namespace) -> int:
     """Time a little of what would run, and print what the whole would take; nothing is run or logged."""
     from search_spaces import names_study
-    from sweep.forecast import forecast_table, headline, keep_forecast, make_forecast, profile_plan
+    from sweep.api import forecast_plan
+    from sweep.forecast import forecast_table, headline
 
     check_format(arguments)
     if names_study(arguments.space):
         return plan_study(arguments)
-    planned = plan_of(arguments)
-    with ProgressLine(sys.stderr) as line:
-        forecast = make_forecast(planned, profile_plan(planned, line.show))
-    raise_interrupt()
-    keep_forecast(planned, forecast)
+    planned, forecast = forecast_plan(plan_of(arguments), progress=True)
     if arguments.format == "json":
         print(json.dumps({**forecast.to_dict(), "command": run_command(arguments)}, indent=2))
         return DONE
@@ -90,6 +83,10 @@ def add_resume(parser: argparse.ArgumentParser) -> None:
     add_name(parser)
     for option in RESUMABLE:
         add_option(parser, OPTIONS[option], shown="the sweep's")
+    add_option(parser, OPTIONS["trials"], shown="the sweep's; more extend it, also one that is over")
+    parser.add_argument(
+        "--space", metavar="SPACE", help="draw the trials that have not begun from another space (default: the sweep's)"
+    )
     parser.add_argument(
         "--other-versions", action="store_true", help="go on although torch or optuna is not what the sweep began with"
     )
@@ -105,28 +102,17 @@ def add_resume(parser: argparse.ArgumentParser) -> None:
 def resume(arguments: argparse.Namespace) -> int:
     if arguments.address:
         return resume_there(arguments)
-    from sweep.plan import has_study, with_resume_overrides
+    from sweep.api import resumed_plan
+    from sweep.plan import has_study
 
     if has_study(arguments.name, storage=arguments.storage):
         return resume_study(arguments)
-
-    plan = with_resume_overrides(find_plan(arguments), vars(arguments))
-    _compare_versions(plan, allowed=arguments.other_versions, retry_failed=arguments.retry_failed)
+    plan, remark = resumed_plan(
+        arguments.name,
+        vars(arguments),
+        other_versions=arguments.other_versions,
+        retry_failed=arguments.retry_failed,
+    )
+    if remark:
+        errors.print(remark, markup=False)
     return drive(plan, fresh=False, retry_failed=arguments.retry_failed)
-
-
-def _compare_versions(plan: SweepPlan, *, allowed: bool, retry_failed: bool) -> None:
-    """Say what runs here in another version than where the sweep began.
-
-    Raises:
-        InputError: if trials are still to run beside those that have, with other numbers, unless that is allowed.
-    """
-    from sweep.plan import changed_versions, check_same_numbers, describe_changes
-    from sweep.state import read_state
-
-    if changes := changed_versions(plan):
-        state = read_state(plan) if (plan.folder / "ledger").is_dir() else None
-        unfinished = state is not None and (len(state.ended) < plan.trials or (retry_failed and bool(state.failed)))
-        if state and state.trials and unfinished and not allowed:
-            check_same_numbers(plan, changes)
-        errors.print(f"{plan.name} began with other versions: {describe_changes(changes)}", markup=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,19 +36,19 @@ def add_front(parser: argparse.ArgumentParser) -> None:
 
 
 def front(arguments: argparse.Namespace) -> int:
-    from sweep.report import front_csv, front_json, front_picture, save_figure
-    from sweep.state import read_state, why_no_front
+    from sweep.api import open_sweep
+    from sweep.report import front_csv, save_figure
+    from sweep.state import why_no_front
 
     check_format(arguments)
-    plan = find_plan(arguments)
-    results = read_state(plan)
-    tell_damage(plan, results)
+    sweep = open_sweep(arguments.name, storage=arguments.storage, warn=lambda text: errors.print(text, markup=False))
+    plan, results = sweep.plan, sweep.state
     if not results.front_records and not (results.finished and arguments.format == "table"):
         errors.print(f"{plan.name} has no front yet: {why_no_front(results)}", markup=False)
     if arguments.plot:
-        save_figure(front_picture(plan, results), arguments.plot)
+        save_figure(sweep.figure(), arguments.plot)
     if arguments.format == "json":
-        print(front_json(plan, results))
+        print(json.dumps(sweep.to_dict(), indent=2))
     elif arguments.format == "csv":
         print(front_csv(plan, results), end="")
     elif results.finished:
@@ -89,13 +90,15 @@ def add_replay(parser: argparse.ArgumentParser) -> None:
     add_option(parser, OPTIONS["eta"], shown="several")
     for option in ("grace_epochs", "stop_chance"):
         add_option(parser, OPTIONS[option], shown="the sweep's")
+    add_format(parser, ("table", "json"))
 
 
 def replay(arguments: argparse.Namespace) -> int:
     from sweep.plan import check_option
-    from sweep.report import ETAS, replay_sweep, replay_table, unknown_ends
+    from sweep.report import ETAS, replay_content, replay_sweep, replay_table, unknown_ends
     from sweep.state import read_state
 
+    check_format(arguments)
     plan = find_plan(arguments)
     etas = ETAS if arguments.eta is None else (check_option("eta", arguments.eta),)
     grace, chance = (
@@ -105,6 +108,9 @@ def replay(arguments: argparse.Namespace) -> int:
     results = read_state(plan)
     tell_damage(plan, results)
     replays = [replay_sweep(plan, results, eta=eta, grace_epochs=grace, stop_chance=chance) for eta in etas]
+    if arguments.format == "json":
+        print(json.dumps(replay_content(plan, results, replays, stop_chance=chance), indent=2))
+        return DONE
     console.print(replay_table(replays, results))
     show_agreements(plan, results)
     if cut := unknown_ends(replays, results):
@@ -120,28 +126,27 @@ def add_compare(parser: argparse.ArgumentParser) -> None:
 
 
 def compare(arguments: argparse.Namespace) -> int:
+    from sweep.api import compare as compare_sides
     from sweep.report import (
-        compare_sweeps,
         comparison_json,
         comparison_markdown,
         comparison_metrics,
-        read_side,
         write_comparison_files,
     )
     from sweep.tracking import write_summary
 
     check_format(arguments)
-    a, b = (read_side(names, storage=arguments.storage) for names in (arguments.a, arguments.b))
-    for sweep in (*a.sweeps, *b.sweeps):
-        tell_damage(sweep.plan, sweep.results)
     with ProgressLine(sys.stderr) as line:
         line.update("Comparing ...", now=True)
-        comparison = compare_sweeps(a, b)
+        comparison = compare_sides(
+            arguments.a, arguments.b, storage=arguments.storage, warn=lambda text: errors.print(text, markup=False)
+        )
         folder = write_comparison_files(comparison)
     if arguments.format == "json":
         print(comparison_json(comparison))
     else:
         _show_comparison(comparison, folder)
+    a, b = comparison.a, comparison.b
     plan = a.sweeps[0].plan
     try:
         link = write_summary(

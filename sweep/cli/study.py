@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sweep.cli.console import DONE, FAILED, INTERRUPTED, add_format, check_format, console, errors, program, sweep_words
-from sweep.cli.drive import run_recorded
+from sweep.cli.drive import told_how_to_resume
 from trainer.errors import InputError
 from trainer.interrupts import SignalHandler, raise_interrupt
 from trainer.progress import ProgressLine
@@ -79,7 +79,7 @@ def resume_study(arguments: argparse.Namespace) -> int:
         raise InputError(f"--retry-failed: {arguments.name!r} is a study; give the name of one of its sweeps")
     if not arguments.other_versions:
         _check_versions(plan)
-    for option in RESUMABLE:
+    for option in (*RESUMABLE, "trials", "space"):
         if getattr(arguments, option) is not None and option not in STUDY_OPTIONS:
             raise InputError(
                 f"{flag(option)}: {arguments.name!r} is a study, whose file says how much each arm is given"
@@ -113,12 +113,14 @@ def _power_of(plan: StudyPlan, pilot: str | None) -> str:
 
 def _run(plan: StudyPlan, *, as_json: bool) -> int:
     """Run what is left of a study, and show its verdict; where that is JSON, all else goes to standard error."""
+    from sweep.api import run_recorded
     from sweep.study import collect, damage, run_study, write_study_files
 
     said = errors if as_json else console
 
     def run_sweep(screen: Screen, fresh: bool) -> bool:
-        complete, _ = run_recorded(screen, fresh=fresh)
+        with told_how_to_resume(screen.plan):
+            complete, _ = run_recorded(screen, fresh=fresh)
         return complete
 
     stopped = f"Stopped. Nothing that is done is lost; to resume:\n  {program()} resume {plan.words()}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from sweep.engine.slots import Slots, concurrency, slots_now
 from sweep.engine.task import Task, make_task
 from sweep.engine.trainable import TrialTrainable
 from sweep.ledger import LedgerWriter
-from sweep.plan import SweepPlan, url_of
+from sweep.plan import SweepPlan, given_points, space_changes, trials_at_first, url_of
 from sweep.search import Budget, ParetoSearch, Rungs, rung_levels
 from sweep.state import SweepState
 from trainer.crowds import check_crowd
@@ -46,6 +47,7 @@ def run_plan(
     on_event: Callable[[int], None],
     log: Callable[[str], None],
     on_slots: Callable[[int], None] = lambda slots: None,
+    stop: threading.Event | None = None,
 ) -> bool:
     """Run what is left of a plan, and return False if it was interrupted and so can be resumed.
 
@@ -56,6 +58,7 @@ def run_plan(
         on_event: called with the number of each trial that started, reported or ended, once the state knows it.
         log: called with messages that a person should read: a damaged checkpoint, storage that refuses.
         on_slots: called once with the number of slots on the nodes that are there.
+        stop: set by another thread, asks the sweep to stop as Ctrl-C does.
 
     Raises:
         InputError: if the cluster can't give what one trial needs, or the data can't be had.
@@ -67,7 +70,7 @@ def run_plan(
     if len(state.ended) >= plan.trials:
         return True
     check_crowd(plan.space.evaluation)
-    with SignalHandler() as signals, ray_session(log):
+    with SignalHandler(stop=stop) as signals, ray_session(log):
         signals.take_back()
         concurrent = concurrency(plan, progress)
         on_slots(slots_now(plan, concurrent))
@@ -129,10 +132,12 @@ def _make_tuner(
         plan.objectives,
         sampler=plan.sampler,
         seed=plan.seed,
-        configurations=plan.configurations,
+        configurations=trials_at_first(plan) // plan.seeds,
         epochs=plan.epochs,
         seeds=plan.seeds,
         require=plan.space.require,
+        points=given_points(plan),
+        other_space=max((until for until, _ in space_changes(plan)), default=0) // plan.seeds,
         history=state.trials.values(),
         enough=ledger_callback.budget.enough,
     )

@@ -2,5 +2,5 @@
 
 from sweep.ledger.reading import read_ledger
 from sweep.ledger.records import EndState, Event, Ledger, TrialRecord
-from sweep.ledger.table import parquet_bytes
+from sweep.ledger.table import arrow_column, keys_in_order, parquet_bytes
 from sweep.ledger.writing import LedgerWriter

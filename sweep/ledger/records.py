@@ -8,14 +8,12 @@ import math
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
 
-from sweep.ledger.table import REPORT_TYPES, TRIAL_TYPES, arrow_column, keys_in_order, parquet_bytes
+from sweep.ledger.table import REPORT_TYPES, TRIAL_TYPES, arrow_column, keys_in_order
 from trainer.config import with_weights
-from trainer.files import write_whole
 
 EndState = Literal["finished", "stopped", "failed"]
 END_STATES = ("finished", "stopped", "failed")
@@ -176,10 +174,6 @@ class Ledger:
         fields = [pa.field(name, array.type, metadata=known.get(name)) for name, array in arrays.items()]
         metadata = dict(metadata or {}) | ({"columns": json.dumps(known)} if known else {})
         return pa.table(list(arrays.values()), schema=pa.schema(fields, metadata))
-
-    def write_parquet(self, path: Path, metadata: Mapping[str, str] | None = None, **further: Any) -> None:
-        """Write `to_table`, which takes the same, as one file, whole or not at all."""
-        write_whole(path, parquet_bytes(self.to_table(metadata, **further)))
 
 
 def _with_decision(trial: TrialRecord, report: dict[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from sweep.plan.mlflow_address import absolute_uri, check_mlflow_uri
 from sweep.plan.objectives import OBJECTIVES, check_objectives, objectives_to_dict
 from sweep.plan.options import check_typed, declared, option, options_of
 from sweep.plan.paths import CACHE, check_name, existing_folder
+from sweep.plan.stages import Stage, points_by_number
 from trainer.config import UNANIMOUS, TrialConfig, check_packable
 from trainer.errors import InputError
 
@@ -180,6 +181,9 @@ class SweepPlan:
         shown="OTSWEEP_DATA_DIR",
     )
 
+    history: tuple[Stage, ...] = field(default=(), metadata={"decides": True})
+    """Earlier stages of a sweep that was extended; empty for one that was not."""
+
     def __post_init__(self) -> None:
         check_name(self.name)
         check_mlflow_uri(self.mlflow_uri)
@@ -229,6 +233,8 @@ class SweepPlan:
     def to_dict(self) -> dict[str, Any]:
         """Return plain values by field name."""
         plain = {spec.name: getattr(self, spec.name) for spec in dataclasses.fields(self)}
+        del plain["history"]
+        plain |= {"history": [stage.to_dict() for stage in self.history]} if self.history else {}
         return plain | {"space": self._plain_space(), "objectives": objectives_to_dict(self.objectives)}
 
     def _plain_space(self) -> dict[str, Any]:
@@ -255,10 +261,10 @@ def _check_together(plan: SweepPlan) -> None:
         raise InputError(f"--trials {plan.trials}: must be a multiple of --seeds {plan.seeds}, so give {right}")
     if plan.pack > 1:
         _check_pack(plan)
-    if not plan.space.swept and plan.configurations > len(plan.space.points):
+    given = len(points_by_number(plan.history, plan.space, seeds=plan.seeds))
+    if not plan.space.swept and plan.configurations > given:
         seeds = f", each on {plan.seeds} seeds," if plan.seeds > 1 else ""
-        points = len(plan.space.points)
-        raise InputError(f"--trials {plan.trials}: the space has {points} points{seeds} and draws nothing")
+        raise InputError(f"--trials {plan.trials}: the space has {given} points{seeds} and draws nothing")
 
 
 def _check_pack(plan: SweepPlan) -> None:

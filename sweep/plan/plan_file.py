@@ -19,6 +19,7 @@ from sweep.plan.paths import (
 )
 from sweep.plan.plan import SweepPlan, plan_digest
 from sweep.plan.remote_storage import pull_remote, push_remote, url_of
+from sweep.plan.stages import read_stages
 from trainer.config import UNANIMOUS
 from trainer.errors import InputError
 from trainer.files import make_whole_folder, write_whole
@@ -44,6 +45,25 @@ def write_plan(plan: SweepPlan) -> SweepPlan:
         if plan.folder.exists():
             raise name_taken(plan.folder) from None
         raise InputError(f"--storage {plan.storage}: can't be written: {error.strerror}") from None
+
+
+def rewrite_plan(plan: SweepPlan) -> None:
+    """Write the plan of a sweep that was extended into its file; whoever calls it holds the sweep's ledger.
+
+    What else a resume changed for itself alone is not kept.
+
+    Raises:
+        InputError: if the storage can't be written.
+    """
+    kept = read_plan(plan.name, storage=plan.storage)
+    if kept.history == plan.history:
+        return
+    kept = dataclasses.replace(kept, trials=plan.trials, space=plan.space, history=plan.history)
+    try:
+        write_whole(plan.folder / PLAN, plan_text(kept).encode())
+    except OSError as error:
+        raise InputError(f"--storage {plan.storage}: can't be written: {error.strerror}") from None
+    push_remote(plan.folder / PLAN)
 
 
 def read_plan(name: str, *, storage: str | None = None) -> SweepPlan:
@@ -116,6 +136,7 @@ def plan_from_tree(root: Located) -> SweepPlan:
         raise root.error(f"is cut off or damaged: {', '.join(missing)} missing")
     values = {key: item.plain() for key, item in entries.items()}
     values["space"] = _read_space(entries["space"])
+    values["history"] = read_stages(entries.get("history"))
     values["versions"] = {key: item.word(key) for key, item in entries["versions"].mapping("versions").items()}
     if "objectives" in entries:
         values["objectives"] = read_objectives(entries["objectives"])

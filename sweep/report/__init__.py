@@ -14,8 +14,9 @@ from sweep.report.comparison_report import (
     comparison_verdict,
     write_comparison_files,
 )
-from sweep.report.files import write_front_files, write_ledger_table
-from sweep.report.formats import front_csv, front_json, front_table
+from sweep.report.export import TABLE_WRITERS
+from sweep.report.files import ledger_arrow, write_front_files, write_ledger_table
+from sweep.report.formats import front_arrow, front_content, front_csv, front_table
 from sweep.report.front_figure import draw_front, front_picture
 from sweep.report.labels import draw_labels
 from sweep.report.paper import paper_table, published_trials
@@ -24,12 +25,13 @@ from sweep.report.replay import (
     agreement_alarms,
     agreement_table,
     agreements_of,
+    replay_content,
     replay_sweep,
     replay_table,
     unknown_ends,
 )
 from sweep.report.rows import ACCURACIES, accuracies, cells, front_rows, headings, row_name, trial_label
-from sweep.report.screen import Screen
+from sweep.report.screen import LineScreen, Screen
 from sweep.report.sides import read_side
 from sweep.report.spots import Spot, front_spots, in_units, staircase
 from sweep.report.style import GRID, INK, KNEE_COLOUR, MUTED, house_figure, house_style, save_figure

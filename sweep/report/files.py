@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from search_spaces import dump_yaml
-from sweep.ledger import Ledger
+from sweep.ledger import Ledger, parquet_bytes
 from sweep.plan import SweepPlan, plan_text
 from sweep.report.columns import describe_column
 from sweep.report.formats import front_csv
@@ -17,6 +20,7 @@ from sweep.report.page import front_page
 from sweep.report.rows import accuracies
 from sweep.report.style import save_figure
 from sweep.state import SweepState
+from trainer.files import write_whole
 
 _PAGE_DPI = 100
 """Resolution of the pictures: MLflow's page shows them in their own size, with room for about 900 pixels across."""
@@ -43,10 +47,19 @@ def write_front_files(plan: SweepPlan, results: SweepState, folder: Path, *, ove
 
 def write_ledger_table(plan: SweepPlan, results: SweepState, path: Path) -> None:
     """Write all reports of all trials as a Parquet file that says what its columns are."""
+    write_whole(path, parquet_bytes(ledger_arrow(plan, results)))
+
+
+def ledger_arrow(plan: SweepPlan, results: SweepState, *, last_only: bool = False) -> pa.Table:
+    """Return all reports of all trials, whose fields say what they are; or of each trial its last report alone."""
     metadata = {"plan_hash": plan.hash, "code_version": plan.code_version, "sweep": plan.name}
     metadata |= {name: str(value) for name, value in results.data_summary.items()}
     front = {each.number for record in results.front_records for each in results.members(record.number)}
-    Ledger(dict(results.trials), []).write_parquet(path, metadata, front=front, describe=describe_column)
+    trials = {
+        number: dataclasses.replace(record, reports=record.reports[-1:]) if last_only else record
+        for number, record in sorted(results.trials.items())
+    }
+    return Ledger(trials, []).to_table(metadata, front=front, describe=describe_column)
 
 
 def _trials_table(plan: SweepPlan, results: SweepState) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -90,6 +91,35 @@ def replay_table(replays: list[_Replay], results: SweepState) -> Table:
             f"{len(each.lost)}/{front} {lost}",
         )
     return table
+
+
+def replay_content(
+    plan: SweepPlan, results: SweepState, replays: list[_Replay], *, stop_chance: float
+) -> dict[str, Any]:
+    """Return replays as plain values: trials by number, correlations that are not known as None."""
+    known = [each._asdict() for each in agreements_of(plan, results)]
+    return {
+        "sweep": plan.name,
+        "hypervolume": results.hypervolume,
+        "replays": [
+            {
+                "eta": each.eta,
+                "grace_epochs": each.grace_epochs,
+                "stop_chance": stop_chance,
+                "epochs": each.spent,
+                "epochs_logged": each.logged,
+                "saved": each.saved,
+                "stopped": list(each.stopped),
+                "lost": list(each.lost),
+                "hypervolume": each.hypervolume,
+            }
+            for each in replays
+        ],
+        "agreements": [
+            each | {"correlation": None if math.isnan(each["correlation"]) else each["correlation"]} for each in known
+        ],
+        "unknown_ends": unknown_ends(replays, results),
+    }
 
 
 def unknown_ends(replays: list[_Replay], results: SweepState) -> list[int]:

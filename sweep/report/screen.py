@@ -138,6 +138,17 @@ class Screen:
         return table
 
 
+class LineScreen(Screen):
+    """The screen of a notebook: one line that is written over again, below messages that stay."""
+
+    def trial_changed(self, number: int) -> None:
+        """Write the line over again; print a line for a trial that failed."""
+        record = self.results.trials[number]
+        if record.state == "failed":
+            self.log(f"trial {number:03d} failed: {record.reason}")
+        self.line.update(f"{self.plan.name}: {self.counts(self.results)}; {self.outlook(self.results)}", now=True)
+
+
 def _accuracies(report: Mapping[str, Any]) -> str:
     shares = {"sensitivity": "sensitivity_accuracy", "invariance": "invariance_accuracy", "clean": "clean_accuracy"}
     return "  ".join(f"{name} {percent(report[field]):>6}" for name, field in shares.items())

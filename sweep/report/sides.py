@@ -14,7 +14,7 @@ import numpy as np
 
 from sweep.front import JudgedTrials, Objectives
 from sweep.ledger import TrialRecord
-from sweep.plan import SweepPlan, read_plan
+from sweep.plan import SweepPlan, read_plan, space_changes
 from sweep.report.verdicts import requirements_text
 from sweep.state import SweepState, judged_trials, read_state
 from trainer.crowds import crowd_words
@@ -172,7 +172,9 @@ def _check_one_side(sweeps: list[Sweep]) -> None:
             raise InputError(f"{named}: all on --seed {seed}; the sweeps of one side must be on different seeds")
     first, spaces = sweeps[0], [sweep.plan.space.to_dict() for sweep in sweeps]
     for other, space in zip(sweeps[1:], spaces[1:], strict=True):
-        if named := [key for key in ("space", "points") if space.get(key) != spaces[0].get(key)]:
+        named = [key for key in ("space", "points") if space.get(key) != spaces[0].get(key)]
+        named += ["earlier spaces"] if space_changes(other.plan) != space_changes(first.plan) else []
+        if named:
             raise InputError(
                 f"{first.plan.name} and {other.plan.name} differ in their {' and '.join(named)}; the sweeps of one "
                 "side must be of the same space"

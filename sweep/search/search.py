@@ -12,7 +12,7 @@ gets the means over them once all have ended.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ from optuna.trial import TrialState, create_trial
 from search_spaces import Requirement, Space
 from sweep.front import Objectives
 from sweep.ledger import TrialRecord
-from sweep.plan import SweepPlan
+from sweep.plan import SweepPlan, given_points, trials_at_first
 from sweep.search.optuna_internals import Window, contains, join_generation
 from sweep.search.samplers import SAMPLERS, make_sampler, mix, population
 
@@ -51,6 +51,9 @@ class ParetoSearch:
         epochs: epochs of every trial; None for those of the configuration.
         seeds: number of trials, and so of trial numbers, of every configuration.
         require: requirements on a configuration's means; the sampler gets the amounts by which they are violated.
+        points: configurations that are run without being drawn, by their numbers; None for the space's, from 0 on.
+        other_space: number of the first configuration that was drawn from this space; the sampler is not told of
+            those before that lie outside of it.
         history: trials of earlier runs of the sweep.
         enough: returns whether no new trial is to begin.
     """
@@ -66,12 +69,16 @@ class ParetoSearch:
         epochs: int | None = None,
         seeds: int = 1,
         require: Sequence[Requirement] = (),
+        points: Mapping[int, Mapping[str, Any]] | None = None,
+        other_space: int = 0,
         history: Iterable[TrialRecord] = (),
         enough: Callable[[], bool] = lambda: False,
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.space, self.objectives, self.sampler, self.seed = space, objectives, sampler, seed
         self.configurations, self.seeds, self.require = configurations, seeds, require
+        self.other_space = other_space
+        self.points = dict(enumerate(space.points)) if points is None else points
         self.enough = enough
         self.fixed = {} if epochs is None else {"epochs": epochs}
         directions = [StudyDirection.MAXIMIZE if high else StudyDirection.MINIMIZE for high in objectives.maximise]
@@ -101,8 +108,8 @@ class ParetoSearch:
         """Return a new trial: the next seed of an open configuration, else a given point, else a draw."""
         number, self._next_number = self._next_number, self._next_number + 1
         group, replicate = divmod(number, self.seeds)
-        if group not in self._open and group < len(self.space.points):
-            self._add(group, self.space.points[group])
+        if group not in self._open and group in self.points:
+            self._add(group, self.points[group])
         elif group not in self._open:
             self._draw(group)
         configuration = self._open[group]
@@ -149,6 +156,7 @@ class ParetoSearch:
         """
         distributions = self.space.distributions(config)
         expressible = {name: each for name, each in distributions.items() if contains(each, config[name])}
+        outside = group < self.other_space and group not in self.points and self._is_outside(config, expressible)
         attributes = self.window.restore(sampler_state or "")
         self.study.add_trial(
             create_trial(
@@ -162,11 +170,15 @@ class ParetoSearch:
             before = self.window.attributes()
             join_generation(self._seeded(group), self.study, self.window.get_trial(group))
             sampler_state = self.window.sampler_state(group, before)
-        self._open[group] = _OpenConfiguration(dict(config), sampler_state, {})
+        self._open[group] = _OpenConfiguration(dict(config), sampler_state, {}, outside)
+
+    def _is_outside(self, config: Mapping[str, Any], expressible: Collection[str]) -> bool:
+        """Return whether a configuration could not be drawn: a knob is outside of its range, or fixed otherwise."""
+        return set(self.space.point(config)) != set(expressible)
 
     def _tell(self, group: int, states: Sequence[str], reports: Sequence[Mapping[str, Any]]) -> None:
         """Tell the study a configuration's means if all its trials finished, else that one failed or was stopped."""
-        if "failed" in states:
+        if "failed" in states or self._open[group].outside:
             self.study.tell(group, state=TrialState.FAIL)
         elif len(reports) < self.seeds:
             self.study.tell(group, state=TrialState.PRUNED)
@@ -186,12 +198,15 @@ class _OpenConfiguration(NamedTuple):
     ends: dict[int, tuple[str, Mapping[str, Any] | None]]
     """States and final reports of the trials that have ended, by number."""
 
+    outside: bool = False
+    """True if the space has changed since, so that it is not in it."""
+
 
 def remarks(plan: SweepPlan) -> Iterator[str]:
     """Yield what the user should know about the plan's sampler before it costs anything."""
-    points = len(plan.space.points)
-    if points > plan.configurations:
-        whole = f"--trials {points * plan.seeds} runs all"
+    given, first = given_points(plan), trials_at_first(plan) // plan.seeds
+    if max(given, default=-1) >= plan.configurations:
+        points, whole = len(given), f"--trials {(max(given) + 1) * plan.seeds} runs all"
         yield f"the first {plan.configurations} of {points} given points are run; {whole}"
     conditional = [name for name, swept in plan.space.swept.items() if swept.when]
     if not plan.space.swept or plan.sampler not in ("gp", "nsga2", "nsga3"):
@@ -199,6 +214,6 @@ def remarks(plan: SweepPlan) -> Iterator[str]:
     if plan.sampler == "gp":
         yield "gp: a draw takes seconds, in which no trial begins; it learns from 10 trials on"
     else:
-        yield f"{plan.sampler}: generations of {population(plan.configurations)}, the first of them drawn at random"
+        yield f"{plan.sampler}: generations of {population(first)}, the first of them drawn at random"
     if conditional:
         yield f"{plan.sampler}: draws knobs with a condition at random: {', '.join(conditional)}"

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from sweep.plan import SweepPlan
+from sweep.plan import SweepPlan, trials_at_first
 from sweep.report import write_front_files
 from sweep.state import Milestone, SweepState
 from sweep.tracking.description import front_markdown
@@ -53,7 +53,7 @@ class ParentRun:
     def write_parameters(self) -> None:
         """Write what the plan fixes."""
         plan = self.plan
-        fixed = {"trials": plan.trials, "seeds": plan.seeds, "sampler": plan.sampler, "stopper": plan.stopper}
+        fixed = {"trials": trials_at_first(plan), "seeds": plan.seeds, "sampler": plan.sampler, "stopper": plan.stopper}
         fixed |= {"sweep_seed": plan.seed}
         self.store.log_batch(self.run_id, params={**plan.space.evaluation.to_dict(), **fixed})
 

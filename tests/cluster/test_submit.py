@@ -133,6 +133,8 @@ def test_what_runs_there_is_what_is_here(head: Head, sent: subprocess.CompletedP
 @pytest.mark.cluster
 def test_jobs_and_logs_tell_of_it(head: Head, sent: subprocess.CompletedProcess[str]) -> None:
     listed = otsweep(head, "jobs")
+    told = json.loads(otsweep(head, "jobs", "--format", "json").stdout)["jobs"]
+    assert {job["sweep"] for job in told} <= set(listed.stdout.split())
     assert re.search(r"first\.1 +succeeded +20\d\d-\d\d-\d\d \d\d:\d\d +\d+:\d\d +first", listed.stdout)
     said = otsweep(head, "logs", "first").stdout
     assert said in sent.stdout

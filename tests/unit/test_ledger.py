@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from sweep.ledger import reading
 from sweep.ledger.reading import read_ledger
 from sweep.ledger.records import Ledger, TrialRecord
+from sweep.ledger.table import parquet_bytes
 from sweep.ledger.writing import LedgerWriter
 from trainer.config import TrialConfig
 from trainer.errors import InputError
@@ -609,7 +610,7 @@ class TestTable:
             writer.ended(2, state="failed", reason="not finite in epoch 1: loss = nan", time=2.0)
         ledger = read_ledger(tmp_path)
         path = tmp_path / "ledger.parquet"
-        ledger.write_parquet(path, {"plan_hash": "abc", "code_version": "0.1.0"})
+        path.write_bytes(parquet_bytes(ledger.to_table({"plan_hash": "abc", "code_version": "0.1.0"})))
         table = pq.read_table(path)
         assert table.schema.metadata == {b"plan_hash": b"abc", b"code_version": b"0.1.0"}
         rows = table.to_pylist()
@@ -640,7 +641,7 @@ class TestTable:
             for event in history:
                 write(writer, event)
         ledger = read_ledger(sweep)
-        ledger.write_parquet(sweep / "ledger.parquet")
+        (sweep / "ledger.parquet").write_bytes(parquet_bytes(ledger.to_table()))
         table = pq.read_table(sweep / "ledger.parquet")
         assert table.num_rows == sum(max(len(trial.reports), 1) for trial in ledger.trials.values())
         assert {"trial", "epoch", "final", "state", "reason"} <= set(table.column_names)

@@ -11,7 +11,7 @@ from search_spaces.reading import space_from_yaml
 from search_spaces.yaml_file import dump_yaml, parse_yaml
 from sweep.plan.from_options import make_plan
 from sweep.plan.plan_file import parse_plan, plan_text
-from sweep.search.points import with_given_points
+from sweep.search.points import read_space
 from trainer.config import EvaluationConfig, TrialConfig
 from trainer.errors import InputError
 from trainer.fields import parse_settings
@@ -34,7 +34,7 @@ def test_a_plan_keeps_fractions_as_they_were_written_and_computes_with_numbers(t
     (tmp_path / "points.json").write_text('[{"sensitivity_epsilon": "3/255"}]')
     space = space_from_yaml(parse_yaml(SPACE.encode(), "space.yaml"), name="fractions")
     for name in ("points.csv", "points.json"):
-        space = with_given_points(space, file=tmp_path / name, sweep=None, storage=None)
+        space = read_space(space, {"points": tmp_path / name}, storage=None)
     plan = make_plan(space.requiring(["invariance_stuck<=1/2"]), storage=str(tmp_path), cpus_per_trial="1/2")
     text = plan_text(plan)
     for written in ("8/255", "1/1000", "51/255", "1 / 4", ">= 9/10", "76.5/255", "2/255", "3/255", "<= 1/2", ": 1/2"):

@@ -112,3 +112,19 @@ def test_foreign_text_is_shown_as_it_is_and_steers_nothing(capsys: pytest.Captur
     printed = capsys.readouterr()
     assert [line.rstrip() for line in printed.out.splitlines()] == ["reason", shown, shown]
     assert printed.err.splitlines() == [shown, shown]
+
+
+class _Cell(io.StringIO):
+    """A notebook's stream."""
+
+
+_Cell.__module__ = "ipykernel.iostream"
+
+
+def test_in_a_notebook_one_line_is_written_over_again_without_control_codes() -> None:
+    stream = _Cell()
+    with ProgressLine(stream) as line:
+        line.update("a long line", now=True)
+        line.update("short", now=True)
+        line.log("a message")
+    assert stream.getvalue() == "\r\ra long line\r" + " " * 11 + "\rshort\r     \ra message\n"

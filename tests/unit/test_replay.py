@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,12 @@ def test_the_command_shows_one_row_per_setting(
     assert main(["replay", "curves", "--eta", "2", "--stop-chance", "1", *storage]) == 0
     row = capsys.readouterr().out.splitlines()[1].split()
     assert row == ["2", "1", "2", "4", "8", "11/27", "59.3%", "2/3", "30.9%", "1/1", "002"]
+    assert main(["replay", "curves", "--eta", "2", "--stop-chance", "1", "--format", "json", *storage]) == 0
+    content = json.loads(capsys.readouterr().out)
+    (replayed,) = content["replays"]
+    assert (replayed["eta"], replayed["stop_chance"], replayed["epochs_logged"]) == (2, 1.0, 27)
+    assert replayed["saved"] == pytest.approx(1 - replayed["epochs"] / replayed["epochs_logged"])
+    assert {"lower", "upper", "objective", "correlation", "trials"} <= set(content["agreements"][0])
     assert main(["replay", "curves", *storage]) == 0
     shown = capsys.readouterr().out
     assert [line.split()[0] for line in shown.splitlines()[1:5]] == ["2", "3", "4", "8"]

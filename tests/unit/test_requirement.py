@@ -24,12 +24,12 @@ from sweep.plan.from_options import make_plan
 from sweep.plan.objectives import OBJECTIVES
 from sweep.plan.plan import SweepPlan
 from sweep.plan.plan_file import parse_plan, plan_text, write_plan
-from sweep.report.formats import front_json
+from sweep.report.formats import front_content
 from sweep.report.front_figure import front_picture
 from sweep.report.replay import replay_sweep
 from sweep.report.verdicts import verdict
 from sweep.search.decision import Decision
-from sweep.search.points import with_given_points
+from sweep.search.points import read_space
 from sweep.search.rungs import Rungs
 from sweep.state.sweep_state import SweepState, state_of_trials
 from tests.support.recorded_sweeps import write_records
@@ -77,7 +77,7 @@ def test_a_requirement_that_nothing_fulfils_is_said_with_the_nearest(
         assert f"bounded has no front yet: {said}" in (printed.out if form == "table" else printed.err)
         assert form != "csv" or printed.out.startswith("trial,sensitivity_accuracy,")
     with pytest.raises(InputError, match=f"--from bounded: has no front yet: {said}"):
-        with_given_points(plan.space, file=None, sweep=plan.name, storage=plan.storage)
+        read_space(plan.space, {"from_": plan.name}, storage=plan.storage)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -160,7 +160,7 @@ def test_where_all_break_it_there_is_no_front(plan: SweepPlan) -> None:
 
 def test_table_picture_and_json_say_how_many(plan: SweepPlan, results: SweepState) -> None:
     assert "front of 2 among 5 finished trials, 2 of which break clean_accuracy >= 0.9," in verdict(plan, results)
-    told = json.loads(front_json(plan, results))
+    told = front_content(plan, results)
     assert (told["infeasible"], told["require"]) == (2, ["clean_accuracy >= 0.9"])
     [axes] = front_picture(plan, results).axes
     drawn = {each.get_gid(): len(each.get_offsets()) for each in axes.collections if each.get_gid()}  # type: ignore[arg-type]

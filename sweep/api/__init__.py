@@ -1,0 +1,7 @@
+"""The command from Python: its verbs as functions with the same names and options. `import sweep` offers them."""
+
+from sweep.api.opened import Sweep, open_sweep
+from sweep.api.options import new_plan
+from sweep.api.recorded import mlflow_progress, run_recorded
+from sweep.api.running import Interrupted, Report, Running, drive, resume, resumed_plan, run, start
+from sweep.api.verbs import Planned, compare, export, forecast_plan, plan, trial

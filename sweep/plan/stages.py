@@ -1,0 +1,62 @@
+"""The stages of a sweep that was extended: what each planned, and which trials it began."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from search_spaces import Located, Space, space_from_yaml
+
+
+@dataclass(frozen=True)
+class Stage:
+    """An earlier stage of a sweep: its plan as far as an extension changed it."""
+
+    until: int
+    """Number of the first trial that it did not begin."""
+
+    trials: int
+    """Trials that it planned."""
+
+    space: Space
+    """The space that it drew from, after its points."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {"until": self.until, "trials": self.trials, "space": self.space.to_dict()}
+
+
+def read_stages(node: Located | None) -> tuple[Stage, ...]:
+    """Return the stages that a plan's file tells, the first one first."""
+    stages = []
+    for item in [] if node is None else node.items("history"):
+        entries = item.mapping("a stage", known=["until", "trials", "space"])
+        if len(entries) < 3:
+            raise item.error("is cut off or damaged")
+        space = space_from_yaml(entries["space"], name="")
+        stages.append(Stage(entries["until"].plain(), entries["trials"].plain(), space))
+    return tuple(stages)
+
+
+def points_by_number(history: Sequence[Stage], space: Space, *, seeds: int) -> Mapping[int, dict[str, Any]]:
+    """Return the points that are run without being drawn, by the number of their configuration.
+
+    A stage's points come first in it; those that an earlier stage was to run already are not run again.
+
+    Args:
+        history: the earlier stages.
+        space: that of the last stage.
+        seeds: trials of each configuration.
+    """
+    known: list[dict[str, Any]] = []
+    given: dict[int, dict[str, Any]] = {}
+    first = 0
+    stages = [*((stage.space.points, stage.until // seeds) for stage in history), (space.points, None)]
+    for points, until in stages:
+        fresh = [point for point in points if point not in known]
+        numbers = range(first, first + len(fresh) if until is None else min(until, first + len(fresh)))
+        given |= dict(zip(numbers, fresh, strict=False))
+        known += fresh[: len(numbers)]
+        first = until or 0
+    return given
