@@ -152,7 +152,7 @@ class Space:
             "name": self.name,
             "description": self.description,
             "trials": self.trials,
-            "evaluation": dict(vars(self.evaluation)),
+            "evaluation": self.evaluation.written(),
             "space": {**self.fixed, **{name: swept.to_dict() for name, swept in self.swept.items()}},
             "points": [_difference(point, base) for point in self.points],
             # Left out where there is none, so that plans written before requirements existed keep their digest.

@@ -15,6 +15,7 @@ import re
 import socket
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,19 @@ def silent_stderr() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
+
+
+def keep_signals() -> None:
+    """Leave SIGTERM to this process, and start Ray's own processes in sessions of their own.
+
+    Batch systems and terminals send signals to whole process groups. Ray's processes would end by them before the
+    sweep can, and take this one along.
+    """
+    from ray._private import services, utils
+
+    utils.set_sigterm_handler = lambda sigterm_handler: None
+    if not isinstance(services.ConsolePopen, partial):
+        services.ConsolePopen = partial(services.ConsolePopen, start_new_session=True)
 
 
 def keep_keys_at_home() -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sweep.cli.console import DONE, FAILED, INTERRUPTED, add_format, check_format, console, errors, program, sweep_words
 from sweep.cli.drive import run_recorded
 from trainer.errors import InputError
-from trainer.interrupts import forget_interrupt, raise_interrupt
+from trainer.interrupts import SignalHandler, raise_interrupt
 from trainer.progress import ProgressLine
 
 if TYPE_CHECKING:
@@ -121,17 +121,15 @@ def _run(plan: StudyPlan, *, as_json: bool) -> int:
         complete, _ = run_recorded(screen, fresh=fresh)
         return complete
 
-    try:
+    stopped = f"Stopped. Nothing that is done is lost; to resume:\n  {program()} resume {plan.words()}"
+    with SignalHandler(stopped):
         complete = run_study(plan, said, run_sweep, lambda: write_study_files(collect(plan), plan.folder))
-    except KeyboardInterrupt:
-        forget_interrupt()
-        complete = False
-    result = collect(plan)
-    write_study_files(result, plan.folder)
+        result = collect(plan)
+        write_study_files(result, plan.folder)
     for warning in damage(plan):
         errors.print(warning, markup=False)
     if not complete:
-        said.print(f"Stopped. Nothing that is done is lost; to resume:\n  {program()} resume {plan.words()}")
+        said.print(stopped)
         return INTERRUPTED
     _show(result, plan.folder, as_json=as_json)
     _write_to_mlflow(plan, result, said)

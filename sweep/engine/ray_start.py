@@ -30,6 +30,7 @@ from sweep.ray_internals import (
     first_line,
     is_slow_start,
     keep_keys_at_home,
+    keep_signals,
     other_versions,
     processes,
     release_nothing_more,
@@ -84,6 +85,7 @@ def ray_session(log: Callable[[str], None] = lambda message: None) -> Iterator[N
             yield
         return
     silence_ray()
+    keep_signals()
     with contextlib.ExitStack() as ending:
         if address := cluster_address():
             _connect(address)
@@ -233,7 +235,8 @@ def _last_words(folder: Path) -> str:
         for path in sorted(folder.glob(f"session_2*/logs/{name}"), reverse=True):
             lines = path.read_text(errors="replace").splitlines()
             if told := [line.strip() for line in lines if re.search(r" [CF] \d+ \d+\]|rror|what\(\)", line)]:
-                return f"{path.stem}: {told[-1][:200]}"
+                # Before this, Ray asks for a report of what it takes for a mistake of its own.
+                return f"{path.stem}: {told[-1].rpartition('Check failed: ')[2][:200]}"
     return ""
 
 

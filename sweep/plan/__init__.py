@@ -7,6 +7,7 @@ from sweep.plan.options import SPACE_OPTIONS, add_option, flag, option_words
 from sweep.plan.paths import CACHE, check_name, default_name, list_sweeps, open_storage, storage_folder, trial_folder
 from sweep.plan.plan import OPTIONS, PLACES, RESUMABLE, SweepPlan, check_option
 from sweep.plan.plan_file import plan_text, read_plan, write_plan
+from sweep.plan.plugins import plugins_of
 from sweep.plan.remote_storage import UrlStore, drop_remote, folder_of, is_url, pull_remote, push_remote, url_of
 from sweep.plan.study_plan import (
     STUDY_OPTIONS,
