@@ -134,6 +134,19 @@ def silence_ray() -> None:
         logging.getLogger(name).setLevel(logging.ERROR if name == "ray" else logging.CRITICAL)
 
 
+def keep_signals() -> None:
+    """Leave SIGTERM to this process, and start Ray's own processes in sessions of their own.
+
+    Batch systems and terminals send signals to whole process groups. Ray's processes would end by them before the
+    sweep can, and take this one along.
+    """
+    from ray._private import services, utils
+
+    utils.set_sigterm_handler = lambda sigterm_handler: None
+    if not isinstance(services.ConsolePopen, partial):
+        services.ConsolePopen = partial(services.ConsolePopen, start_new_session=True)
+
+
 @contextlib.contextmanager
 def silent_stderr() -> Iterator[None]:
     """Keep from the terminal what Ray's library writes there at each of its attempts to reach a cluster."""
@@ -149,19 +162,6 @@ def silent_stderr() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
-
-
-def keep_signals() -> None:
-    """Leave SIGTERM to this process, and start Ray's own processes in sessions of their own.
-
-    Batch systems and terminals send signals to whole process groups. Ray's processes would end by them before the
-    sweep can, and take this one along.
-    """
-    from ray._private import services, utils
-
-    utils.set_sigterm_handler = lambda sigterm_handler: None
-    if not isinstance(services.ConsolePopen, partial):
-        services.ConsolePopen = partial(services.ConsolePopen, start_new_session=True)
 
 
 def keep_keys_at_home() -> None:

@@ -29,8 +29,7 @@ def run_study(plan: StudyPlan, console: Console, run_sweep: _RunSweep, on_round:
         on_round: called whenever all arms are audited on a seed.
     """
     clock = StudyClock(len(plan.steps))
-    starting = ProgressLine(console.file, "Starting Ray ...")
-    with SignalHandler() as signals, starting as line, ray_session(console.print):
+    with SignalHandler() as signals, ProgressLine(console.file, "Starting Ray ...") as line, ray_session(console.print):
         signals.take_back()
         line.clear()
         for steps in plan.rounds():
