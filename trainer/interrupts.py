@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -23,6 +23,9 @@ _LAST_SECONDS = 25.0
 _INTERRUPTED = 130
 
 _asked = threading.Event()
+
+before_end: list[Callable[[], object]] = []
+"""Functions that are called before a process that does not end in time is ended."""
 
 
 @contextlib.contextmanager
@@ -125,6 +128,8 @@ class SignalHandler:
     def _end_process(self) -> None:
         with contextlib.suppress(OSError):
             os.write(2, f"\n{self._last_words}\n".encode())
+            for each in before_end:
+                each()
         os._exit(_INTERRUPTED)
 
 

@@ -6,6 +6,8 @@ import contextlib
 import subprocess
 from collections.abc import Iterator
 
+from trainer.interrupts import before_end
+
 _WAIT = """trap '' INT TERM HUP QUIT USR1 USR2; read -r word || printf '%s\\n' "$0" >&2"""
 """Reads until this process ends; where it ended without a word, says one for it."""
 
@@ -18,8 +20,14 @@ def last_word(message: str) -> Iterator[None]:
     except OSError:
         yield
         return
+
+    def be_silent() -> None:
+        with contextlib.suppress(OSError, ValueError):
+            waiting.communicate(b"done\n")
+
+    before_end.append(be_silent)
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):
-            waiting.communicate(b"done\n")
+        before_end.remove(be_silent)
+        be_silent()

@@ -235,7 +235,8 @@ def _last_words(folder: Path) -> str:
         for path in sorted(folder.glob(f"session_2*/logs/{name}"), reverse=True):
             lines = path.read_text(errors="replace").splitlines()
             if told := [line.strip() for line in lines if re.search(r" [CF] \d+ \d+\]|rror|what\(\)", line)]:
-                return f"{path.stem}: {told[-1][:200]}"
+                # Before this, Ray asks for a report of what it takes for a mistake of its own.
+                return f"{path.stem}: {told[-1].rpartition('Check failed: ')[2][:200]}"
     return ""
 
 
