@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -144,8 +144,12 @@ def _last_layer(network: nn.Module, images: Tensor, classes: int) -> nn.Linear |
         InputError: if the network returns logits alone, and no such layer makes them.
     """
     made: list[tuple[str, Tensor]] = []
+
+    def recorder(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        return lambda layer, given, output: made.append((name, output))
+
     hooks = [
-        layer.register_forward_hook(lambda _, __, output, name=name: made.append((name, output)))
+        layer.register_forward_hook(recorder(name))
         for name, layer in network.named_modules()
         if isinstance(layer, nn.Linear) and name
     ]

@@ -36,7 +36,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_example_trains(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules[train_ensemble.__module__], "_LEAST_STEPS", 20)
-    space = space_from_yaml(parse_yaml(BLOCKS["yaml"], where="README"), name="mine")
+    space = space_from_yaml(parse_yaml(BLOCKS["yaml"].encode(), "README"), name="mine")
     names = [*space.values_of("architecture"), *space.values_of("regularizer"), space.evaluation.dataset]
     assert {"python:mine:network", "python:mine:pull", "python:mine:squares"} <= set(names)
     config = TrialConfig.from_mapping({**space.fixed, "regularizer": "python:mine:pull", "own_a": 1.0, "seed": 0})
