@@ -68,6 +68,9 @@ class TrialRecord:
     reports: list[dict[str, Any]] = field(default_factory=list)
     """One flat dict per epoch, in order, then the final one; an epoch that a retry reports again is replaced."""
 
+    replaced: tuple[float, ...] = field(default=(), compare=False, repr=False)
+    """Times of reports that a retry's took the place of, in unix seconds: MLflow may hold them."""
+
     decisions: list[dict[str, Any]] = field(default_factory=list)
     """Decisions about it at each rung, in order, as made by `Decision.to_dict`."""
 
@@ -86,7 +89,8 @@ class TrialRecord:
                 after.started = event["time"] if self.started is None else self.started
                 after.state, after.reason, after.ended, after.ended_as = "running", "", None, 0
             case "reported":
-                after.reports = _with_report(self.reports, event["report"])
+                after.reports, replaced = _with_report(self.reports, event["report"])
+                after.replaced += tuple(each["time"] for each in replaced if "time" in each)
             case "decided":
                 after.decisions = [*self.decisions, event["decision"]]
             case "ended":
@@ -95,12 +99,15 @@ class TrialRecord:
         return after
 
 
-def _with_report(reports: Sequence[dict[str, Any]], report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the reports with one more, in the place of an earlier one of its epoch, or of an earlier final one."""
+def _with_report(
+    reports: Sequence[dict[str, Any]], report: Mapping[str, Any]
+) -> tuple[list[dict[str, Any]], Sequence[dict[str, Any]]]:
+    """Return the reports with one more, and an earlier one whose place it takes: of its epoch, or also final."""
     place = bisect.bisect_left(reports, _order(report), key=_order)
     again = place < len(reports) and _order(reports[place]) == _order(report)
     # Each report that is unpickled or parsed has names of its own, which take more room than its numbers.
-    return [*reports[:place], {sys.intern(name): value for name, value in report.items()}, *reports[place + again :]]
+    interned = {sys.intern(name): value for name, value in report.items()}
+    return [*reports[:place], interned, *reports[place + again :]], reports[place : place + again]
 
 
 def _order(report: Mapping[str, Any]) -> float:

@@ -2,9 +2,18 @@
 
 from sweep.plan.audit_options import AUDIT_OPTIONS, AuditOptions
 from sweep.plan.from_options import check_options, make_plan, with_resume_overrides
-from sweep.plan.mlflow_address import absolute_uri, default_mlflow_uri, masked
+from sweep.plan.mlflow_address import absolute_uri, default_mlflow_uri, is_named, masked, name_address
 from sweep.plan.options import add_option, flag
-from sweep.plan.paths import CACHE, check_name, default_name, list_sweeps, open_storage, storage_folder, trial_folder
+from sweep.plan.paths import (
+    CACHE,
+    PLAN,
+    check_name,
+    default_name,
+    list_sweeps,
+    open_storage,
+    storage_folder,
+    trial_folder,
+)
 from sweep.plan.plan import OPTIONS, PLACES, RESUMABLE, SweepPlan, check_option
 from sweep.plan.plan_file import plan_text, read_plan, write_plan
 from sweep.plan.remote_storage import UrlStore, drop_remote, folder_of, is_url, pull_remote, push_remote, url_of

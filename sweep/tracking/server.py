@@ -15,9 +15,9 @@ import webbrowser
 from pathlib import Path
 
 from sweep.plan import SweepPlan
-from sweep.tracking.links import FRONT, view_key, view_link
 from sweep.tracking.mlflow_internals import SERVER_ENVIRONMENT
-from sweep.tracking.store import Log, connect
+from sweep.tracking.parent_run import ParentRun
+from sweep.tracking.store import Log, Store, check_named
 from trainer.errors import InputError
 from trainer.interrupts import raise_interrupt
 
@@ -29,11 +29,12 @@ def serve(plan: SweepPlan, *, port: int, browser: bool, log: Log) -> int:
     """Serve MLflow's page of the plan's store on 127.0.0.1 until Ctrl-C; return the exit status.
 
     Raises:
-        InputError: if the port is taken.
+        InputError: if the port is taken, or the store is a database that `check_named` refuses.
     """
     if plan.mlflow_uri.startswith("http"):
         log(f"{plan.name} is tracked by a server already: {page(plan.mlflow_uri, plan)}")
         return 0
+    check_named(plan.mlflow_uri)
     address = f"http://127.0.0.1:{free_port(port)}"
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", address.rpartition(":")[2]]
     command += ["--workers", "1", "--backend-store-uri", plan.mlflow_uri]
@@ -93,7 +94,5 @@ def _wait_until_up(address: str, server: subprocess.Popen[bytes]) -> None:
 
 def page(address: str, plan: SweepPlan) -> str:
     """Return the link to the sweep's front on MLflow's page at `address`."""
-    experiment = connect(plan.mlflow_uri).get_experiment_by_name(plan.space.name)
-    if experiment is None:
-        return address
-    return address + view_link(experiment.experiment_id, view_key(FRONT, plan.name))
+    parent = ParentRun(plan, Store(plan, plan.mlflow_uri), log=lambda message: None)
+    return address + parent.link if parent.look_up() else address
