@@ -81,22 +81,27 @@ class TrialRecord:
 
     def apply(self, event: Event) -> TrialRecord:
         """Return the record after one of its events; live events and those read from a ledger alike."""
-        after = replace(self, slot_seconds=max(self.slot_seconds, event.get("held", 0.0)))
+        after = replace(self)
+        after.take(event)
+        return after
+
+    def take(self, event: Event) -> None:
+        """Take in one of its events: for whoever made this record, and has not shown it to anybody yet."""
+        self.slot_seconds = max(self.slot_seconds, event.get("held", 0.0))
         match event["event"]:
             case "started":
-                after.config, after.seed, after.host = with_weights(event["config"]), event["seed"], event["host"]
-                after.attempts, after.sampler_state = max(self.attempts, event["attempt"]), event.get("noted", "")
-                after.started = event["time"] if self.started is None else self.started
-                after.state, after.reason, after.ended, after.ended_as = "running", "", None, 0
+                self.config, self.seed, self.host = with_weights(event["config"]), event["seed"], event["host"]
+                self.attempts, self.sampler_state = max(self.attempts, event["attempt"]), event.get("noted", "")
+                self.started = event["time"] if self.started is None else self.started
+                self.state, self.reason, self.ended, self.ended_as = "running", "", None, 0
             case "reported":
-                after.reports, replaced = _with_report(self.reports, event["report"])
-                after.replaced += tuple(each["time"] for each in replaced if "time" in each)
+                self.reports, replaced = _with_report(self.reports, event["report"])
+                self.replaced += tuple(each["time"] for each in replaced if "time" in each)
             case "decided":
-                after.decisions = [*self.decisions, event["decision"]]
+                self.decisions = [*self.decisions, event["decision"]]
             case "ended":
-                after.state, after.reason = event["state"], event["reason"]
-                after.ended, after.ended_as = event["time"], event["sequence"]
-        return after
+                self.state, self.reason = event["state"], event["reason"]
+                self.ended, self.ended_as = event["time"], event["sequence"]
 
 
 def _with_report(
