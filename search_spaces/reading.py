@@ -6,19 +6,27 @@ Only names and numbers are checked here; torch, Ray and Optuna are not imported 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from search_spaces.requirement import Requirement
-from search_spaces.space import NOT_GIVEN, NOT_SWEPT, TRIAL_FIELDS, Space, corner_configurations, without_seed
+from search_spaces.space import (
+    NOT_GIVEN,
+    NOT_SWEPT,
+    TRIAL_FIELDS,
+    Space,
+    can_be_on,
+    corner_configurations,
+    without_seed,
+)
 from search_spaces.swept import Swept
 from search_spaces.swept_reading import check_conditions, parents_first, read_swept
 from search_spaces.yaml_file import Located, locate, read_yaml
 from trainer.config import EvaluationConfig, TrialConfig, with_weights
 from trainer.errors import InputError
-from trainer.fields import read_value
+from trainer.fields import parse_settings, read_value
 from trainer.presets import preset
 from trainer.words import did_you_mean
 
@@ -89,6 +97,32 @@ def load_space(name_or_path: str) -> Space:
 def names() -> list[str]:
     """Return the names of the spaces that come with otsweep."""
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def fix_knobs(space: Space, texts: Sequence[str]) -> Space:
+    """Return a space with values such as `margin=0.1` for all trials, given points too, or for what judges them.
+
+    Knobs that are on under other values alone are no longer drawn.
+
+    Raises:
+        InputError: for an unknown or wrong setting, or if nothing is left to draw or to run.
+    """
+    given = parse_settings(texts, TrialConfig, EvaluationConfig)
+    for name in NOT_GIVEN.keys() & given.keys():
+        raise InputError(f"--set {name}: is not set so: {NOT_GIVEN[name]}")
+    judging = {name: value for name, value in given.items() if name in EvaluationConfig.fields()}
+    knobs = {name: value for name, value in given.items() if name not in judging}
+    fixed = {**space.fixed, **knobs}
+    drawn = {name: each for name, each in space.swept.items() if name not in knobs}
+    swept = {name: each for name, each in drawn.items() if can_be_on(name, fixed, drawn)}
+    if not swept and not space.points:
+        raise InputError(f"--set {' --set '.join(texts)}: leaves nothing to sweep; `otsweep trial` runs one trial")
+    for corner in corner_configurations(fixed, swept):
+        TrialConfig.from_mapping(corner)
+    # In the order in which the plan's file will give them back: draws depend on it.
+    swept, evaluation = parents_first(swept, {}), space.evaluation.replace(**judging)
+    whole = dataclasses.replace(space, evaluation=evaluation, fixed=fixed, swept=swept, points=())
+    return whole.beginning_with({**point, **knobs} for point in space.points) if space.points else whole
 
 
 def _read_name(node: Located) -> str:

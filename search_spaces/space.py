@@ -152,7 +152,7 @@ class Space:
             "name": self.name,
             "description": self.description,
             "trials": self.trials,
-            "evaluation": dict(vars(self.evaluation)),
+            "evaluation": self.evaluation.written(),
             "space": {**self.fixed, **{name: swept.to_dict() for name, swept in self.swept.items()}},
             "points": [_difference(point, base) for point in self.points],
             # Left out where there is none, so that plans written before requirements existed keep their digest.
@@ -182,6 +182,11 @@ def corner_configurations(fixed: Mapping[str, Any], swept: Mapping[str, Swept]) 
             corner = _under_conditions(fixed, swept, dict(zip(names, ends, strict=True)))
             if corner is not None:
                 yield corner
+
+
+def can_be_on(name: str, fixed: Mapping[str, Any], swept: Mapping[str, Swept]) -> bool:
+    """Return whether the conditions of a swept knob hold for some values of the others."""
+    return _under_conditions(fixed, swept, {name: swept[name].domain.corners()[0]}) is not None
 
 
 def _under_conditions(

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from search_spaces.reading import STUDIES, check_fields, is_study, names, space_from_yaml
 from search_spaces.space import TRIAL_FIELDS, Space
-from search_spaces.yaml_file import Located, read_yaml
+from search_spaces.yaml_file import Located, locate, read_yaml
 from trainer.config import EvaluationConfig, TrialConfig
 from trainer.errors import InputError
-from trainer.fields import CheckedFields, check_value, knob
+from trainer.fields import CheckedFields, check_value, knob, parse_settings
 from trainer.words import did_you_mean
 
 STUDY_RESULTS = STUDIES / "results"
@@ -80,6 +81,29 @@ class Study:
         """Return the search space of an arm on a seed, which has a split of its own."""
         space = self.arms[arm]
         return dataclasses.replace(space, evaluation=space.evaluation.replace(split_seed=seed))
+
+    def judged_by(self, crowd: str) -> Self:
+        """Return the same study with another crowd, by name or by value."""
+        arms = {arm: space.judged_by(crowd) for arm, space in self.arms.items()}
+        source = {**self.source, "evaluation": {**self.source.get("evaluation", {}), "crowd": crowd}}
+        return dataclasses.replace(self, arms=arms, source=source)
+
+    def fixing(self, texts: Sequence[str], *, audit_options: Mapping[str, dataclasses.Field]) -> Study:
+        """Return the same study with values such as `margin=0.1` that hold for all arms, or for what judges them.
+
+        Args:
+            audit_options: as of `load_study`.
+
+        Raises:
+            InputError: for an unknown or wrong setting, and for one that an arm has itself.
+        """
+        source = copy.deepcopy(self.source)
+        for name, value in parse_settings(texts, TrialConfig, EvaluationConfig).items():
+            for arm, own in source["arms"].items():
+                if name in own:
+                    raise InputError(f"--set {name}: arm {arm!r} has it itself, and so would not be what it is")
+            source.setdefault("evaluation" if name in EvaluationConfig.fields() else "space", {})[name] = value
+        return study_from_yaml(locate(source, "--set"), name=self.name, audit_options=audit_options) if texts else self
 
 
 def _study_path(name_or_path: str) -> Path | None:

@@ -1,6 +1,22 @@
 """Many trials: plan, search, schedule, record and show them."""
 
 import os
+import sys
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+from typing import Any
+
+
+class _BesideThis:
+    """Finds our other packages beside this one, whatever the current folder and PYTHONPATH hold."""
+
+    @staticmethod
+    def find_spec(name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        ours = name in ("search_spaces", "trainer")
+        return PathFinder.find_spec(name, [str(Path(__file__).resolve().parents[1])]) if ours else None
+
+
+sys.meta_path.insert(0, _BesideThis)
 
 RAY_ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",

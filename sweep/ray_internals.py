@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,19 @@ def silence_ray() -> None:
     worker.print_to_stdstream = lambda data, ignore_prefix=False: None
     for name in LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR if name == "ray" else logging.CRITICAL)
+
+
+def keep_signals() -> None:
+    """Leave SIGTERM to this process, and start Ray's own processes in sessions of their own.
+
+    Batch systems and terminals send signals to whole process groups. Ray's processes would end by them before the
+    sweep can, and take this one along.
+    """
+    from ray._private import services, utils
+
+    utils.set_sigterm_handler = lambda sigterm_handler: None
+    if not isinstance(services.ConsolePopen, partial):
+        services.ConsolePopen = partial(services.ConsolePopen, start_new_session=True)
 
 
 def keep_keys_at_home() -> None:

@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer.arguments import Parser
-from trainer.config import DATASET_DEFAULTS, EvaluationConfig, TrialConfig
+from trainer.config import EvaluationConfig, TrialConfig, usual_settings
 from trainer.errors import InputError, OtsweepError
 from trainer.fields import parse_settings
 from trainer.human_agreement import EXAMPLES_OPTION, JUDGE, MODEL, ExamplesFolder, HumanAgreement, find_examples
 from trainer.interrupts import remembered_interrupts
+from trainer.output import lasting_output
 from trainer.own_crowds import find_crowd
 from trainer.presets import PRESETS, preset
 from trainer.progress import ProgressLine, bar, visible
@@ -78,7 +79,7 @@ def configs(arguments: argparse.Namespace) -> tuple[TrialConfig, EvaluationConfi
     shorthand = [f"{key}={value}" for key, value in short.items() if value is not None]
     given = parse_settings(shorthand + arguments.set, TrialConfig, EvaluationConfig)
     start = {} if arguments.preset is None else preset(arguments.preset)
-    values = DATASET_DEFAULTS[given.get("dataset", "digits")] | start | given
+    values = usual_settings(given.get("dataset", "digits")) | start | given
     return (
         TrialConfig.from_mapping({k: v for k, v in values.items() if k in TrialConfig.fields()}),
         EvaluationConfig.from_mapping({k: v for k, v in values.items() if k in EvaluationConfig.fields()}),
@@ -101,7 +102,8 @@ def run(arguments: argparse.Namespace) -> int:
 
         # Before anything is prepared, which may take minutes, refuse what can be refused.
         device = _pick_device(arguments.device)
-        check_batch_size(config.batch_size, evaluation.train_size or SIZES[evaluation.dataset].train)
+        if size := evaluation.train_size or (evaluation.dataset in SIZES and SIZES[evaluation.dataset].train):
+            check_batch_size(config.batch_size, size)
         torch.set_num_threads(arguments.cpus_per_trial)
         with _trial_folder(arguments.out, storage) as folder:
             prepared = _prepare_all(config, evaluation, arguments.data_dir, storage, line)
@@ -114,10 +116,9 @@ def run(arguments: argparse.Namespace) -> int:
                 line.log("Stopped. To go on after the last epoch that was done, give the same command with")
                 line.log(f"  --out {folder}")
                 return _INTERRUPTED
-            except BrokenPipeError:  # the reader of the reports has gone, as in `... --json | head -1`
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it exits
-                return _FAILED
-            agreement = _compare_with_people(examples, sets, prepared, folder) if examples else None
+            agreement = (
+                _compare_with_people(examples, sets, prepared, folder, config.architecture) if examples else None
+            )
     if not arguments.json:
         print(summary(chosen, config, prepared), *agreement_lines(agreement, evaluation.dataset), "", sep="\n")
         print(f"model   {folder / MODEL_FILE}\nreport  {folder / REPORT_FILE}")
@@ -275,14 +276,14 @@ def _read_sets(examples: ExamplesFolder | None, prepared: Prepared) -> list[Labe
 
 
 def _compare_with_people(
-    examples: ExamplesFolder, sets: list[LabelledSet], prepared: Prepared, folder: Path
+    examples: ExamplesFolder, sets: list[LabelledSet], prepared: Prepared, folder: Path, architecture: str
 ) -> HumanAgreement:
     """Compare the judge and the chosen model with people, and add the result to the folder's `report.json`."""
     from trainer.files import FolderStore
     from trainer.invariance import answers_of, ask_people
     from trainer.training import MODEL_FILE, load_model
 
-    model = load_model(folder / MODEL_FILE)
+    model = load_model(folder / MODEL_FILE, architecture=architecture)
     agreement = ask_people(examples, sets, {JUDGE: prepared.answer, MODEL: answers_of(model)})
     store = FolderStore(folder)
     _write_json(store, {**json.loads(store.read(REPORT_FILE)), "people": dataclasses.asdict(agreement)})
@@ -300,6 +301,14 @@ def _log_report(line: ProgressLine, report: EpochReport) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run one trial and return its exit status; without `argv` it is the one that this process was started for."""
+    if argv is not None:
+        return _main(argv)
+    with lasting_output():
+        return _main(sys.argv[1:])
+
+
+def _main(argv: list[str]) -> int:
     parser = Parser(prog="python -m trainer", description=__doc__)
     add_arguments(parser)
     try:

@@ -7,6 +7,7 @@ not import torch, so that a sweep's driver can read and check configurations at 
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self, get_type_hints
@@ -14,7 +15,9 @@ from typing import Any, Self, get_type_hints
 from trainer.errors import InputError
 from trainer.fields import CheckedFields, check_budget, check_value, knob
 
-DATASETS = ("digits", "mnist", "fashion_mnist", "cifar10")
+DATASETS = ("digits", "mnist", "fashion_mnist", "kmnist", "emnist", "usps", "cifar10", "svhn")
+_OWN_DATA = ("folder:PATH", "npz:PATH", "python:MODULE:FUNCTION")
+"""Forms of `dataset` for data of one's own (`trainer/README.md`)."""
 ARCHITECTURES = ("cnn", "mlp", "resnet18")
 _PACKABLE = ("cnn", "mlp")
 """Architectures whose trials can share a vectorised step. `resnet18` is missing: a pass changes batch normalisation's
@@ -24,6 +27,8 @@ _CERTIFIABLE = ("cnn", "mlp")
 8/255 leave margins of -6e20, where those of `cnn` leave -1e4, and no ramp or learning rate bridges that."""
 _VIEWS = ("clean", "sensitivity", "invariance")
 REGULARIZERS = ("none", "triplet", "sinkhorn", "ot_triplet")
+OWN_KNOBS = ("own_a", "own_b", "own_c")
+"""Knobs of a regulariser of one's own, which says what each means and its range."""
 _GROUND_METRICS = ("cosine", "euclidean")
 _SENSITIVITY_NORMS = ("linf", "l2")
 _INVARIANCE_NORMS = ("linf", "l0")
@@ -39,14 +44,16 @@ _LARGEST_L2 = 64
 class TrialConfig(CheckedFields):
     """The configuration of one trial: model, objective, training budgets, optimiser. Checked at construction."""
 
-    architecture: str = knob("cnn", choices=ARCHITECTURES)
-    """`cnn` is the authors' network made general, `mlp` two hidden layers, `resnet18` the CIFAR variant."""
+    architecture: str = knob("cnn", choices=ARCHITECTURES, forms=("python:MODULE:FACTORY",))
+    """`cnn` is the authors' network made general, `mlp` two hidden layers, `resnet18` the CIFAR variant; or a network
+    of one's own, that `factory(shape, classes, embedding_size)` returns."""
 
     embedding_size: int = knob(32, low=2, high=4096)
     """D, the width of the embedding that the linear head reads and the regularisers act on."""
 
-    regularizer: str = knob("none", choices=REGULARIZERS)
-    """R: `none`, `triplet` (batch-hard), `sinkhorn` (debiased divergence) or `ot_triplet` (pairs by transport)."""
+    regularizer: str = knob("none", choices=REGULARIZERS, forms=("python:MODULE:FUNCTION",))
+    """R: `none`, `triplet` (batch-hard), `sinkhorn` (debiased divergence), `ot_triplet` (pairs by transport), or a
+    function of one's own (`trainer/README.md`)."""
 
     regularizer_on: str = knob("embedding", choices=("embedding", "logits"))
     """The side of the head on which R compares perturbed and clean images: `embedding`, or `logits` (as SAT does)."""
@@ -115,6 +122,15 @@ class TrialConfig(CheckedFields):
     label_cost: float = knob(1.0, low=0, high=1000)
     """Added to the ground cost of `sinkhorn` between different labels; 0 makes it blind to permutations (SAT)."""
 
+    own_a: float = knob(0.0, low=-1e6, high=1e6)
+    """First number of a regulariser of one's own, which declares its range; 0 where it declares none."""
+
+    own_b: float = knob(0.0, low=-1e6, high=1e6)
+    """Second number of a regulariser of one's own."""
+
+    own_c: float = knob(0.0, low=-1e6, high=1e6)
+    """Third number of a regulariser of one's own."""
+
     sensitivity_norm: str = knob("linf", choices=_SENSITIVITY_NORMS)
     """Norm of the training sensitivity attack."""
 
@@ -172,7 +188,7 @@ class TrialConfig(CheckedFields):
         if self.certified_ce_weight > 0 and self.architecture not in _CERTIFIABLE:
             raise InputError(
                 f"architecture = {self.architecture!r}: can't be trained by certified_ce_weight (the bounds of its new "
-                f"weights are some 1e20 wide), must be one of {', '.join(_CERTIFIABLE)}"
+                f"weights are some 1e20 wide, or not known), must be one of {', '.join(_CERTIFIABLE)}"
             )
 
     @classmethod
@@ -251,7 +267,7 @@ def view_of_cross_entropy(values: Mapping[str, Any]) -> str:
 
 def check_packable(config: TrialConfig) -> None:
     """Raise InputError for a configuration that can't share a vectorised step."""
-    if config.architecture not in _PACKABLE:
+    if config.architecture not in _PACKABLE and ":" not in config.architecture:  # one's own is tried when it is there
         raise InputError(
             f"architecture = {config.architecture!r}: can't be packed (batch normalisation), "
             f"must be one of {', '.join(_PACKABLE)}; or train it without a pack"
@@ -268,8 +284,14 @@ class EvaluationConfig(CheckedFields):
     """The evaluation of a trial: the data, its split and the attacks. It is fixed for a whole sweep, so that the points
     of the front can be compared."""
 
-    dataset: str = knob("digits", choices=DATASETS)
-    """`digits` is scikit-learn's bundled 8x8 set; the others load through torchvision."""
+    dataset: str = knob("digits", choices=DATASETS, forms=_OWN_DATA)
+    """`digits` is scikit-learn's bundled 8x8 set, the other names are torchvision's. Data of one's own is
+    `folder:PATH` (a folder of PNG or JPEG files for each class), `npz:PATH` or `python:MODULE:FUNCTION`."""
+
+    symmetries: str = knob("usual", choices=("usual", "none", "shifts", "turns", "shifts_and_turns"))
+    """Movements of an image after which people see the same class: those that the invariance attack may use to lay
+    its neighbour over an image, within limits (shifts of a tenth of a side, turns of 30 degrees). `usual` is what suits
+    a named data set, and `shifts` for data of one's own."""
 
     split_seed: int = knob(0, low=0, high=2**31 - 1)
     """Seed of the split into training, validation and test images."""
@@ -309,14 +331,37 @@ class EvaluationConfig(CheckedFields):
     """The people whose answers the invariance axis goes by: `strict` overlooks pale ink, `lenient` doesn't; without
     people's answers neither is calibrated and both are the same. One's own stands here by value (`trainer.crowds`)."""
 
+    def written(self) -> dict[str, Any]:
+        """Return the values as plans and checkpoints name them: usual symmetries go unsaid, as before they could be
+        declared, so that what was written then keeps its digest."""
+        return {name: value for name, value in vars(self).items() if (name, value) != ("symmetries", "usual")}
+
     def _check_together(self) -> None:
+        object.__setattr__(self, "dataset", _absolute(self.dataset))
         check_budget("eval_sensitivity_epsilon", self.eval_sensitivity_epsilon, self.eval_sensitivity_norm)
+
+
+def _absolute(dataset: str) -> str:
+    """Return the name of a data set with its path made absolute, so that it means the same in every process."""
+    kind, _, path = dataset.partition(":")
+    if kind not in ("folder", "npz"):
+        return dataset
+    if not path or "://" in path:
+        raise InputError(f"dataset = {dataset!r}: must be {kind}:PATH with a path on this machine")
+    return f"{kind}:{os.path.abspath(os.path.expanduser(path))}"
 
 
 _PART = {"validation_size": 2000, "eval_invariance_size": 500}
 """Sizes of the evaluation that a laptop can attack after every epoch, for data with a large validation split."""
 
-DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
+_PHOTOGRAPHS = {
+    **_PART,
+    "architecture": "resnet18",
+    "eval_sensitivity_epsilon": 8 / 255,
+    "sensitivity_epsilon": 8 / 255,
+    "certified_epsilon": 8 / 255,
+}
+_DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
     "digits": {},
     # At an invariance budget of 0.3 two groups of people disagree whether anything has changed.
     "mnist": {
@@ -328,20 +373,22 @@ DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
         "invariance_epsilon": 0.4,
     },
     "fashion_mnist": {**_PART, "eval_sensitivity_epsilon": 0.1, "sensitivity_epsilon": 0.1},
-    "cifar10": {
-        **_PART,
-        "architecture": "resnet18",
-        "eval_sensitivity_epsilon": 8 / 255,
-        "sensitivity_epsilon": 8 / 255,
-        "certified_epsilon": 8 / 255,
-    },
+    "kmnist": _PART,
+    "emnist": _PART,
+    "cifar10": _PHOTOGRAPHS,
+    "svhn": _PHOTOGRAPHS,
 }
 """Defaults of a single trial that differ from those above, by data set: the budgets of its literature."""
 
 
+def usual_settings(dataset: str) -> dict[str, Any]:
+    """Return the defaults of a single trial on a data set that differ from those of all; none for one's own."""
+    return _DATASET_DEFAULTS.get(dataset, {})
+
+
 def usual_evaluation(dataset: str) -> EvaluationConfig:
     """Return the evaluation of a single trial on a data set, where nothing else is given."""
-    usual = {**DATASET_DEFAULTS[dataset], "dataset": dataset}
+    usual = {**usual_settings(dataset), "dataset": dataset}
     return EvaluationConfig(**{name: value for name, value in usual.items() if name in EvaluationConfig.fields()})
 
 

@@ -14,6 +14,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
+from urllib.parse import quote, unquote
 
 from trainer.config import UNANIMOUS, EvaluationConfig
 from trainer.errors import InputError
@@ -182,7 +183,7 @@ def crowd_fields(crowd: Crowd) -> dict[str, str]:
     (quality,) = crowd.predictions
     measured: list[Measured] = [getattr(quality, name) for name in _MEASURES]
     values = [
-        crowd.dataset,
+        quote(crowd.dataset, safe="/:"),  # a path may hold blanks
         *(f"{number:g}" for number in crowd.numbers),
         crowd.votes,
         quality.people.split(" ")[0],
@@ -224,7 +225,14 @@ def crowd_from_fields(name: str, fields: Mapping[str, str]) -> Crowd:
         *(_read_measured(name, fields, each) for each in _MEASURES),
     )
     return Crowd(
-        name, threshold, concentration, strength, lapse, (quality,), votes=fields["votes"], dataset=fields["dataset"]
+        name,
+        threshold,
+        concentration,
+        strength,
+        lapse,
+        (quality,),
+        votes=fields["votes"],
+        dataset=unquote(fields["dataset"]),
     )
 
 

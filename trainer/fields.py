@@ -26,9 +26,14 @@ def knob(
     high: float | None = None,
     above: float | None = None,
     choices: tuple[str, ...] | None = None,
+    forms: tuple[str, ...] = (),
 ) -> Any:
-    """Define a dataclass field with its range, in which `low` and `high` lie and `above` does not."""
-    return field(default=default, metadata={"low": low, "high": high, "above": above, "choices": choices})
+    """Define a dataclass field with its range, in which `low` and `high` lie and `above` does not.
+
+    `forms` stand beside the choices for values of one's own, such as `folder:PATH`: any text after the first colon.
+    """
+    limits = {"low": low, "high": high, "above": above, "choices": choices}
+    return field(default=default, metadata=limits | ({"forms": forms} if forms else {}))
 
 
 class CheckedFields:
@@ -98,8 +103,9 @@ def check_value(name: str, value: Any, spec: dataclasses.Field) -> Any:
         raise InputError(f"{name} = {_quoted(value)}: must be {_describe_type(spec)}")
     with contextlib.suppress(OverflowError):  # an integer too large for a float is outside every range
         value = value if isinstance(value, Fraction) else kind(value)
-    if limits["choices"] is not None and value not in limits["choices"]:
-        raise InputError(f"{name} = {_quoted(value)}: {did_you_mean(value, limits['choices'])}")
+    if limits["choices"] is not None and value not in limits["choices"] and not _has_form(value, limits):
+        known = (*limits["choices"], *limits.get("forms", ()))
+        raise InputError(f"{name} = {_quoted(value)}: {did_you_mean(value, known)}")
     if kind in (int, float) and not _in_range(value, limits):
         raise InputError(f"{name} = {_quoted(value)}: must be {describe_range(spec)}")
     return value
@@ -134,6 +140,12 @@ def _in_range(value: float, limits: Mapping[str, Any]) -> bool:
     )
 
 
+def _has_form(value: object, limits: Mapping[str, Any]) -> bool:
+    """Return whether a word has one of a field's forms, by what stands before its first colon."""
+    kinds = {form.partition(":")[0] for form in limits.get("forms", ())}
+    return isinstance(value, str) and ":" in value and value.partition(":")[0] in kinds
+
+
 def _describe_type(spec: dataclasses.Field) -> str:
     """Return the type of a field and its range in words."""
     kind = field_type(spec)
@@ -148,7 +160,7 @@ def describe_range(spec: dataclasses.Field) -> str:
     """Return the range of a field in words."""
     low, high, above = (spec.metadata[key] for key in ("low", "high", "above"))
     if spec.metadata["choices"] is not None:
-        return "one of " + ", ".join(spec.metadata["choices"])
+        return "one of " + ", ".join((*spec.metadata["choices"], *spec.metadata.get("forms", ())))
     start = f"above {above}" if above is not None else f"at least {low}" if low is not None else ""
     if high is None:
         return start or "a finite number"

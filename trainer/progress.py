@@ -30,7 +30,7 @@ class ProgressLine:
 
     def __init__(self, stream: IO[str], stage: str = "", *, shown: bool = True) -> None:
         self.stream, self.shown = stream, shown
-        self.living = shown and stream.isatty() and os.environ.get("TERM") != "dumb"
+        self.living = shown and can_redraw(stream)
         self._first_stage, self._stage = stage, ""
         self._announced: set[str] = set()
         self._drawn, self._written = False, 0.0
@@ -104,6 +104,11 @@ class ProgressLine:
             self.stream.write("\r\x1b[K")
             self.stream.flush()
             self._drawn = False
+
+
+def can_redraw(stream: IO[str]) -> bool:
+    """Return whether a stream is a terminal that can write over what it shows."""
+    return stream.isatty() and os.environ.get("TERM", "dumb") not in ("", "dumb", "unknown")
 
 
 def bar(share: float) -> str:

@@ -38,12 +38,22 @@ def images_behind(numbers: Mapping[str, Any]) -> int:
     return int(numbers.get("invariance_effective_size", numbers.get("invariance_changed_size", 0)))
 
 
-def collapse(numbers: Mapping[str, Any]) -> str:
-    """Return a warning in words if a flat report says that the embeddings have collapsed, else an empty text."""
-    if not numbers.get("collapsed"):
-        return ""
-    rank, spread = numbers["embedding_rank"], numbers["embedding_spread"]
-    return f"the embeddings have collapsed (effective rank {rank:.2f}, spread {spread:.2%})"
+_UNSOLVED = 0.02
+"""Marginal error of a transport problem, of at most 2, above which its plan is another than the one asked for."""
+
+
+def alarms(numbers: Mapping[str, Any]) -> list[str]:
+    """Return warnings in words on a flat report: embeddings that have collapsed, transport that was not solved."""
+    found = []
+    if numbers.get("collapsed"):
+        rank, spread = numbers["embedding_rank"], numbers["embedding_spread"]
+        found.append(f"the embeddings have collapsed (effective rank {rank:.2f}, spread {spread:.2%})")
+    if (error := numbers.get("marginal_error", 0.0)) > _UNSOLVED:
+        found.append(
+            f"transport was not solved in time (marginal error {error:.2g} of 2): the entropy is too small for the "
+            "costs between its embeddings; raise `entropy`, or take the cosine as `ground_metric`"
+        )
+    return found
 
 
 @dataclass(frozen=True)

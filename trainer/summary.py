@@ -10,7 +10,7 @@ from trainer.config import TrialConfig
 from trainer.crowds import crowd_line
 from trainer.human_agreement import HEADINGS, LEGEND, HumanAgreement, cells, unknown_agreement
 from trainer.intervals import wilson_interval
-from trainer.report import collapse
+from trainer.report import alarms
 
 if TYPE_CHECKING:
     from trainer.invariance import Prepared
@@ -68,7 +68,7 @@ def summary(report: EpochReport, config: TrialConfig, prepared: Prepared) -> str
                 f"{crowd_line(prepared.crowd)}. It reads {judge.accuracy:.1%} of the unperturbed images rightly.",
                 _COLUMNS,
             ),
-            *([f"Warning: {alarm}."] if (alarm := collapse(report.to_dict())) else []),
+            *(line for alarm in alarms(report.to_dict()) for line in textwrap.wrap(f"Warning: {alarm}.", _COLUMNS)),
         ]
     )
 

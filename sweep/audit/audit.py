@@ -26,7 +26,7 @@ from sweep.audit.measures import MEASURED
 from sweep.audit.pool import AuditProgress, TaskPool
 from sweep.audit.results import AuditResult, AuditTask, judged_file, read_result
 from sweep.audit.worker import audit_one, prepare_test, train_undefended
-from sweep.engine import SignalHandler, concurrency, make_task, prepare, ray_session, record_preparation
+from sweep.engine import concurrency, make_task, prepare, ray_session, record_preparation
 from sweep.ledger import TrialRecord
 from sweep.plan import AuditOptions, SweepPlan
 from sweep.report import AUDIT_FOLDER, requirements_text
@@ -34,6 +34,7 @@ from sweep.state import JUDGED_IMAGES, JudgedImages, SweepState, read_judged_ima
 from trainer.config import TrialConfig
 from trainer.errors import InputError
 from trainer.human_agreement import ExamplesFolder
+from trainer.interrupts import SignalHandler
 from trainer.words import did_you_mean
 
 _UNDEFENDED_KEEPS = (
@@ -166,9 +167,9 @@ def run_audit(audit: Audit, console: Console, progress: AuditProgress | None = N
     """
     if audit.results.data_summary and audit.judged() and not audit.missing():
         return True
-    # In this order: Ray installs a handler of its own for SIGTERM.
     line = progress or AuditProgress(console.file, "starting Ray")
-    with line as progress, ray_session(), SignalHandler() as signals:
+    with line as progress, SignalHandler() as signals, ray_session():
+        signals.take_back()
         pool = TaskPool(audit.plan, concurrency(audit.plan, progress.prepare), signals, progress)
         common = make_task(audit.plan)
         prepared = prepare(common, audit.plan, progress.prepare, signals)

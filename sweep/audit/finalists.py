@@ -19,8 +19,9 @@ from sweep.front import Objectives, contributions, front_mask
 from sweep.ledger import TrialRecord
 from sweep.state import JudgedImages, SweepState
 from trainer.answers import Answers
-from trainer.config import TrialConfig
+from trainer.config import OWN_KNOBS, TrialConfig
 from trainer.intervals import wilson_interval
+from trainer.plugins import is_plugin
 from trainer.report import images_behind
 
 COUNTS: dict[str, Callable[[Mapping[str, float]], int]] = {
@@ -170,12 +171,13 @@ def effective(config: Mapping[str, Any]) -> dict[str, Any]:
         **dict.fromkeys(invariance, trained.uses_invariance),
         **dict.fromkeys(regularised, regularizer != "none"),
         **dict.fromkeys(certified, trained.certified_ce_weight > 0),
-        "margin": regularizer in ("triplet", "ot_triplet"),
+        "margin": regularizer in ("triplet", "ot_triplet") or is_plugin(regularizer),
         "mining": regularizer == "triplet",
         "transport": transported,
         "entropy": transported and trained.transport == "entropic",
         "label_cost": regularizer == "sinkhorn",
         "negative_share": regularizer == "ot_triplet",
+        **dict.fromkeys(OWN_KNOBS, is_plugin(regularizer)),
         "sensitivity_step_size": trained.uses_sensitivity and not trained.is_fgsm,
         "momentum": trained.optimizer == "sgd",
         "seed": False,

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from sweep.engine import LOST_WORKER_RETRIES, SignalHandler
+from sweep.engine import LOST_WORKER_RETRIES
 from sweep.plan import SweepPlan
 from sweep.report import duration
 from trainer.errors import InputError
+from trainer.interrupts import SignalHandler
 from trainer.progress import ProgressLine
 
 _POLL_SECONDS = 0.5

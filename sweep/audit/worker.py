@@ -98,7 +98,7 @@ def _own(common: Task, task: AuditTask, folder: Path) -> nn.Module:
 
     kept = Path(common.sweep_folder) / "trials" / f"{task.number:04d}" / MODEL_FILE
     try:
-        return load_model(kept).to(_device(common))
+        return load_model(kept, architecture=task.config["architecture"]).to(_device(common))
     except InputError:
         return _train(common, task, folder)
 
@@ -124,7 +124,7 @@ def _train(common: Task, task: AuditTask, folder: Path) -> nn.Module:
             config, evaluation_of(common), shared(common), ladder=ladder, last=False, store=store, device=device
         )
         deque(reports, maxlen=0)
-    return load_model(store.folder / MODEL_FILE).to(device)
+    return load_model(store.folder / MODEL_FILE, architecture=config.architecture).to(device)
 
 
 def _evaluate(
@@ -139,7 +139,7 @@ def _evaluate(
     prepared, evaluation, device = shared(common), evaluation_of(common), next(model.parameters()).device
     rows = draw(len(prepared.data.test.labels), options.test_size, seed=evaluation.split_seed)
     test = to_device(type(prepared.data.test)(*(field[rows] for field in prepared.data.test)), device)
-    attacks = _attacks(evaluation, options, model)
+    attacks = _attacks(evaluation, options, model, classes=prepared.data.classes)
     outcome = attacked(model, test, attacks, generator=_generator(evaluation, device))
     judgings = [prepared.judging_set("test", judge=judge).to(device) for judge in range(options.judges)]
     judged = [evaluate_attacked(model, outcome, judging) for judging in judgings]
@@ -178,7 +178,7 @@ def _with_own(
     left = outcome.survived.nonzero().flatten()
     if len(left):  # the full set of attacks meets what those have left
         part = type(validation)(*(field[left] for field in validation))
-        attacks = _attacks(evaluation, options, model)
+        attacks = _attacks(evaluation, options, model, classes=prepared.data.classes)
         outcome.survived[left] &= attacked(model, part, attacks, generator=_generator(evaluation, device)).survived
     answers["attacked"] = evaluate_attacked(model, outcome, judging).answers
     evidence = _check(common, model, baseline, test, options)
@@ -193,14 +193,14 @@ def _with_own(
     )
 
 
-def _attacks(evaluation: EvaluationConfig, options: AuditOptions, model: nn.Module) -> list[Attack]:
+def _attacks(evaluation: EvaluationConfig, options: AuditOptions, model: nn.Module, *, classes: int) -> list[Attack]:
     """Return the full set of attacks, with FAB at the end if it is asked for."""
     from trainer.attacks import fab_attack
     from trainer.training import ensemble
 
     budget = {"norm": evaluation.eval_sensitivity_norm, "epsilon": evaluation.eval_sensitivity_epsilon}
     fab = [fab_attack(**budget, steps=options.fab)] if options.fab else []
-    return [*ensemble(**budget, steps=options.steps, queries=options.queries, model=model), *fab]
+    return [*ensemble(**budget, steps=options.steps, queries=options.queries, classes=classes, model=model), *fab]
 
 
 def _generator(evaluation: EvaluationConfig, device: torch.device) -> torch.Generator:
@@ -238,13 +238,13 @@ def _certify(model: nn.Module, test: Split, evaluation: EvaluationConfig) -> dic
     """Return `certified_accuracy`, the share of test images that are proven robust at the judging budget.
 
     An L2 budget has no such number: the bounds are those of boxes, and the box around an L2 ball is far larger.
+    Nor has a network of one's own: its layers may be any.
     """
     from trainer.models import Classifier
     from trainer.objective import certified_images
 
-    if evaluation.eval_sensitivity_norm != "linf":
+    if evaluation.eval_sensitivity_norm != "linf" or not isinstance(model, Classifier):
         return {}
-    assert isinstance(model, Classifier)
     proven = certified_images(model, *test, evaluation.eval_sensitivity_epsilon)
     return {"certified_accuracy": proven.double().mean().item()}
 

@@ -23,6 +23,7 @@ from sweep.cli.console import (
 from trainer.crowds import check_crowd
 from trainer.errors import InputError
 from trainer.human_agreement import EXAMPLES_OPTION, find_examples
+from trainer.interrupts import SignalHandler
 from trainer.progress import ProgressLine
 
 if TYPE_CHECKING:
@@ -59,12 +60,15 @@ def audit(arguments: argparse.Namespace) -> int:
     results = read_state(plan)
     tell_damage(plan, results)
     begun = Audit(plan, results, AuditOptions.of(vars(arguments)), examples)
-    if not run_audit(begun, said):
-        said.print(f"Stopped. Nothing that is done is lost; to resume:\n  {command(begun)}")
+    stopped = f"Stopped. Nothing that is done is lost; to resume:\n  {command(begun)}"
+    with SignalHandler(stopped):
+        complete = run_audit(begun, said)
+    if not complete:
+        said.print(stopped)
         return INTERRUPTED
     passed = show_audit(begun, said)
     if passed and arguments.format == "json":
-        print((begun.folder / AUDIT_JSON).read_text(), end="")
+        print((begun.folder / AUDIT_JSON).read_text(encoding="utf-8"), end="")
     _sync_audit(plan)
     return DONE if passed else FAILED
 

@@ -77,23 +77,17 @@ def submit(arguments: argparse.Namespace) -> int:
 def _submission_of(arguments: argparse.Namespace) -> Submission:
     """Return the sweep, or the study, that the arguments describe."""
     from search_spaces import names_study
-    from sweep.plan import OPTIONS, PLACES
+    from sweep.plan import OPTIONS, PLACES, SPACE_OPTIONS
 
     is_study = names_study(arguments.space)
     given = study_options(arguments) if is_study else {option: getattr(arguments, option) for option in OPTIONS}
     paths = {place: given.pop(place) for place in PLACES}
     if is_study:
-        return study_submission(arguments.space, name=arguments.name, options=given, paths=paths)
-    return Submission.of(
-        arguments.space,
-        name=given.pop("name"),
-        options=given,
-        paths=paths,
-        require=arguments.require,
-        points=arguments.points,
-        front_of=arguments.front_of,
-        crowd=arguments.crowd,
-    )
+        return study_submission(
+            arguments.space, name=arguments.name, options=given, paths=paths, settings=arguments.set or ()
+        )
+    changes = {option: getattr(arguments, option) for option in SPACE_OPTIONS}
+    return Submission.of(arguments.space, name=given.pop("name"), options=given, paths=paths, **changes)
 
 
 def resume_there(arguments: argparse.Namespace) -> int:

@@ -13,15 +13,17 @@ from typing import NamedTuple
 
 from sweep.cli.audit import add_audit, add_trial, audit, trial
 from sweep.cli.cluster import add_address, add_job, add_logs, jobs, logs, stop, submit
-from sweep.cli.console import BAD_INPUT, FAILED, INTERRUPTED, errors
+from sweep.cli.console import BAD_INPUT, DONE, FAILED, INTERRUPTED, errors
 from sweep.cli.mlflow import add_sync, add_ui, sync, ui
 from sweep.cli.people import add_people, people
 from sweep.cli.run import add_plan, add_resume, add_run, add_submit, plan, resume, run
 from sweep.cli.show import add_compare, add_front, add_replay, compare, front, replay
 from sweep.cli.study import add_study, study
+from sweep.environment import settle_environment
 from trainer.arguments import Parser
 from trainer.errors import InputError, OtsweepError
 from trainer.interrupts import remembered_interrupts
+from trainer.output import lasting_output
 from trainer.words import did_you_mean
 
 
@@ -60,9 +62,24 @@ COMMANDS = {
 }
 
 
+_SHOWN = ("plan", "jobs", "logs", "front", "replay", "compare")
+"""Commands whose result is what they print: if that is lost, they failed."""
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Run one command and return its exit status."""
-    words = sys.argv[1:] if argv is None else argv
+    """Run one command and return its exit status; without `argv` it is the one that this process was started for."""
+    if argv is not None:
+        return _run(argv)
+    settle_environment()
+    with lasting_output() as output:
+        status = _run(sys.argv[1:])
+        if reason := output.lost():
+            errors.print(f"otsweep: standard output can't be written: {reason}")
+            status = FAILED if status == DONE and sys.argv[1] in _SHOWN else status
+    return status
+
+
+def _run(words: list[str]) -> int:
     try:
         parser = build_parser()
         if not words:

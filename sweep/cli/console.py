@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
 from rich.text import Text
 
 from trainer.errors import InputError
-from trainer.progress import ProgressLine, visible
+from trainer.progress import ProgressLine, can_redraw, visible
 from trainer.words import did_you_mean
 
 if TYPE_CHECKING:
@@ -27,15 +29,56 @@ DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 """Exit statuses."""
 
 
+_KNOWN_SETTINGS = ("TERM", "COLORTERM", "NO_COLOR", "COLUMNS")
+"""Variables that a console minds: no other makes a terminal of a file."""
+_FOLDED_WIDTH = 24
+"""Least width of a table's column that folds its text."""
+_MOST_COLUMNS = 10_000
+
+
 class _PlainConsole(Console):
-    """A console on which file names, reasons and answers of servers are text: no markup, no emoji, no control codes."""
+    """A console on which file names, reasons and answers of servers are text: no markup, no emoji, no control codes.
+
+    No table is cut: where the terminal is too narrow for one, its lines are longer than the terminal's.
+    """
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        known = {name: os.environ[name] for name in _KNOWN_SETTINGS if os.environ.get(name) not in (None, "", "0")}
+        super().__init__(
+            stderr=stderr,
+            soft_wrap=True,
+            highlight=False,
+            markup=False,
+            emoji=False,
+            force_jupyter=False,
+            _environ=known,
+        )
+
+    @property
+    def is_terminal(self) -> bool:
+        return can_redraw(self.file)
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(visible(text), **options)
 
+    def print(self, *objects: Any, **options: Any) -> None:
+        for each in objects:
+            if isinstance(each, Table):
+                self._widen(each)
+        super().print(*objects, **{**options, "crop": False})
 
-console = _PlainConsole(soft_wrap=True, highlight=False, markup=False, emoji=False)
-errors = _PlainConsole(stderr=True, soft_wrap=True, highlight=False, markup=False, emoji=False)
+    def _widen(self, table: Table) -> None:
+        wide = self.options.update(max_width=_MOST_COLUMNS)
+        least = Measurement.get(self, wide, table).maximum
+        for column in table.columns:
+            if column.overflow == "fold":
+                width = max(Measurement.get(self, wide, cell).maximum for cell in (column.header, *column.cells))
+                least -= max(0, width - _FOLDED_WIDTH)
+        if least > self.width:
+            table.width = least
+
+
+console, errors = _PlainConsole(), _PlainConsole(stderr=True)
 
 
 def add_storage(parser: argparse.ArgumentParser) -> None:

@@ -18,7 +18,7 @@ from sweep.cli.console import (
 )
 from sweep.cli.show import show_agreements, show_front
 from trainer.errors import InputError, StorageFailed
-from trainer.interrupts import forget_interrupt
+from trainer.interrupts import SignalHandler, in_hurry
 
 if TYPE_CHECKING:
     from sweep.plan import SweepPlan
@@ -35,8 +35,12 @@ def drive(plan: SweepPlan, *, fresh: bool) -> int:
     if fresh:
         plan = write_plan(plan)
     screen = Screen(console, plan, state_of_trials(plan, {}))
-    complete, link = run_recorded(screen, fresh=fresh)
-    _show_end(plan, screen.results, link, complete=complete)
+    with SignalHandler(_stopped_words(plan)):
+        complete, link = run_recorded(screen, fresh=fresh)
+        if in_hurry():
+            console.print(_stopped_words(plan))
+            return INTERRUPTED
+        _show_end(plan, screen.results, link, complete=complete)
     if not complete:
         return INTERRUPTED
     return DONE if screen.results.finished else FAILED
@@ -90,13 +94,12 @@ def run_recorded(screen: Screen, *, fresh: bool) -> tuple[bool, Callable[[str], 
             raise
         except (StorageFailed, PackFailed) as error:
             raise type(error)(f"{error}. Nothing recorded is lost; to resume:\n  {resume_command(plan)}") from None
-        except KeyboardInterrupt:
-            forget_interrupt()
-            raise
         finally:
             screen.close()
             with mlflow_progress(screen.line) as show:
                 tracker.close(complete=complete, on_progress=show)
+    if in_hurry():
+        return complete, tracker.link
     try:
         _save_front(plan, results)
         push_remote(plan.folder)
@@ -124,12 +127,17 @@ def _show_end(plan: SweepPlan, results: SweepState, link: Callable[[str], str], 
     for number, record in results.failed.items():
         console.print(f"trial {number:03d} failed: {record.reason}", markup=False)
     if not complete:
-        left = plan.trials - len(results.ended)
-        console.print(f"Stopped with {left} trials to go. Nothing is lost; to resume:\n  {resume_command(plan)}")
+        console.print(_stopped_words(plan, plan.trials - len(results.ended)))
         return
     if len(results.ended) < plan.trials:
         _show_early_end(plan, results)
     _show_places(plan, results, link)
+
+
+def _stopped_words(plan: SweepPlan, left: int | None = None) -> str:
+    """Return what is said of a sweep that was stopped, with so many trials left."""
+    to_go = "" if left is None else f" with {left} trials to go"
+    return f"Stopped{to_go}. Nothing is lost; to resume:\n  {resume_command(plan)}"
 
 
 def _show_early_end(plan: SweepPlan, results: SweepState) -> None:

@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING
 
 from sweep.cli.console import DONE, add_format, add_storage, check_format, console, program
 from sweep.cli.survey import add_survey, survey
-from trainer.config import DATASETS, usual_evaluation
+from trainer.config import usual_evaluation
 from trainer.crowds import Prediction, crowd_for, crowd_line, crowds_for
 from trainer.errors import InputError
 from trainer.own_crowds import CROWDS, check_own_name, find_crowd, write_crowd
 from trainer.progress import ProgressLine
-from trainer.words import did_you_mean
 
 if TYPE_CHECKING:
     from trainer.data import Data
@@ -53,8 +52,7 @@ def add_people(parser: argparse.ArgumentParser) -> None:
 
 def people(arguments: argparse.Namespace) -> int:
     check_format(arguments)
-    if arguments.dataset not in DATASETS:
-        raise InputError(f"--dataset {arguments.dataset!r}: {did_you_mean(arguments.dataset, DATASETS)}")
+    arguments.dataset = usual_evaluation(arguments.dataset).dataset
     if arguments.fit is not None:
         return _fit_own(arguments) if arguments.fit else _fit(arguments)
     if arguments.predict:

@@ -6,7 +6,6 @@ import argparse
 import json
 import shlex
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sweep.cli.cluster import add_address, add_wait, resume_there
@@ -21,27 +20,13 @@ if TYPE_CHECKING:
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
-    from sweep.plan import OPTIONS, add_option
+    from sweep.plan import OPTIONS, SPACE_OPTIONS, add_option
 
     parser.add_argument(
         "space", nargs="?", default="digits", help="a name in search_spaces/ or a YAML file (default: digits)"
     )
-    for spec in OPTIONS.values():
+    for spec in (*OPTIONS.values(), *SPACE_OPTIONS.values()):
         add_option(parser, spec)
-    parser.add_argument(
-        "--require",
-        metavar="BOUND",
-        action="append",
-        default=[],
-        help="requirement of the front: trials that violate it are excluded: 'clean_accuracy >= 0.9'; repeatable",
-    )
-    parser.add_argument(
-        "--crowd",
-        metavar="NAME",
-        help="people whose answers count: strict, lenient, or one that `people --fit` stored (default: the space's)",
-    )
-    parser.add_argument("--points", metavar="FILE", type=Path, help="configurations to run first: YAML, JSON or CSV")
-    parser.add_argument("--from", metavar="NAME", dest="front_of", help="run the front of an earlier sweep first")
 
 
 def add_submit(parser: argparse.ArgumentParser) -> None:
@@ -56,15 +41,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 def plan_of(arguments: argparse.Namespace) -> SweepPlan:
     """Return the plan that the options of `run` describe."""
-    from search_spaces import load_space
     from sweep.plan import OPTIONS, make_plan
-    from sweep.search import with_given_points
+    from sweep.search import read_space
 
-    space = load_space(arguments.space).requiring(arguments.require).judged_by(arguments.crowd)
-    return make_plan(
-        with_given_points(space, file=arguments.points, sweep=arguments.front_of, storage=arguments.storage),
-        **{option: getattr(arguments, option) for option in OPTIONS},
-    )
+    space = read_space(arguments.space, vars(arguments), storage=arguments.storage)
+    return make_plan(space, **{option: getattr(arguments, option) for option in OPTIONS})
 
 
 def add_plan(parser: argparse.ArgumentParser) -> None:
@@ -97,13 +78,10 @@ def plan(arguments: argparse.Namespace) -> int:
 
 def run_command(arguments: argparse.Namespace) -> str:
     """Return the command that runs what was planned, in the options that were given."""
-    from sweep.plan import OPTIONS, flag
+    from sweep.plan import OPTIONS, SPACE_OPTIONS, option_words
 
-    given = {option: getattr(arguments, option) for option in (*OPTIONS, "points", "crowd")}
-    words = [program(), "run", shlex.quote(arguments.space)]
-    for option, value in {**given, "from": arguments.front_of}.items():
-        words += [f"{flag(option)} {shlex.quote(str(value))}"] if value is not None else []
-    return " ".join([*words, *(f"--require {shlex.quote(bound)}" for bound in arguments.require)])
+    given = {option: getattr(arguments, option) for option in (*OPTIONS, *SPACE_OPTIONS)}
+    return f"{program()} {shlex.join(['run', arguments.space, *option_words(given)])}"
 
 
 def add_resume(parser: argparse.ArgumentParser) -> None:

@@ -6,14 +6,13 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sweep.cli.console import DONE, FAILED, INTERRUPTED, add_format, check_format, console, errors, program, sweep_words
 from sweep.cli.drive import run_recorded
 from trainer.errors import InputError
-from trainer.interrupts import forget_interrupt, raise_interrupt
+from trainer.interrupts import SignalHandler, raise_interrupt
 from trainer.progress import ProgressLine
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def add_study(parser: argparse.ArgumentParser) -> None:
-    from sweep.plan import OPTIONS, STUDY_OPTIONS, add_option
+    from sweep.plan import OPTIONS, SPACE_OPTIONS, STUDY_OPTIONS, add_option
 
     parser.add_argument(
         "study", help="a name in search_spaces/studies/ or a YAML file: run it; the name of a study: show its verdict"
@@ -33,6 +32,7 @@ def add_study(parser: argparse.ArgumentParser) -> None:
     add_option(parser, OPTIONS["name"], shown="the file's name and the time")
     for option in STUDY_OPTIONS:
         add_option(parser, OPTIONS[option], shown="none" if option == "keep_models" else None)
+    add_option(parser, SPACE_OPTIONS["set"], shown="the file's")
     add_pilot(parser)
     parser.add_argument(
         "--report", action="store_true", help="show a study, or a folder with a study.json; run nothing"
@@ -53,19 +53,30 @@ def study(arguments: argparse.Namespace) -> int:
     name = arguments.study
     if arguments.report or has_study(name, storage=arguments.storage):
         return _report(arguments)
-    plan = make_study(name, name=arguments.name, options={each: getattr(arguments, each) for each in STUDY_OPTIONS})
+    options = {each: getattr(arguments, each) for each in STUDY_OPTIONS}
+    plan = make_study(name, name=arguments.name, options=options, settings=arguments.set or ())
     _print_head(plan, _power_of(plan, arguments.pilot), errors if arguments.format == "json" else console)
-    return _run(begin_study(plan), as_json=arguments.format == "json")
+    begun = begin_study(plan)
+    _check_versions(begun)
+    return _run(begun, as_json=arguments.format == "json")
+
+
+def _check_versions(plan: StudyPlan) -> None:
+    """Refuse to go on with a study that began with other versions of what decides its numbers."""
+    from sweep.plan import changed_versions, check_same_numbers
+
+    first = plan.sweep_plan(plan.steps[0])
+    if changes := changed_versions(first):
+        check_same_numbers(first, changes)
 
 
 def resume_study(arguments: argparse.Namespace) -> int:
     """Go on with a study."""
-    from sweep.plan import RESUMABLE, STUDY_OPTIONS, changed_versions, check_same_numbers, flag, read_study
+    from sweep.plan import RESUMABLE, STUDY_OPTIONS, flag, read_study
 
     plan = read_study(arguments.name, storage=arguments.storage)
-    first = plan.sweep_plan(plan.steps[0])
-    if (changes := changed_versions(first)) and not arguments.other_versions:
-        check_same_numbers(first, changes)
+    if not arguments.other_versions:
+        _check_versions(plan)
     for option in RESUMABLE:
         if getattr(arguments, option) is not None and option not in STUDY_OPTIONS:
             raise InputError(
@@ -108,17 +119,15 @@ def _run(plan: StudyPlan, *, as_json: bool) -> int:
         complete, _ = run_recorded(screen, fresh=fresh)
         return complete
 
-    try:
+    stopped = f"Stopped. Nothing that is done is lost; to resume:\n  {program()} resume {plan.words()}"
+    with SignalHandler(stopped):
         complete = run_study(plan, said, run_sweep, lambda: write_study_files(collect(plan), plan.folder))
-    except KeyboardInterrupt:
-        forget_interrupt()
-        complete = False
-    result = collect(plan)
-    write_study_files(result, plan.folder)
+        result = collect(plan)
+        write_study_files(result, plan.folder)
     for warning in damage(plan):
         errors.print(warning, markup=False)
     if not complete:
-        said.print(f"Stopped. Nothing that is done is lost; to resume:\n  {program()} resume {plan.words()}")
+        said.print(stopped)
         return INTERRUPTED
     _show(result, plan.folder, as_json=as_json)
     _write_to_mlflow(plan, result, said)
@@ -208,7 +217,9 @@ def plan_study(arguments: argparse.Namespace) -> int:
     from sweep.plan import make_study
     from sweep.study import price_study, price_table
 
-    study = make_study(arguments.space, name=arguments.name, options=study_options(arguments))
+    study = make_study(
+        arguments.space, name=arguments.name, options=study_options(arguments), settings=arguments.set or ()
+    )
     power = _power_of(study, arguments.pilot)
     if arguments.format != "json":
         _print_head(study, power, console)
@@ -229,22 +240,17 @@ def study_options(arguments: argparse.Namespace) -> dict[str, Any]:
     Raises:
         InputError: for one that a study's file decides.
     """
-    from sweep.plan import OPTIONS, STUDY_OPTIONS, flag
+    from sweep.plan import OPTIONS, SPACE_OPTIONS, STUDY_OPTIONS, flag
 
-    given = [name for name in (*OPTIONS, "points", "front_of", "crowd") if getattr(arguments, name) is not None]
-    for name in given + (["require"] if arguments.require else []):
-        if name not in (*STUDY_OPTIONS, "name"):
+    for name in (name for name in (*OPTIONS, *SPACE_OPTIONS) if getattr(arguments, name) is not None):
+        if name not in (*STUDY_OPTIONS, "name", "set"):
             raise InputError(f"{flag(name)}: {arguments.space} is a study, and its file says that for all arms alike")
     return {name: getattr(arguments, name) for name in STUDY_OPTIONS}
 
 
 def _study_command(arguments: argparse.Namespace) -> str:
     """Return the command that runs a study in the options that were given."""
-    from sweep.plan import STUDY_OPTIONS, flag
+    from sweep.plan import STUDY_OPTIONS, option_words
 
-    words: Iterable[str] = (
-        f"{flag(name)} {shlex.quote(str(value))}"
-        for name in (*STUDY_OPTIONS, "name")
-        if (value := getattr(arguments, name)) is not None
-    )
-    return " ".join([program(), "study", shlex.quote(arguments.space), *words])
+    given = {name: getattr(arguments, name) for name in (*STUDY_OPTIONS, "name", "set")}
+    return f"{program()} {shlex.join(['study', arguments.space, *option_words(given)])}"

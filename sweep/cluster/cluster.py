@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _POLL_SECONDS = 1.0
 
-SWEEP, HASH, STORAGE = "otsweep.sweep", "otsweep.plan_hash", "otsweep.storage"
+SWEEP, HASH, STORAGE, PLUGINS = "otsweep.sweep", "otsweep.plan_hash", "otsweep.storage", "otsweep.plugins"
 """Metadata of this project's jobs, by which they are told from others on the same cluster."""
 
 RUNNING, ENDED = ("PENDING", "RUNNING"), ("SUCCEEDED", "FAILED", "STOPPED")
@@ -45,6 +45,8 @@ class Job(NamedTuple):
     """Unix seconds."""
     ended: float | None
     exit_status: int | None
+    plugins: str = ""
+    """The functions of the user's own that its sweep names, with a blank between two."""
 
     @property
     def seconds(self) -> float:
@@ -173,6 +175,7 @@ def _read_job(details: object) -> Job:
         sweep=metadata.get(SWEEP, ""),
         plan_hash=metadata.get(HASH, ""),
         storage=metadata.get(STORAGE, ""),
+        plugins=metadata.get(PLUGINS, ""),
         state=str(getattr(state, "value", state)),
         started=(started or 0) / 1000,
         ended=ended / 1000 if ended else None,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from search_spaces import Space, dump_yaml, load_space
+from search_spaces import Space, dump_yaml
 from sweep.cluster.cluster import REFUSED, RUNNING, Job
 from sweep.plan import (
     StudyPlan,
@@ -21,6 +22,7 @@ from sweep.plan import (
     draft_study,
     flag,
     masked,
+    option_words,
     storage_folder,
 )
 from trainer.errors import InputError
@@ -54,10 +56,7 @@ class Submission:
         name: str | None,
         options: Mapping[str, Any],
         paths: Mapping[str, str | None],
-        require: Sequence[str] = (),
-        points: Path | None = None,
-        front_of: str | None = None,
-        crowd: str | None = None,
+        **changes: Any,
     ) -> Self:
         """Make a submission from the command's arguments.
 
@@ -65,42 +64,51 @@ class Submission:
             space: a name or the path of a YAML or JSON file of this machine.
             options: fields named in `sweep.plan.OPTIONS`, as typed; None for what was not given.
             paths: `storage`, `data_dir` and `mlflow_uri` as the cluster's nodes see them; None for the cluster's own.
-            require: further requirements of the space.
-            points: a file of this machine with configurations to run first.
-            front_of: a sweep of this machine whose front is run first.
-            crowd: name of a crowd; one of this machine's storage is sent by value.
+            changes: options of the space, named in `sweep.plan.SPACE_OPTIONS`; files, sweeps and crowds are this
+                machine's, and are sent by value.
 
         Raises:
             InputError: naming what is wrong, before the cluster is asked anything.
         """
-        from sweep.search import with_given_points  # Optuna comes with it
+        from sweep.search import read_space  # Optuna comes with it
 
         given = {key: value for key, value in options.items() if value is not None}
-        whole = with_given_points(load_space(space).requiring(require), file=points, sweep=front_of, storage=None)
-        whole = whole.judged_by(find_crowd(crowd or whole.evaluation.crowd, storage_folder()))
+        whole = read_space(space, changes, storage=None)
+        whole = whole.judged_by(find_crowd(whole.evaluation.crowd, storage_folder()))
         for option, path in paths.items():
             check_path(option, path)
         chosen = check_name(name) if name is not None else default_name(whole.name, Path("/nonexistent"))
         plan = _draft(whole, name=chosen, mlflow_uri=paths.get("mlflow_uri"), options=given)
-        changed = bool(require) or any(given is not None for given in (points, front_of, crowd))
-        sent = changed or Path(space).suffix.lower() in (".yaml", ".yml", ".json")
+        sent = any(changes.values()) or Path(space).suffix.lower() in (".yaml", ".yml", ".json")
         file = (f"{whole.name}.yaml", dump_yaml(whole.to_dict())) if sent else None
         command = ("run", file[0] if file else space, "--name", chosen, *option_words({**paths, **given}))
         return cls(plan, paths.get("storage"), command, file, name is not None)
 
 
 def study_submission(
-    file: str, *, name: str | None, options: Mapping[str, Any], paths: Mapping[str, str | None]
+    file: str,
+    *,
+    name: str | None,
+    options: Mapping[str, Any],
+    paths: Mapping[str, str | None],
+    settings: Sequence[str] = (),
 ) -> Submission:
     """Make a submission of a study from the command's arguments, which are those of `Submission.of`.
+
+    Args:
+        settings: values that `--set` fixes for all arms.
 
     Raises:
         InputError: naming what is wrong, before the cluster is asked anything.
     """
     for option, path in paths.items():
         check_path(option, path)
-    plan = draft_study(file, name=name, options=options, folder=Path("/nonexistent"))
-    sent = Path(file).suffix.lower() in (".yaml", ".yml", ".json")
+    plan = draft_study(file, name=name, options=options, folder=Path("/nonexistent"), settings=settings)
+    named = plan.study.space(*plan.steps[0]).evaluation.crowd
+    crowd = find_crowd(named, storage_folder())
+    if crowd != named:  # one of this machine's storage, which the cluster does not have, is sent by value
+        plan = dataclasses.replace(plan, study=plan.study.judged_by(crowd))
+    sent = bool(settings) or crowd != named or Path(file).suffix.lower() in (".yaml", ".yml", ".json")
     space_file = (f"{plan.study.name}.yaml", dump_yaml(plan.study.source)) if sent else None
     words = ("study", space_file[0] if space_file else file, "--name", plan.name, *option_words({**paths, **options}))
     return Submission(plan, paths.get("storage"), words, space_file, name is not None)
@@ -119,12 +127,6 @@ def _draft(space: Space, *, name: str, mlflow_uri: str | None, options: Mapping[
         versions={},
         **{"trials": space.trials, **given},
     )
-
-
-def option_words(options: Mapping[str, Any]) -> list[str]:
-    """Return options as words of a command, without those that are None."""
-    given = [(flag(key), str(value)) for key, value in options.items() if value is not None]
-    return [word for pair in given for word in pair]
 
 
 def check_path(option: str, path: str | None) -> None:

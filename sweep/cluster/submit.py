@@ -1,7 +1,7 @@
 """Send a sweep to a cluster as a Ray job: this project as it is here, and the command that starts the sweep there.
 
-The project goes as source alone: the three packages (a few hundred kilobytes) and the search space, be they a working
-tree or installed. No data, no environment, no secret: the cluster has its own.
+The project goes as source alone: the three packages (a few hundred kilobytes), the search space and the user's own
+modules that it names, be they a working tree or installed. No data, no environment, no secret: the cluster has its own.
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ import shlex
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from sweep.cluster.cluster import HASH, RUNNING, STORAGE, SWEEP, Cluster, Job
-from sweep.cluster.submission import Submission, check_path, option_words
-from sweep.plan import CODE_VERSION, PLACES, check_name, check_options, code_version
+from sweep.cluster.cluster import HASH, PLUGINS, RUNNING, STORAGE, SWEEP, Cluster, Job
+from sweep.cluster.submission import Submission, check_path
+from sweep.plan import CODE_VERSION, PLACES, check_name, check_options, code_version, option_words, plugins_of
 from sweep.ray_internals import STOP_WAIT_VARIABLE
 from trainer.errors import InputError
 from trainer.interrupts import raise_interrupt
+from trainer.plugins import SentPlugin, send_plugins
 
 _PACKAGES = ("search_spaces", "sweep", "trainer")
 _SOURCE = ("*.py", "*.yaml", "*.html")
@@ -35,6 +36,7 @@ def send(submission: Submission, cluster: Cluster, jobs: list[Job]) -> str:
     """Submit the sweep; return the job's id."""
     plan = submission.plan
     metadata = {SWEEP: plan.name, HASH: plan.hash, STORAGE: submission.storage or ""}
+    metadata[PLUGINS] = " ".join(plugins_of(plan))
     return _start(cluster, submission.command, metadata, jobs, space_file=submission.space_file)
 
 
@@ -66,6 +68,7 @@ def send_resume(
     check_options({key: value for key, value in overrides.items() if key not in PLACES})
     command = ("resume", name, *option_words({**overrides, "storage": storage or None}), *flags)
     metadata = {SWEEP: name, HASH: earlier[0].plan_hash if earlier else "", STORAGE: storage}
+    metadata[PLUGINS] = earlier[0].plugins if earlier else ""
     return _start(cluster, command, metadata, jobs)
 
 
@@ -78,9 +81,10 @@ def _start(
     space_file: tuple[str, str] | None = None,
 ) -> str:
     """Send the project, and run `otsweep` with a command's words in it; return the job's id."""
+    plugins = send_plugins(metadata[PLUGINS].split())
     environment = {STOP_WAIT_VARIABLE: str(_STOP_SECONDS), CODE_VERSION: code_version()}
     with tempfile.TemporaryDirectory(prefix="otsweep-submit-") as scratch, cluster.explaining_errors():
-        pack(Path(scratch), space_file)
+        pack(Path(scratch), space_file, plugins)
         return cluster.client.submit_job(
             # The sweep replaces the shell, so that a request to stop reaches it.
             entrypoint=f"exec python -m sweep {shlex.join(command)}",
@@ -96,17 +100,18 @@ def free_id(sweep: str, jobs: list[Job]) -> str:
     return next(name for number in itertools.count(1) if (name := f"{sweep}.{number}") not in taken)
 
 
-def pack(folder: Path, space_file: tuple[str, str] | None) -> None:
-    """Copy the project's source, as it is imported here, and the space's file into a folder."""
+def pack(folder: Path, space_file: tuple[str, str] | None, plugins: Sequence[SentPlugin] = ()) -> None:
+    """Copy the project's source, as it is imported here, the space's file and the user's own modules into a folder."""
     root = Path(__file__).resolve().parents[2]
     for package in _PACKAGES:
         for path in sorted(path for pattern in _SOURCE for path in (root / package).rglob(pattern)):
             target = folder / path.relative_to(root)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
-    if space_file:
-        name, text = space_file
-        (folder / name).write_text(text)
+    written = [file for module in plugins for file in module.files]
+    for name, text in [*written, *([space_file] if space_file else [])]:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 def wait_for_start(cluster: Cluster, job_id: str, *, seconds: float = _BEGIN_SECONDS) -> Job:

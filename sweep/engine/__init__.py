@@ -4,7 +4,6 @@ from sweep.engine.driver import LOST_WORKER_RETRIES, run_plan
 from sweep.engine.pack_worker import PackFailed
 from sweep.engine.preparation import Progress, prepare, record_preparation
 from sweep.engine.ray_start import ray_session
-from sweep.engine.signals import SignalHandler
 from sweep.engine.slots import Node, Slots, alive_nodes, concurrency, slots_now
 from sweep.engine.task import (
     Task,

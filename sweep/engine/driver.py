@@ -21,7 +21,6 @@ from sweep.engine.preparation import WAIT_SECONDS, Progress, prepare, record_pre
 from sweep.engine.ray_start import ray_session
 from sweep.engine.scheduler import MultiObjectiveASHA, SweepStopper
 from sweep.engine.searcher import SlotLimiter, TuneSearcher
-from sweep.engine.signals import SignalHandler
 from sweep.engine.slots import Slots, concurrency, slots_now
 from sweep.engine.task import Task, make_task
 from sweep.engine.trainable import TrialTrainable
@@ -30,6 +29,7 @@ from sweep.plan import SweepPlan, url_of
 from sweep.search import Budget, ParetoSearch, Rungs, rung_levels
 from sweep.state import SweepState
 from trainer.crowds import check_crowd
+from trainer.interrupts import SignalHandler
 
 LOST_WORKER_RETRIES = 3
 """Times that a trial is brought back after its worker was lost: killed, or out of memory. Nodes that left are not
@@ -65,8 +65,8 @@ def run_plan(
     if len(state.ended) >= plan.trials:
         return True
     check_crowd(plan.space.evaluation)
-    # In this order: Ray installs a handler of its own for SIGTERM.
-    with ray_session(), SignalHandler() as signals:
+    with SignalHandler() as signals, ray_session():
+        signals.take_back()
         concurrent = concurrency(plan, progress)
         on_slots(slots_now(plan, concurrent))
         budget = Budget(plan, state, concurrent)

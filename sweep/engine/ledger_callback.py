@@ -18,7 +18,7 @@ from sweep.search import Budget, Rungs
 from sweep.state import SweepState
 from trainer.errors import StorageFailed
 from trainer.files import patiently
-from trainer.report import collapse
+from trainer.report import alarms
 
 
 class LedgerCallback(tune.Callback):
@@ -85,7 +85,7 @@ class LedgerCallback(tune.Callback):
             return
         self._record_decisions(number)
         if report["final"]:
-            if alarm := collapse(report):
+            for alarm in alarms(report):
                 self.log(f"trial {number:03d}: {alarm}")
             self._end(number, "finished", "")
         elif self.rungs.stopped(number):

@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 import ray
 from ray.exceptions import RayTaskError
 
-from sweep.engine.signals import SignalHandler
 from sweep.engine.task import Task, data_summary_of, prepare_shared
 from sweep.plan import SweepPlan, push_remote
 from sweep.state import DATA_SUMMARY, JUDGED_IMAGES, DataSummary, JudgedImages, judged_images, read_data_summary
 from trainer.errors import InputError
 from trainer.files import patiently, write_whole
+from trainer.interrupts import SignalHandler
 
 WAIT_SECONDS = 1.0
 """Time between two looks at whether a signal has come, while no worker answers."""

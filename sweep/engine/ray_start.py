@@ -10,7 +10,8 @@ from typing import Any
 
 import ray
 
-from sweep.ray_internals import is_slow_start, keep_keys_at_home, silence_ray, start_only_what_is_needed
+from sweep.environment import inherited_imports
+from sweep.ray_internals import is_slow_start, keep_keys_at_home, keep_signals, silence_ray, start_only_what_is_needed
 from trainer.errors import InputError, OtsweepError
 
 _STARTS = 4
@@ -31,14 +32,16 @@ def ray_session() -> Iterator[None]:
         yield
         return
     silence_ray()
+    keep_signals()
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address := os.environ.get("RAY_ADDRESS"):
-        try:
-            ray.init(address=address, **quiet)
-        except ConnectionError as error:
-            raise InputError(f"RAY_ADDRESS={address}: no Ray cluster answers there ({error})") from None
-    else:
-        _start_ray(**quiet)
+    with inherited_imports():
+        if address := os.environ.get("RAY_ADDRESS"):
+            try:
+                ray.init(address=address, **quiet)
+            except ConnectionError as error:
+                raise InputError(f"RAY_ADDRESS={address}: no Ray cluster answers there ({error})") from None
+        else:
+            _start_ray(**quiet)
     keep_keys_at_home()
     try:
         yield

@@ -9,8 +9,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sweep.plan import SweepPlan, UrlStore, folder_of, is_url, pull_remote, push_remote, url_of
+from sweep.plan import SweepPlan, UrlStore, folder_of, is_url, plugins_of, pull_remote, push_remote, url_of
 from trainer.config import EvaluationConfig
+from trainer.plugins import SentPlugin, allow_plugins, receive_plugins, send_plugins
 
 if TYPE_CHECKING:
     from trainer.files import Store
@@ -29,10 +30,18 @@ class Task:
     threads: int
     use_gpu: bool
     ladder: int = 0
+    plugins: tuple[SentPlugin, ...] = ()
+    """Source of the user's own modules that the plan names and that are not installed."""
+    named: tuple[str, ...] = ()
+    """The functions in them, and in installed ones, that the plan names: no other is imported."""
 
 
 def make_task(plan: SweepPlan) -> Task:
-    """Return the settings that every trial of a plan is given."""
+    """Return the settings that every trial of a plan is given.
+
+    Raises:
+        InputError: if a module of the user's own that the plan names is not on this machine.
+    """
     evaluation = plan.space.evaluation
     return Task(
         evaluation=tuple(evaluation.to_dict().items()),
@@ -43,6 +52,8 @@ def make_task(plan: SweepPlan) -> Task:
         threads=max(1, int(plan.cpus_per_trial)),
         use_gpu=plan.gpus_per_trial > 0,
         ladder=plan.ladder,
+        plugins=send_plugins(plugins_of(plan)),
+        named=tuple(plugins_of(plan)),
     )
 
 
@@ -68,6 +79,8 @@ def prepare_shared(task: Task, progress: Callable[[str, int, int], None]) -> Pre
     """Compute what is not in the cache yet, open the rest."""
     from trainer.invariance import prepare
 
+    allow_plugins(task.named)
+    receive_plugins(task.plugins)
     cache = cache_folder(task)
     before = set(cache.glob("*"))
     prepared = prepare(

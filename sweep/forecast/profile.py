@@ -207,4 +207,4 @@ def work(values: dict[str, Any]) -> float:
     bounds = (config.certified_ce_weight > 0) * (6.0 if config.certified_method == "ibp" else 40.0)
     passes = config.uses_sensitivity * attack_passes + 3.0 * views + bounds + 0.1 * (config.norm_weight > 0)
     # The less entropy, the more steps of the solver.
-    return _WORK[config.architecture] * passes + regularised * (2.0 + 0.1 / config.entropy)
+    return _WORK.get(config.architecture, 10.0) * passes + regularised * (2.0 + 0.1 / config.entropy)

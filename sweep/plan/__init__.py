@@ -3,7 +3,7 @@
 from sweep.plan.audit_options import AUDIT_OPTIONS, AuditOptions
 from sweep.plan.from_options import check_options, make_plan, with_resume_overrides
 from sweep.plan.mlflow_address import absolute_uri, default_mlflow_uri, is_named, masked, name_address
-from sweep.plan.options import add_option, flag
+from sweep.plan.options import SPACE_OPTIONS, add_option, flag, option_words
 from sweep.plan.paths import (
     CACHE,
     PLAN,
@@ -16,6 +16,7 @@ from sweep.plan.paths import (
 )
 from sweep.plan.plan import OPTIONS, PLACES, RESUMABLE, SweepPlan, check_option
 from sweep.plan.plan_file import plan_text, read_plan, write_plan
+from sweep.plan.plugins import plugins_of
 from sweep.plan.remote_storage import UrlStore, drop_remote, folder_of, is_url, pull_remote, push_remote, url_of
 from sweep.plan.study_plan import (
     STUDY_OPTIONS,

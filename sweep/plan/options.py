@@ -57,6 +57,9 @@ class _Option:
     shown: str | None = None
     """Default in words, where the field's own default does not tell it."""
 
+    repeatable: bool = False
+    """True if the option may be given several times; its value is then a list."""
+
     resolve: Callable[[str], Any] | None = None
     """Function that turns what was typed into the plan's value, by looking at this machine."""
 
@@ -71,6 +74,38 @@ def option(default: Any, help: str, **facts: Any) -> Any:
     return dataclasses.field(default=default, metadata=declared(help, **facts))
 
 
+@dataclass(frozen=True)
+class _SpaceOptions:
+    """Options that change the search space before it becomes part of a plan, which holds the space alone."""
+
+    set: list[str] | None = option(
+        None,
+        "fix a knob of all trials, or of what judges them",
+        metavar="KEY=VALUE",
+        repeatable=True,
+        shown="the space's",
+    )
+
+    require: list[str] | None = option(
+        None,
+        "requirement of the front: trials that violate it are excluded: 'clean_accuracy >= 0.9'",
+        metavar="BOUND",
+        repeatable=True,
+        shown="the space's",
+    )
+
+    crowd: str | None = option(
+        None,
+        "people whose answers count: strict, lenient, or one that `people --fit` stored",
+        metavar="NAME",
+        shown="the space's",
+    )
+
+    points: str | None = option(None, "configurations to run first: YAML, JSON or CSV", metavar="FILE", shown="none")
+
+    from_: str | None = option(None, "run the front of an earlier sweep first", metavar="NAME", shown="none")
+
+
 def options_of(plan: type) -> dict[str, dataclasses.Field]:
     """Return the options among the fields of a plan by name, each with its plain type: `int` for `int | None`."""
     options = {spec.name: copy.copy(spec) for spec in dataclasses.fields(plan) if "help" in spec.metadata}
@@ -79,9 +114,22 @@ def options_of(plan: type) -> dict[str, dataclasses.Field]:
     return options
 
 
+SPACE_OPTIONS = options_of(_SpaceOptions)
+"""Options that change the search space, by name."""
+
+
 def flag(name: str) -> str:
-    """Return the option as it is typed."""
-    return "--" + name.replace("_", "-")
+    """Return the option as it is typed; a name that is a word of Python, such as `from_`, ends in an underscore."""
+    return "--" + name.rstrip("_").replace("_", "-")
+
+
+def option_words(options: Mapping[str, Any]) -> list[str]:
+    """Return options as words of a command, without those that are None; one that was repeated is so again."""
+    words: list[str] = []
+    for name, value in options.items():
+        for each in value if isinstance(value, list) else [] if value is None else [value]:
+            words += [flag(name), str(each)]
+    return words
 
 
 def add_option(parser: argparse.ArgumentParser, spec: dataclasses.Field, *, shown: str | None = None) -> None:
@@ -89,8 +137,10 @@ def add_option(parser: argparse.ArgumentParser, spec: dataclasses.Field, *, show
     declared = spec.metadata
     choices = f": {', '.join(declared['choices'])}" if declared["choices"] else ""
     default = f"{spec.default:g}" if isinstance(spec.default, float) else spec.default
-    text = f"{declared['help']}{choices} (default: {shown or declared['shown'] or default})"
-    parser.add_argument(flag(spec.name), metavar=declared["metavar"], help=text)
+    again = "; repeatable" if declared["repeatable"] else ""
+    text = f"{declared['help']}{choices}{again} (default: {shown or declared['shown'] or default})"
+    action = "append" if declared["repeatable"] else "store"
+    parser.add_argument(flag(spec.name), dest=spec.name, action=action, metavar=declared["metavar"], help=text)
 
 
 def check_typed(name: str, value: Any, options: Mapping[str, dataclasses.Field]) -> Any:

@@ -108,7 +108,7 @@ def url_of(path: Path) -> str | None:
     """
     for folder in (path, *path.parents):
         if (folder / MARK).is_file():
-            url, rest = (folder / MARK).read_text(), path.relative_to(folder).as_posix()
+            url, rest = (folder / MARK).read_text(encoding="utf-8"), path.relative_to(folder).as_posix()
             if folder.resolve() != _cache_folder(url).resolve():
                 raise InputError(
                     f"{folder / MARK}: names a URL that this folder is to follow, but was not made here; delete the "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -121,11 +121,12 @@ class StudyPlan:
         )
 
 
-def make_study(file: str, *, name: str | None, options: Mapping[str, Any]) -> StudyPlan:
+def make_study(file: str, *, name: str | None, options: Mapping[str, Any], settings: Sequence[str] = ()) -> StudyPlan:
     """Return the plan of a study on this machine; its name may be that of one that was begun, which then goes on.
 
     Args:
         options: those named in `STUDY_OPTIONS`, as typed; None for what was not given.
+        settings: values that `--set` fixes for all arms.
 
     Raises:
         InputError: naming what is wrong.
@@ -133,24 +134,26 @@ def make_study(file: str, *, name: str | None, options: Mapping[str, Any]) -> St
     folder = open_storage(options.get("storage"))
     if url := url_of(folder):
         raise InputError(f"--storage {url}: a study audits its sweeps, which can't be done at a URL; give a folder")
-    plan = draft_study(file, name=name, options=options, folder=folder)
+    plan = draft_study(file, name=name, options=options, folder=folder, settings=settings)
     for arm in plan.study.arms:  # so that what is wrong shows before anything runs
         if not plan.begun(step := Step(arm, plan.study.seeds[0])):
             plan.sweep_plan(step)
     return plan
 
 
-def draft_study(file: str, *, name: str | None, options: Mapping[str, Any], folder: Path) -> StudyPlan:
+def draft_study(
+    file: str, *, name: str | None, options: Mapping[str, Any], folder: Path, settings: Sequence[str] = ()
+) -> StudyPlan:
     """Return the plan of a study that may run elsewhere.
 
     Args:
-        options: as of `make_study`.
+        options, settings: as of `make_study`.
         folder: the storage.
 
     Raises:
         InputError: naming what is wrong.
     """
-    study = load_study(file, audit_options=AUDIT_OPTIONS)
+    study = load_study(file, audit_options=AUDIT_OPTIONS).fixing(settings, audit_options=AUDIT_OPTIONS)
     given = {option: value for option, value in options.items() if value is not None and option != "storage"}
     # A path is taken from the working directory, once and for all.
     given |= {option: value for option, value in check_options(given).items() if option in PLACES}

@@ -155,7 +155,7 @@ def write_comparison_files(comparison: Comparison) -> Path:
     seeds = len(comparison.a.sweeps)
     folder = first.folder / _FOLDER / (other if seeds == 1 else f"{seeds}-{other}")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "compare.json").write_text(comparison_json(comparison) + "\n")
+    (folder / "compare.json").write_text(comparison_json(comparison) + "\n", encoding="utf-8")
     save_figure(comparison_figure(comparison), folder / "compare.png", dpi=100)
     return folder
 

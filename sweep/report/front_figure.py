@@ -32,11 +32,13 @@ from sweep.report.style import (
     LOOKS,
     MEMBER_RADIUS,
     MUTED,
+    OWN_LOOK,
     UNKNOWN_LOOK,
     house_figure,
 )
 from sweep.state import ConfigurationDraws, SweepState
 from trainer.config import EvaluationConfig
+from trainer.plugins import is_plugin
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -145,9 +147,9 @@ def draw_front(
 
 def _draw_trials(axes: Axes, trials: Sequence[TrialRecord], points: np.ndarray, on_front: np.ndarray) -> None:
     """Draw trials by regularizer: those on the front large and edged, the dominated small and faded."""
-    looks = LOOKS | {"unknown": UNKNOWN_LOOK}
-    names = [trial.config.get("regularizer") for trial in trials]
-    names = [name if name in LOOKS else "unknown" for name in names]
+    looks = LOOKS | {"one's own": OWN_LOOK, "unknown": UNKNOWN_LOOK}
+    given = [trial.config.get("regularizer") for trial in trials]
+    names = [name if name in LOOKS else "one's own" if is_plugin(name) else "unknown" for name in given]
     for regularizer in [name for name in looks if name in names]:
         colour, marker = looks[regularizer]
         chosen = np.array(names) == regularizer

@@ -15,7 +15,6 @@ from sweep.plan import SweepPlan
 from sweep.state import SweepState
 from trainer.config import TrialConfig
 from trainer.presets import PRESETS
-from trainer.report import collapse
 
 PREFIX = "paper/"
 
@@ -101,6 +100,6 @@ def paper_table(plan: SweepPlan, trials: dict[str, TrialRecord]) -> Table:
         if theirs is not None:
             table.add_row(name, "theirs", *(f"{mean:.1f}±{deviation:.1f}" for mean, deviation in theirs))
         numbers = [f"{100 * ours[key]:.1f}" for key in _MEASURED]
-        mark = " *" if collapse(ours) else ""
+        mark = " *" if ours.get("collapsed") else ""
         table.add_row("" if theirs else name, f"here{mark}", *numbers, end_section=True)
     return table

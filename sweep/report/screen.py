@@ -10,7 +10,6 @@ from typing import Any
 from rich.columns import Columns
 from rich.console import Console, Group
 from rich.live import Live
-from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -24,6 +23,8 @@ from trainer.progress import ProgressLine
 
 _FRONT_SHOWN = 6
 _BAR_WIDTH = 80
+_LEAST_COLUMNS = 60
+"""Width of the narrowest terminal on which trials are shown live: elsewhere numbers would be cut."""
 
 
 class Screen:
@@ -37,6 +38,8 @@ class Screen:
         self.begun, self.share_before = 0.0, 0.0
         self.line = ProgressLine(console.file)
         """Shows how far it is before the first trial and after the last one."""
+        self.living = console.is_terminal and console.width >= _LEAST_COLUMNS
+        """True if trials are shown live; else a line tells of each that ended."""
         self.live = contextlib.ExitStack()
 
     def open(self, *, resumed: bool, remarks: Iterable[str]) -> None:
@@ -63,7 +66,7 @@ class Screen:
     def __enter__(self) -> Screen:
         self.line.clear()
         self.begun, self.share_before = time.monotonic(), self.results.share_done(self.plan.epochs_per_trial)
-        if self.console.is_terminal:
+        if self.living:
             self.live.enter_context(
                 Live(get_renderable=self.render, console=self.console, refresh_per_second=4, transient=True)
             )
@@ -80,14 +83,14 @@ class Screen:
     def log(self, message: str) -> None:
         """Print a line that stays, above the live part."""
         self.line.clear()
-        self.console.print(escape(message))
+        self.console.print(message, markup=False)
 
     def trial_changed(self, number: int) -> None:
         """Print a line for a trial that failed and, where nothing is live, for every trial that ended."""
         record = self.results.trials[number]
         if record.state == "failed":
             self.log(f"trial {number:03d} failed: {record.reason}")
-        elif record.state != "running" and not self.console.is_terminal:
+        elif record.state != "running" and not self.living:
             how = f" {record.reason}" if record.state == "stopped" else ""
             counts, outlook = self.counts(self.results), self.outlook(self.results)
             self.log(f"{counts}; trial {number:03d}{how}: {_accuracies(record.reports[-1])}; {outlook}")

@@ -22,7 +22,7 @@ _OKABE_ITO = ("#999999", "#E69F00", "#56B4E9", "#009E73")
 """Colours that can be told apart with any colour vision; in grey print the shapes tell them apart."""
 LOOKS: dict[str, tuple[str, str]] = dict(zip(REGULARIZERS, zip(_OKABE_ITO, "o^sD", strict=True), strict=True))
 """Colour and marker of each regularizer's trials."""
-UNKNOWN_LOOK = ("#CCCCCC", "X")
+OWN_LOOK, UNKNOWN_LOOK = ("#CC79A7", "v"), ("#CCCCCC", "X")
 
 MEMBER_RADIUS = 4.5
 """Radius of the marker of a trial on the front, in points (1/72 inch)."""

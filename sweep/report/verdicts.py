@@ -12,7 +12,6 @@ from sweep.state import DataSummary, SweepState
 from trainer.config import UNANIMOUS, EvaluationConfig
 from trainer.crowds import crowd_for, crowd_line
 from trainer.human_agreement import JUDGE, HumanAgreement, Share
-from trainer.report import collapse
 
 _NAMED = 8
 """Number of trials with collapsed embeddings that a verdict names; of more it gives the count."""
@@ -65,7 +64,7 @@ def requirements_text(plan: SweepPlan) -> str:
 
 def _collapsed_trials(results: SweepState) -> str:
     """Return a sentence on trials whose embeddings fell into a point or onto a line; empty where none did."""
-    numbers = [f"{number:03d}" for number, record in results.finished.items() if collapse(record.result or {})]
+    numbers = [f"{number:03d}" for number, record in results.finished.items() if (record.result or {}).get("collapsed")]
     if not numbers:
         return ""
     more = f" and {len(numbers) - _NAMED} more" if len(numbers) > _NAMED else ""

@@ -3,6 +3,6 @@
 from sweep.search.agreement import ALIKE, Agreement, agreements
 from sweep.search.budget import Budget
 from sweep.search.decision import CHANGES
-from sweep.search.points import with_given_points
+from sweep.search.points import read_space
 from sweep.search.rungs import Rungs, rung_levels
 from sweep.search.search import ParetoSearch, remarks

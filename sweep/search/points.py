@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from search_spaces import (
     MEASURES,
@@ -14,14 +16,17 @@ from search_spaces import (
     TRIAL_FIELDS,
     Located,
     Space,
+    fix_knobs,
+    load_space,
     locate,
     parse_yaml,
     read_point,
     read_text,
     read_yaml,
+    space_from_dict,
 )
 from sweep.ledger import read_ledger
-from sweep.plan import read_plan
+from sweep.plan import SPACE_OPTIONS, read_plan
 from sweep.state import state_of_trials, why_no_front
 from trainer.errors import InputError
 
@@ -35,15 +40,29 @@ _INDEX_NAMES = ("", "index", "Unnamed: 0")
 """Names of a first column of row numbers as pandas writes them, or reads and writes them again."""
 
 
-def with_given_points(space: Space, *, file: Path | None, sweep: str | None, storage: str | None) -> Space:
-    """Return the space with the points of a file, then the front of a sweep in the storage, before its own points.
+def read_space(
+    space: str | Path | Mapping[str, Any] | Space, options: Mapping[str, Any], *, storage: str | None
+) -> Space:
+    """Return a space with what the options named in `SPACE_OPTIONS` change of it.
+
+    The points of a file, then the front of a sweep in the storage, come before its own points.
+
+    Args:
+        space: a name in search_spaces/, the path of a YAML file, the content of one, or a space that was read.
 
     Raises:
-        InputError: naming file and line, or sweep and trial, of the first point that is wrong.
+        InputError: naming the option that is wrong; file and line, or sweep and trial, of the first wrong point.
     """
-    given = _read_points(file) if file else []
-    given += _front_points(sweep, storage=storage) if sweep else []
-    return space.beginning_with(read_point(node, space.fixed) for node in given) if given else space
+    given = {name: options.get(name) for name in SPACE_OPTIONS}
+    if isinstance(space, Mapping):
+        space = space_from_dict(space)
+    whole = space if isinstance(space, Space) else load_space(str(space))
+    whole = whole.requiring(given["require"] or ()).judged_by(given["crowd"])
+    points = _read_points(Path(given["points"])) if given["points"] else []
+    points += _front_points(given["from_"], storage=storage) if given["from_"] else []
+    if points:
+        whole = whole.beginning_with(read_point(node, whole.fixed) for node in points)
+    return fix_knobs(whole, given["set"]) if given["set"] else whole
 
 
 def _front_points(name: str, *, storage: str | None) -> list[Located]:

@@ -27,7 +27,7 @@ def read_data_summary(folder: Path) -> DataSummary:
     if not path.exists():
         return {}
     try:
-        summary = json.loads(path.read_text())
+        summary = json.loads(path.read_text(encoding="utf-8"))
         missing = REQUIRED_KEYS - summary.keys()
     except (ValueError, AttributeError) as error:
         raise InputError(f"{path}: is damaged ({error}); without it `otsweep resume` makes it anew") from None

@@ -15,6 +15,7 @@ from sweep.report import Screen
 from sweep.state import SweepState, read_state, state_of_trials
 from sweep.study.progress import StudyAuditProgress, StudyClock, StudyScreen
 from trainer.files import write_whole
+from trainer.interrupts import SignalHandler
 from trainer.progress import ProgressLine
 
 _RunSweep = Callable[[Screen, bool], bool]
@@ -28,7 +29,8 @@ def run_study(plan: StudyPlan, console: Console, run_sweep: _RunSweep, on_round:
         on_round: called whenever all arms are audited on a seed.
     """
     clock = StudyClock(len(plan.steps))
-    with ProgressLine(console.file, "Starting Ray ...") as line, ray_session():
+    with SignalHandler() as signals, ProgressLine(console.file, "Starting Ray ...") as line, ray_session():
+        signals.take_back()
         line.clear()
         for steps in plan.rounds():
             for step in steps:

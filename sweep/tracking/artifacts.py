@@ -18,21 +18,25 @@ from sweep.tracking.model_export import MODEL, export_models
 from sweep.tracking.parts import Parts
 from sweep.tracking.store import Log, Store
 from sweep.tracking.trial_runs import TrialRun, TrialRuns
+from trainer.interrupts import in_hurry
+from trainer.plugins import is_plugin
 
 
 def write_artifacts(plan: SweepPlan, state: SweepState, trials: TrialRuns, parts: Parts, *, log: Log) -> None:
     """Upload models and pictures of the front's trials; models of the others too, where the plan asks for them."""
     if plan.keep_models == "none":
         return
-    front = [record.number for record in state.front_records]
-    kept = front if plan.keep_models == "front" else list(state.finished)
+    # A network of one's own is not imported to show it; its model lies in the trial's folder.
+    shown = [number for number in state.finished if not is_plugin(state.trials[number].config["architecture"])]
+    front = [record.number for record in state.front_records if record.number in shown]
+    kept = front if plan.keep_models == "front" else shown
     if problem := export_models(plan, front, models=kept):
         log(f"models and galleries could not be made for MLflow: {problem}")
     store, written = parts.store, trials.runs.keys()
     with parts.apart("models"):
         for number in sorted(written & kept):
             run, folder = trials.runs[number], trial_folder(plan.folder, number) / MODEL
-            if (folder / "MLmodel").exists():
+            if (folder / "MLmodel").exists() and not in_hurry():
                 write = partial(_write_model, plan, state, store, run.run_id, state.trials[number], folder)
                 _once(store, run, "otsweep.model", "mlflow.pytorch", write)
     with parts.apart("galleries and audits"):

@@ -11,7 +11,7 @@ from sweep.plan import SweepPlan
 from sweep.report import cells, front_rows, headings, row_name, short_verdict, trial_label, verdict
 from sweep.state import SweepState
 from sweep.tracking.links import FRONT, view_key, view_label, view_link
-from trainer.config import DATASET_DEFAULTS, EvaluationConfig, TrialConfig
+from trainer.config import EvaluationConfig, TrialConfig, usual_settings
 
 _LONGEST_NOTE = 7_800
 """Bytes of a description: MLflow cuts it off at 8,000, silently."""
@@ -87,7 +87,7 @@ def _fitting(lines: list[str], room: int, more: str) -> tuple[list[str], int]:
 def run_again(plan: SweepPlan, config: Mapping[str, Any]) -> str:
     """Return the command that trains and judges a configuration as the sweep did."""
     evaluation = plan.space.evaluation.to_dict()
-    usual = TrialConfig().to_dict() | EvaluationConfig().to_dict() | DATASET_DEFAULTS[evaluation["dataset"]]
+    usual = TrialConfig().to_dict() | EvaluationConfig().to_dict() | usual_settings(evaluation["dataset"])
     usual["dataset"] = evaluation["dataset"]
     words = ["otsweep trial", f"--dataset {shlex.quote(evaluation['dataset'])}"]
     for name, value in {**TrialConfig.from_mapping(config).to_dict(), **evaluation}.items():

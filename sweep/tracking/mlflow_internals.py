@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -75,6 +75,9 @@ _ENVIRONMENT = {
 SERVER_ENVIRONMENT = {**_ENVIRONMENT, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 """Settings of a local server; its background jobs would start further processes that nobody needs here."""
 
+UNSERVED_PATHS = ("/ajax-api/3.0/mlflow/assistant", "/ajax-api/3.0/jobs", "/gateway")
+"""Parts of MLflow's server that run programs on its machine or call other services."""
+
 _NO_RETRIES = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
 """A call that the client repeats by itself can make a second run unnoticed. The writer repeats what failed instead."""
 
@@ -88,6 +91,10 @@ METRICS_PER_CALL = 800
 
 SERVED_FILES = "mlflow-artifacts:"
 """Beginning of an experiment's artifact location, if its server keeps the files."""
+
+
+_RESOLVED_SCHEMES = ("mlflow-artifacts", "models", "runs")
+"""Schemes of locations that stand for another location, which is looked at in its turn."""
 
 
 def prepare_client(uri: str) -> None:
@@ -158,3 +165,67 @@ def page_version(uri: str) -> str:
 
     answer = http_request(get_default_host_creds(uri), "/version", "GET")
     return answer.text.strip() if answer is not None and answer.ok else mlflow.__version__
+
+
+# ---------------------------------------------------------------------------------------------------- page server
+
+
+def page_app(uri: str, artifacts: str) -> Any:
+    """Return MLflow's ASGI application for a store, which reads and writes no file outside of its artifact folders.
+
+    Args:
+        uri: the database.
+        artifacts: folder of the files that are uploaded through the server. Beside it are the locations of experiments
+            as sweeps make them.
+    """
+    prepare_client(uri)
+    from mlflow.server import constants, handlers
+
+    os.environ[constants.BACKEND_STORE_URI_ENV_VAR] = os.environ[constants.REGISTRY_STORE_URI_ENV_VAR] = uri
+    os.environ[constants.ARTIFACT_ROOT_ENV_VAR] = SERVED_FILES + "/"
+    os.environ[constants.ARTIFACTS_DESTINATION_ENV_VAR] = Path(artifacts).as_uri()
+    os.environ[constants.SERVE_ARTIFACTS_ENV_VAR] = "true"
+    handlers.initialize_backend_stores(uri, uri, SERVED_FILES + "/")
+    keep_artifacts_inside([Path(artifacts), *_experiment_folders(uri)])
+    from mlflow.server.fastapi_app import app
+
+    return app
+
+
+def _experiment_folders(uri: str) -> list[Path]:
+    """Return the folders of experiments whose location is one that a sweep gives: `.../artifacts/EXPERIMENT`."""
+    from mlflow import MlflowClient
+    from mlflow.entities import ViewType
+    from mlflow.utils.file_utils import local_file_uri_to_path
+
+    known, client, token = [], MlflowClient(tracking_uri=uri), None
+    while True:
+        page = client.search_experiments(ViewType.ALL, page_token=token)
+        known += [(each.name, each.artifact_location) for each in page if each.artifact_location.startswith("file:")]
+        if not (token := page.token):
+            break
+    folders = [(name, Path(local_file_uri_to_path(location))) for name, location in known]
+    return [folder for name, folder in folders if folder.parts[-2:] == ("artifacts", name)]
+
+
+def keep_artifacts_inside(folders: Iterable[Path]) -> None:
+    """Let MLflow's server open files in these folders alone, whatever locations its page's API is told."""
+    from mlflow.exceptions import MlflowException
+    from mlflow.store.artifact.artifact_repository_registry import ArtifactRepositoryRegistry as Registry
+    from mlflow.utils.file_utils import local_file_uri_to_path
+    from mlflow.utils.uri import get_uri_scheme
+
+    inside, find = [folder.resolve() for folder in folders], Registry.get_artifact_repository
+
+    def find_inside(self: Registry, artifact_uri: str, *args: Any, **options: Any) -> Any:
+        scheme = get_uri_scheme(artifact_uri)
+        if scheme in ("", "file"):
+            path = Path(local_file_uri_to_path(artifact_uri)).resolve()
+            allowed = any(path.is_relative_to(folder) for folder in inside)
+        else:
+            allowed = scheme in _RESOLVED_SCHEMES
+        if not allowed:
+            raise MlflowException.invalid_parameter_value("this location lies outside of the folders of artifacts")
+        return find(self, artifact_uri, *args, **options)
+
+    Registry.get_artifact_repository = find_inside

@@ -9,7 +9,10 @@ driver need not import torch. What it makes lies in the trial's folder, is made 
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import logging
+import os
 import subprocess
 import sys
 import warnings
@@ -18,9 +21,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sweep.environment import python_environment
 from sweep.plan import SweepPlan, read_plan, trial_folder
 from sweep.tracking.gallery import GALLERY, draw_gallery
 from trainer.files import make_whole_folder
+from trainer.interrupts import in_hurry
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -28,6 +33,8 @@ if TYPE_CHECKING:
     from trainer.invariance import Prepared
 
 MODEL = "mlflow-model"
+_LOOK_SECONDS = 0.5
+"""Time between two looks at whether there is still time for it."""
 _EXAMPLE_BATCH = 4
 """Images in a model's input example: from a single image, the exported model would take no more than one."""
 
@@ -45,8 +52,17 @@ def export_models(plan: SweepPlan, numbers: Iterable[int], *, models: Iterable[i
     if not wanted:
         return ""
     command = [sys.executable, "-m", "sweep.tracking.model_export", plan.storage, plan.name, *wanted]
-    done = subprocess.run(command, capture_output=True, text=True)
-    return "" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["it was killed"])[-1]
+    environment = {**os.environ, **python_environment()}
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, encoding="utf-8", errors="replace", env=environment
+    ) as child:
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                said = child.communicate(timeout=_LOOK_SECONDS)[1]
+                break
+            if in_hurry():
+                child.kill()
+    return "" if child.returncode == 0 else (said.strip().splitlines() or ["it was killed"])[-1]
 
 
 def _main(storage: str, name: str, *wanted: str) -> None:
@@ -54,7 +70,9 @@ def _main(storage: str, name: str, *wanted: str) -> None:
     from trainer.training import MODEL_FILE, load_model
 
     plan = read_plan(name, storage=storage)
-    prepared = prepare_shared(make_task(plan), lambda stage, done, total: None)
+    # To show a sweep nothing of one's own is imported: its data is in the cache, its models are left out.
+    task = dataclasses.replace(make_task(plan), named=())
+    prepared = prepare_shared(task, lambda stage, done, total: None)
     for each in wanted:
         kind, _, number = each.partition(":")
         folder = trial_folder(plan.folder, int(number))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -188,7 +189,7 @@ class Store:
 
         if summary:
             name = self.plan.space.evaluation.dataset
-            data = Dataset(name, summary["data_fingerprint"], "local", f'{{"uri": "{name}"}}')
+            data = Dataset(name, summary["data_fingerprint"], "local", json.dumps({"uri": name}))
             judged = DatasetInput(data, [InputTag(DATA_CONTEXT_TAG, "validation")])
             self.client.log_inputs(run_id, datasets=[judged])
 

@@ -44,13 +44,19 @@ class Tracker:
         self.changes.append(number)
 
     def close(self, *, complete: bool, on_progress: OnProgress = lambda done, total: None) -> None:
-        """Write what is left, and end the parent run if the sweep is complete."""
+        """Write what is left, and end the parent run: as killed, unless the sweep is complete."""
         self.ending.set()
         self.thread.join()
         state = self.take_state()
         if not state.trials:
             return
-        if not self.attempt(lambda: self._connected(state).finish(state, over=complete, on_progress=on_progress)):
+        whole = True
+
+        def finish() -> None:
+            nonlocal whole
+            whole = self._connected(state).finish(state, over=complete, on_progress=on_progress)
+
+        if not self.attempt(finish) or not whole:
             self.log(f"MLflow lacks some of the results: `otsweep sync {self.plan.name}` writes them once it answers")
         elif self.writer is not None and (missing := self.writer.parts.missing()):
             self.log(missing)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
 from sweep.forecast import describe_cost
@@ -22,6 +22,7 @@ from sweep.tracking.parts import Parts
 from sweep.tracking.store import Log, OnProgress, Store
 from sweep.tracking.trial_runs import TrialRuns
 from trainer.errors import InputError
+from trainer.interrupts import in_hurry
 
 
 class Writer:
@@ -93,39 +94,54 @@ class Writer:
         with self.parts.apart(f"the front's files at {self.store.artifacts}"):
             self.parent.write_files(state, over=over)
 
-    def finish(self, state: SweepState, *, over: bool, on_progress: OnProgress = lambda done, total: None) -> None:
-        """Write what is left: all trials, ranks and files, then the parent's end. A part that fails is left out.
+    def finish(self, state: SweepState, *, over: bool, on_progress: OnProgress = lambda done, total: None) -> bool:
+        """Write what is left: all trials, ranks and files, and the parent's end. A part that fails is left out.
 
         Args:
             over: whether no trial will end any more, so that the last ranks are final.
+
+        Returns:
+            False if a signal asked to stop and there was no time for all of it: then the runs are marked as killed.
         """
-        parent, trials, apart = self.parent, self.trials, self.parts.apart
         self.store.open_experiment(log=self.log)
-        records = list(state.trials.values())
-        total = 2 * len(records)
+        total, hurried = 2 * len(state.trials), False
+        for done, _ in enumerate(self._write_rest(state, over=over)):
+            on_progress(min(done, total), total)
+            if hurried := in_hurry():
+                break
+        over = over and not hurried
+        if not over:
+            with self.parts.apart("the states of unfinished trials"):
+                self.trials.interrupt(state)
+        self.parent.end(state, over=over)
+        if not over and not hurried:
+            self._write_files(state, over=False)
+        on_progress(total, total)
+        return not hurried
+
+    def _write_rest(self, state: SweepState, *, over: bool) -> Iterator[None]:
+        """Write what is left but for the parent's end; yield after each part."""
+        parent, trials, apart = self.parent, self.trials, self.parts.apart
         trials.ranking.refresh(state, over=over)
-        for done, record in enumerate(records):
-            on_progress(done, total)
+        for record in list(state.trials.values()):
             with self.write_apart(record.number):
                 trials.write(record, state, over=over)
+            yield
         if self.store.doubtful:
             trials.adopt(parent.run_id)
         with apart("ranks"):
-            for done, _ in enumerate(trials.write_ranks(state, over=over), len(records)):
-                on_progress(done, total)
-        if over:
-            self._write_last(state)
-        else:
-            with apart("the states of unfinished trials"):
-                trials.interrupt(state)
+            yield from trials.write_ranks(state, over=over)
         with apart("the front's curves"):
             parent.milestones = 0
             parent.write_milestones(state.course)
+        yield
         if state.course:
             self._write_note(state)
-        self._write_files(state, over=over)
-        parent.end(state, over=over)
-        on_progress(total, total)
+        if over:
+            yield
+            self._write_files(state, over=True)
+            yield
+            self._write_last(state)
 
     def _write_last(self, state: SweepState) -> None:
         """Write what waits until no trial will end any more."""

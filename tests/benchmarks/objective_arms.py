@@ -44,7 +44,7 @@ ARMS: dict[str, dict[str, Any]] = {
 }
 
 
-def main(first: int = 0, seeds: int = 3) -> None:
+def main(first: int = 0, seeds: int = 5) -> None:
     print_machine()
     evaluation = EvaluationConfig(dataset="digits", eval_sensitivity_epsilon=0.2, eval_invariance_epsilon=0.3)
     with tempfile.TemporaryDirectory() as folder:

@@ -331,7 +331,7 @@ def test_what_is_added_to_a_space_is_sent_with_it(tmp_path: Path) -> None:
     points = tmp_path / "points.yaml"
     points.write_text("- {margin: 0.125}\n")
     one = Submission.of(
-        "digits", name="a", options={}, paths={}, require=["clean_accuracy >= 0.9"], points=points, front_of=None
+        "digits", name="a", options={}, paths={}, require=["clean_accuracy >= 0.9"], points=points, from_=None
     )
     assert one.space_file is not None
     name, text = one.space_file

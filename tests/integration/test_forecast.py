@@ -354,7 +354,9 @@ def test_a_forecast_is_of_its_plan_alone(planned: Any) -> None:
 
 def test_the_command_that_runs_what_was_planned(tmp_path: Path) -> None:
     words = ["digits", "--trials", "6", "--require", "clean_accuracy >= 0.9", "--storage", str(tmp_path / "a b")]
-    arguments = build_parser().parse_args(["plan", *words, "--stopper", "asha", "--format", "json"])
+    arguments = build_parser().parse_args(
+        ["plan", *words, "--stopper", "asha", "--set", "margin=0.1", "--format", "json"]
+    )
     said = shlex.split(run_command(arguments))
     again = build_parser().parse_args(said[said.index("run") :])
     assert plan_of(again).hash == plan_of(arguments).hash

@@ -236,7 +236,8 @@ def test_ui_serves_the_front_on_the_loopback_address_and_ends(
         link = next(line for line in process.stdout if "http" in line).split()[-1]
         address = re.match(r"http://127\.0\.0\.1:\d+", link)
         assert address is not None
-        with urllib.request.urlopen(f"{address[0]}/health", timeout=10) as answer:
+        opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+        with opener.open(link, timeout=60) as answer:
             assert answer.status == 200
         process.send_signal(ending)
         assert process.wait(timeout=PATIENCE) == 0

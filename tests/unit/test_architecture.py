@@ -20,18 +20,20 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("search_spaces", "trainer", "sweep")
 
 ROOMS = [
-    ["trainer.errors", "trainer.interrupts"],
+    ["trainer.errors", "trainer.interrupts", "trainer.output"],
     ["trainer.words", "trainer.number", "trainer.intervals", "trainer.parallel", "trainer.progress", "trainer.answers"],
+    ["trainer.plugins"],
     ["trainer.fields", "trainer.presets", "trainer.report", "trainer.cost", "trainer.arguments", "trainer.files"],
     ["trainer.config", "trainer.human_agreement"],
     ["trainer.crowds"],
     ["trainer.own_crowds"],
     ["trainer.data", "trainer.models", "trainer.attacks"],
+    ["trainer.own_models"],
     ["trainer.invariance", "trainer.objective"],
     ["trainer.summary", "trainer.training"],
     ["trainer.__main__"],
     ["search_spaces"],
-    ["sweep.front", "sweep.ray_internals"],
+    ["sweep.environment", "sweep.front", "sweep.ray_internals"],
     ["sweep.plan"],
     ["sweep.ledger"],
     ["sweep.state"],
@@ -62,10 +64,10 @@ TENSORS_ONLY = [
 ]
 """Take tensors and numbers, never a configuration."""
 
-TRAINER_NEEDS = {"torch", "torchvision", "numpy", "scipy", "sklearn", "filelock"}
-"""filelock is wherever torch is: torch itself needs it."""
-BROUGHT_ALONG = {"sqlalchemy": "mlflow"}
-"""Imported under the dependency that brings it: errors of MLflow's own store are SQLAlchemy's."""
+TRAINER_NEEDS = {"torch", "torchvision", "numpy", "scipy", "sklearn", "filelock", "PIL"}
+"""filelock is wherever torch is, and PIL wherever torchvision is: these need them."""
+BROUGHT_ALONG = {"sqlalchemy": "mlflow", "uvicorn": "mlflow", "PIL": "torchvision"}
+"""Imported under the dependency that brings it: MLflow's own store and server are theirs."""
 HEAVY = ("torch", "torchvision", "ray", "mlflow", "optuna", "matplotlib", "sklearn", "scipy")
 
 

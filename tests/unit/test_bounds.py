@@ -92,6 +92,14 @@ def linear_model(classes: int = 3) -> Classifier:
     return Classifier(encoder, shape=(1, 4, 4), head=nn.Linear(5, classes), mean=zero, std=one).double().eval()
 
 
+def test_crown_refuses_windows_that_overlap() -> None:
+    """The entry that is chosen in one window would be missing among its neighbours'."""
+    encoder, zero, one = nn.Sequential(nn.MaxPool2d(2, stride=1), nn.Flatten()), torch.zeros(1), torch.ones(1)
+    model = Classifier(encoder, shape=(1, 4, 4), head=nn.Linear(9, 3), mean=zero, std=one)
+    with pytest.raises(InputError, match="windows that do not overlap"):
+        crown_margins(model, torch.rand(1, 1, 4, 4), torch.zeros(1, dtype=torch.int64), 0.1)
+
+
 def test_crown_is_exact_for_affine_layers_and_an_interval_for_one() -> None:
     """The margin's weights are one matrix; its least value over a box stands in closed form."""
     model = linear_model()

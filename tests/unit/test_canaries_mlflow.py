@@ -200,3 +200,68 @@ def test_a_metric_is_built_from_a_row() -> None:
     metric = Metric(*MetricRow("key", 0.5, 1000, 3))
     row = (metric.key, metric.value, metric.timestamp, metric.step)
     assert row == ("key", 0.5, 1000, 3), told("mlflow.entities.Metric", "order of its fields")
+
+
+@pytest.mark.parametrize(
+    ("module", "text", "purpose"),
+    [
+        *(
+            ("mlflow.server.constants", f"\n{name} = ", "a setting of the page's server")
+            for name in (
+                "BACKEND_STORE_URI_ENV_VAR",
+                "REGISTRY_STORE_URI_ENV_VAR",
+                "ARTIFACT_ROOT_ENV_VAR",
+                "ARTIFACTS_DESTINATION_ENV_VAR",
+                "SERVE_ARTIFACTS_ENV_VAR",
+            )
+        ),
+        ("mlflow.server.handlers", "\ndef initialize_backend_stores(", "makes or checks the page's database"),
+        ("mlflow.server.fastapi_app", "\napp = create_fastapi_app()", "the page's application"),
+        ("mlflow.server.job_api", 'prefix="/ajax-api/3.0/jobs"', "not served"),
+        ("mlflow.server.gateway_api", 'prefix="/gateway"', "not served"),
+        ("mlflow.server.assistant.api", 'prefix="/ajax-api/3.0/mlflow/assistant"', "not served"),
+        (
+            "mlflow.store.artifact.artifact_repository_registry",
+            "return _artifact_repository_registry.get_artifact_repository(",
+            "where locations are looked at",
+        ),
+    ],
+)
+def test_what_the_pages_server_is_made_of(module: str, text: str, purpose: str) -> None:
+    assert text in source_of(module), told(text, purpose)
+
+
+@pytest.mark.parametrize(
+    ("location", "allowed"),
+    [
+        ("{inside}/1/artifacts", True),
+        ("file://{inside}/1/artifacts", True),
+        ("mlflow-artifacts:/1", True),
+        ("file://{inside}/../other", False),
+        ("{inside}/link/artifacts", False),
+        ("/etc", False),
+        ("file:///etc", False),
+        ("http://127.0.0.1:1/x", False),
+        ("sftp://127.0.0.1/etc", False),
+        ("s3://bucket/x", False),
+    ],
+)
+def test_no_location_outside_of_the_folders_of_artifacts_is_opened(
+    location: str, allowed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.exceptions import MlflowException
+    from mlflow.store.artifact.artifact_repository_registry import ArtifactRepositoryRegistry, get_artifact_repository
+
+    monkeypatch.setattr(
+        ArtifactRepositoryRegistry, "get_artifact_repository", ArtifactRepositoryRegistry.get_artifact_repository
+    )
+    inside = tmp_path / "artifacts"
+    inside.mkdir()
+    (inside / "link").symlink_to("/etc")
+    internals.keep_artifacts_inside([inside])
+    uri = location.format(inside=inside)
+    if allowed:
+        get_artifact_repository(uri, tracking_uri="http://127.0.0.1:1")
+    else:
+        with pytest.raises(MlflowException, match="outside of the folders of artifacts"):
+            get_artifact_repository(uri, tracking_uri="http://127.0.0.1:1")

@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import logging
+import os
+import signal
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -105,6 +107,36 @@ def test_ray_is_silenced(monkeypatch: pytest.MonkeyPatch) -> None:
     finally:
         for name, level in before.items():
             logging.getLogger(name).setLevel(level)
+
+
+@pytest.mark.parametrize(
+    ("module", "text", "purpose"),
+    [
+        ("ray._private.worker", "ray._private.utils.set_sigterm_handler(", "taken back: SIGTERM"),
+        ("ray._private.node", "ray._private.utils.set_sigterm_handler(", "taken back: SIGTERM"),
+        ("ray._private.services", "\n    process = ConsolePopen(\n", "replaced: processes in a group of their own"),
+        ("ray._private.worker", "os.path.abspath(os.path.curdir)", "what workers search first is ours"),
+    ],
+)
+def test_signals_and_imports_of_rays_processes(module: str, text: str, purpose: str) -> None:
+    assert text in source_of(module), told(text, purpose)
+
+
+def test_signals_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray._private import services, utils
+
+    monkeypatch.setattr(utils, "set_sigterm_handler", utils.set_sigterm_handler)
+    monkeypatch.setattr(services, "ConsolePopen", services.ConsolePopen)
+    before = signal.getsignal(signal.SIGTERM)
+    for _ in range(2):
+        internals.keep_signals()
+    utils.set_sigterm_handler(lambda number, frame: None)
+    assert signal.getsignal(signal.SIGTERM) is before
+    with services.ConsolePopen(["sleep", "100"]) as process:
+        try:
+            assert os.getsid(process.pid) == process.pid
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize("symbol", ["DEFAULT_ENV_VARS", "ENV_VARS_TO_PROPAGATE"])

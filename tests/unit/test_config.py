@@ -16,11 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.config import (
-    DATASET_DEFAULTS,
     DATASETS,
     OLDER_FIELDS,
     EvaluationConfig,
     TrialConfig,
+    usual_settings,
     view_of_cross_entropy,
 )
 from trainer.errors import InputError, OtsweepError
@@ -104,7 +104,7 @@ def test_what_replaces_is_checked() -> None:
 
 @pytest.mark.parametrize("dataset", DATASETS)
 def test_each_data_set_has_defaults_that_fit(dataset: str) -> None:
-    defaults = DATASET_DEFAULTS[dataset]
+    defaults = usual_settings(dataset)
     split = [{k: v for k, v in defaults.items() if k in record.fields()} for record in RECORDS]
     assert len(split[0]) + len(split[1]) == len(defaults)
     TrialConfig.from_mapping(split[0])

@@ -1,9 +1,10 @@
-"""Ctrl-C where Python drops it: inside a callback of a weak reference, as its import lock has them."""
+"""Signals: Ctrl-C where Python drops it (inside a callback of a weak reference), and signals while a sweep runs."""
 
 from __future__ import annotations
 
 import io
 import signal
+import subprocess
 import sys
 import threading
 import weakref
@@ -13,7 +14,8 @@ from typing import Any
 import pytest
 
 from sweep.cli import commands
-from trainer.interrupts import raise_interrupt, remembered_interrupts
+from trainer import interrupts
+from trainer.interrupts import SignalHandler, in_hurry, raise_interrupt, remembered_interrupts
 from trainer.progress import ProgressLine
 
 
@@ -85,3 +87,74 @@ def test_an_ignored_ctrl_c_stays_ignored_and_other_threads_change_nothing() -> N
     thread.start()
     thread.join()
     assert seen == [before]
+
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_every_signal_ends_a_command_as_ctrl_c_does(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt), remembered_interrupts():
+        signal.raise_signal(number)
+    assert signal.getsignal(number) is before
+
+
+def test_a_sweep_takes_note_of_signals_however_often_they_come() -> None:
+    before = [signal.getsignal(number) for number in SIGNALS]
+    with remembered_interrupts(), SignalHandler() as outer:
+        with SignalHandler() as inner:
+            assert not inner.asked
+            for number in 2 * SIGNALS:
+                signal.raise_signal(number)
+            raise_interrupt()
+            assert inner.asked
+        assert outer.asked
+        with SignalHandler() as later:
+            assert later.asked, "it asks whatever begins after it"
+        signal.raise_signal(signal.SIGTERM)
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+    with SignalHandler() as next_one:
+        assert not next_one.asked
+
+
+def test_a_ctrl_c_that_python_dropped_before_a_sweep_asks_it(dropped: list[Any]) -> None:
+    with remembered_interrupts():
+        lose_ctrl_c()
+        with SignalHandler() as signals:
+            assert signals.asked
+    assert dropped == [KeyboardInterrupt]
+
+
+def test_handlers_that_a_library_took_are_taken_back_and_ignored_signals_stay_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with SignalHandler() as signals:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signals.take_back()
+            signal.raise_signal(signal.SIGHUP)
+            assert not signals.asked
+            signal.raise_signal(signal.SIGTERM)
+            assert signals.asked
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_what_can_wait_has_to_some_time_after_a_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+    with SignalHandler():
+        assert not in_hurry()
+        signal.raise_signal(signal.SIGTERM)
+        assert not in_hurry()
+        monkeypatch.setattr(interrupts, "_HURRY_SECONDS", 0.0)
+        assert in_hurry()
+    assert not in_hurry()
+
+
+def test_a_process_that_does_not_end_is_ended_with_its_last_words() -> None:
+    code = (
+        "import os, signal, time\nfrom trainer import interrupts\ninterrupts._LAST_SECONDS = 0.1\n"
+        "with interrupts.SignalHandler('to resume: ...'):\n"
+        "    signal.raise_signal(signal.SIGTERM)\n    time.sleep(100)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=90)
+    assert (done.returncode, done.stderr) == (130, "\nto resume: ...\n")

@@ -13,13 +13,16 @@ import pytest
 import torch
 import yaml
 
-from search_spaces.reading import load_space
+from search_spaces.reading import STUDIES, load_space
+from search_spaces.study import load_study
 from sweep.cli import main
 from sweep.cli.commands import build_parser
 from sweep.cli.run import plan_of
-from sweep.cluster.submission import Submission
+from sweep.cluster.submission import Submission, study_submission
+from sweep.plan.audit_options import AUDIT_OPTIONS
 from sweep.plan.from_options import make_plan
 from sweep.plan.plan_file import read_plan, write_plan
+from sweep.plan.study_plan import StudyPlan
 from sweep.report.comparison import Side, Sweep, compare_sweeps
 from sweep.report.rows import headings
 from sweep.report.verdicts import judge_line
@@ -251,3 +254,20 @@ def test_a_cluster_is_sent_the_numbers(storage: Path, monkeypatch: pytest.Monkey
     assert sent.space_file is not None
     assert crowd_text(MINE) in yaml.safe_load(sent.space_file[1])["evaluation"]["crowd"]
     assert sent.plan.space.evaluation.crowd == crowd_text(MINE)
+
+
+def test_a_study_is_sent_with_a_crowd_of_ones_own_by_value(
+    storage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTSWEEP_STORAGE", str(storage))
+    given = yaml.safe_load((STUDIES / "regularizers.yaml").read_text())
+    given["evaluation"]["crowd"] = "mine"
+    (file := tmp_path / "mine.yaml").write_text(yaml.safe_dump(given))
+    paths = dict.fromkeys(("storage", "mlflow_uri", "data_dir"))
+    sent = study_submission(str(file), name="sent", options={}, paths=paths)
+    assert sent.space_file is not None
+    (there := tmp_path / "there.yaml").write_text(sent.space_file[1])
+    study = load_study(str(there), audit_options=AUDIT_OPTIONS)
+    assert {space.evaluation.crowd for space in study.arms.values()} == {crowd_text(MINE)}
+    assert isinstance(sent.plan, StudyPlan)
+    assert sent.plan.study.arms == study.arms

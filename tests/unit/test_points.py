@@ -17,7 +17,7 @@ from sweep.plan.from_options import make_plan
 from sweep.plan.plan import SweepPlan
 from sweep.plan.plan_file import parse_plan, plan_text, write_plan
 from sweep.report.rows import trial_label
-from sweep.search.points import with_given_points
+from sweep.search.points import read_space
 from trainer.errors import InputError
 from trainer.presets import preset
 
@@ -59,7 +59,7 @@ def earlier(storage: Path, space: Space) -> tuple[SweepPlan, list[dict[str, Any]
 
 
 def given(space: Space, file: Path | None = None, sweep: str | None = None, storage: Path | None = None) -> Space:
-    return with_given_points(space, file=file, sweep=sweep, storage=str(storage))
+    return read_space(space, {"points": file, "from_": sweep}, storage=str(storage))
 
 
 def without(config: dict[str, Any], names: Any = NOT_SWEPT) -> dict[str, Any]:

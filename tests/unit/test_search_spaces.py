@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from search_spaces.reading import FOLDER, load_space, names, space_from_dict, space_from_yaml
+from search_spaces.reading import FOLDER, fix_knobs, load_space, names, space_from_dict, space_from_yaml
 from search_spaces.space import Space
 from search_spaces.swept import Choices, Range
 from search_spaces.yaml_file import LARGEST_FILE, LONGEST_TEXT, dump_yaml, parse_yaml
@@ -95,6 +95,27 @@ def test_an_embedded_space_draws_no_regulariser_as_often_as_any(name: str) -> No
     assert "none" in swept.domain.options
     assert len(set(swept.domain.options)) == len(swept.domain.options)
     assert not swept.when
+
+
+ARMS = {
+    "clean": {"sensitivity_ce_weight": 0.0, "invariance_ce_weight": 0.0, "trades_weight": 0.0, "regularizer": "none"},
+    "labelled, without an attack": {"sensitivity_ce_weight": 0.0, "invariance_ce_weight": 0.5, "trades_weight": 0.0},
+    "adversarial alone": {"sensitivity_ce_weight": 1.0, "invariance_ce_weight": 0.0, "regularizer": "none"},
+    "labelled": {"sensitivity_ce_weight": 1.0, "invariance_ce_weight": 0.5, "regularizer": "none"},
+    "TRADES": {"trades_weight": 6.0, "regularizer": "none"},
+    "transport over sensitivity alone": {"regularizer": "ot_triplet", "invariance_weight": 0.0},
+    "transport over invariance alone": {"regularizer": "ot_triplet", "sensitivity_weight": 0.0},
+}
+CERTIFIED_ARM = {"certified_ce_weight": 0.5, "regularizer": "none"}
+
+
+@pytest.mark.parametrize("name", ["digits", "mnist", "cifar10"])
+def test_an_embedded_space_draws_every_arm(name: str) -> None:
+    space = load_space(name)
+    drawn = [config for config, _ in draws(space, 1000)]
+    arms = [*ARMS.values(), *([CERTIFIED_ARM] if name != "cifar10" else [])]
+    for arm in arms:
+        assert any(arm.items() <= {"trades_weight": 0.0, **config}.items() for config in drawn), arm
 
 
 def test_the_related_methods_of_the_paper_space_get_the_attack_of_their_papers() -> None:
@@ -671,3 +692,49 @@ space:
     for config in space.corners():
         assert config.clean_ce_weight > 0 or config.sensitivity_ce_weight > 0
         assert not (config.trades_weight > 0 and config.sensitivity_ce_weight > 0)
+
+
+def test_a_fixed_knob_holds_for_all_trials_and_frees_those_that_it_rules_out() -> None:
+    space = fix_knobs(read(CONDITIONAL), ["regularizer=triplet", "sensitivity_epsilon=8/255"])
+    assert set(space.swept) == {"mining", "margin", "sensitivity_steps", "batch_size", "norm_weight"}
+    assert space.swept["mining"].is_on(space.fixed)
+    assert {point["sensitivity_epsilon"] for point in space.points} == {8 / 255}
+    assert [point["regularizer"] for point in space.points] == ["triplet", "triplet"]
+    drawn = [space.sample(study_for(seed).ask()) for seed in range(20)]
+    assert {(each["regularizer"], each["sensitivity_epsilon"]) for each in drawn} == {("triplet", 8 / 255)}
+    again = space_from_dict(space.to_dict())
+    assert again == space, "else a plan could not hold it"
+    assert list(again.swept) == list(space.swept), "else a resumed sweep would draw otherwise"
+
+    without = fix_knobs(read(CONDITIONAL), ["regularizer=none"])
+    assert not {"margin", "mining"} & set(without.swept)
+
+
+def test_points_that_a_fixed_knob_makes_equal_run_once() -> None:
+    text = "space: {regularizer: triplet}\npoints:\n  - {margin: 0.1}\n  - {margin: 0.2}\n"
+    assert fix_knobs(read(text), ["margin=0.3"]).trials == 1
+
+
+def test_a_space_of_which_nothing_is_left_is_refused() -> None:
+    with pytest.raises(InputError, match="leaves nothing to sweep; `otsweep trial` runs one trial"):
+        fix_knobs(read("space: {mining: {choices: [hard, semihard]}, regularizer: triplet}\n"), ["mining=hard"])
+
+
+def test_what_judges_is_fixed_too() -> None:
+    space = fix_knobs(read(CONDITIONAL), ["eval_sensitivity_epsilon=0.1", "crowd=lenient"])
+    assert (space.evaluation.eval_sensitivity_epsilon, space.evaluation.crowd) == (0.1, "lenient")
+    assert space.swept == read(CONDITIONAL).swept
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (["margn=1"], "unknown setting 'margn': did you mean 'margin'"),
+        (["margin"], "write it as key=value"),
+        (["seed=1"], "--set seed: is not set so: the sweep gives it"),
+        (["sensitivity_steps=-1"], "sensitivity_steps = -1: must be"),
+    ],
+)
+def test_a_wrong_fixed_knob_is_refused(texts: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        fix_knobs(read(CONDITIONAL), texts)

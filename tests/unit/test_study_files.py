@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from search_spaces.yaml_file import locate, parse_yaml
 from sweep.cli.commands import main
 from sweep.cluster.submission import study_submission
 from sweep.plan.audit_options import AUDIT_OPTIONS
+from sweep.plan.plan_file import write_plan
 from sweep.plan.study_plan import StudyPlan, begin_study, has_study, make_study, read_study
 from trainer.errors import InputError
 
@@ -51,6 +53,16 @@ def test_a_study_is_read_back_from_its_plain_values() -> None:
     study = read(STUDY)
     again = study_from_yaml(locate(study.source, "kept"), name="", audit_options=AUDIT_OPTIONS)
     assert again == study
+
+
+def test_a_knob_fixed_on_the_command_line_holds_for_all_arms() -> None:
+    study = read(STUDY).fixing(["batch_size=32", "eval_sensitivity_epsilon=0.1"], audit_options=AUDIT_OPTIONS)
+    assert {space.fixed["batch_size"] for space in study.arms.values()} == {32}
+    assert {space.evaluation.eval_sensitivity_epsilon for space in study.arms.values()} == {0.1}
+    assert study.source["space"]["batch_size"] == 32
+    assert "batch_size" not in read(STUDY).source["space"]
+    with pytest.raises(InputError, match="--set regularizer: arm 'control' has it itself"):
+        read(STUDY).fixing(["regularizer=none"], audit_options=AUDIT_OPTIONS)
 
 
 WRONG = {
@@ -159,6 +171,10 @@ def test_a_study_is_sent_to_a_cluster_as_its_file_and_the_command_that_runs_it(t
     assert sent.space_file is not None
     assert read(sent.space_file[1]) == read(STUDY)
     assert sent.plan.hash == planned(tmp_path, sampler="random").hash, "else it could be sent twice"
+    fixed = study_submission("mnist", name="mine", options={}, paths={}, settings=["epochs=2"])
+    assert fixed.space_file is not None
+    assert read(fixed.space_file[1]).source["space"]["epochs"] == 2
+    assert fixed.command == ("study", "mnist.yaml", "--name", "mine")
     assert study_submission("mnist", name="mine", options={}, paths={}).command == ("study", "mnist", "--name", "mine")
 
 
@@ -178,3 +194,18 @@ COMMANDS = {
 def test_a_wrong_word_is_answered(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_study_that_began_with_another_library_goes_on_only_when_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTSWEEP_STORAGE", str(tmp_path / "storage"))
+    file = tmp_path / "mine.yaml"
+    file.write_text(STUDY)
+    plan = begin_study(make_study(str(file), name="mine", options={"storage": None}))
+    first = plan.sweep_plan(plan.steps[0])
+    write_plan(dataclasses.replace(first, versions=first.versions | {"torch": "1.0"}))
+    assert main(["study", str(file), "--name", "mine"]) == 2
+    assert "began with torch 1.0, here " in capsys.readouterr().err
+    assert main(["resume", "mine"]) == 2
+    assert "give --other-versions" in capsys.readouterr().err

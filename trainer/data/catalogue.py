@@ -22,13 +22,15 @@ class _PublishedFiles(NamedTuple):
     """Shape of the array in each file, by the file's name."""
 
 
-CLASSES = 10
-"""Number of classes K of every data set known so far."""
 SIZES = {
     "digits": Sizes(1_200, 300, 297),
     "mnist": Sizes(50_000, 10_000, 10_000),
     "fashion_mnist": Sizes(50_000, 10_000, 10_000),
+    "kmnist": Sizes(50_000, 10_000, 10_000),
+    "emnist": Sizes(94_000, 18_800, 18_800),
+    "usps": Sizes(6_091, 1_200, 2_007),
     "cifar10": Sizes(45_000, 5_000, 10_000),
+    "svhn": Sizes(65_257, 8_000, 26_032),
 }
 IDX_FILES = {
     "train-images-idx3-ubyte": (60_000, 28, 28),
@@ -36,13 +38,39 @@ IDX_FILES = {
     "t10k-images-idx3-ubyte": (10_000, 28, 28),
     "t10k-labels-idx1-ubyte": (10_000,),
 }
+EMNIST_FILES = {
+    "emnist-balanced-train-images-idx3-ubyte": (112_800, 28, 28),
+    "emnist-balanced-train-labels-idx1-ubyte": (112_800,),
+    "emnist-balanced-test-images-idx3-ubyte": (18_800, 28, 28),
+    "emnist-balanced-test-labels-idx1-ubyte": (18_800,),
+}
 CIFAR_FILES = {name: (10_000, 3, 32, 32) for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")}
 CIFAR_ARCHIVE = "cifar-10-python.tar.gz"
+ARCHIVES = {"cifar10": CIFAR_ARCHIVE, "emnist": "EMNIST/raw/gzip.zip"}
+"""Archives of data sets that are published in one, by their paths in the data folder."""
 PUBLISHED_FILES = {
     "mnist": _PublishedFiles("MNIST", "MNIST/raw", IDX_FILES),
     "fashion_mnist": _PublishedFiles("FashionMNIST", "FashionMNIST/raw", IDX_FILES),
+    "kmnist": _PublishedFiles("KMNIST", "KMNIST/raw", IDX_FILES),
+    "emnist": _PublishedFiles("EMNIST", "EMNIST/raw", EMNIST_FILES),
+    "usps": _PublishedFiles("USPS", ".", {"usps.bz2": (7_291, 16, 16), "usps.t.bz2": (2_007, 16, 16)}),
     "cifar10": _PublishedFiles("CIFAR10", "cifar-10-batches-py", CIFAR_FILES),
+    "svhn": _PublishedFiles(
+        "SVHN", ".", {"train_32x32.mat": (73_257, 3, 32, 32), "test_32x32.mat": (26_032, 3, 32, 32)}
+    ),
 }
+
+
+def is_own(dataset: str) -> bool:
+    """Return whether a data set is one's own, `KIND:...`."""
+    return ":" in dataset
+
+
+def classes_of(dataset: str) -> int:
+    """Return the number of classes K of a published data set: of EMNIST, in its balanced split, 47."""
+    return 47 if dataset == "emnist" else 10
+
+
 IDX_MD5 = {
     "mnist": {
         "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",

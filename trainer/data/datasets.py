@@ -9,6 +9,7 @@ Shapes: N images, C channels, H rows, W columns, K classes.
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +17,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from trainer.config import EvaluationConfig
-from trainer.data.catalogue import CLASSES, PUBLISHED_FILES, SIZES, Sizes
+from trainer.data.catalogue import PUBLISHED_FILES, SIZES, Sizes, classes_of, is_own
 from trainer.data.locate import find_files
 from trainer.data.store import Stored, build_stored, open_stored, source_digest
 from trainer.errors import InputError
@@ -60,13 +61,15 @@ def load_data(evaluation: EvaluationConfig, *, data_dir: Path | None = None, cac
         cache_dir: Folder for decoded tensors (`tensors/`) and for files that had to be downloaded (`datasets/`).
 
     Raises:
-        InputError: if the files can't be found or downloaded, are damaged, or hold fewer images than asked for.
+        InputError: if the files can't be found or downloaded, are damaged, or hold fewer images than asked for; if data
+            of one's own is not as README.md says.
     """
     name, cache_dir = evaluation.dataset, cache_dir.expanduser().absolute()
-    _check_sizes(evaluation)
+    if name in SIZES:
+        _check_sizes(evaluation, SIZES[name], classes_of(name))
     try:
         files = find_files(name, data_dir, downloads=cache_dir / "datasets") if name in PUBLISHED_FILES else []
-        folder = cache_dir / "tensors" / f"{name}-{source_digest(evaluation, files)}"
+        folder = cache_dir / "tensors" / f"{_file_name(name)}-{source_digest(evaluation, files)}"
         stored = open_stored(folder) or build_stored(folder, evaluation, files)
     except OSError as error:
         raise InputError(
@@ -75,22 +78,29 @@ def load_data(evaluation: EvaluationConfig, *, data_dir: Path | None = None, cac
     return _cut(stored, evaluation)
 
 
-def _check_sizes(evaluation: EvaluationConfig) -> None:
+def _file_name(dataset: str) -> str:
+    """Return a data set's name as a part of a file's name: of one's own its kind and the end of its path."""
+    kind, _, rest = dataset.partition(":")
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", f"{kind}-{Path(rest).name}")[:60] if is_own(dataset) else dataset
+
+
+def _check_sizes(evaluation: EvaluationConfig, available: Sizes, classes: int) -> None:
     """Check that a subset exists and has room for every class."""
-    available = SIZES[evaluation.dataset]
     for knob, size, most in (
         ("train_size", evaluation.train_size, available.train),
         ("validation_size", evaluation.validation_size, available.validation),
     ):
-        if size and not CLASSES <= size <= most:
+        if size and not classes <= size <= most:
             raise InputError(
-                f"{knob} = {size}: {evaluation.dataset} takes {CLASSES} (its classes) to {most}, or 0 for all"
+                f"{knob} = {size}: {evaluation.dataset} takes {classes} (its classes) to {most}, or 0 for all"
             )
 
 
 def _cut(stored: Stored, evaluation: EvaluationConfig) -> Data:
     """Slice the stored tensors; nothing is copied."""
-    whole = SIZES[evaluation.dataset]
+    whole, classes = stored.sizes, int(stored.labels.max()) + 1
+    if is_own(evaluation.dataset):
+        _check_sizes(evaluation, whole, classes)
     used = Sizes(evaluation.train_size or whole.train, evaluation.validation_size or whole.validation, whole.test)
     starts = (0, whole.train, whole.train + whole.validation)
     splits = [
@@ -98,4 +108,4 @@ def _cut(stored: Stored, evaluation: EvaluationConfig) -> Data:
         for start, size in zip(starts, used, strict=True)
     ]
     fingerprint = hashlib.sha256(f"{stored.digest} {used}".encode()).hexdigest()[:16]
-    return Data(evaluation.dataset, *splits, classes=CLASSES, fingerprint=fingerprint)
+    return Data(evaluation.dataset, *splits, classes=classes, fingerprint=fingerprint)

@@ -13,7 +13,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from trainer.data.catalogue import PUBLISHED_FILES
+from trainer.data.catalogue import ARCHIVES, PUBLISHED_FILES
 from trainer.files import open_whole
 from trainer.progress import ProgressLine
 
@@ -55,7 +55,11 @@ def archives(name: str) -> list[Archive]:
 
     source: Any = getattr(datasets, PUBLISHED_FILES[name].torchvision_name)
     if name == "cifar10":
-        return [Archive(source.filename, source.tgz_md5, [source.url])]
+        return [Archive(ARCHIVES[name], source.tgz_md5, [source.url])]
+    if name == "emnist":
+        return [Archive(ARCHIVES[name], source.md5, [source.url])]
+    if name in ("usps", "svhn"):
+        return [Archive(file, md5, [url]) for url, file, md5 in (source.split_list[part] for part in ("train", "test"))]
     return [
         Archive(f"{PUBLISHED_FILES[name].folder}/{file}", md5, [mirror + file for mirror in source.mirrors])
         for file, md5 in source.resources

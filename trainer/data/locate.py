@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from trainer.data.catalogue import CIFAR_ARCHIVE, PUBLISHED_FILES
+from trainer.data.catalogue import ARCHIVES, PUBLISHED_FILES
 from trainer.data.downloads import DownloadFailed, download
 from trainer.errors import InputError
 from trainer.files import locked
@@ -53,10 +53,10 @@ def _search(folder: Path, name: str) -> tuple[list[Path], list[str]]:
     found, missing = [], []
     for file in published.files:
         plain = folder / published.folder / file
-        packed = folder / CIFAR_ARCHIVE if name == "cifar10" else plain.with_name(f"{file}.gz")
-        here = [path for path in (plain, packed) if path.is_file()]
+        packed = [plain.with_name(f"{file}.gz"), *([folder / ARCHIVES[name]] if name in ARCHIVES else [])]
+        here = [path for path in (plain, *packed) if path.is_file()]
         found += here[:1]
-        missing += [] if here else [f"{published.folder}/{file}"]
+        missing += [] if here else [str(Path(published.folder, file))]
     return found, missing
 
 
@@ -66,4 +66,6 @@ def _absence(folder: Path, name: str) -> str:
         return "(no such folder)"
     missing = _search(folder, name)[1]
     whole = len(missing) == len(PUBLISHED_FILES[name].files)
-    return f"(holds no {PUBLISHED_FILES[name].folder})" if whole else f"(lacks {', '.join(missing)})"
+    if whole and PUBLISHED_FILES[name].folder != ".":
+        return f"(holds no {PUBLISHED_FILES[name].folder})"
+    return f"(lacks {', '.join(missing)})"

@@ -4,20 +4,37 @@ from __future__ import annotations
 
 import numpy as np
 
-from trainer.config import EvaluationConfig
-from trainer.data.catalogue import PUBLISHED_FILES, SIZES
+from trainer.data.catalogue import Sizes
+
+_MOST_VALIDATION = 10_000
+"""Validation images drawn from data of one's own: as many as MNIST's."""
 
 
-def split_order(labels: np.ndarray, evaluation: EvaluationConfig) -> np.ndarray:
+def usual_sizes(images: int, tests: int) -> Sizes:
+    """Return the sizes of the splits of one's own data: a sixth each for validation and, if it has none, test.
+
+    Args:
+        images: number of all images.
+        tests: number of those that are its test set; 0 if it has none.
+    """
+    validation = min((images - tests) // 6, _MOST_VALIDATION)
+    test = tests or validation
+    return Sizes(images - validation - test, validation, test)
+
+
+def split_order(labels: np.ndarray, sizes: Sizes, *, tests: int, seed: int) -> np.ndarray:
     """Return the order in which published images are stored: (N,) indices, first train, then validation, then test.
 
-    A published test set stays as it is, in its own order. Digits have none, so theirs is drawn with the rest.
+    Args:
+        labels: (N,) int64.
+        sizes: of the splits.
+        tests: number of the last images that are a published test set, which stays as it is, in its own order; 0 draws
+            the test images with the rest.
+        seed: decides what is drawn.
     """
-    sizes = SIZES[evaluation.dataset]
-    held_out = sizes.test if evaluation.dataset in PUBLISHED_FILES else 0
-    pool = len(labels) - held_out
-    order = stratified_order(labels[:pool], np.random.default_rng(evaluation.split_seed))
-    test, validation, train = np.split(order, [sizes.test - held_out, sizes.test - held_out + sizes.validation])
+    pool = len(labels) - tests
+    order = stratified_order(labels[:pool], np.random.default_rng(seed))
+    test, validation, train = np.split(order, [sizes.test - tests, sizes.test - tests + sizes.validation])
     return np.concatenate([train, validation, test, np.arange(pool, len(labels))])
 
 

@@ -76,7 +76,9 @@ class GridAligner:
 
     def __init__(self, grid: AlignmentGrid, height: int, width: int, device: torch.device) -> None:
         self.grid = grid
-        self._rotate = torch.stack([_rotation_matrix(r, height, width) for r in grid.rotations]).to(device)
+        self._turns = grid.rotation_count > 1
+        turns = [_rotation_matrix(r, height, width) for r in grid.rotations] if self._turns else [torch.empty(0, 0)]
+        self._rotate = torch.stack(turns).to(device)
         self._down = torch.stack([_shift_matrix(s, height) for s in grid.shifts]).to(device)
         self._right = torch.stack([_shift_matrix(s, width) for s in grid.shifts]).to(device)
         self._rotate_all = self._rotate.transpose(0, 1).flatten(1).contiguous()
@@ -85,7 +87,7 @@ class GridAligner:
 
     def all(self, levels: Tensor) -> Tensor:
         """Return every alignment of `levels` (N, C, H, W): (N, A, C, H, W) uint8."""
-        rotated = to_levels(levels.double().flatten(2) @ self._rotate_all)
+        rotated = to_levels(levels.double().flatten(2) @ self._rotate_all) if self._turns else levels.double()
         rotated = rotated.view(*levels.shape[:2], self.grid.rotation_count, *levels.shape[2:])
         return torch.stack([self._shift(image) for image in rotated.transpose(2, 3)])
 
@@ -110,9 +112,9 @@ class GridAligner:
         """Move each of `levels` (N, C, H, W) by its own `alignment` (N,): (N, C, H, W) uint8."""
         count = self.grid.shift_count
         rotation, down, right = alignment // count**2, alignment // count % count, alignment % count
-        rotated = torch.empty_like(levels, dtype=torch.float64)
-        for r in rotation.unique().tolist():
-            own = levels[rotation == r].double()
+        rotated = levels.double()
+        for r in rotation.unique().tolist() if self._turns else []:
+            own = rotated[rotation == r]
             rotated[rotation == r] = (own.flatten(2) @ self._rotate[r]).view_as(own)
         shifted = self._down[down].mT[:, None] @ (to_levels(rotated) @ self._right[right][:, None])
         return to_levels(shifted).to(torch.uint8)

@@ -53,14 +53,14 @@ class Contrast(nn.Module):
         return (images - low) / (high - low).clamp_min(1e-3)
 
 
-def _judge_network(channels: int, size: int, classes: int, width: int) -> nn.Sequential:
+def _judge_network(channels: int, sides: tuple[int, int], classes: int, width: int) -> nn.Sequential:
     """Build a 5x5 and two 3x3 convolutions with batch normalisation, then the average over a 2x2 grid.
 
     On large images the first has a stride, which makes the network look coarsely: so it meets people's answers better
     than at full resolution, at a third of the cost.
     """
     return nn.Sequential(
-        nn.Conv2d(channels, width, 5, stride=max(1, size // _COARSE), padding=2),
+        nn.Conv2d(channels, width, 5, stride=max(1, min(sides) // _COARSE), padding=2),
         nn.BatchNorm2d(width),
         nn.ReLU(),
         nn.Conv2d(width, 2 * width, 3, padding=1),
@@ -76,16 +76,16 @@ def _judge_network(channels: int, size: int, classes: int, width: int) -> nn.Seq
     )
 
 
-def _teacher_network(channels: int, size: int, classes: int, width: int) -> nn.Sequential:
+def _teacher_network(channels: int, sides: tuple[int, int], classes: int, width: int) -> nn.Sequential:
     """Build two strided 5x5 convolutions without normalisation, and a hidden layer."""
-    side = -(-size // 4)
+    rows, columns = (-(-side // 4) for side in sides)
     return nn.Sequential(
         nn.Conv2d(channels, width, 5, stride=2, padding=2),
         nn.GELU(),
         nn.Conv2d(width, 2 * width, 5, stride=2, padding=2),
         nn.GELU(),
         nn.Flatten(),
-        nn.Linear(2 * width * side * side, 8 * width),
+        nn.Linear(2 * width * rows * columns, 8 * width),
         nn.GELU(),
         nn.Linear(8 * width, classes),
     )
@@ -189,6 +189,6 @@ def _build_members(
     """Build a recipe's members, each with its own look at the image; the global random state is left alone."""
     with torch.random.fork_rng(devices=[]):
         return [
-            nn.Sequential(Contrast(threshold), build(shape[0], shape[1], classes, recipe.width))
+            nn.Sequential(Contrast(threshold), build(shape[0], (shape[1], shape[2]), classes, recipe.width))
             for threshold in recipe.thresholds
         ]

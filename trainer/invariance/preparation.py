@@ -23,6 +23,7 @@ from trainer.crowds import THRESHOLDS, Crowd, check_crowd, crowd_for, other_crow
 from trainer.data import Data, Split, load_data
 from trainer.errors import InputError
 from trainer.files import Cache
+from trainer.invariance.alignments import Alignments
 from trainer.invariance.attacks import INVARIANCE_ATTACKS, allowed_targets
 from trainer.invariance.class_index import ClassIndex, Neighbours
 from trainer.invariance.ensembles import Ensembles, key_of
@@ -160,11 +161,12 @@ class PreparationPipeline:
     def __init__(self, data: Data, evaluation: EvaluationConfig, cache: Cache, progress: Progress) -> None:
         self._data, self._evaluation, self._cache, self._progress = data, evaluation, cache, progress
         self._indices: dict[str, ClassIndex] = {}
-        self._table = PAPER_TARGETS if data.name in ("digits", "mnist") else None
+        self._table = PAPER_TARGETS if data.name in ("digits", "mnist", "usps") else None
         self._common = {
             "data": data.fingerprint,
             "table": self._table,
             "seed": evaluation.split_seed,
+            **({} if evaluation.symmetries == "usual" else {"symmetries": evaluation.symmetries}),
         }
         self._ensembles = Ensembles(data, evaluation.split_seed, self._common, cache, progress)
 
@@ -300,7 +302,7 @@ class PreparationPipeline:
         """Find the aligned nearest training images of a split's sources."""
         drawn = self._drawn(split)
         sources = Split(*(field[drawn] for field in getattr(self._data, split)))
-        alignments, stage = alignments_for(self._data.name, norm), f"{split} neighbours ({norm})"
+        alignments, stage = self._alignments(norm), f"{split} neighbours ({norm})"
 
         def make() -> dict[str, Tensor]:
             found = find_neighbours(
@@ -337,10 +339,14 @@ class PreparationPipeline:
         generator = torch.Generator().manual_seed(self._evaluation.split_seed)
         return torch.randperm(count, generator=generator)[:size].sort().values
 
+    def _alignments(self, norm: str) -> Alignments:
+        name, symmetries = self._data.name, self._evaluation.symmetries
+        return alignments_for(name, norm, symmetries=symmetries, shape=self._data.shape)
+
     def _index(self, norm: str) -> ClassIndex:
         """Return the index of the training images; it is kept, because several splits are searched in it."""
         if norm not in self._indices:
             images, labels = self._data.train
-            sought = alignments_for(self._data.name, norm).sought(images)
+            sought = self._alignments(norm).sought(images)
             self._indices[norm] = ClassIndex(sought, labels, classes=self._data.classes)
         return self._indices[norm]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from trainer.data import is_own
 from trainer.errors import InputError
 from trainer.invariance.affine_draws import AffineDraws
 from trainer.invariance.alignment_grid import AlignmentGrid
@@ -25,45 +26,74 @@ PAPER_TARGETS = {
 """Digits that a digit may be turned into, as chosen by the paper's authors."""
 
 
-def alignments_for(dataset: str, norm: str) -> Alignments:
+def alignments_for(
+    dataset: str, norm: str, *, symmetries: str = "usual", shape: tuple[int, int, int] | None = None
+) -> Alignments:
     """Return the alignments of a norm's attack: the published ones for 28x28 images, shifts scaled for other sizes.
 
-    CIFAR-10 is only shifted: a turned photograph has blank corners that no training image has.
+    Args:
+        dataset: name of the data set.
+        norm: `linf` or `l0`.
+        symmetries: movements that change no class, as the knob of that name says. The published ones, shifts and turns,
+            are usual for single characters; photographs and data of one's own are only shifted: a turned photograph has
+            blank corners that no training image has.
+        shape: (C, H, W) of the images; None is that of a data set with a name.
 
     Raises:
-        InputError: for a data set or norm without known alignments.
+        InputError: for a data set or norm without known alignments, or images too large to be turned.
     """
-    for name, value, known in (("data set", dataset, _ALIGNMENTS), ("norm", norm, ("linf", "l0"))):
-        if value not in known:
-            raise InputError(f"no alignments for {name} {value!r}: {did_you_mean(value, known)}")
-    return _ALIGNMENTS[dataset][norm]
+    if not is_own(dataset) and dataset not in _SIDES:
+        raise InputError(f"no alignments for data set {dataset!r}: {did_you_mean(dataset, _SIDES)}")
+    if norm not in ("linf", "l0"):
+        raise InputError(f"no alignments for norm {norm!r}: {did_you_mean(norm, ('linf', 'l0'))}")
+    if symmetries == "usual":
+        symmetries = "shifts_and_turns" if dataset in _SIDES and dataset not in _ONLY_SHIFTED else "shifts"
+    turned = symmetries in ("turns", "shifts_and_turns")
+    if turned and shape is not None and shape[1] * shape[2] > _LARGEST_TURNED**2:
+        raise InputError(
+            f"symmetries = {symmetries!r}: images of {shape[1]}x{shape[2]} pixels are too large to be turned (at most "
+            f"{_LARGEST_TURNED}x{_LARGEST_TURNED}), give 'shifts' or 'none'"
+        )
+    side = min(shape[1:]) if shape is not None else _SIDES[dataset]
+    return _scaled(side, norm, shifted="shifts" in symmetries, turned=turned)
 
 
 _DRAWS = 775
 """Number of affine draws: as many as the grid has points."""
 
-
-def _scaled(side: int, *, turned: bool = True) -> dict[str, Alignments]:
-    """Return, by norm, the published choices for images of 28 pixels a side, scaled to another side."""
-    shift, turn = side / PAPER_SIZE, float(turned)
-    return {
-        "linf": AlignmentGrid(
-            shift_limit=3 * shift, shift_count=5, rotation_limit=30 * turn, rotation_count=31 if turned else 1
-        ),
-        "l0": AffineDraws(
-            rotation_limit=0.25 * turn,
-            scale_limit=0.2 * turn,
-            shear_limit=0.2 * turn,
-            shift_limit=8 * shift,
-            size=_DRAWS,
-        ),
-    }
+_LARGEST_TURNED = 40
+"""Largest side of images that are turned: the matrices of all turns of larger ones take more than 1.5 GB."""
 
 
-_ALIGNMENTS = {
-    "mnist": _scaled(28),
-    "fashion_mnist": _scaled(28),
-    "digits": _scaled(8),
-    "cifar10": _scaled(32, turned=False),
+def _scaled(side: int, norm: str, *, shifted: bool, turned: bool) -> Alignments:
+    """Return the published choices for images of 28 pixels a side, scaled to another side."""
+    shift, turn = side / PAPER_SIZE * shifted, float(turned)
+    if norm == "linf":
+        return AlignmentGrid(
+            shift_limit=3 * shift,
+            shift_count=5 if shifted else 1,
+            rotation_limit=30 * turn,
+            rotation_count=31 if turned else 1,
+        )
+    return AffineDraws(
+        rotation_limit=0.25 * turn,
+        scale_limit=0.2 * turn,
+        shear_limit=0.2 * turn,
+        shift_limit=8 * shift,
+        size=_DRAWS if shifted or turned else 1,
+    )
+
+
+_SIDES = {
+    "mnist": 28,
+    "fashion_mnist": 28,
+    "kmnist": 28,
+    "emnist": 28,
+    "usps": 16,
+    "digits": 8,
+    "cifar10": 32,
+    "svhn": 32,
 }
-"""Alignments by data set and norm."""
+"""Side, in pixels, of the images of each named data set."""
+
+_ONLY_SHIFTED = ("cifar10", "svhn")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainer.config import DATASETS
+from trainer.data import is_own
 from trainer.errors import InputError
 from trainer.words import did_you_mean
 
@@ -64,13 +65,21 @@ class Recipe:
 _PHOTOGRAPHS = {
     "fashion_mnist": Recipe(thresholds=(0.0, 0.0, 0.0), epochs=6, width=16, rotation=0.1, shear=0.1),
     "cifar10": Recipe(thresholds=(0.0, 0.0, 0.0), epochs=10, width=32, rotation=0.1, shear=0.1),
+    "svhn": Recipe(thresholds=(0.0, 0.0, 0.0), epochs=6, width=32, rotation=0.1, shear=0.1),
 }
+_OWN = Recipe(thresholds=(0.0, 0.0, 0.0), epochs=10, width=16, rotation=0.1, shear=0.1)
+"""For data of one's own, of which nothing is known: that its images are writing, or what may be turned."""
+_WRITING_JUDGE = Recipe(thresholds=(ANY, ANY, ANY), epochs=8, width=16)
+_WRITING_TEACHER = Recipe(thresholds=(0.25, 0.25, 0.0), epochs=6, width=16)
 _SMOOTH: dict[str, Any] = {"rotation": 0.4, "shear": 0.4, "scale": 0.25, "shift": 0.12, "slope": math.sqrt(5)}
 """Wider augmentation and PyTorch's own small initial weights: both meet people's answers better."""
 RECIPES = {
     "judge": {
         "digits": Recipe(thresholds=(ANY, ANY, ANY), epochs=60, width=16),
         "mnist": Recipe(thresholds=(ANY, ANY, ANY, 0.0, 0.0, 0.0), epochs=8, width=16, uneven=UnevenInk(), **_SMOOTH),
+        "kmnist": _WRITING_JUDGE,
+        "emnist": _WRITING_JUDGE,
+        "usps": _WRITING_JUDGE,
         **_PHOTOGRAPHS,
     },
     "teacher": {
@@ -78,6 +87,9 @@ RECIPES = {
         "mnist": Recipe(
             thresholds=(0.12, 0.18, 0.24, 0.0, 0.0), epochs=6, width=16, uneven=UnevenInk(), confidence=0.7
         ),
+        "kmnist": _WRITING_TEACHER,
+        "emnist": _WRITING_TEACHER,
+        "usps": _WRITING_TEACHER,
         **_PHOTOGRAPHS,
     },
 }
@@ -94,6 +106,8 @@ def recipe_for(dataset: str, role: str) -> Recipe:
     """
     if role not in RECIPES:
         raise InputError(f"no judge in the role {role!r}: {did_you_mean(role, ROLES)}")
+    if is_own(dataset):
+        return _OWN
     if dataset not in RECIPES[role]:
         raise InputError(f"no judge for data set {dataset!r}: {did_you_mean(dataset, DATASETS)}")
     return RECIPES[role][dataset]

@@ -156,6 +156,8 @@ def _(layer: nn.MaxPool2d, box: Box, coefficients: Tensor) -> tuple[Tensor, Tens
 
     From above it is that entry too where no other can exceed it, else the largest upper bound, a constant.
     """
+    if layer.stride != layer.kernel_size or layer.dilation != 1:
+        raise InputError(f"{layer}: CROWN bounds pooling over windows that do not overlap; use certified_method = ibp")
     size, shape = (layer.kernel_size, layer.stride, layer.padding), box.lower.shape
     largest, chosen = F.max_pool2d(box.lower, *size, return_indices=True)
     uppers = box.upper.flatten(2).scatter(2, chosen.flatten(2), -torch.inf).view(shape)

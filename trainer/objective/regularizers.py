@@ -5,7 +5,7 @@ Shape letters: B images of a batch, D embedding size, K classes, N the most imag
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trainer.objective import transport
+from trainer.plugins import is_plugin, load_plugin
 
 
 class Embedded(NamedTuple):
@@ -57,11 +58,12 @@ def regularizer(
     label_cost: Tensor | float = 1.0,
     negative_share: Tensor | float = 0.0625,
     largest_class: int | None = None,
+    own: Mapping[str, Tensor] | None = None,
 ) -> Penalty:
     """Compute R(anchors ; clean).
 
     Args:
-        name: `triplet`, `sinkhorn` or `ot_triplet`.
+        name: `triplet`, `sinkhorn` or `ot_triplet`, or `python:MODULE:FUNCTION`.
         anchors, clean: row i of both comes from one source image.
         classes: K.
         ground_metric: `cosine`, or `euclidean`, which is squared where it is a transport cost.
@@ -71,7 +73,12 @@ def regularizer(
         label_cost: added to the cost of `sinkhorn` between different labels.
         negative_share: rho of `ot_triplet`, in (0, 1].
         largest_class: at least N; None finds N in the data.
+        own: knobs of a regulariser of one's own, () each.
     """
+    if is_plugin(name):
+        return Penalty(
+            load_plugin("regularizer", name)(anchors, clean, cost=COSTS[ground_metric], knobs=own or {}), None
+        )
     solve = solve or solver("entropic", 0.05)
     if name == "triplet":
         distance = DISTANCES[ground_metric](anchors.points, clean.points)

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainer.config import TrialConfig
+from trainer.config import OWN_KNOBS, TrialConfig
 from trainer.models import Prediction
 from trainer.objective import transport
 from trainer.objective.regularizers import Embedded, mean_where, regularizer, solver
@@ -47,6 +47,9 @@ class Knobs(NamedTuple):
     label_cost: Tensor
     negative_share: Tensor
     label_smoothing: Tensor
+    own_a: Tensor
+    own_b: Tensor
+    own_c: Tensor
     sensitivity_epsilon: Tensor
     sensitivity_step_size: Tensor
     certified_ce_weight: Tensor
@@ -147,6 +150,7 @@ def loss_terms(
             label_cost=knobs.label_cost,
             negative_share=knobs.negative_share,
             largest_class=largest_class,
+            own={name: getattr(knobs, name) for name in ("margin", *OWN_KNOBS)},
         )
         for name in ("sensitivity", "invariance")
         if config.regularizer != "none" and getattr(config, f"{name}_weight") > 0

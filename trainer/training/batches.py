@@ -17,7 +17,7 @@ from trainer.data import Split
 from trainer.errors import InputError
 from trainer.invariance import Prepared, TrainingPerturbation
 
-PURPOSES = ("order", "attack", "augment")
+PURPOSES = ("order", "attack", "augment", "network")
 """Uses of random numbers in training; each has a stream of its own. A new one goes to the end, or the
 streams of others would change."""
 

@@ -272,6 +272,7 @@ def ensemble(
     epsilon: float,
     steps: int = 100,
     queries: int = 5000,
+    classes: int = 10,
     model: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None,
 ) -> list[Attack]:
     """Return the full set of attacks: APGD-CE, targeted APGD, Square, and attacks on the embedding of a given model.
@@ -283,12 +284,15 @@ def ensemble(
         epsilon: budget in pixel units.
         steps: gradient steps of a round.
         queries: calls of the model that Square makes.
+        classes: K; the targeted loss needs 4.
         model: maps images (B, C, H, W) to (logits (B, K), embedding (B, D)).
     """
     attacks = [
         apgd_attack(norm=norm, epsilon=epsilon, steps=steps, slack=APGD_SLACK),
-        targeted_apgd_attack(norm=norm, epsilon=epsilon, steps=steps, slack=APGD_SLACK),
     ]
+    if classes >= 4:
+        targets = min(9, classes - 1)
+        attacks.append(targeted_apgd_attack(norm=norm, epsilon=epsilon, steps=steps, targets=targets, slack=APGD_SLACK))
     if model is not None:
         attacks += [
             embedding_attack(

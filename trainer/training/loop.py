@@ -13,8 +13,9 @@ import torch
 from trainer.config import EvaluationConfig, TrialConfig
 from trainer.data import Split
 from trainer.files import Store
-from trainer.invariance import Prepared, TrainingPerturbation
+from trainer.invariance import JudgingSet, Prepared, TrainingPerturbation
 from trainer.objective import Knobs, LossTerms, total_loss
+from trainer.own_models import own_noise
 from trainer.report import EpochReport, check_finite
 from trainer.training.augmentation import augment
 from trainer.training.batches import PURPOSES, batches, find_largest_class, random_stream, shuffled_rows, to_device
@@ -73,18 +74,40 @@ def run_trial(
     if state.last is not None:
         yield state.last
     while state.epoch < config.epochs:
-        start = time.perf_counter()
-        terms = train_epoch(state, train, trial.perturbation, config, knobs, progress)
-        trained = time.perf_counter()
-        attacks = evaluation_attacks(trial.epoch_evaluation)
-        measured = evaluate(state.model, validation, judging, attacks, generator=judging_generator(evaluation, where))
-        yield trial.close_epoch(
-            measured, terms, train_seconds=trained - start, evaluation_seconds=time.perf_counter() - trained
-        )
+        yield next_epoch(trial, train, validation, judging, knobs, progress)
     if last:
         yield trial.finish(validation)
     else:
         trial.write_model()
+
+
+def next_epoch(
+    trial: Trial,
+    train: Split,
+    validation: Split,
+    judging: JudgingSet,
+    knobs: Knobs,
+    progress: _Progress = lambda epoch, done, total: None,
+) -> EpochReport:
+    """Train a trial for an epoch, evaluate it, save and report.
+
+    Args:
+        trial: the trial, with an epoch to train.
+        train, validation, judging: the images, on the device.
+        knobs: those of its configuration.
+        progress: called after every step.
+
+    Raises:
+        TrialFailed: as `run_trial`.
+    """
+    start, state = time.perf_counter(), trial.state
+    terms = train_epoch(state, train, trial.perturbation, trial.config, knobs, progress)
+    trained = time.perf_counter()
+    attacks = evaluation_attacks(trial.epoch_evaluation)
+    generator = judging_generator(trial.evaluation, train.images.device)
+    measured = evaluate(state.model, validation, judging, attacks, generator=generator)
+    spent = time.perf_counter() - trained
+    return trial.close_epoch(measured, terms, train_seconds=trained - start, evaluation_seconds=spent)
 
 
 def train_epoch(
@@ -109,7 +132,7 @@ def train_epoch(
     """
     epoch, device = state.epoch + 1, train.images.device
     config = config_of_epoch(config, epoch)
-    order, noise, changes = (random_stream(config.seed, purpose, epoch, device) for purpose in PURPOSES)
+    order, noise, changes = (random_stream(config.seed, purpose, epoch, device) for purpose in PURPOSES[:3])
     rows_of_steps = shuffled_rows(len(train.labels), batch_size=config.batch_size, generator=order)
     bound = None
     if config.regularizer == "ot_triplet":
@@ -120,15 +143,17 @@ def train_epoch(
     steps = len(rows_of_steps)
     shares = [share_done(epoch, step, steps=steps, epochs=config.epochs) for step in range(steps)]
     done = torch.tensor(shares, device=device)  # so that no step has to copy its own to the device
-    for index, batch in enumerate(batches(train, perturbation, rows_of_steps)):
-        set_learning_rate(state.optimizer, learning_rate(config, shares[index]))
-        knobs = whole.at(done[index]) if config.certified_ce_weight > 0 else whole
-        step = forward(state.model, augment(batch, config, changes), config, knobs, noise, largest_class=bound)
-        history.append(detach(step.terms))
-        if len(history) == steps:
-            numbers = summarise(history)
-            check_finite(epoch, numbers)
-            numbers |= {name: value.item() for name, value in diagnose(step, state.model, knobs).items()}
-        update(state.optimizer, total_loss(step.terms, knobs))
-        progress(epoch, len(history), steps)
+    own = random_stream(config.seed, "network", epoch, torch.device("cpu")).initial_seed()
+    with own_noise(state.model, own):
+        for index, batch in enumerate(batches(train, perturbation, rows_of_steps)):
+            set_learning_rate(state.optimizer, learning_rate(config, shares[index]))
+            knobs = whole.at(done[index]) if config.certified_ce_weight > 0 else whole
+            step = forward(state.model, augment(batch, config, changes), config, knobs, noise, largest_class=bound)
+            history.append(detach(step.terms))
+            if len(history) == steps:
+                numbers = summarise(history)
+                check_finite(epoch, numbers)
+                numbers |= {name: value.item() for name, value in diagnose(step, state.model, knobs).items()}
+            update(state.optimizer, total_loss(step.terms, knobs))
+            progress(epoch, len(history), steps)
     return numbers

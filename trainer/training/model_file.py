@@ -12,7 +12,9 @@ from trainer.config import TrialConfig
 from trainer.data import Data
 from trainer.errors import InputError
 from trainer.files import from_bytes
-from trainer.models import build_model, move_to_device
+from trainer.models import move_to_device
+from trainer.own_models import build_network
+from trainer.plugins import is_plugin
 
 MODEL_FILE = "model.pt"
 """Name of the file, beside a trial's checkpoints."""
@@ -31,21 +33,31 @@ def model_content(config: TrialConfig, data: Data, *, epoch: int, weights: dict[
     }
 
 
-def load_model(path: Path) -> nn.Module:
+def load_model(path: Path, *, architecture: str = "") -> nn.Module:
     """Return the model that a trial chose, in eval mode on the CPU; read only tensors and plain values, no pickles.
 
+    Args:
+        path: the file.
+        architecture: what the caller expects it to be, if that is a network of one's own: what a file alone names is
+            not imported.
+
     Raises:
-        InputError: for a file that is missing, damaged or not a model of a trial.
+        InputError: for a file that is missing, damaged or not a model of a trial, or of another network of one's own.
     """
     try:
-        return _rebuild(from_bytes(path.read_bytes()))
+        saved = from_bytes(path.read_bytes())
+        if is_plugin(saved["architecture"]) and saved["architecture"] != architecture:
+            raise InputError(f"its network is {saved['architecture']!r}, which is not imported because a file names it")
+        return _rebuild(saved)
+    except InputError as error:
+        raise InputError(f"cannot read a model from {str(path)!r}: {error}") from None
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise InputError(f"cannot read a model from {str(path)!r}: {type(error).__name__}: {error}") from error
 
 
 def _rebuild(saved: dict[str, Any]) -> nn.Module:
     channels = saved["shape"][0]
-    model = build_model(
+    model = build_network(
         saved["architecture"],
         shape=tuple(saved["shape"]),
         classes=saved["classes"],

@@ -14,13 +14,16 @@ from functools import cached_property
 
 import torch
 
-from trainer.config import EvaluationConfig, TrialConfig, check_packable
+from trainer.config import OWN_KNOBS, EvaluationConfig, TrialConfig, check_packable
 from trainer.errors import OtsweepError
 from trainer.files import Store
 from trainer.invariance import Prepared
+from trainer.objective import Knobs, why_regularizer_alone
+from trainer.own_models import why_alone
 from trainer.report import EpochReport
 from trainer.training.batches import to_device
 from trainer.training.evaluation import Evaluation, judging_generator
+from trainer.training.loop import next_epoch
 from trainer.training.stacked_evaluation import evaluate_stack
 from trainer.training.stacked_models import StackedModel, stack_optimizers
 from trainer.training.stacked_training import train_stack
@@ -37,6 +40,7 @@ _FREE = (
     "entropy",
     "label_cost",
     "negative_share",
+    *OWN_KNOBS,
     "learning_rate",
     "learning_rate_schedule",
     "momentum",
@@ -82,6 +86,8 @@ class PackedTrial(Trial):
 
     repeats_report: bool = False
     """True just after a resume: the next report repeats the checkpoint's, which may have been lost."""
+    alone: bool = False
+    """True for a network of one's own that can't share a vectorised step."""
 
     @cached_property
     def structure(self) -> TrialConfig:
@@ -133,6 +139,9 @@ class Pack:
             config, self.evaluation, self.prepared, ladder=self.ladder, store=store, device=self.device, warn=warn
         )
         trial.repeats_report = trial.state.last is not None
+        if reason := why_alone(trial.state.model) or why_regularizer_alone(config):
+            trial.alone = True
+            warn(f"trains alone, not in the pack's vectorised step: {reason}")
         return trial
 
     def advance(self, trials: Sequence[PackedTrial]) -> dict[PackedTrial, EpochReport | Exception]:
@@ -150,11 +159,16 @@ class Pack:
                 outcome[trial], trial.repeats_report = trial.state.last, False
             elif trial.state.epoch == trial.config.epochs:
                 outcome[trial] = _attempt(functools.partial(trial.finish, self.validation))
+            elif trial.alone:
+                outcome[trial] = _attempt(functools.partial(self._next_epoch, trial))
             else:
                 stacks.setdefault((trial.structure, trial.epoch_evaluation), []).append(trial)
         for stack in stacks.values():
             outcome |= self._train_and_evaluate(stack)
         return {trial: outcome[trial] for trial in trials}
+
+    def _next_epoch(self, trial: PackedTrial) -> EpochReport:
+        return next_epoch(trial, self.train, self.validation, self.judging, Knobs.of(trial.config, self.device))
 
     def _train_and_evaluate(self, stack: list[PackedTrial]) -> dict[PackedTrial, EpochReport | Exception]:
         """Train one epoch of trials of one structure and evaluation; each is charged an equal share of the time."""

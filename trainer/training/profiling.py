@@ -26,7 +26,8 @@ from trainer.cost import Cost
 from trainer.data import Split, load_data
 from trainer.files import NotPrepared, ReadOnlyCache, Store
 from trainer.invariance import JudgingSet, PreparationPipeline, Prepared, TrainingPerturbation
-from trainer.objective import Knobs
+from trainer.objective import Knobs, why_regularizer_alone
+from trainer.own_models import why_alone
 from trainer.training.batches import check_batch_size, to_device, training_perturbation
 from trainer.training.choice import Halves
 from trainer.training.evaluation import (
@@ -161,6 +162,8 @@ class Timer:
         check_packable(config)
         configs = [config.replace(seed=seed) for seed in range(trials)]
         states = [initial_state(each, self.prepared, self.device) for each in configs]
+        if why_alone(states[0].model) or why_regularizer_alone(config):
+            return 1.0
         perturbation = self._perturbation(config)[0] if config.uses_invariance else None
         model = StackedModel([state.model for state in states])
         optimizer = stack_optimizers(model, [state.optimizer for state in states])

@@ -20,7 +20,10 @@ from trainer.data import Split
 from trainer.errors import InputError
 from trainer.files import Store, load_checkpoint, save_checkpoint, to_bytes
 from trainer.invariance import Prepared, TrainingPerturbation
-from trainer.models import build_model, move_to_device
+from trainer.models import move_to_device
+from trainer.objective import check_regularizer
+from trainer.own_models import build_network
+from trainer.plugins import is_plugin
 from trainer.report import OF_EPOCH, STRENGTH, EpochReport
 from trainer.training.batches import check_batch_size, training_perturbation
 from trainer.training.choice import ALL, FIRST, SECOND, Candidate, Halves
@@ -84,11 +87,14 @@ class Trial:
             config, evaluation, prepared, ladder, store, device, warn: those of `run_trial`.
 
         Raises:
-            InputError: if a batch is larger than the training split, or for a checkpoint of another configuration.
+            InputError: if a batch is larger than the training split, for a checkpoint of another configuration, or for
+                a regulariser of one's own that lacks a property (`check_regularizer`).
         """
         if evaluation != prepared.evaluation:
             raise ValueError("the evaluation of a trial must be what the data was prepared for")
         check_batch_size(config.batch_size, len(prepared.data.train.labels))
+        if is_plugin(config.regularizer) and config.uses_regularizer:
+            check_regularizer(config)
         perturbation = training_perturbation(config, prepared, device)
         trial = cls(config, evaluation, prepared, ladder, store, perturbation, initial_state(config, prepared, device))
         if store is not None:
@@ -191,7 +197,7 @@ class Trial:
     @property
     def _identity(self) -> dict[str, Any]:
         """The settings in which a checkpoint must agree with the trial that resumes from it."""
-        settings = {**self.config.to_dict(), **self.evaluation.to_dict(), "data": self.prepared.data.fingerprint}
+        settings = {**self.config.to_dict(), **self.evaluation.written(), "data": self.prepared.data.fingerprint}
         return settings | ({"ladder": self.ladder} if self.ladder else {})
 
     def _checkpoint(self) -> dict[str, Any]:
@@ -263,7 +269,7 @@ def _was_redefined(config: TrialConfig) -> bool:
 def initial_state(config: TrialConfig, prepared: Prepared, device: torch.device) -> TrialState:
     """Build a new model, normalised by the training images' own mean and deviation, and its optimiser."""
     images = prepared.data.train.images
-    model = build_model(
+    model = build_network(
         config.architecture,
         shape=prepared.data.shape,
         classes=prepared.data.classes,

@@ -43,7 +43,7 @@ def clean_pass(model: nn.Module, batch: Batch, config: TrialConfig) -> CleanPass
 
 def _normalises_batches(model: nn.Module) -> bool:
     """Return whether an image's prediction depends on the model's mode and on the other images of the pass."""
-    return any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    return getattr(model, "mode_matters", False) or any(isinstance(each, nn.BatchNorm2d) for each in model.modules())
 
 
 def batch_views(
