@@ -28,10 +28,12 @@ RAY_ENVIRONMENT = {
     "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "1000000",
     # Ray's own snapshots are never read: the ledger is.
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000",
+    # Seconds without its cluster's head after which Ray's library ends a process; `RayWatch` is there before.
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "600",
 }
 """Settings that Ray reads when it is imported, and so set before any module here can import it."""
 
-if not os.environ.get("RAY_ADDRESS"):
+if os.environ.get("RAY_ADDRESS", "").strip() in ("", "local"):
     # Binds a Ray of this process's own to the loopback address; the name says something else.
     RAY_ENVIRONMENT["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 for _name, _value in RAY_ENVIRONMENT.items():

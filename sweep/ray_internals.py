@@ -6,8 +6,15 @@ Ray promises none of this, so that a new version may change it. Each item has a 
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import importlib
 import logging
+import os
 import re
+import socket
+import sys
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +33,15 @@ UNNEEDED_STARTS = ("start_api_server", "start_monitor", "start_log_monitor")
 SLOW_START = "timed out during startup"
 """Part of the message of the plain exception that `ray.init` raises on a machine that is too busy."""
 
+QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+"""Options of `ray.init` by which nothing of Ray's own comes to the terminal."""
+
+LOG_FILES = ("gcs_server.err", "gcs_server.out", "raylet.err", "raylet.out")
+"""Files in the folder `logs` of a session in which Ray's processes say what they died of."""
+
+_VERSIONS = re.compile(r"Ray: (\S+)\s+Python: (\S+)")
+"""The versions of one side in the message about a cluster of another version, that of the cluster first."""
+
 
 def start_only_what_is_needed() -> None:
     """Let a Ray of this process's own start no dashboard, no autoscaler's monitor and no reader of logs.
@@ -41,6 +57,69 @@ def start_only_what_is_needed() -> None:
 def is_slow_start(error: Exception) -> bool:
     """Return whether `ray.init` gave up because the machine is too busy; Ray has no exception class for it."""
     return SLOW_START in str(error)
+
+
+def other_versions(message: str) -> tuple[str, str] | None:
+    """Return the versions of a cluster and of this process from Ray's message about another version; else None."""
+    found = [f"Ray {ray} and Python {python}" for ray, python in _VERSIONS.findall(message)]
+    return (found[0], found[1]) if len(found) >= 2 else None
+
+
+_ANSWER_SECONDS = 5.0
+"""Time in which a process of Ray must take a connection."""
+
+
+def use_token(token: str | None = None) -> bool:
+    """Let this process show a token, and what it starts ask for it: the given one, else the one that Ray finds.
+
+    Ray itself reads the mode when it is imported, and a token once; for a Ray of this process's own it writes one into
+    the home folder.
+
+    Returns:
+        Whether there is one.
+    """
+    library: Any = importlib.import_module("ray._raylet")
+    if token:
+        os.environ["RAY_AUTH_TOKEN"] = token
+    loader = library.AuthenticationTokenLoader.instance()
+    loader.reset_cache()
+    found = loader.has_token(ignore_auth_mode=True)
+    if token or (found and "RAY_AUTH_MODE" not in os.environ):
+        os.environ["RAY_AUTH_MODE"] = "token"
+    library.Config.initialize("")
+    return found
+
+
+def processes() -> dict[str, Callable[[], bool]]:
+    """Return, for the processes of Ray that a driver needs, by their names for people, how to ask whether they live."""
+    node, names = _node(), {"gcs_server": "its head (GCS)", "raylet": "this machine's part of it (raylet)"}
+    if node.is_head():
+        own = {name: node.all_processes[name][0].process for name in names}
+        return {names[name]: lambda process=process: process.poll() is None for name, process in own.items()}
+    doors = {"gcs_server": node.gcs_address, "raylet": node.raylet_socket_name}
+    return {names[name]: lambda door=door: answers(door) for name, door in doors.items()}
+
+
+def answers(door: str) -> bool:
+    """Return whether a process takes connections at HOST:PORT or the path of a socket; a slow one does as well, by the
+    kernel."""
+    host, _, port = door.rpartition(":")
+    with contextlib.ExitStack() as knocking:
+        try:
+            if "/" in door:
+                knocking.enter_context(socket.socket(socket.AF_UNIX)).connect(door)
+            else:
+                knocking.enter_context(socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_SECONDS))
+        except (OSError, OverflowError):
+            return False
+    return True
+
+
+def _node() -> Any:
+    """Return what Ray knows of this machine's part of a cluster; None without one."""
+    from ray._private import worker
+
+    return worker._global_node
 
 
 def silence_ray() -> None:
@@ -68,6 +147,23 @@ def keep_signals() -> None:
         services.ConsolePopen = partial(services.ConsolePopen, start_new_session=True)
 
 
+@contextlib.contextmanager
+def silent_stderr() -> Iterator[None]:
+    """Keep from the terminal what Ray's library writes there at each of its attempts to reach a cluster."""
+    try:
+        kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    except OSError:  # standard error is closed
+        yield
+        return
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
 def keep_keys_at_home() -> None:
     """Let Ray Tune send no environment variables along with trials, above all not this process's AWS keys.
 
@@ -80,6 +176,56 @@ def keep_keys_at_home() -> None:
     class_cache.ENV_VARS_TO_PROPAGATE = {
         name for name in class_cache.ENV_VARS_TO_PROPAGATE if not name.startswith("AWS_")
     }
+
+
+# ------------------------------------------------------------------------------------------------------------- ending
+
+
+def release_nothing_more() -> None:
+    """Let references to objects and actors of Ray that are dropped from now on be dropped without Ray.
+
+    While `ray.shutdown` waits, Python's garbage collector may run in any other thread. If it finds one there, Ray's
+    library ends the process at once, with exit status 1 and without a word.
+    """
+    from ray._private import worker
+
+    connected: Any = worker.global_worker
+    if hasattr(connected, "core_worker"):
+        connected.core_worker = _ClosingWorker(connected.core_worker)
+
+
+class _ClosingWorker:
+    """Ray's core worker, but for the release of references."""
+
+    def __init__(self, core: Any) -> None:
+        self._core = core
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._core, name)
+
+    def remove_object_ref_reference(self, reference: object) -> None:
+        pass
+
+    def remove_actor_handle_reference(self, actor_id: object) -> None:
+        pass
+
+
+def end_processes() -> None:
+    """End what is left of a Ray that has lost a process: those that this process started, and this one at its end.
+
+    `ray.shutdown`, and what Ray does when Python ends, would wait for what is not there any more.
+    """
+    if _node() is not None and _node().is_head():
+        _node().kill_all_processes(check_alive=False, allow_graceful=False)
+    # Called before all that Ray has registered.
+    atexit.register(_end_at_once)
+
+
+def _end_at_once() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(1)
 
 
 # ------------------------------------------------------------------------------------------------------------- errors

@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from typing import Any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_HURRY_SECONDS = 15.0
+_HURRY_SECONDS = 10.0
 """Time after a signal from which what can wait for the next run has to."""
-_LAST_SECONDS = 27.0
+_LAST_SECONDS = 25.0
 """Time after a signal at which the process ends, whatever it waits for: batch systems kill it after 30."""
 _INTERRUPTED = 130
 

@@ -25,13 +25,13 @@ _allowed: frozenset[str] | None = None
 _MOST_BYTES = 2**20
 """Limit of a module's source that is sent to other machines: more is rather data, or should be installed there."""
 
-KIND = "python"
+_KIND = "python"
 """Begin of a knob's value that names a function, before its first colon."""
 
 
 def is_plugin(value: object) -> bool:
     """Return whether a knob's value names a function of one's own."""
-    return isinstance(value, str) and value.startswith(f"{KIND}:")
+    return isinstance(value, str) and value.startswith(f"{_KIND}:")
 
 
 def load_plugin(knob: str, value: str) -> Callable[..., Any]:
@@ -207,6 +207,6 @@ def _names(knob: str, value: str) -> tuple[str, str]:
         InputError: for a value of another form.
     """
     kind, *names = value.split(":")
-    if kind != KIND or len(names) != 2 or not all(part.isidentifier() for part in [*names[0].split("."), names[1]]):
-        raise InputError(f"{knob} = {value!r}: must be {KIND}:MODULE:FUNCTION, such as {KIND}:my_module:load")
+    if kind != _KIND or len(names) != 2 or not all(part.isidentifier() for part in [*names[0].split("."), names[1]]):
+        raise InputError(f"{knob} = {value!r}: must be {_KIND}:MODULE:FUNCTION, such as {_KIND}:my_module:load")
     return names[0], names[1]

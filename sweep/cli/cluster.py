@@ -96,7 +96,8 @@ def resume_there(arguments: argparse.Namespace) -> int:
 
     cluster = Cluster(arguments.address)
     overrides = {key: getattr(arguments, key) for key in RESUMABLE}
-    flags = ("--other-versions",) if arguments.other_versions else ()
+    given = {"--other-versions": arguments.other_versions, "--retry-failed": arguments.retry_failed}
+    flags = tuple(flag for flag, is_set in given.items() if is_set)
     job_id = send_resume(arguments.name, arguments.storage, overrides, cluster, cluster.jobs(), flags=flags)
     _show_sent(cluster, job_id)
     return _wait(cluster, job_id, arguments)

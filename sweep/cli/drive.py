@@ -16,6 +16,7 @@ from sweep.cli.console import (
     resume_command,
     sweep_words,
 )
+from sweep.cli.last_word import last_word
 from sweep.cli.show import show_agreements, show_front
 from trainer.errors import InputError, StorageFailed
 from trainer.interrupts import SignalHandler, in_hurry
@@ -26,8 +27,12 @@ if TYPE_CHECKING:
     from sweep.state import SweepState
 
 
-def drive(plan: SweepPlan, *, fresh: bool) -> int:
-    """Run a fresh sweep, or what is left of one, and show what it found; return the exit status."""
+def drive(plan: SweepPlan, *, fresh: bool, retry_failed: bool = False) -> int:
+    """Run a fresh sweep, or what is left of one, and show what it found; return the exit status.
+
+    Args:
+        retry_failed: whether failed trials are run again, unless their configurations made them fail.
+    """
     from sweep.plan import write_plan
     from sweep.report import Screen
     from sweep.state import state_of_trials
@@ -36,7 +41,7 @@ def drive(plan: SweepPlan, *, fresh: bool) -> int:
         plan = write_plan(plan)
     screen = Screen(console, plan, state_of_trials(plan, {}))
     with SignalHandler(_stopped_words(plan)):
-        complete, link = run_recorded(screen, fresh=fresh)
+        complete, link = run_recorded(screen, fresh=fresh, retry_failed=retry_failed)
         if in_hurry():
             console.print(_stopped_words(plan))
             return INTERRUPTED
@@ -46,13 +51,13 @@ def drive(plan: SweepPlan, *, fresh: bool) -> int:
     return DONE if screen.results.finished else FAILED
 
 
-def run_recorded(screen: Screen, *, fresh: bool) -> tuple[bool, Callable[[str], str]]:
+def run_recorded(screen: Screen, *, fresh: bool, retry_failed: bool = False) -> tuple[bool, Callable[[str], str]]:
     """Run a screen's sweep, whose plan is written, with its ledger and MLflow beside it.
 
     Returns:
         False if it was interrupted, and the function that makes the link to its front at an address of MLflow.
     """
-    from sweep.engine import PackFailed, run_plan
+    from sweep.engine import PackFailed, RayFailed, RayLost, run_plan
     from sweep.forecast import begin_forecast
     from sweep.ledger import LedgerWriter, read_ledger
     from sweep.plan import drop_remote, push_remote
@@ -73,27 +78,29 @@ def run_recorded(screen: Screen, *, fresh: bool) -> tuple[bool, Callable[[str], 
         # The writer's first: it cut a torn line off, and the reader sees none any more.
         for warning in dict.fromkeys([*ledger.warnings, *recorded.warnings]):
             screen.log(f"ledger: {warning}")
-        results.load(recorded.to_go_on_from())
+        results.load(recorded.to_go_on_from(retry_failed=retry_failed))
         results.read_data(plan.folder)
         screen.open(resumed=bool(recorded.trials), remarks=remarks(plan))
+        kept = f"Nothing recorded is lost; to resume:\n  {resume_command(plan)}"
         try:
-            complete = run_plan(
-                plan,
-                ledger,
-                results,
-                progress=screen.prepare,
-                begin=lambda: screen,
-                on_event=listen,
-                log=screen.log,
-                on_slots=lambda slots: begin_forecast(plan, slots),
-            )
-        except InputError:
+            with last_word(f"otsweep: failed: {plan.name} was cut off, this process being killed. {kept}"):
+                complete = run_plan(
+                    plan,
+                    ledger,
+                    results,
+                    progress=screen.prepare,
+                    begin=lambda: screen,
+                    on_event=listen,
+                    log=screen.log,
+                    on_slots=lambda slots: begin_forecast(plan, slots),
+                )
+        except (InputError, RayFailed):
             if fresh and not results.trials:
                 shutil.rmtree(plan.folder, ignore_errors=True)
                 drop_remote(plan.folder)
             raise
-        except (StorageFailed, PackFailed) as error:
-            raise type(error)(f"{error}. Nothing recorded is lost; to resume:\n  {resume_command(plan)}") from None
+        except (StorageFailed, PackFailed, RayLost) as error:
+            raise type(error)(f"{error}. {kept}") from None
         finally:
             screen.close()
             with mlflow_progress(screen.line) as show:
@@ -126,6 +133,12 @@ def _show_end(plan: SweepPlan, results: SweepState, link: Callable[[str], str], 
         show_agreements(plan, results)
     for number, record in results.failed.items():
         console.print(f"trial {number:03d} failed: {record.reason}", markup=False)
+    if lacking := sum(record.environment is True for record in results.failed.values()):
+        console.print(
+            f"{lacking} of them for want of their environment; once it is mended, to run them again:\n"
+            f"  {resume_command(plan)} --retry-failed",
+            markup=False,
+        )
     if not complete:
         console.print(_stopped_words(plan, plan.trials - len(results.ended)))
         return

@@ -93,6 +93,11 @@ def add_resume(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--other-versions", action="store_true", help="go on although torch or optuna is not what the sweep began with"
     )
+    parser.add_argument(
+        "--retry-failed",
+        action="store_true",
+        help="run failed trials again, unless their configurations made them fail: what they lacked is there now",
+    )
     add_address(parser)
     add_wait(parser)
 
@@ -106,11 +111,11 @@ def resume(arguments: argparse.Namespace) -> int:
         return resume_study(arguments)
 
     plan = with_resume_overrides(find_plan(arguments), vars(arguments))
-    _compare_versions(plan, allowed=arguments.other_versions)
-    return drive(plan, fresh=False)
+    _compare_versions(plan, allowed=arguments.other_versions, retry_failed=arguments.retry_failed)
+    return drive(plan, fresh=False, retry_failed=arguments.retry_failed)
 
 
-def _compare_versions(plan: SweepPlan, *, allowed: bool) -> None:
+def _compare_versions(plan: SweepPlan, *, allowed: bool, retry_failed: bool) -> None:
     """Say what runs here in another version than where the sweep began.
 
     Raises:
@@ -121,6 +126,7 @@ def _compare_versions(plan: SweepPlan, *, allowed: bool) -> None:
 
     if changes := changed_versions(plan):
         state = read_state(plan) if (plan.folder / "ledger").is_dir() else None
-        if state and state.trials and len(state.ended) < plan.trials and not allowed:
+        unfinished = state is not None and (len(state.ended) < plan.trials or (retry_failed and bool(state.failed)))
+        if state and state.trials and unfinished and not allowed:
             check_same_numbers(plan, changes)
         errors.print(f"{plan.name} began with other versions: {describe_changes(changes)}", markup=False)

@@ -75,6 +75,8 @@ def resume_study(arguments: argparse.Namespace) -> int:
     from sweep.plan import RESUMABLE, STUDY_OPTIONS, flag, read_study
 
     plan = read_study(arguments.name, storage=arguments.storage)
+    if arguments.retry_failed:
+        raise InputError(f"--retry-failed: {arguments.name!r} is a study; give the name of one of its sweeps")
     if not arguments.other_versions:
         _check_versions(plan)
     for option in RESUMABLE:

@@ -3,7 +3,8 @@
 from sweep.engine.driver import LOST_WORKER_RETRIES, run_plan
 from sweep.engine.pack_worker import PackFailed
 from sweep.engine.preparation import Progress, prepare, record_preparation
-from sweep.engine.ray_start import ray_session
+from sweep.engine.ray_start import RayFailed, ray_session
+from sweep.engine.ray_watch import RayLost
 from sweep.engine.slots import Node, Slots, alive_nodes, concurrency, slots_now
 from sweep.engine.task import (
     Task,

@@ -61,11 +61,13 @@ def run_plan(
         InputError: if the cluster can't give what one trial needs, or the data can't be had.
         StorageFailed: if the storage refused for long; the sweep can be resumed from what is recorded.
         PackFailed: if packs fail again and again; the sweep can be resumed as well.
+        RayFailed: if Ray can't start on this machine.
+        RayLost: if Ray ended; the sweep can be resumed as well.
     """
     if len(state.ended) >= plan.trials:
         return True
     check_crowd(plan.space.evaluation)
-    with SignalHandler() as signals, ray_session():
+    with SignalHandler() as signals, ray_session(log):
         signals.take_back()
         concurrent = concurrency(plan, progress)
         on_slots(slots_now(plan, concurrent))

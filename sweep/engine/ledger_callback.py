@@ -9,7 +9,7 @@ from typing import Any
 from ray import tune
 
 from sweep.engine.pack_worker import PackFailed
-from sweep.engine.result_keys import FAILURE, FOOTPRINT, STORAGE, WARNINGS
+from sweep.engine.result_keys import ENVIRONMENT, FAILURE, FOOTPRINT, STORAGE, WARNINGS
 from sweep.engine.slots import Slots
 from sweep.engine.trainable import Footprint
 from sweep.ledger import EndState, Event, LedgerWriter
@@ -72,7 +72,7 @@ class LedgerCallback(tune.Callback):
         if STORAGE in result:
             self.trouble = self.trouble or StorageFailed(result[STORAGE])
         elif FAILURE in result:
-            self._end(number, "failed", result[FAILURE])
+            self._end(number, "failed", result[FAILURE], environment=result.get(ENVIRONMENT, False))
         else:
             self._report(number, result["report"])
             if self.slots.observe(Footprint(*result[FOOTPRINT])) and self.slots.plan.measure_memory:
@@ -110,11 +110,13 @@ class LedgerCallback(tune.Callback):
             self.trouble = self.trouble or PackFailed(reason)
         elif number in self.state.running:
             attempts = self.state.trials[number].attempts
-            self._end(number, "failed", f"its worker was lost {attempts} times (killed or out of memory)")
+            reason = f"its worker was lost {attempts} times (killed or out of memory)"
+            self._end(number, "failed", reason, environment=True)
 
-    def _end(self, number: int, state: EndState, reason: str) -> None:
-        now, seconds = time.time(), self.budget.slot_seconds(number)
-        if self._record(lambda: self.ledger.ended(number, state=state, reason=reason, time=now, slot_seconds=seconds)):
+    def _end(self, number: int, state: EndState, reason: str, *, environment: bool | None = None) -> None:
+        end: dict[str, Any] = {"state": state, "reason": reason, "environment": environment}
+        end |= {"time": time.time(), "slot_seconds": self.budget.slot_seconds(number)}
+        if self._record(lambda: self.ledger.ended(number, **end)):
             self.budget.release(number)
             self.on_event(number)
 

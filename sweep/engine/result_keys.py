@@ -9,6 +9,9 @@ FAILURE = "failure"
 """Key of the reason for which a trial failed. Its result is marked as done, so that Ray Tune never tries it again: the
 same configuration would fail in the same way. Only a lost worker is tried again."""
 
+ENVIRONMENT = "environment"
+"""Key of the answer whether a trial failed for want of its environment (data, a module, memory): again, it may not."""
+
 STORAGE = "storage"
 """Key of the reason for which the storage refused a checkpoint. The trial has not failed: a resume continues it."""
 

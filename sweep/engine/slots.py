@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import NamedTuple
 
 import ray
 
+from sweep.engine.ray_start import cluster_address
 from sweep.engine.trainable import Footprint
 from sweep.plan import SweepPlan
 from trainer.errors import InputError
@@ -69,7 +69,7 @@ def concurrency(plan: SweepPlan, progress: Callable[[str, int, int], None]) -> i
         InputError: if no node holds even one trial or pack, since Ray itself would wait for ever. If a cluster has no
             CPU or GPU at all, nodes with one may still come.
     """
-    nodes, on_cluster = alive_nodes(), bool(os.environ.get("RAY_ADDRESS"))
+    nodes, on_cluster = alive_nodes(), bool(cluster_address())
     fits = _fitting_now(plan)
     lacking = {"CPU": plan.cpus_per_trial > sum(node.cpus for node in nodes) == 0}
     lacking |= {"GPU": plan.gpus_per_trial > sum(node.gpus for node in nodes) == 0}

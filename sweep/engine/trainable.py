@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ray import tune
 
-from sweep.engine.result_keys import FAILURE, FOOTPRINT, STORAGE, WARNINGS
+from sweep.engine.result_keys import ENVIRONMENT, FAILURE, FOOTPRINT, STORAGE, WARNINGS
 from sweep.engine.task import Task, evaluation_of, shared, trial_store
 from trainer.config import TrialConfig
-from trainer.errors import OtsweepError, StorageFailed
+from trainer.errors import InputError, OtsweepError, StorageFailed
 
 if TYPE_CHECKING:
     from trainer.report import EpochReport
@@ -91,9 +91,16 @@ def result_of(
     if isinstance(outcome, StorageFailed):
         return {STORAGE: str(outcome), "done": True}
     if isinstance(outcome, Exception):
-        return {FAILURE: explain(outcome), "done": True}
+        return {FAILURE: explain(outcome), ENVIRONMENT: _lacks_something(outcome), "done": True}
     taken, warnings[:] = list(warnings), []
     return {"report": outcome.to_dict(), WARNINGS: taken, FOOTPRINT: tuple(footprint()), "done": outcome.final}
+
+
+def _lacks_something(error: Exception) -> bool:
+    """Return whether a trial failed for want of its environment (data, a module, memory), not by its configuration."""
+    # PyTorch's own class is named, since it need not be imported where an error is explained.
+    memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return memory or isinstance(error, (InputError, ImportError, OSError))
 
 
 def explain(error: Exception) -> str:

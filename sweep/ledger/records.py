@@ -43,6 +43,10 @@ class TrialRecord:
     reason: str = ""
     """Reason of the trial's end, for people."""
 
+    environment: bool | None = None
+    """True if it failed for want of its environment (data, memory, its worker), False if by its configuration; None
+    where the ledger does not tell."""
+
     started: float | None = None
     """Unix seconds at the first attempt's start."""
 
@@ -94,6 +98,7 @@ class TrialRecord:
                 self.attempts, self.sampler_state = max(self.attempts, event["attempt"]), event.get("noted", "")
                 self.started = event["time"] if self.started is None else self.started
                 self.state, self.reason, self.ended, self.ended_as = "running", "", None, 0
+                self.environment = None
             case "reported":
                 self.reports, replaced = _with_report(self.reports, event["report"])
                 self.replaced += tuple(each["time"] for each in replaced if "time" in each)
@@ -101,6 +106,7 @@ class TrialRecord:
                 self.decisions = [*self.decisions, event["decision"]]
             case "ended":
                 self.state, self.reason = event["state"], event["reason"]
+                self.environment = event.get("environment")
                 self.ended, self.ended_as = event["time"], event["sequence"]
 
 
@@ -134,10 +140,19 @@ class Ledger:
     warnings: list[str]
     """Descriptions of what was damaged or missing and so is not in `trials`, by file and line."""
 
-    def to_go_on_from(self) -> dict[int, TrialRecord]:
-        """Return the trials as a resume takes them up: one whose result was lost is running."""
+    def to_go_on_from(self, *, retry_failed: bool = False) -> dict[int, TrialRecord]:
+        """Return the trials as a resume takes them up: one whose result was lost is running.
+
+        Args:
+            retry_failed: whether a failed trial is running as well, unless its configuration made it fail.
+        """
+
+        def runs_again(trial: TrialRecord) -> bool:
+            lost = trial.state == "finished" and trial.result is None
+            return lost or (retry_failed and trial.state == "failed" and trial.environment is not False)
+
         return {
-            number: replace(trial, state="running") if trial.state == "finished" and trial.result is None else trial
+            number: replace(trial, state="running") if runs_again(trial) else trial
             for number, trial in self.trials.items()
         }
 

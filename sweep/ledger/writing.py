@@ -87,11 +87,26 @@ class LedgerWriter:
         """Record the decision at a rung whether trial `number` goes on, as made by `Decision.to_dict`."""
         return self._append("decided", number, time, {"decision": checked_values(decision)})
 
-    def ended(self, number: int, *, state: EndState, reason: str = "", time: float, slot_seconds: float = 0.0) -> Event:
-        """Record the end of trial `number` after `slot_seconds` in its slots; a later `started` reopens it."""
+    def ended(
+        self,
+        number: int,
+        *,
+        state: EndState,
+        reason: str = "",
+        environment: bool | None = None,
+        time: float,
+        slot_seconds: float = 0.0,
+    ) -> Event:
+        """Record the end of trial `number` after `slot_seconds` in its slots; a later `started` reopens it.
+
+        Args:
+            environment: whether it failed for want of its environment, so that again it may not; None if unknown.
+        """
         if state not in END_STATES:
             raise ValueError(f"state {state!r}: must be one of {', '.join(END_STATES)}")
-        return self._append("ended", number, time, {"state": state, "reason": reason, "held": float(slot_seconds)})
+        fields = {"state": state, "reason": reason, "held": float(slot_seconds)}
+        fields |= {} if environment is None else {"environment": environment}
+        return self._append("ended", number, time, fields)
 
     def close(self) -> None:
         """Roll the log into a part and release the lock; a second call does nothing."""

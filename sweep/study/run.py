@@ -29,7 +29,7 @@ def run_study(plan: StudyPlan, console: Console, run_sweep: _RunSweep, on_round:
         on_round: called whenever all arms are audited on a seed.
     """
     clock = StudyClock(len(plan.steps))
-    with SignalHandler() as signals, ProgressLine(console.file, "Starting Ray ...") as line, ray_session():
+    with SignalHandler() as signals, ProgressLine(console.file, "Starting Ray ...") as line, ray_session(console.print):
         signals.take_back()
         line.clear()
         for steps in plan.rounds():

@@ -16,7 +16,6 @@ import socket
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
@@ -76,11 +75,12 @@ class _SecretGuard:
 
 def _cookie(header: str, name: str) -> str:
     """Return the value of a cookie; empty if there is none."""
-    try:
-        found = SimpleCookie(header).get(name)
-    except CookieError:
-        return ""
-    return found.value if found else ""
+    # Other servers of this machine may have set cookies that no parser takes.
+    for each in header.split(";"):
+        key, _, value = each.strip().partition("=")
+        if key == name:
+            return value
+    return ""
 
 
 async def _answer(send: Any, status: int, body: bytes, headers: Mapping[str, str] | None = None) -> None:

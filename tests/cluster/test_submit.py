@@ -24,9 +24,11 @@ from sweep.cluster.info import ClusterInfo, differences, find_answer
 from sweep.cluster.submission import Submission, refuse_duplicate
 from sweep.cluster.submit import free_id, pack
 from sweep.ledger.reading import read_ledger
+from sweep.plan.plugins import plugins_of
 from tests.support.commands import call
 from tests.support.ray_nodes import LOOPBACK, RAY, answers, end, environment, free_ports, need_jobs, start, wait_for
 from trainer.errors import InputError
+from trainer.plugins import send_plugins
 
 SPACE = """
 trials: 3
@@ -359,6 +361,21 @@ def test_the_package_is_small_and_runs_alone(tmp_path: Path) -> None:
         text=True,
     )
     assert json.loads(done.stdout) == str(tmp_path / "sweep" / "cli" / "__init__.py")
+
+
+def test_modules_of_ones_own_that_a_space_names_go_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = tmp_path / "here"
+    (here / "own_sent").mkdir(parents=True)
+    (here / "own_sent/__init__.py").write_text("def load(): ...\n")
+    (here / "space.yaml").write_text(
+        "evaluation: {dataset: 'python:own_sent:load'}\nspace: {margin: {low: 0.1, high: 0.2}}\n"
+    )
+    monkeypatch.syspath_prepend(here)
+    one = Submission.of(str(here / "space.yaml"), name="a", options={}, paths={})
+    assert plugins_of(one.plan) == ["python:own_sent:load"]
+    pack(tmp_path / "job", one.space_file, send_plugins(plugins_of(one.plan)))
+    assert (tmp_path / "job/own_sent/__init__.py").read_text() == "def load(): ...\n"
+    assert "own_sent" not in sys.modules
 
 
 @pytest.mark.parametrize(

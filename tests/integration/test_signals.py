@@ -49,7 +49,8 @@ def test_signals_to_the_whole_group_end_a_sweep_in_time(
     assert driver.returncode == 130, said
     assert f"resume long --storage {storage}" in said
     assert "Traceback" not in said
-    assert took < SECONDS
+    # A machine with more to do than it has cores is slower accordingly.
+    assert took < SECONDS * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
     states = {kind: rest[0] for kind, (_, rest, *_) in contents(storage / "mlflow.db", "long").items()}
     assert set(states.values()) == {"KILLED"}, states
     deadline = time.monotonic() + SECONDS

@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import termios
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -170,3 +171,41 @@ def test_loopback_addresses_are_asked_directly(
     monkeypatch.setattr(sys, "path", sys.path.copy())
     settle_environment()
     assert os.environ.get("no_proxy") == direct
+
+
+TINY = """
+trials: 1
+evaluation: {dataset: digits, train_size: 200, validation_size: 60, eval_sensitivity_steps: 1}
+space: {architecture: mlp, epochs: 1, batch_size: 100}
+points:
+  - {preset: baseline}
+"""
+
+
+@pytest.mark.slow
+def test_a_sweep_under_hostile_settings_comes_to_its_front(new_storage: Callable[[str], Path]) -> None:
+    """With a Ray of its own, whose workers are told to import the user's files, and a reader that leaves at once."""
+    storage = new_storage("hostile")
+    for name in (*USERS_FILES, "sweep"):
+        (storage / f"{name}.py").write_text(CODE)
+    (storage / "tiny.yaml").write_text(TINY)
+    settings = SITES["a notebook's"] | SITES["colours wanted"] | SITES["a proxy"]
+    words = ["run", "tiny.yaml", "--name", "tiny", "--storage", str(storage)]
+    code = f"import sys; sys.argv = ['otsweep', *{words!r}]; from sweep.cli import main; sys.exit(main())"
+    path = os.pathsep.join([ROOT, str(storage)])
+    with subprocess.Popen(
+        [sys.executable, "-P", "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=storage,
+        env=environment({**settings, "PYTHONPATH": path}),
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        first = process.stdout.readline()
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait()) == ("", 0)
+    assert first == "tiny: 1 trials of 1 epochs on digits, seed 0\n"
+    assert (storage / "tiny" / "front.png").stat().st_size > 1000
+    assert (storage / "tiny" / "ledger.parquet").stat().st_size > 1000

@@ -588,6 +588,19 @@ class TestProcesses:
             LedgerWriter(tmp_path)
 
 
+def test_failed_trials_run_again_unless_their_configurations_made_them_fail(tmp_path):
+    known = {0: True, 1: False, 2: None}  # None: as in ledgers of earlier versions
+    with LedgerWriter(tmp_path) as writer:
+        for number, environment in known.items():
+            writer.started(number, config=TrialConfig().to_dict(), seed=0, attempt=1, host="", time=1.0)
+            writer.ended(number, state="failed", reason="why", environment=environment, time=2.0)
+    ledger = read_ledger(tmp_path)
+    assert {number: trial.environment for number, trial in ledger.trials.items()} == known
+    assert {trial.state for trial in ledger.to_go_on_from().values()} == {"failed"}
+    again = ledger.to_go_on_from(retry_failed=True)
+    assert [trial.state for trial in again.values()] == ["running", "failed", "running"]
+
+
 class TestTable:
     def test_a_row_per_report_and_one_for_a_trial_without(self, tmp_path):
         fill(tmp_path, range(2))

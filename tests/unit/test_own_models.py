@@ -181,7 +181,7 @@ LAYERS = "nn.Flatten(), nn.Linear(64, 6)"
         ("return 5", "returned int, must return a torch.nn.Module"),
         ("raise OSError('no weights here')", "raised OSError: no weights here"),
         ("return SHARED", "returned the same weights twice"),
-        (f"return nn.Sequential({LAYERS}, Noise())", "answers otherwise to the same images in evaluation mode"),
+        (f"return nn.Sequential({LAYERS}, nn.Linear(6, 10), Noise())", "otherwise to the same images in evaluation"),
         (f"return nn.Sequential({LAYERS}, nn.Linear(6, 9))", "returns (4, 9), must return logits (4, 10)"),
         (f"return nn.Sequential({LAYERS}, nn.Linear(6, 10), nn.Softmax(1))", "its logits come from no linear layer"),
         (f"return nn.Sequential({LAYERS}, nn.Linear(6, 10), Twice(nn.Softmax(1)))", "returns probabilities"),

@@ -19,7 +19,7 @@ _GREY, _COLOUR = ("1", "L"), ("RGB", "P", "CMYK", "YCbCr")
 _PARTS = ("train", "test")
 
 
-class ImageFolder(NamedTuple):
+class _ImageFolder(NamedTuple):
     """The files of a folder, training before test."""
 
     files: list[Path]
@@ -47,7 +47,7 @@ class ImageFolder(NamedTuple):
         return Pixels(planes, np.array(self.labels, dtype=np.int64), 255, self.tests)
 
 
-def read_folder(folder: Path, dataset: str) -> ImageFolder:
+def read_folder(folder: Path, dataset: str) -> _ImageFolder:
     """Return the files of a folder with their classes: its subfolders in the order of their names, or of the numbers
     that these all are.
 
@@ -75,7 +75,7 @@ def read_folder(folder: Path, dataset: str) -> ImageFolder:
         files += [file for file, _ in found]
         labels += [label for _, label in found]
         tests = len(found) if part.name == "test" and len(parts) > 1 else 0
-    return ImageFolder(files, labels, tests)
+    return _ImageFolder(files, labels, tests)
 
 
 def _visible(folder: Path) -> list[Path]:

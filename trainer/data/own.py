@@ -53,9 +53,9 @@ def decode_own(dataset: str) -> Pixels:
     """
     kind, _, path = dataset.partition(":")
     if kind == "folder":
-        return check_own(read_folder(Path(path), dataset).decode(), dataset)
+        return _check_own(read_folder(Path(path), dataset).decode(), dataset)
     given = call_plugin("dataset", dataset) if is_plugin(dataset) else _read_npz(dataset)
-    return check_own(_from_arrays(given, dataset), dataset)
+    return _check_own(_from_arrays(given, dataset), dataset)
 
 
 def _npz_file(dataset: str) -> Path:
@@ -145,7 +145,7 @@ def _channels_first(images: np.ndarray, name: str, dataset: str) -> np.ndarray:
     return typed if first else np.ascontiguousarray(typed.transpose(0, 3, 1, 2))
 
 
-def check_own(pixels: Pixels, dataset: str) -> Pixels:
+def _check_own(pixels: Pixels, dataset: str) -> Pixels:
     """Return data of one's own after a check of what every later step relies on.
 
     Raises:

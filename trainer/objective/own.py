@@ -21,7 +21,7 @@ _IMAGES, _CLASSES, _WIDTH = 12, 3, 5
 _Value = Callable[[Embedded, Embedded], Tensor]
 
 
-def declared_knobs(config: TrialConfig) -> dict[str, tuple[float, float]]:
+def _declared_knobs(config: TrialConfig) -> dict[str, tuple[float, float]]:
     """Return the ranges that the configuration's own regulariser declares for its knobs, by name.
 
     Raises:
@@ -61,7 +61,7 @@ def check_regularizer(config: TrialConfig) -> None:
         InputError: naming the property that does not hold.
     """
     if is_plugin(config.regularizer):
-        declared_knobs(config)
+        _declared_knobs(config)
     if fault := _fault(_value_of(config)):
         raise InputError(f"regularizer = {config.regularizer!r}: {fault}")
 
