@@ -204,7 +204,7 @@ def _write_to_mlflow(plan: StudyPlan, result: StudyResult, said: Console) -> Non
             note=lambda run: study_markdown(result, run),
             folder=plan.folder,
             time=ended_at(plan),
-            sweeps=[plan.sweep_name(step) for step in plan.steps],
+            sweeps=[plan.sweep_plan(step) for step in plan.steps],
         )
     except InputError as error:
         errors.print(f"{error}\nWhen it answers: {program()} resume {plan.words()}", markup=False)

@@ -181,7 +181,8 @@ def _read_parts(parts: Iterable[_Part], warnings: list[str], accounted: set[int]
             warnings.append(f"{part.path.name} {trouble}: events {part.first} to {part.last} are left out")
             accounted.update(range(part.first, part.last + 1))
             continue
-        table = pq.read_table(pa.BufferReader(data))
+        # Not `read_table`, which imports pandas.
+        table = pq.ParquetFile(pa.BufferReader(data)).read()
         yield dict(zip(table["sequence"].to_pylist(), table["event"].to_pylist(), strict=True))
 
 
@@ -200,7 +201,9 @@ def _replay(events: Iterable[dict[str, Any]], warnings: list[str]) -> dict[int, 
     trials: dict[int, TrialRecord] = {}
     for event in events:
         number = event["trial"]
-        trials[number] = trials.get(number, TrialRecord(number)).apply(event)
+        if number not in trials:
+            trials[number] = TrialRecord(number)
+        trials[number].take(event)
     for number in sorted(number for number, trial in trials.items() if trial.started is None):
         del trials[number]
         warnings.append(

@@ -70,6 +70,9 @@ class TrialRecord:
     reports: list[dict[str, Any]] = field(default_factory=list)
     """One flat dict per epoch, in order, then the final one; an epoch that a retry reports again is replaced."""
 
+    replaced: tuple[float, ...] = field(default=(), compare=False, repr=False)
+    """Times of reports that a retry's took the place of, in unix seconds: MLflow may hold them."""
+
     decisions: list[dict[str, Any]] = field(default_factory=list)
     """Decisions about it at each rung, in order, as made by `Decision.to_dict`."""
 
@@ -80,31 +83,40 @@ class TrialRecord:
 
     def apply(self, event: Event) -> TrialRecord:
         """Return the record after one of its events; live events and those read from a ledger alike."""
-        after = replace(self, slot_seconds=max(self.slot_seconds, event.get("held", 0.0)))
-        match event["event"]:
-            case "started":
-                after.config, after.seed, after.host = with_weights(event["config"]), event["seed"], event["host"]
-                after.attempts, after.sampler_state = max(self.attempts, event["attempt"]), event.get("noted", "")
-                after.started = event["time"] if self.started is None else self.started
-                after.state, after.reason, after.ended, after.ended_as = "running", "", None, 0
-                after.environment = None
-            case "reported":
-                after.reports = _with_report(self.reports, event["report"])
-            case "decided":
-                after.decisions = [*self.decisions, event["decision"]]
-            case "ended":
-                after.state, after.reason = event["state"], event["reason"]
-                after.environment = event.get("environment")
-                after.ended, after.ended_as = event["time"], event["sequence"]
+        after = replace(self)
+        after.take(event)
         return after
 
+    def take(self, event: Event) -> None:
+        """Take in one of its events: for whoever made this record, and has not shown it to anybody yet."""
+        self.slot_seconds = max(self.slot_seconds, event.get("held", 0.0))
+        match event["event"]:
+            case "started":
+                self.config, self.seed, self.host = with_weights(event["config"]), event["seed"], event["host"]
+                self.attempts, self.sampler_state = max(self.attempts, event["attempt"]), event.get("noted", "")
+                self.started = event["time"] if self.started is None else self.started
+                self.state, self.reason, self.ended, self.ended_as = "running", "", None, 0
+                self.environment = None
+            case "reported":
+                self.reports, replaced = _with_report(self.reports, event["report"])
+                self.replaced += tuple(each["time"] for each in replaced if "time" in each)
+            case "decided":
+                self.decisions = [*self.decisions, event["decision"]]
+            case "ended":
+                self.state, self.reason = event["state"], event["reason"]
+                self.environment = event.get("environment")
+                self.ended, self.ended_as = event["time"], event["sequence"]
 
-def _with_report(reports: Sequence[dict[str, Any]], report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the reports with one more, in the place of an earlier one of its epoch, or of an earlier final one."""
+
+def _with_report(
+    reports: Sequence[dict[str, Any]], report: Mapping[str, Any]
+) -> tuple[list[dict[str, Any]], Sequence[dict[str, Any]]]:
+    """Return the reports with one more, and an earlier one whose place it takes: of its epoch, or also final."""
     place = bisect.bisect_left(reports, _order(report), key=_order)
     again = place < len(reports) and _order(reports[place]) == _order(report)
     # Each report that is unpickled or parsed has names of its own, which take more room than its numbers.
-    return [*reports[:place], {sys.intern(name): value for name, value in report.items()}, *reports[place + again :]]
+    interned = {sys.intern(name): value for name, value in report.items()}
+    return [*reports[:place], interned, *reports[place + again :]], reports[place : place + again]
 
 
 def _order(report: Mapping[str, Any]) -> float:

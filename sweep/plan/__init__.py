@@ -3,9 +3,18 @@
 from sweep.plan.audit_options import AUDIT_OPTIONS, AuditOptions
 from sweep.plan.extension import extended, given_points, space_changes, trials_at_first
 from sweep.plan.from_options import check_options, make_plan, with_resume_overrides
-from sweep.plan.mlflow_address import absolute_uri, default_mlflow_uri, masked
+from sweep.plan.mlflow_address import absolute_uri, default_mlflow_uri, is_named, masked, name_address
 from sweep.plan.options import SPACE_OPTIONS, add_option, flag, option_words
-from sweep.plan.paths import CACHE, check_name, default_name, list_sweeps, open_storage, storage_folder, trial_folder
+from sweep.plan.paths import (
+    CACHE,
+    PLAN,
+    check_name,
+    default_name,
+    list_sweeps,
+    open_storage,
+    storage_folder,
+    trial_folder,
+)
 from sweep.plan.plan import OPTIONS, PLACES, RESUMABLE, SweepPlan, check_option
 from sweep.plan.plan_file import plan_text, read_plan, rewrite_plan, write_plan
 from sweep.plan.plugins import plugins_of

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
+import secrets
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -44,6 +45,7 @@ def make_plan(
         "storage": str(folder),
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "code_version": code_version(),
+        "id": secrets.token_hex(8),
         "versions": {"python": platform.python_version(), **{each: installed_version(each) for each in VERSIONS_OF}},
         "trials": space.trials if space.swept else space.trials * given.get("seeds", 1),
     }

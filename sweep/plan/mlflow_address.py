@@ -15,7 +15,18 @@ _OPTION = "--mlflow-uri"
 VARIABLE = "MLFLOW_TRACKING_URI"
 
 _MLFLOW_STORES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql")
-_SECRET_PARAMETER = re.compile(r"(?i)[?&][^=&]*(?:password|passwd|pwd|token|secret)[^=&]*=([^&]+)")
+_BY_TOKEN = ("http", "https", "s3", "gs")
+"""Schemes in which user information without a password may be a token or a key."""
+_PATHS = ("sqlite", "file")
+"""Schemes whose rest is a path, in which a # is a letter."""
+_SECRET_NAME = re.compile(r"(?i)password|passwd|pwd|token|secret|key|sig")
+_HARMLESS = re.compile(
+    r"""(?ix) user | host | port | charset | driver | application_name | connect_timeout | timeout | options | service
+    | target_session_attrs | sslmode | sslrootcert | sslcert | ssl | ssl_ca | ssl_cert | ssl_check_hostname
+    | ssl_verify_cert | encrypt | trustservercertificate | mode | cache | uri | vfs | immutable
+    | region | scheme | endpoint_override | allow_bucket_creation | allow_bucket_deletion | project_id"""
+)
+"""Parameters of databases' and buckets' URIs that hold no secret."""
 
 
 def default_mlflow_uri(folder: Path) -> str:
@@ -61,9 +72,9 @@ def check_mlflow_uri(uri: str, *, source: str = _OPTION) -> None:
     remedy = "" if source == _OPTION else f"; change it, or give {_OPTION}"
     if kind not in _MLFLOW_STORES or not rest or not uri.isprintable():
         raise InputError(f"{shown}: must be sqlite:///FILE, http(s)://HOST:PORT or a database's URI{remedy}")
-    if _secrets(uri):
+    if masked(uri) != uri:
         raise InputError(
-            f"{shown}: holds a secret, and the plan is stored in a plain file; leave it out and set "
+            f"{shown}: holds what may be a secret, and the plan is stored in a plain file; leave it out and set "
             "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (PostgreSQL's: PGPASSWORD, or ~/.pgpass)"
         )
     if kind == "sqlite" and (not rest.startswith("/") or rest in ("/", "/:memory:")):
@@ -81,18 +92,54 @@ def _has_host(uri: str) -> bool:
 
 
 def masked(uri: str) -> str:
-    """Return the URI with anything that may be a secret replaced by ***."""
-    for secret in _secrets(uri):
-        uri = uri.replace(secret, "***")
-    return uri
+    """Return the URI with anything that may be a secret replaced by ***.
 
-
-def _secrets(uri: str) -> list[str]:
-    """Return secret query parameters, and user information before the last @ (a password may hold any character)."""
+    That is user information before the last @ (a password may hold any character), every parameter that is not known
+    to be harmless, as signed URLs hold keys under many names, and a fragment.
+    """
     start, scheme_ends, rest = uri.partition("://")
-    rest = rest if scheme_ends else start
-    user, at, _ = rest.rpartition("@")
-    without_host = scheme_ends and rest.startswith("/")
-    # A database's user name alone is no secret; a server's may be a token.
-    is_secret = at and user and not without_host and (":" in user or uri.lower().startswith("http"))
-    return [*_SECRET_PARAMETER.findall(rest), *([user] if is_secret else [])]
+    start, rest = (start, rest) if scheme_ends else ("", uri)
+    kind = start.partition("+")[0].lower()
+    is_path = not scheme_ends or kind in _PATHS
+    user, at, host = rest.rpartition("@")
+    # A database's user name alone is no secret; a server's may be a token, and in a path an @ is a letter.
+    if at and user and not (scheme_ends and rest.startswith("/")) and (":" in user or kind in _BY_TOKEN):
+        # With a ? before the @, what follows may be a piece of a parameter too.
+        rest = "***" if re.search("[?#]", user) else f"***@{host}"
+    rest, fragment, hidden = (rest, "", "") if is_path else rest.partition("#")
+    rest, query, parameters = rest.partition("?")
+    shown = "&".join(_masked_parameter(each, by_name=not scheme_ends) for each in parameters.split("&"))
+    return f"{start}{scheme_ends}{rest}{query}{shown}{fragment}{hidden and '***'}"
+
+
+def _masked_parameter(parameter: str, *, by_name: bool) -> str:
+    """Return a parameter of a URI with its value masked; with `by_name` only if its name tells a secret, as in text
+    that is perhaps no URI."""
+    name, equals, value = parameter.partition("=")
+    harmless = _SECRET_NAME.search(name) is None if by_name else _HARMLESS.fullmatch(name)
+    if harmless or not parameter:
+        return parameter
+    return f"{name}{equals}***" if equals and value else "***"
+
+
+_named: set[tuple[str, str | None, int | None]] = set()
+
+
+def name_address(uri: str) -> None:
+    """Take note of an address that the user of this process gave, so that credentials may go there."""
+    _named.add(_origin(uri))
+
+
+def is_named(uri: str) -> bool:
+    """Return whether the user gave this address, now or in the environment; one that only a plan's file names may be
+    a stranger's."""
+    return _origin(uri) in _named or _origin(uri) == _origin(os.environ.get(VARIABLE, ""))
+
+
+def _origin(uri: str) -> tuple[str, str | None, int | None]:
+    """Return what answers at an address: protocol, host and port."""
+    try:
+        parts = urlsplit(uri)
+        return parts.scheme.partition("+")[0], parts.hostname, parts.port
+    except ValueError:
+        return uri, None, None

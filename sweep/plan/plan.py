@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -60,6 +61,10 @@ class SweepPlan:
 
     versions: dict[str, str]
     """Versions of Python and of the libraries that the numbers may depend on."""
+
+    id: str = ""
+    """Random identifier, which tells the sweep's runs in MLflow from those of others with its name; empty in plans of
+    earlier versions. No number depends on it."""
 
     objectives: Objectives = field(default=OBJECTIVES, metadata={"decides": True})
     """Objectives of the front: report fields, directions and the reference point of the hypervolume."""
@@ -186,6 +191,8 @@ class SweepPlan:
 
     def __post_init__(self) -> None:
         check_name(self.name)
+        if re.fullmatch("[0-9a-f]{0,64}", self.id) is None:
+            raise InputError(f"id {self.id!r}: must be hexadecimal digits")
         check_mlflow_uri(self.mlflow_uri)
         check_objectives(self.objectives)
         for name in OPTIONS:

@@ -86,21 +86,35 @@ class UrlStore:
 
 def folder_of(url: str) -> Path:
     """Return this machine's folder that follows a URL; made, and marked, if missing."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "otsweep"
-    folder = root / hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:16]
+    folder = _cache_folder(url)
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / MARK).exists():
         write_whole(folder / MARK, url.rstrip("/").encode())
     return folder
 
 
+def _cache_folder(url: str) -> Path:
+    root = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "otsweep"
+    return root / hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:16]
+
+
 @lru_cache(maxsize=256)
 def url_of(path: Path) -> str | None:
-    """Return the URL that a path follows, if it lies in a folder that follows one."""
+    """Return the URL that a path follows, if it lies in a folder that follows one.
+
+    Raises:
+        InputError: for a mark that this machine did not make: a copied or unpacked folder would have everything sent
+            to whatever address it names.
+    """
     for folder in (path, *path.parents):
         if (folder / MARK).is_file():
-            rest = path.relative_to(folder).as_posix()
-            return (folder / MARK).read_text(encoding="utf-8") + ("" if rest == "." else f"/{rest}")
+            url, rest = (folder / MARK).read_text(encoding="utf-8"), path.relative_to(folder).as_posix()
+            if folder.resolve() != _cache_folder(url).resolve():
+                raise InputError(
+                    f"{folder / MARK}: names a URL that this folder is to follow, but was not made here; delete the "
+                    "file to use the folder as it is, or give the URL itself as --storage"
+                )
+            return url + ("" if rest == "." else f"/{rest}")
     return None
 
 
@@ -115,7 +129,11 @@ def pull_remote(folder: Path, *, only: str = "") -> None:
         return
     with locked(folder / ".pull.lock"), _answering(url):
         store = UrlStore(url)
-        there = {name: size for name, size in store.files().items() if "trials/" not in name and name.endswith(only)}
+        there = {
+            name: size
+            for name, size in store.files().items()
+            if "trials/" not in name and name.endswith(only) and name.rpartition("/")[2] != MARK
+        }
         for name, size in there.items():
             path = folder / name
             if not (path.exists() and path.suffix in _CACHE_SUFFIXES and path.stat().st_size == size):

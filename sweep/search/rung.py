@@ -98,9 +98,9 @@ class Rung:
         low, high = feasible.min(axis=1), feasible.max(axis=1)
         # In units of the extent of all groups that fulfil the requirements: from 0, the worst, to 1, the best.
         shares = self.objectives.turn(different) - np.minimum(*self.objectives.turn(np.stack([low, high])))
-        order = farthest_first(shares / np.where(high > low, high - low, 1.0))
-        me = int(np.flatnonzero((different[order] == self.points[:, row]).all(axis=1))[0])
-        return layer, self.layers.size(layer) + int(counts[order[:me]].sum())
+        me = int(np.flatnonzero((different == self.points[:, row]).all(axis=1))[0])
+        before = farthest_first(shares / np.where(high > low, high - low, 1.0), until=me)[:-1]
+        return layer, self.layers.size(layer) + int(counts[before].sum())
 
     def _dominators(self, row: int) -> np.ndarray:
         """Return the rows that dominate a row; none if it is not finite."""
@@ -160,8 +160,10 @@ def group_key(config: Mapping[str, Any]) -> str:
     return json.dumps({name: value for name, value in config.items() if name != "seed"}, sort_keys=True)
 
 
-def farthest_first(shares: np.ndarray) -> np.ndarray:
+def farthest_first(shares: np.ndarray, *, until: int = -1) -> np.ndarray:
     """Return an order (m,) of different points (m, d) in [0, 1] of which every beginning covers them well.
+
+    With `until`, the index of one of them, it ends with that one: what follows takes as long again and is not asked.
 
     The first has the largest sum; each next one is the farthest from all before it (algorithm 2 of Schmucker et al.;
     Gonzalez 1985). Of two that are equally far the first by value is taken, since the points come in ascending order:
@@ -169,7 +171,7 @@ def farthest_first(shares: np.ndarray) -> np.ndarray:
     """
     order, columns = [int(shares.sum(axis=1).argmax())], shares.T.copy()
     gaps = np.full(len(shares), np.inf)
-    while len(order) < len(shares):
+    while len(order) < len(shares) and order[-1] != until:
         last = order[-1]
         gaps = np.minimum(gaps, ((columns - columns[:, last, None]) ** 2).sum(axis=0))
         gaps[last] = -np.inf  # and so it stays

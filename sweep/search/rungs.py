@@ -68,6 +68,8 @@ class Rungs:
         """The first trial that was stopped, of every group with one."""
         self.decisions: dict[int, list[Decision]] = {}
         """Decisions about each trial, in the order in which they were made."""
+        self.groups: dict[int, str] = {}
+        """Group of each trial: making the key takes longer than most decisions."""
         self.observations: dict[int, dict[int, Observation]] = {}
         """Observations of every running trial by epoch, as far as a rung may still need them."""
 
@@ -134,7 +136,7 @@ class Rungs:
 
     def finish(self, trial: int, config: Mapping[str, Any], final: Mapping[str, Any]) -> None:
         """Take in a trial's final report."""
-        group, numbers = group_key(config), self._numbers(final)
+        group, numbers = self._group(trial, config), self._numbers(final)
         # Without rungs no decision needs them, and ranking them takes time.
         if not self.levels or trial in self.end.trials.get(group, ()):
             return
@@ -157,7 +159,7 @@ class Rungs:
         objectives = len(self.objectives.names)
         decision = self.decide(
             trial,
-            group_key(config),
+            self._group(trial, config),
             epoch,
             means[:objectives],
             required=dict(zip(required_names(self.require), means[objectives:], strict=True)),
@@ -177,6 +179,11 @@ class Rungs:
     def _numbers(self, report: Mapping[str, Any]) -> tuple[float, ...]:
         """Return the objectives in a report, then the numbers that requirements name."""
         return tuple(float(report[name]) for name in (*self.objectives.names, *required_names(self.require)))
+
+    def _group(self, trial: int, config: Mapping[str, Any]) -> str:
+        if trial not in self.groups:
+            self.groups[trial] = group_key(config)
+        return self.groups[trial]
 
     def forget(self, trial: int) -> None:
         """Drop the observations of a trial that will report no more."""
@@ -204,9 +211,10 @@ class Rungs:
                 if each.followed >= 0:
                     continue
                 rung = self._rung(each.rung, each.strength)
-                rung.add(group_key(record.config), record.number, [*each.values, *dict(each.required).values()])
+                group = self._group(record.number, record.config)
+                rung.add(group, record.number, [*each.values, *dict(each.required).values()])
                 if each.stop:
-                    self.leaders[group_key(record.config)] = record.number
+                    self.leaders[group] = record.number
         for record in sorted(finished, key=lambda each: (each.ended_as, each.number)):
             self.finish(record.number, record.config, record.result or {})
 

@@ -10,7 +10,7 @@ from typing import Any
 from sweep.plan import SweepPlan
 from sweep.report import cells, front_rows, headings, row_name, short_verdict, trial_label, verdict
 from sweep.state import SweepState
-from sweep.tracking.links import FRONT, view_key, view_link
+from sweep.tracking.links import FRONT, view_key, view_label, view_link
 from trainer.config import EvaluationConfig, TrialConfig, usual_settings
 
 _LONGEST_NOTE = 7_800
@@ -30,7 +30,7 @@ def front_markdown(plan: SweepPlan, results: SweepState, experiment: str, parent
     rows = front_rows(plan, results)
     columns = ["trial", *headings(plan, rows), "configuration"]
     files = f"#/experiments/{experiment}/runs/{parent}/artifacts/front"
-    links = {"charts": view_link(experiment, view_key(FRONT, plan.name)).lstrip("/")}
+    links = {"charts": view_link(experiment, view_key(FRONT, view_label(plan.name, parent))).lstrip("/")}
     links |= {"interactive picture": f"{files}/front.html", "all trials as a table": f"{files}/trials.json"}
     head = f"""{short_verdict(plan, results)}
 

@@ -7,9 +7,14 @@ import hashlib
 FRONT, ALL, COST = "Pareto front", "All trials", "Hypervolume and cost"
 
 
-def view_key(view: str, sweep: str) -> str:
+def view_label(sweep: str, parent: str) -> str:
+    """Return what a sweep's views are called by: its name, which others may have too, and how its run begins."""
+    return f"{sweep} ({parent[:8]})"
+
+
+def view_key(view: str, label: str) -> str:
     """Return the key of a sweep's view among those of its experiment."""
-    return hashlib.sha256(f"{view} {sweep}".encode()).hexdigest()[:24]
+    return hashlib.sha256(f"{view} {label}".encode()).hexdigest()[:32]
 
 
 def view_link(experiment: str, key: str) -> str:

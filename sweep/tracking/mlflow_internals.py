@@ -81,6 +81,11 @@ UNSERVED_PATHS = ("/ajax-api/3.0/mlflow/assistant", "/ajax-api/3.0/jobs", "/gate
 _NO_RETRIES = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
 """A call that the client repeats by itself can make a second run unnoticed. The writer repeats what failed instead."""
 
+_CREDENTIALS = (
+    *("MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_AUTH", "MLFLOW_TRACKING_AWS_SIGV4"),
+)
+"""Variables with which the client authenticates itself to whatever server it is pointed at."""
+
 METRICS_PER_CALL = 800
 """Metrics in one call. MLflow takes 1,000, with at most 100 parameters and 100 tags among them."""
 
@@ -115,6 +120,19 @@ def _make_parent(uri: str) -> None:
     """Make the folder of an SQLite database; MLflow's own would make `my%20folder` for `my folder`."""
     if uri.startswith("sqlite:///"):
         Path(unquote(uri.removeprefix("sqlite:///"))).parent.mkdir(parents=True, exist_ok=True)
+
+
+def credential_for(uri: str) -> str:
+    """Return the name of a credential that a client would send to any address of this kind; empty if there is none."""
+    if uri.startswith("postgresql"):
+        return "PGPASSWORD" if os.environ.get("PGPASSWORD") else ""
+    if not uri.startswith("http"):
+        return ""
+    from mlflow.utils.credentials import read_mlflow_creds
+
+    if found := [name for name in _CREDENTIALS if os.environ.get(name)]:
+        return found[0]
+    return "~/.mlflow/credentials" if read_mlflow_creds().password else ""
 
 
 def store_errors() -> tuple[type[Exception], ...]:

@@ -12,6 +12,8 @@ from sweep.plan import SweepPlan, trials_at_first
 from sweep.report import write_front_files
 from sweep.state import Milestone, SweepState
 from sweep.tracking.description import front_markdown
+from sweep.tracking.identity import identity_tags
+from sweep.tracking.links import FRONT, view_key, view_label, view_link
 from sweep.tracking.metrics import agreement_metrics, milestone_metrics, milliseconds
 from sweep.tracking.mlflow_internals import (
     COLOUR_TAG,
@@ -50,6 +52,17 @@ class ParentRun:
         self.run_id = self._find() or self._create(state)
         self.store.client.update_run(self.run_id, status="RUNNING")
 
+    def look_up(self) -> bool:
+        """Take up the run as it is, changing nothing; return whether there is one."""
+        found = self.store.find_own("sweep", self.plan.name) if self.store.find_experiment() else []
+        self.run_id = found[0].info.run_id if found else ""
+        return bool(found)
+
+    @property
+    def link(self) -> str:
+        """The link to the front on MLflow's page, which follows the server's address."""
+        return view_link(self.store.experiment, view_key(FRONT, view_label(self.plan.name, self.run_id)))
+
     def write_parameters(self) -> None:
         """Write what the plan fixes."""
         plan = self.plan
@@ -58,9 +71,8 @@ class ParentRun:
         self.store.log_batch(self.run_id, params={**plan.space.evaluation.to_dict(), **fixed})
 
     def _find(self) -> str | None:
-        query = f"tags.`otsweep.sweep` = '{self.plan.name}' and tags.`otsweep.kind` = 'sweep'"
-        found = self.store.find_runs(query)
-        if not found and (found := self.store.find_runs(query, deleted=True)[-1:]):
+        found = self.store.find_own("sweep", self.plan.name)
+        if not found and (found := self.store.find_own("sweep", self.plan.name, deleted=True)[-1:]):
             self.store.client.restore_run(found[0].info.run_id)
             self.log(f"the run of {self.plan.name} had been deleted in MLflow: it is restored")
         for duplicate in found[1:]:
@@ -68,10 +80,18 @@ class ParentRun:
         if not found:
             return None
         self.note = found[0].data.tags.get(NOTE_TAG, "")
+        for tag, value in identity_tags(self.plan).items():
+            if found[0].data.tags.get(tag) != value:
+                self.store.client.set_tag(found[0].info.run_id, tag, value)
         return found[0].info.run_id
 
     def _create(self, state: SweepState) -> str:
-        tags = {**self.store.sweep_tags(state.data_summary), "otsweep.kind": "sweep", COLOUR_TAG: DOMINATED_COLOUR}
+        tags = {
+            **self.store.sweep_tags(state.data_summary),
+            **identity_tags(self.plan),
+            "otsweep.kind": "sweep",
+            COLOUR_TAG: DOMINATED_COLOUR,
+        }
         return self.store.create_run(self.plan.name, started=_created(self.plan), tags=tags)
 
     def write_views(self) -> None:
@@ -82,7 +102,11 @@ class ParentRun:
             )
         client, experiment = self.store.client, self.store.experiment
         known = client.get_experiment(experiment).tags
-        views = {tag: text for tag, text in view_tags(self.plan, _created(self.plan)).items() if known.get(tag) != text}
+        views = {
+            tag: text
+            for tag, text in view_tags(self.plan, self.run_id, _created(self.plan)).items()
+            if known.get(tag) != text
+        }
         for tag, text in views.items():
             client.set_experiment_tag(experiment, tag, text)
         for tag in outdated({**known, **views}):

@@ -21,10 +21,10 @@ from typing import IO
 
 from sweep.environment import python_environment
 from sweep.plan import SweepPlan
-from sweep.tracking.links import FRONT, view_key, view_link
 from sweep.tracking.mlflow_internals import SERVER_ENVIRONMENT
 from sweep.tracking.page_server import TOKEN, cookie_name
-from sweep.tracking.store import Log, connect
+from sweep.tracking.parent_run import ParentRun
+from sweep.tracking.store import Log, Store, check_named
 from trainer.errors import InputError
 from trainer.interrupts import raise_interrupt
 
@@ -41,11 +41,12 @@ def serve(plan: SweepPlan, *, port: int, browser: bool, log: Log) -> int:
     """Serve MLflow's page of the plan's store on 127.0.0.1 until Ctrl-C; return the exit status.
 
     Raises:
-        InputError: if the port is taken.
+        InputError: if the port is taken, or the store is a database that `check_named` refuses.
     """
     if plan.mlflow_uri.startswith("http"):
         log(f"{plan.name} is tracked by a server already: {page(plan.mlflow_uri, plan)}")
         return 0
+    check_named(plan.mlflow_uri)
     secret = secrets.token_urlsafe(24)
     with _bound_socket(port) as listener, tempfile.TemporaryFile() as output:
         port = listener.getsockname()[1]
@@ -170,7 +171,5 @@ def _redirecting_file(folder: Path, link: str) -> Iterator[Path]:
 
 def page(address: str, plan: SweepPlan) -> str:
     """Return the link to the sweep's front on MLflow's page at `address`."""
-    experiment = connect(plan.mlflow_uri).get_experiment_by_name(plan.space.name)
-    if experiment is None:
-        return address
-    return address + view_link(experiment.experiment_id, view_key(FRONT, plan.name))
+    parent = ParentRun(plan, Store(plan, plan.mlflow_uri), log=lambda message: None)
+    return address + parent.link if parent.look_up() else address

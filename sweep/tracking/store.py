@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sweep.plan import SweepPlan, masked
+from sweep.plan import SweepPlan, is_named, masked
 from sweep.state import DataSummary
+from sweep.tracking.identity import SWEEP_ID_TAG, is_own
 from sweep.tracking.metrics import MetricRow, parameter_text
 from sweep.tracking.mlflow_internals import (
     DATA_CONTEXT_TAG,
     SERVED_FILES,
+    credential_for,
     explain_error,
     prepare_client,
     store_errors,
@@ -39,6 +41,7 @@ def connect(uri: str) -> MlflowClient:
         InputError: if nothing usable answers there.
     """
     prepare_client(uri)
+    check_named(uri)
     from mlflow import MlflowClient
 
     try:
@@ -49,6 +52,19 @@ def connect(uri: str) -> MlflowClient:
     except store_errors() as error:
         raise InputError(f"no MLflow store answers at {masked(uri)}: {explain_error(error)}") from None
     return client
+
+
+def check_named(uri: str) -> None:
+    """Check that no credential of this user goes to an address that only a plan's file names: it may be a stranger's.
+
+    Raises:
+        InputError: naming the credential, and how to say that the address is meant.
+    """
+    if not is_named(uri) and (credential := credential_for(uri)):
+        raise InputError(
+            f"MLflow at {masked(uri)}: that address stands in the plan's file alone, and {credential} is sent to none "
+            f"that you did not name; if you trust it, set MLFLOW_TRACKING_URI={masked(uri)}"
+        )
 
 
 class Store:
@@ -113,6 +129,17 @@ class Store:
             ) from None
         log(f"MLflow's experiment {name!r} had been deleted: it is restored")
 
+    def find_experiment(self) -> bool:
+        """Take up the experiment of the search space as it is; return whether there is one."""
+        found = self.client.get_experiment_by_name(self.plan.space.name)
+        self.experiment = found.experiment_id if found is not None else ""
+        return found is not None
+
+    def find_own(self, kind: str, name: str, *, deleted: bool = False) -> list[Run]:
+        """Return this sweep's own runs of a kind and name; those of others, and of copies, are passed over."""
+        found = self.find_runs(f"tags.`otsweep.{kind}` = '{name}' and tags.`otsweep.kind` = '{kind}'", deleted=deleted)
+        return [run for run in found if is_own(self.plan, run.data.tags)]
+
     def find_runs(self, query: str, *, deleted: bool = False) -> list[Run]:
         """Return the runs that match, in the order in which they started; with `deleted` those that were deleted."""
         from mlflow.entities import ViewType
@@ -170,6 +197,7 @@ class Store:
         """Return the tags that all runs of a sweep share."""
         return {
             "otsweep.sweep": self.plan.name,
+            **({SWEEP_ID_TAG: self.plan.id} if self.plan.id else {}),
             "otsweep.plan_hash": self.plan.hash,
             "otsweep.code_version": self.plan.code_version,
             "otsweep.data_fingerprint": summary.get("data_fingerprint", ""),

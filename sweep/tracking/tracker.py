@@ -9,7 +9,6 @@ from collections.abc import Callable
 
 from sweep.plan import SweepPlan
 from sweep.state import SweepState
-from sweep.tracking.links import FRONT, view_key, view_link
 from sweep.tracking.mlflow_internals import explain_error
 from sweep.tracking.store import Log, OnProgress
 from sweep.tracking.writer import Writer
@@ -91,9 +90,9 @@ class Tracker:
         return True
 
     def link(self, address: str) -> str:
-        """Return the link to the sweep's front on MLflow's page at `address`; without a known experiment, `address`."""
-        experiment = self.writer.store.experiment if self.writer else ""
-        return address + view_link(experiment, view_key(FRONT, self.plan.name)) if experiment else address
+        """Return the link to the sweep's front on MLflow's page at `address`; without a known run, `address`."""
+        parent = self.writer.parent if self.writer else None
+        return address + parent.link if parent and parent.run_id else address
 
     def _connected(self, state: SweepState) -> Writer:
         """Return the writer once it has asked the store what that holds already."""

@@ -57,9 +57,12 @@ class TrialRuns:
         """True while every trial that ended has its latest rank."""
 
     def adopt(self, parent: str) -> None:
-        """Take over the runs that the store holds below a parent; of two runs of one trial, delete one."""
+        """Take over the runs that a writer made below a parent; of two runs of one trial, delete one.
+
+        Whatever else somebody put below it is passed over.
+        """
         self.parent, self.runs = parent, {}
-        for found in self.store.find_runs(f"tags.`{PARENT_TAG}` = '{parent}'"):
+        for found in self.store.find_runs(f"tags.`{PARENT_TAG}` = '{parent}' and tags.`otsweep.kind` = 'trial'"):
             number, run = int(found.data.tags["otsweep.trial"]), _trial_run(found)
             known = self.runs.get(number)
             duplicate = run if known and (known.closed or not run.closed) else known
@@ -79,8 +82,9 @@ class TrialRuns:
         run = self.runs.get(record.number)
         if run is not None and run.closed:
             return
-        if run is not None and not self._sent_times(run) <= _times(reports):
-            # A retry reported an epoch again. MLflow takes no number back, so the run is made anew.
+        if run is not None and self._sent_times(run) & _replaced_times(record, reports):
+            # A retry reported an epoch again. MLflow takes no number back, so the run is made anew. What this ledger
+            # never held is left where it is: a newer state of the same ledger may have written it.
             self.store.client.delete_run(run.run_id)
             run = None
         run = run or self._create(record, state)
@@ -193,6 +197,11 @@ def _trial_run(found: Run) -> TrialRun:
     tags, status = found.data.tags, found.info.status
     closed = tags.get(_COMPLETE_TAG) == _FORMAT and status in _STATUS.values()
     return TrialRun(found.info.run_id, None, tags=dict(tags), status=status, closed=closed)
+
+
+def _replaced_times(record: TrialRecord, reports: Iterable[Mapping[str, Any]]) -> set[int]:
+    """Return the times, in milliseconds, of reports that a later one took the place of."""
+    return {milliseconds(time) for time in record.replaced} - _times(reports)
 
 
 def _times(reports: Iterable[Mapping[str, Any]]) -> set[int]:

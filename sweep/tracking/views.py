@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from sweep.plan import SweepPlan
-from sweep.tracking.links import ALL, COST, FRONT, view_key
-from sweep.tracking.mlflow_internals import VIEW_TAG, pack_view, read_view
+from sweep.tracking.links import ALL, COST, FRONT, view_key, view_label
+from sweep.tracking.mlflow_internals import PARENT_TAG, VIEW_TAG, pack_view, read_view
 
 NAMES = (FRONT, ALL, COST)
 MOST_SWEEPS = 10
@@ -24,11 +24,25 @@ _EPOCH_METRICS = ("sensitivity_accuracy", "invariance_accuracy", "clean_accuracy
 _SELECTED = ("sel_sens", "sel_inv", "sel_clean")
 
 
-def view_tags(plan: SweepPlan, created: int) -> dict[str, str]:
-    """Return the tags of a sweep's views; `created` in milliseconds."""
-    states = {FRONT: _front_view(plan), ALL: _all_trials_view(plan), COST: _cost_view(plan)}
+_LONGEST_OLD_KEY = 24
+"""Characters of a key that earlier versions made."""
+
+
+def view_tags(plan: SweepPlan, parent: str, created: int) -> dict[str, str]:
+    """Return the tags of a sweep's views.
+
+    Args:
+        parent: identifier of the sweep's own run.
+        created: milliseconds.
+    """
+    label = view_label(plan.name, parent)
+    states = {
+        FRONT: _front_view(plan, parent),
+        ALL: _all_trials_view(plan, parent),
+        COST: _cost_view(plan, parent),
+    }
     return {
-        VIEW_TAG + view_key(view, plan.name): pack_view(f"{view}: {plan.name}", created, state)
+        VIEW_TAG + view_key(view, label): pack_view(f"{view}: {label}", created, state)
         for view, state in states.items()
     }
 
@@ -40,14 +54,14 @@ def outdated(tags: Mapping[str, str]) -> list[str]:
     for tag, value in tags.items():
         view = read_view(value) if tag.startswith(VIEW_TAG) else {}
         name, _, sweep = str(view.get("name", "")).partition(": ")
-        if name in NAMES and tag == VIEW_TAG + view_key(name, sweep):
+        if name in NAMES and tag.startswith(VIEW_TAG + view_key(name, sweep)[:_LONGEST_OLD_KEY]):
             ours.setdefault(sweep, []).append(tag)
             created[sweep] = float(view.get("createdAt") or 0)
     latest_first = sorted(ours, key=lambda sweep: created[sweep], reverse=True)
     return [tag for sweep in latest_first[MOST_SWEEPS:] for tag in ours[sweep]]
 
 
-def _front_view(plan: SweepPlan) -> dict[str, Any]:
+def _front_view(plan: SweepPlan, parent: str) -> dict[str, Any]:
     """Show the two accuracies of all trials, the swept parameters, and the curves over the epochs."""
     scatter = _chart(
         plan,
@@ -70,7 +84,7 @@ def _front_view(plan: SweepPlan) -> dict[str, Any]:
     curves = [_line(plan, metric, "curves") for metric in _EPOCH_METRICS]
     sections = [_section("front", "Front", columns=1), _section("curves", "Over the epochs", columns=2)]
     return _state(
-        search=_of_kind(plan, "trial"),
+        search=_trials_of(parent),
         order=_metric_column("pareto_rank"),
         columns=[*map(_metric_column, (*_SELECTED, "pareto_rank")), *map(_param_column, swept)],
         charts=[scatter, parallel, *curves],
@@ -78,7 +92,7 @@ def _front_view(plan: SweepPlan) -> dict[str, Any]:
     )
 
 
-def _all_trials_view(plan: SweepPlan) -> dict[str, Any]:
+def _all_trials_view(plan: SweepPlan, parent: str) -> dict[str, Any]:
     """Show every trial as a row, with bars of the chosen checkpoint's numbers."""
     bars = [
         _chart(plan, "BAR", "selected", name, metricKey=name, displayName=name)
@@ -87,7 +101,7 @@ def _all_trials_view(plan: SweepPlan) -> dict[str, Any]:
     tags = [_tag_column(name) for name in ("pareto.front", "pareto.rank", "otsweep.reason", "otsweep.cost")]
     params = [_param_column(name) for name in plan.space.swept]
     return _state(
-        search=_of_kind(plan, "trial"),
+        search=_trials_of(parent),
         order="attributes.start_time",
         columns=["attributes.`Duration`", *map(_metric_column, _SELECTED), *tags, *params],
         charts=bars,
@@ -95,7 +109,7 @@ def _all_trials_view(plan: SweepPlan) -> dict[str, Any]:
     )
 
 
-def _cost_view(plan: SweepPlan) -> dict[str, Any]:
+def _cost_view(plan: SweepPlan, parent: str) -> dict[str, Any]:
     """Show what the front cost: the hypervolume over trials and over hours."""
     hours = "front_gpu_hours" if plan.gpus_per_trial else "front_cpu_hours"
     by_hours = {"xAxisKey": "metric", "selectedXAxisMetricKey": hours, "useGlobalXaxisKey": False}
@@ -105,7 +119,7 @@ def _cost_view(plan: SweepPlan) -> dict[str, Any]:
         _line(plan, "front_size", "cost"),
     ]
     return _state(
-        search=_of_kind(plan, "sweep"),
+        search=f"attributes.run_id = '{parent}'",
         order="attributes.start_time",
         columns=[_metric_column(name) for name in ("front_hypervolume", "front_size", hours)],
         charts=charts,
@@ -147,8 +161,8 @@ def _state(
     }
 
 
-def _of_kind(plan: SweepPlan, kind: str) -> str:
-    return f'tags."otsweep.sweep" = "{plan.name}" and tags."otsweep.kind" = "{kind}"'
+def _trials_of(parent: str) -> str:
+    return f'tags."{PARENT_TAG}" = "{parent}" and tags."otsweep.kind" = "trial"'
 
 
 def _chart(plan: SweepPlan, kind: str, section: str, name: str, **given: Any) -> dict[str, Any]:

@@ -80,13 +80,10 @@ def planned(storage: Path, name: str, uri: str) -> SweepPlan:
 
 
 def named_as_recorded(found: dict[str, Any], name: str) -> dict[str, Any]:
-    """A store's contents, were the sweep named as it was when it was recorded; its views' links are the name's too."""
+    """A store's contents, were the sweep named as it was when it was recorded."""
     import ast
 
-    from sweep.tracking.links import FRONT, view_key
-
-    text = repr(found).replace(view_key(FRONT, name), view_key(FRONT, "digits24"))
-    return ast.literal_eval(re.sub(rf"\b{re.escape(name)}\b", "digits24", text))
+    return ast.literal_eval(re.sub(rf"\b{re.escape(name)}\b", "digits24", repr(found)))
 
 
 def drive(
@@ -218,6 +215,11 @@ def test_passwords_come_from_the_environment_and_go_nowhere_else(
         assert not tracker.attempt(tracker.write_pass), "it was let in without a password"
         monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "somebody")
         monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", secret)
+        asked = len(seen)
+        with pytest.raises(InputError, match="MLFLOW_TRACKING_PASSWORD is sent to none that you did not name"):
+            sync(plan, plan.mlflow_uri, log=said.append)
+        assert len(seen) == asked, "an address that only the plan names was asked with the password at hand"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", plan.mlflow_uri)
         sync(plan, plan.mlflow_uri, log=said.append)
     assert any(word.startswith("Basic ") for word in seen)
     assert named_as_recorded(contents(server.database, plan.name), plan.name) == undisturbed[0]
@@ -288,6 +290,7 @@ def test_a_guarded_server_and_its_database_hold_what_every_store_does(
     ):
         (tmp_path / kind).mkdir()
         plan = planned(tmp_path / kind, kind, uri)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
         for wrong in ("", "planted-wrong"):
             monkeypatch.setenv(variable, wrong)
             begun = time.monotonic()

@@ -103,6 +103,7 @@ def test_a_folder_follows_its_url(bucket: Bucket) -> None:
     UrlStore(f"{url}/name/trials/0000").write("checkpoint", b"")
     UrlStore(f"{url}/name/ledger").delete("part")
     UrlStore(f"{url}/name/ledger").write("log.jsonl", b"newer")
+    UrlStore(f"{url}/name").write(MARK, b"s3://stranger/all")
     (folder / "name" / "plan.yaml").write_text("changed here alone")
     pull_remote(folder / "name")
     there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
@@ -116,6 +117,18 @@ def test_a_plain_folder_follows_nothing(tmp_path: Path) -> None:
     pull_remote(tmp_path)
     assert url_of(tmp_path) is None
     assert storage_folder(f"file://{tmp_path}") == tmp_path
+
+
+def test_a_mark_that_was_not_made_here_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Check that a folder from elsewhere can't say where everything is sent."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    own = folder_of("s3://bucket/all")
+    assert url_of(own / "name") == "s3://bucket/all/name"
+    for folder in (tmp_path / "unpacked", own / "name"):
+        folder.mkdir(exist_ok=True)
+        (folder / MARK).write_text("s3://stranger/all")
+        with pytest.raises(InputError, match="names a URL that this folder is to follow, but was not made here"):
+            url_of(folder / "ledger")
 
 
 def numbers(folder: Path, name: str) -> dict[int, tuple[str, dict, list[dict]]]:

@@ -16,11 +16,10 @@ import mlflow
 import pytest
 
 from sweep.audit.results import sealed
-from sweep.ledger.records import TrialRecord
 from sweep.plan.plan import SweepPlan
 from sweep.state.sweep_state import SweepState
 from sweep.tracking import tracker as tracker_module
-from sweep.tracking.links import FRONT, view_key, view_link
+from sweep.tracking.links import FRONT, view_key, view_label, view_link
 from sweep.tracking.mlflow_internals import LONGEST_VIEW, PAGE_VERSION, VIEW_TAG
 from sweep.tracking.parent_run import ParentRun
 from sweep.tracking.server import free_port, page
@@ -321,22 +320,28 @@ def test_views_fit_and_name_what_the_page_needs(plan: SweepPlan) -> None:
     sync(plan, plan.mlflow_uri, log=no_word)
     experiment = connect(plan.mlflow_uri).get_experiment_by_name("digits")
     assert experiment is not None
+    [parent] = connect(plan.mlflow_uri).search_runs([experiment.experiment_id], "tags.`otsweep.kind` = 'sweep'")
+    label = view_label(plan.name, parent.info.run_id)
     for view in NAMES:
-        stored = json.loads(experiment.tags[VIEW_TAG + view_key(view, plan.name)])
-        assert stored["name"] == f"{view}: {plan.name}"
-        assert len(experiment.tags[VIEW_TAG + view_key(view, plan.name)]) <= LONGEST_VIEW
-    state = json.loads(json.loads(experiment.tags[VIEW_TAG + view_key(FRONT, plan.name)])["state"])
+        stored = json.loads(experiment.tags[VIEW_TAG + view_key(view, label)])
+        assert stored["name"] == f"{view}: {label}"
+        assert len(experiment.tags[VIEW_TAG + view_key(view, label)]) <= LONGEST_VIEW
+    state = json.loads(json.loads(experiment.tags[VIEW_TAG + view_key(FRONT, label)])["state"])
+    for query, count in ((state["searchFilter"], TRIALS), (f"attributes.run_id = '{parent.info.run_id}'", 1)):
+        assert len(connect(plan.mlflow_uri).search_runs([experiment.experiment_id], query)) == count
     assert [chart["type"] for chart in state["compareRunCharts"]] == ["SCATTER", "PARALLEL", "LINE", "LINE", "LINE"]
     assert state["compareRunCharts"][1]["selectedParams"] == list(plan.space.swept)
-    assert page("http://host", plan) == "http://host" + view_link(experiment.experiment_id, view_key(FRONT, plan.name))
+    assert page("http://host", plan) == "http://host" + view_link(experiment.experiment_id, view_key(FRONT, label))
 
 
 def test_views_of_long_past_sweeps_make_room(plan: SweepPlan) -> None:
     tags: dict[str, str] = {VIEW_TAG + "mine": json.dumps({"name": "Pareto front: mine"}), VIEW_TAG + "broken": "{"}
     for day in range(MOST_SWEEPS + 2):
-        tags |= view_tags(dataclasses.replace(plan, name=f"s{day}"), day)
-    dropped = outdated(tags)
-    assert sorted(dropped) == sorted(VIEW_TAG + view_key(view, f"s{day}") for view in NAMES for day in (0, 1))
+        tags |= view_tags(plan, f"{day:032x}"[::-1], day)
+    old = {VIEW_TAG + view_key(FRONT, "old")[:24]: json.dumps({"name": f"{FRONT}: old", "createdAt": -1})}
+    labels = [view_label(plan.name, f"{day:032x}"[::-1]) for day in (0, 1)]
+    expected = [VIEW_TAG + view_key(view, label) for view in NAMES for label in labels]
+    assert sorted(outdated({**tags, **old})) == sorted([*expected, *old])
 
 
 def test_another_version_is_said_and_all_is_written(
@@ -433,12 +438,3 @@ def test_files_of_the_front_follow_even_when_nothing_ends_meanwhile(
         writer.parent.files_due = time.monotonic()
         tracker.write_pass()
         assert len(written) == 1
-
-
-def test_damage_that_lost_a_start_is_no_end(plan: SweepPlan) -> None:
-    """A trial without its configuration is written all the same."""
-    results = results_of(plan)
-    lost = results.trials[9] = TrialRecord(9, state="failed", reason="lost", ended=1_700_000_000.0)
-    with writing(plan, results) as writer:
-        writer.trials.write(lost, results, over=True)
-    assert store_of(plan)["trial 9"][1][0] == "FAILED"

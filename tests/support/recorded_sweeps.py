@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from sweep.ledger.reading import read_ledger
 from sweep.ledger.records import TrialRecord
 from sweep.ledger.writing import LedgerWriter
@@ -79,3 +81,8 @@ def replay(plan: SweepPlan, results: SweepState) -> Iterator[int]:
         else:
             results.apply(events.ended(number, record.state, reason=record.reason, time=moment))
         yield number
+
+
+def pq_events(path: Path) -> list[str]:
+    """The events of a ledger's part, as JSON."""
+    return pq.read_table(path)["event"].to_pylist()

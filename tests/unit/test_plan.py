@@ -24,7 +24,7 @@ from search_spaces.yaml_file import dump_yaml, locate, parse_yaml
 from sweep.cli.mlflow import _newest
 from sweep.front.objectives import Objectives
 from sweep.plan.from_options import make_plan, with_resume_overrides
-from sweep.plan.mlflow_address import absolute_uri, check_mlflow_uri, masked
+from sweep.plan.mlflow_address import absolute_uri, check_mlflow_uri, is_named, masked, name_address
 from sweep.plan.paths import PLAN, check_name, default_name, list_sweeps, open_storage, storage_folder
 from sweep.plan.plan import OPTIONS, SAMPLERS, SweepPlan, check_option, plan_digest
 from sweep.plan.plan_file import parse_plan, plan_from_tree, plan_text, read_plan, write_plan
@@ -599,6 +599,8 @@ def test_a_data_folder_is_kept_absolute(storage: str, tmp_path: Path, monkeypatc
         "sqlite:////home/me@work:2/mlflow.db",
         "postgresql://me@host/mlflow",
         "mysql+pymysql://me@host:3306/mlflow?charset=utf8",
+        "postgresql://me@/mlflow?host=/var/run/postgresql&sslmode=require",
+        "sqlite:////home/run#3/mlflow.db",
     ],
 )
 def test_a_good_address_is_kept(uri: str) -> None:
@@ -647,6 +649,11 @@ SECRETS = [
     "mysql+pymysql://:{}@host/db",
     "postgresql://host/db?user=me&password={}",
     "http://host?access_token={}",
+    "http://host/path?X-Amz-Signature={}",
+    "https://host/path?sv=2020&sig={}",
+    "https://host/path?{}",
+    "https://host/path#{}",
+    "postgresql://host/db?options=-c&sslpassword={}#{}",
 ]
 
 
@@ -654,7 +661,7 @@ SECRETS = [
 @pytest.mark.parametrize("extra", ["", "@", "/", "%", "é", ":", "#", "?", " "])
 def test_a_secret_is_refused_and_never_shown(template: str, extra: str, storage: str) -> None:
     with pytest.raises(InputError) as caught:
-        make_plan(SPACE, storage=storage, mlflow_uri=template.format(SECRET + extra + SECRET))
+        make_plan(SPACE, storage=storage, mlflow_uri=template.replace("{}", SECRET + extra + SECRET))
     assert SECRET not in str(caught.value)
     assert "***" in str(caught.value)
 
@@ -662,7 +669,28 @@ def test_a_secret_is_refused_and_never_shown(template: str, extra: str, storage:
 @pytest.mark.parametrize("template", SECRETS)
 def test_a_refused_secret_is_told_where_to_go(template: str) -> None:
     with pytest.raises(InputError, match="MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"):
-        check_mlflow_uri(template.format(SECRET))
+        check_mlflow_uri(template.replace("{}", SECRET))
+
+
+@pytest.mark.parametrize(
+    "uri", ["s3://AKIA:{}@bucket/all", "s3://{}@bucket", "s3://bucket?secret_key={}", "s3://bucket/all?x={}#{}"]
+)
+def test_a_secret_in_the_storages_address_is_refused_and_never_shown(uri: str) -> None:
+    with pytest.raises(InputError, match="holds a secret") as caught:
+        storage_folder(uri.replace("{}", SECRET))
+    assert SECRET not in str(caught.value)
+    assert masked("s3://bucket/all?region=eu-west-1&endpoint_override=localhost:9000").endswith("=localhost:9000")
+
+
+def test_an_address_is_named_by_this_user_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr("sweep.plan.mlflow_address._named", set())
+    assert not is_named("https://host:5000/a")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://host:5000")
+    assert is_named("https://host:5000/a")
+    assert not any(map(is_named, ("http://host:5000", "https://host:5001", "https://other:5000", "http://[")))
+    name_address("https://other:5000")
+    assert is_named("https://other:5000/")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
