@@ -7,6 +7,7 @@ setting is used where it is meant, and nowhere else.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 import sysconfig
@@ -29,6 +30,7 @@ def settle_environment() -> None:
             warnings.simplefilter("ignore", category)
     for name in _KEPT_OUT:
         os.environ.pop(name, None)
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # else it tells of a home where it can't keep its fonts
     _ask_loopback_directly()
     _put_theirs_last()
 

@@ -143,13 +143,22 @@ def resumed_plan(
             space=None if space is None else read_space(space, {}, storage=None),
             begun=max(state.trials, default=-1) + 1 if state else 0,
         )
+    return plan, _compare_versions(plan, state, allowed=other_versions, retry_failed=retry_failed)
+
+
+def _compare_versions(plan: SweepPlan, state: SweepState | None, *, allowed: bool, retry_failed: bool = False) -> str:
+    """Return what runs here in another version than where the sweep began; empty for nothing.
+
+    Raises:
+        InputError: if trials are still to run beside those that have, with other numbers, unless that is allowed.
+    """
     changes = changed_versions(plan)
     if not changes:
-        return plan, ""
+        return ""
     unfinished = state is not None and (len(state.ended) < plan.trials or (retry_failed and bool(state.failed)))
-    if state and state.trials and unfinished and not other_versions:
+    if state and state.trials and unfinished and not allowed:
         check_same_numbers(plan, changes)
-    return plan, f"{plan.name} began with other versions: {describe_changes(changes)}"
+    return f"{plan.name} began with other versions: {describe_changes(changes)}"
 
 
 def drive(

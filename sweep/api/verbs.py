@@ -112,6 +112,8 @@ def export(
     if to not in _EXPORTS:
         raise InputError(f"--to {to!r}: {did_you_mean(to, _EXPORTS)}")
     sweep, path = open_sweep(name, storage=storage, warn=warn), Path(file).expanduser()
+    if not path.parent.is_dir():
+        raise InputError(f"{str(path)!r}: can't be written: there is no folder {str(path.parent)!r}")
     try:
         if to != "optuna":
             return TABLE_WRITERS[to](sweep.arrow("reports"), path)

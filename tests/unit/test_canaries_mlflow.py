@@ -80,7 +80,7 @@ def test_the_link_has_no_other_word_of_the_page() -> None:
 
 def test_the_page_reads_every_key_of_a_saved_view() -> None:
     plan = read_plan("digits24", storage=str(RECORDED))
-    for text in view_tags(plan, 0).values():
+    for text in view_tags(plan, "0123456789abcdef", 0).values():
         view = internals.read_view(text)
         assert view.keys() == {"name", "createdAt", "updatedAt", "state"}
         state = json.loads(view["state"])

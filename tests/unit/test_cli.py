@@ -61,7 +61,7 @@ WORDS = {
         "--cpus-per-trial 999: this machine has",
     ),
     "sync of nothing": (["sync", "nothing"], "no sweep 'nothing'"),
-    "secret in a URI": (["run", "--mlflow-uri", "http://me:hunter2@host"], "holds a secret"),
+    "secret in a URI": (["run", "--mlflow-uri", "http://me:hunter2@host"], "holds what may be a secret"),
     "missing data folder": (["run", "--data-dir", "/nowhere"], "--data-dir '/nowhere': no such folder"),
     "unknown trial knob": (["trial", "--set", "margn=1"], "unknown setting 'margn': did you mean 'margin'?"),
     "unknown trial preset": (["trial", "--preset", "pgdat"], "unknown preset 'pgdat': did you mean 'pgd-at'?"),

@@ -141,9 +141,9 @@ def test_a_number_must_be_in_range(record: type, name: str, spec: dataclasses.Fi
 @pytest.mark.parametrize(("record", "name", "spec"), CHOICES, ids=[name for _, name, _ in CHOICES])
 def test_a_word_must_be_known(record: type, name: str, spec: dataclasses.Field) -> None:
     for word in spec.metadata["choices"]:
-        with pytest.raises(InputError, match=rf"{name} = '{word}x': did you mean '{word}'\? known: "):
+        with pytest.raises(InputError, match=rf"{name} = '{word}x': did you mean '{word}'\?"):
             record.from_mapping({name: word + "x"})
-        with pytest.raises(InputError, match=rf"{name} = '{word.upper()}': did you mean '{word}'\? known: "):
+        with pytest.raises(InputError, match=rf"{name} = '{word.upper()}': did you mean '{word}'\?"):
             record.from_mapping({name: word.upper()})
 
 
@@ -205,12 +205,13 @@ MESSAGES: dict[str, tuple[type, dict[str, Any], str]] = {
     "word far from any": (
         EvaluationConfig,
         {"dataset": "imagenet"},
-        "dataset = 'imagenet': known: digits, mnist, fashion_mnist, cifar10",
+        "dataset = 'imagenet': known: digits, mnist, fashion_mnist, kmnist, emnist, usps, cifar10, svhn, folder:PATH, "
+        "npz:PATH, python:MODULE:FUNCTION",
     ),
     "part of a word": (
         EvaluationConfig,
         {"dataset": "cifar"},
-        "dataset = 'cifar': did you mean 'cifar10'? known: digits, mnist, fashion_mnist, cifar10",
+        "dataset = 'cifar': did you mean 'cifar10'?",
     ),
 }
 
@@ -272,7 +273,7 @@ def test_a_huge_number_is_refused_like_any_other(case: str) -> None:
 
 @every_knob
 def test_a_slip_is_answered_with_the_knob_that_was_meant(record: type, name: str, spec: dataclasses.Field) -> None:
-    for slip in {name[:-1], name + "s", name[1:], name.upper(), name.replace("_", "")} - {name}:
+    for slip in {name[:-1], name + "s", name[1:], name.upper(), name.replace("_", "")} - {name, "own_"}:
         with pytest.raises(InputError) as raised:
             record.from_mapping({slip: 1})
         assert str(raised.value) == f"unknown setting {slip!r}: did you mean {name!r}?"

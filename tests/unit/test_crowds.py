@@ -218,7 +218,7 @@ def test_wrong_words_are_answered_in_one_line(
     np.save(images, np.zeros((2, 8, 8)))
     given = ["--predict", str(images), "--dataset", "digits", "--out", out]
     assert "give --predict IMAGES.npy" in refused([], capsys)
-    assert "--dataset 'digit': did you mean 'digits'" in refused(["--predict", "x", "--dataset", "digit"], capsys)
+    assert "dataset = 'digit': did you mean 'digits'" in refused(["--predict", "x", "--dataset", "digit"], capsys)
     assert "crowd = 'strickt': did you mean 'strict'" in refused([*given, "--crowd", "strickt"], capsys)
     assert "--out 'nowhere/out.npy'" in refused([*given[:-1], "nowhere/out.npy"], capsys)
     assert "no such file" in refused(["--predict", "no.npy", *given[2:]], capsys)

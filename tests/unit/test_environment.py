@@ -64,7 +64,12 @@ SITES = {
     "colours wanted": {"FORCE_COLOR": "1", "TTY_COMPATIBLE": "1", "CLICOLOR_FORCE": "1"},
     "colours not wanted": {"FORCE_COLOR": "0", "NO_COLOR": "1", "TERM": "dumb"},
     "warnings are errors": {"PYTHONWARNINGS": "error"},
-    "a container's": {"HOME": "/nowhere", "TMPDIR": "/nowhere", "CUDA_VISIBLE_DEVICES": "-1", "COLUMNS": "0"},
+    "a container's": {
+        "HOME": "/dev/null/home",
+        "TMPDIR": "/dev/null/tmp",
+        "CUDA_VISIBLE_DEVICES": "-1",
+        "COLUMNS": "0",
+    },
     "a proxy": {"http_proxy": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9", "NO_PROXY": "example.org"},
     "MLflow's": {"MLFLOW_TRACKING_URI": "file:/nowhere", "MLFLOW_STATIC_PREFIX": "/mlflow", "MLFLOW_RUN_ID": "none"},
     "an old terminal's": {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "latin-1"},

@@ -134,7 +134,7 @@ def test_an_added_option_is_checked(seen: dict[str, Any]) -> None:
 
 
 def test_every_field_of_a_plan_is_an_option_or_made_by_the_plan() -> None:
-    made = {"space", "created", "code_version", "versions", "objectives", "measure_memory", "history"}
+    made = {"space", "created", "code_version", "versions", "objectives", "measure_memory", "history", "id"}
     assert {spec.name for spec in dataclasses.fields(SweepPlan)} - set(OPTIONS) == made
 
 

@@ -92,11 +92,11 @@ DIFFERENT: list[dict[str, Any]] = [
     {},
     {
         **{"seed": 1, "learning_rate": 3e-3, "weight_decay": 0.1, "margin": 0.3, "invariance_epsilon": 0.4},
-        **{"certified_ramp": 0.0, "certified_epsilon": 0.02, "negative_share": 0.25, "label_smoothing": 0.05},
+        **{"certified_ramp": 0.0, "certified_epsilon": 0.02, "negative_share": 0.25},
     },
     {
         **{"seed": 2, "entropy": 0.2, "label_cost": 0.5, "sensitivity_epsilon": 0.2, "invariance_epsilon": 0.6},
-        **{"certified_ramp": 1.0, "negative_share": 1.0, "label_smoothing": 0.2},
+        **{"certified_ramp": 1.0, "negative_share": 1.0},
     },
 ]
 DIFFERENT[1] |= {"learning_rate_schedule": "one_cycle", "momentum": 0.5}

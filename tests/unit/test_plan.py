@@ -23,6 +23,7 @@ from search_spaces.reading import load_space, space_from_dict
 from search_spaces.yaml_file import dump_yaml, locate, parse_yaml
 from sweep.cli.mlflow import _newest
 from sweep.front.objectives import Objectives
+from sweep.plan import mlflow_address
 from sweep.plan.from_options import make_plan, with_resume_overrides
 from sweep.plan.mlflow_address import absolute_uri, check_mlflow_uri, is_named, masked, name_address
 from sweep.plan.paths import PLAN, check_name, default_name, list_sweeps, open_storage, storage_folder
@@ -684,7 +685,7 @@ def test_a_secret_in_the_storages_address_is_refused_and_never_shown(uri: str) -
 
 def test_an_address_is_named_by_this_user_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr("sweep.plan.mlflow_address._named", set())
+    monkeypatch.setattr(mlflow_address, "_named", set())
     assert not is_named("https://host:5000/a")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://host:5000")
     assert is_named("https://host:5000/a")

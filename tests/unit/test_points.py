@@ -211,6 +211,6 @@ def test_labels_tell_all_points_of_a_space_apart(name: str) -> None:
 def test_a_label_tells_what_a_point_sets_and_the_space_does_not_draw() -> None:
     space = load_space("digits")
     (trades,) = [trial_label(space, point) for point in space.points if point["trades_weight"] > 0]
-    assert trades == "as=0 av=0 eps=0.2 epsv=0.3 R=none beta=6 sensitivity_objective=kl"
+    assert trades == "as=0 av=0 eps=0.2 epsv=0.3 R=none beta=6 ab=0 sensitivity_objective=kl"
     drawn = space.complete({**space.fixed, "regularizer": "triplet", "sensitivity_weight": 0.5, "margin": 0.25})
-    assert trial_label(space, drawn) == "as=0 av=0 eps=0.1 epsv=0.3 R=triplet ws=0.5 wv=0 m=0.25"
+    assert trial_label(space, drawn) == "as=0 av=0 eps=0.1 epsv=0.3 R=triplet beta=0 ws=0.5 wv=0 m=0.25"

@@ -305,7 +305,7 @@ def test_a_reader_that_goes_away_ends_it_quietly(prepared: Prepared, tmp_path: P
     assert process.stderr is not None
     process.stdout.readline()
     process.stdout.close()
-    assert process.wait(timeout=300) == 1
+    assert process.wait(timeout=300) == 0
     assert process.stderr.read() == ""
     process.stderr.close()
 
