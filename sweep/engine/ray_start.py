@@ -249,7 +249,7 @@ def _private_folder() -> Iterator[Path]:
     """
     given = [os.environ.get(name) for name in ("TMPDIR", "TEMP", "TMP")]
     for place in dict.fromkeys([*filter(None, given), "/tmp", "/var/tmp", "/dev/shm"]):
-        if len(os.fsencode(place)) + len("/ots-12345678") > _LONGEST_FOLDER:
+        if len(os.fsencode(place)) + len("/ots-12345678/r") > _LONGEST_FOLDER:
             continue
         with contextlib.suppress(OSError):
             folder = Path(tempfile.mkdtemp(prefix="ots-", dir=os.path.abspath(place)))
@@ -258,7 +258,8 @@ def _private_folder() -> Iterator[Path]:
         tried = ", ".join(filter(None, [f"TMPDIR={given[0]}" if given[0] else "", "/tmp", "/var/tmp", "/dev/shm"]))
         raise RayFailed(f"Ray needs a folder for temporary files with a short path that can be written; tried {tried}")
     try:
-        yield folder
+        (inner := folder / "r").mkdir()  # Ray opens the folder that it is given to everybody
+        yield inner
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -79,7 +79,7 @@ from sweep.engine.ray_start import ray_session
 
 with ray_session():
     node = worker._global_node
-    folder = Path(node.get_session_dir_path()).parent
+    folder = Path(node.get_session_dir_path()).parents[1]
     told = {"folder": str(folder), "mode": stat.S_IMODE(folder.stat().st_mode)}
     told["answer"] = ray.get(ray.remote(lambda: 6).remote())
     env = {**os.environ, "RAY_AUTH_TOKEN": "", "RAY_AUTH_MODE": "disabled"}
