@@ -68,14 +68,18 @@ def sentences(result: StudyResult) -> list[str]:
     done = f"{seeds} seeds" if seeds == planned else f"{seeds} of {planned} seeds so far"
     if not seeds:
         return [f"{result.name}: no seed is done yet on all {len(result.arms)} arms."]
-    shown = {arm: [one.shown for one in result.differences if one.arm == arm] for arm in result.arms[1:]}
-    everywhere = [arm for arm, each in shown.items() if all(each)]
-    partly = [arm for arm, each in shown.items() if any(each) and not all(each)]
-    head = f"Against {result.control}, {len(everywhere)} of {len(shown)} arms move the front"
+    found = {arm: [one for one in result.differences if one.arm == arm] for arm in result.arms[1:]}
+    ahead, behind = (
+        [arm for arm, each in found.items() if all(one.shown and sign * one.estimate > 0 for one in each)]
+        for sign in (1, -1)
+    )
+    partly = [arm for arm, each in found.items() if any(one.shown for one in each) and arm not in (*ahead, *behind)]
+    head = f"Against {result.control}, {len(ahead)} of {len(found)} arms move the front forward"
     head += " under both crowds" if len(result.crowds) == 2 else ""
-    head += f" ({', '.join(everywhere)})" if everywhere else ""
+    head += f" ({', '.join(ahead)})" if ahead else ""
+    head += f", {len(behind)} back ({', '.join(behind)})" if behind else ""
     head += f", {len(partly)} under one of them ({', '.join(partly)})" if partly else ""
-    return [f"{head}: {done}, {result.effort} each.", *(_arm_sentence(result, arm) for arm in shown)]
+    return [f"{head}: {done}, {result.effort} each.", *(_arm_sentence(result, arm) for arm in found)]
 
 
 def _arm_sentence(result: StudyResult, arm: str) -> str:

@@ -103,7 +103,7 @@ def test_differences_are_paired_and_corrected_for_the_number_of_arms() -> None:
 def test_the_sentence_says_what_was_shown_and_what_it_would_take() -> None:
     result = result_of({key: value for key, value in volumes().items() if key[1] == "strict"}, crowds=("strict",))
     head, better, equal = sentences(result)
-    assert head == "Against control, 1 of 2 arms move the front (better): 5 seeds, 2 trials each."
+    assert head == "Against control, 1 of 2 arms move the front forward (better): 5 seeds, 2 trials each."
     one, other = result.differences
     assert better.startswith(f"better moves the front by {one.estimate:+.4f} ({one.low:+.4f} to {one.high:+.4f}; p = ")
     assert f"shows no difference ({other.estimate:+.4f}, " in equal
@@ -114,7 +114,7 @@ def test_the_sentence_says_what_was_shown_and_what_it_would_take() -> None:
 def test_a_verdict_under_two_crowds_holds_under_both_or_says_under_which() -> None:
     head, better, equal = sentences(result_of(volumes()))
     assert head.startswith(
-        "Against control, 1 of 2 arms move the front under both crowds (better), 1 under one of them ("
+        "Against control, 1 of 2 arms move the front forward under both crowds (better), 1 under one of them ("
     )
     assert better.startswith("better, under both crowds: strict: moves the front by +0.0")
     assert equal.startswith("equal, by crowd: under strict it shows no difference")
@@ -124,7 +124,10 @@ def test_a_verdict_under_two_crowds_holds_under_both_or_says_under_which() -> No
 def test_one_seed_claims_nothing_and_a_half_done_study_says_so() -> None:
     first = {key: value[:1] for key, value in volumes().items()}
     head, better, _ = sentences(result_of(first))
-    assert head == "Against control, 0 of 2 arms move the front under both crowds: 1 of 5 seeds so far, 2 trials each."
+    assert (
+        head
+        == "Against control, 0 of 2 arms move the front forward under both crowds: 1 of 5 seeds so far, 2 trials each."
+    )
     assert "on one seed; at least two, better five, seeds are needed to say more" in better
     none = dataclasses.replace(result_of(first), seeds=[], sweeps=[], differences=[])
     assert sentences(none) == ["mine: no seed is done yet on all 3 arms."]
@@ -254,3 +257,13 @@ def test_mlflow_gets_the_verdict_and_finite_numbers() -> None:
     assert "get-artifact?path=study%2Fstudy.png&run_uuid=abc" in note
     assert "better, under both crowds" in note
     assert len(study_tables(result)) == 2
+
+
+def test_an_arm_that_is_worse_is_said_to_move_the_front_back() -> None:
+    arms = {"better": "control", "control": "better", "equal": "equal"}
+    swapped = {(arms[arm], crowd): value for (arm, crowd), value in volumes().items() if crowd == "strict"}
+    head, worse, _ = sentences(result_of(swapped, crowds=("strict",)))
+    assert (
+        head == "Against control, 0 of 2 arms move the front forward, 2 back (better, equal): 5 seeds, 2 trials each."
+    )
+    assert worse.startswith("better moves the front by -")
