@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 
 from search_spaces.reading import is_study, space_from_yaml
-from search_spaces.study import study_from_yaml
+from search_spaces.study import STUDY_RESULTS, study_from_yaml
 from search_spaces.yaml_file import parse_yaml
 from sweep.cli import main
 from sweep.plan.audit_options import AUDIT_OPTIONS
 from sweep.plan.plan_file import plan_text
+from sweep.study.result import StudyResult
+from sweep.study.verdict import sentences
 from tests.support.recorded_sweeps import recorded
 
 ROOT = Path(__file__).parents[2]
@@ -124,3 +126,12 @@ def test_command_lines_that_can_run_offline_do(
     for line in lines:
         assert main([*words_of(line)[1:], "--storage", str(tmp_path)]) == 0, line
         assert capsys.readouterr().out.strip(), line
+
+
+def test_the_answer_is_that_of_the_kept_study() -> None:
+    """The first sentence of the verdict stands in README, its numbers in the README of the spaces."""
+    result = StudyResult.read(STUDY_RESULTS / "regularizers")
+    assert sentences(result)[0] in " ".join((ROOT / "README.md").read_text().split())
+    table = (ROOT / "search_spaces" / "README.md").read_text()
+    for one in result.differences:
+        assert f"{one.estimate:+.4f} ({one.low:+.4f} to {one.high:+.4f})" in table
