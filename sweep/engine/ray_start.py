@@ -137,12 +137,19 @@ def _connect(address: str) -> None:
     # Ray would ask for two minutes.
     if ":" in address and not answers(address):
         raise InputError(f"{said}: no Ray cluster answers there")
-    use_token()
-    try:
-        with silent_stderr(), inherited_imports():
-            ray.init(address=address, **QUIET)
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is about this address
-        raise InputError(f"{said}: {_explain_refusal(error)}") from None
+    for with_token in (False, True):
+        # Only where a token is asked for: with one, this process would refuse what nodes without send back.
+        if with_token:
+            use_token()
+        try:
+            with silent_stderr(), inherited_imports():
+                ray.init(address=address, **QUIET)
+            return
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is about this address
+            told = _explain_refusal(error)
+            if with_token or "asks for a token" not in told:
+                raise InputError(f"{said}: {told}") from None
+            ray.shutdown()
 
 
 def _check_form(address: str, said: str) -> None:
