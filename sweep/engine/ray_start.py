@@ -20,7 +20,7 @@ from typing import Any
 import ray
 
 from sweep.engine.cpus import usable_cpus
-from sweep.engine.ray_watch import RayInterrupted, RayLost, RayWatch
+from sweep.engine.ray_watch import RayLost, RayWatch
 from sweep.environment import inherited_imports
 from sweep.ray_internals import (
     LOG_FILES,
@@ -81,7 +81,7 @@ def ray_session(log: Callable[[str], None] = lambda message: None) -> Iterator[N
         RayLost: if Ray ended while the context was open.
     """
     if ray.is_initialized():
-        with _telling_losses(None):
+        with _telling_losses(_watches[-1] if _watches else None):
             yield
         return
     silence_ray()
@@ -94,8 +94,14 @@ def ray_session(log: Callable[[str], None] = lambda message: None) -> Iterator[N
         keep_keys_at_home()
         watch = RayWatch(processes(), patient=bool(address))
         ending.callback(_end_ray, watch)
+        _watches.append(watch)
+        ending.callback(_watches.pop)
         with _telling_losses(watch), watch:
             yield
+
+
+_watches: list[RayWatch] = []
+"""The watch over the Ray of this process, while there is one."""
 
 
 @contextlib.contextmanager
@@ -103,8 +109,10 @@ def _telling_losses(watch: RayWatch | None) -> Iterator[None]:
     """Raise `RayLost` for whatever comes of a Ray that has ended."""
     try:
         yield
-    except RayInterrupted as lost:
-        raise RayLost(str(lost)) from None
+    except KeyboardInterrupt:
+        if watch and watch.lost:
+            raise RayLost(watch.lost) from None
+        raise
     except OtsweepError:
         raise
     except Exception:

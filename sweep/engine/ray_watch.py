@@ -29,14 +29,10 @@ class RayLost(OtsweepError):
     """Ray ended while a sweep ran; what is recorded can be resumed."""
 
 
-class RayInterrupted(BaseException):
-    """Raised in the main thread wherever it is once Ray is lost. No `except Exception` on the way may take it for a
-    trial's failure."""
-
-
 class RayWatch:
-    """A context in which the main thread is interrupted by `RayInterrupted` if one of Ray's processes has ended.
+    """A context in which the main thread is interrupted if one of Ray's processes has ended, and `lost` says so.
 
+    It is a KeyboardInterrupt: Ray's library, while it waits, lets no other exception of a signal's handler through.
     Outside of the main thread, and where its signal (SIGUSR2) is taken by someone else, nothing is watched.
 
     Args:
@@ -93,4 +89,4 @@ class RayWatch:
 
     def _interrupted(self, number: int, frame: Any) -> None:
         if self.lost and not self._left.is_set():
-            raise RayInterrupted(self.lost)
+            raise KeyboardInterrupt

@@ -7,22 +7,22 @@ import time
 
 import pytest
 
-from sweep.engine.ray_watch import RayInterrupted, RayWatch
+from sweep.engine.ray_watch import RayWatch
 
 
 def wait_and_clean_up(watch: RayWatch) -> None:
     with watch:
         try:
             time.sleep(600)
-        except RayInterrupted:
+        except KeyboardInterrupt:
             time.sleep(600)
 
 
 def test_the_main_thread_is_interrupted_wherever_it_waits_and_again_while_it_cleans_up() -> None:
     begun, watch = time.monotonic(), RayWatch({"its head": lambda: False}, patient=False)
-    with pytest.raises(RayInterrupted, match="^Ray is lost: its head was killed, or has crashed$"):
+    with pytest.raises(KeyboardInterrupt):
         wait_and_clean_up(watch)
-    assert watch.lost
+    assert watch.lost == "Ray is lost: its head was killed, or has crashed"
     assert time.monotonic() - begun < 60, "also on a busy machine"
     assert signal.getsignal(signal.SIGUSR2) is signal.SIG_DFL
 
