@@ -31,19 +31,36 @@ class Prediction(NamedTuple):
     """(B, D), the input of the linear head."""
 
 
-class Classifier(nn.Module):
-    """A model: normalisation, encoder f, linear head g."""
+class ImageModel(nn.Module):
+    """A model of images of one shape (C, H, W), which it normalises itself."""
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, encoder: nn.Module, *, shape: tuple[int, int, int], head: nn.Linear, mean: Tensor, std: Tensor):
+    def __init__(self, *, shape: tuple[int, int, int], mean: Tensor, std: Tensor):
         super().__init__()
         self.shape = shape
-        self.encoder = encoder
-        self.head = head
         self.register_buffer("mean", mean.detach().clone().reshape(-1, 1, 1))
         self.register_buffer("std", std.detach().clone().reshape(-1, 1, 1))
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """Return images (B, C, H, W) in [0, 1] with mean 0 and deviation 1 over the training split.
+
+        Raises:
+            ValueError: for images of another shape than the model's.
+        """
+        if images.shape[1:] != self.shape:  # one channel would broadcast to three
+            raise ValueError(f"images of shape {tuple(images.shape)}: this model takes (B, {str(self.shape)[1:]}")
+        return (images - self.mean) / self.std
+
+
+class Classifier(ImageModel):
+    """A model: normalisation, encoder f, linear head g."""
+
+    def __init__(self, encoder: nn.Module, *, shape: tuple[int, int, int], head: nn.Linear, mean: Tensor, std: Tensor):
+        super().__init__(shape=shape, mean=mean, std=std)
+        self.encoder = encoder
+        self.head = head
 
     def forward(self, images: Tensor) -> Prediction:
         """Classify images (B, C, H, W) in [0, 1].
@@ -51,9 +68,7 @@ class Classifier(nn.Module):
         Raises:
             ValueError: for images of another shape than the model's.
         """
-        if images.shape[1:] != self.shape:  # one channel would broadcast to three
-            raise ValueError(f"images of shape {tuple(images.shape)}: this model takes (B, {str(self.shape)[1:]}")
-        embedding = self.encoder((images - self.mean) / self.std)
+        embedding = self.encoder(self.normalised(images))
         return Prediction(self.head(embedding), embedding)
 
 

@@ -17,21 +17,19 @@ import torch
 from torch import Tensor, nn
 
 from trainer.errors import InputError
-from trainer.models import Prediction, build_model
+from trainer.models import ImageModel, Prediction, build_model
 from trainer.plugins import call_plugin, is_plugin, load_plugin
 
 _BATCH = 4
 """Images that a new network is tried on."""
 
 
-class OwnClassifier(nn.Module):
+class OwnClassifier(ImageModel):
     """A network of one's own, with normalisation before it.
 
     It returns logits and embedding; or logits alone from a last linear layer, which then stands here as the head.
     """
 
-    mean: Tensor
-    std: Tensor
     mode_matters: bool
     """True if it answers otherwise in training than in evaluation, as batch normalisation and dropout do."""
     draws: bool
@@ -40,11 +38,9 @@ class OwnClassifier(nn.Module):
     def __init__(
         self, network: nn.Module, head: nn.Linear | None, *, shape: tuple[int, int, int], mean: Tensor, std: Tensor
     ) -> None:
-        super().__init__()
-        self.shape, self.network, self.head = shape, network, head
+        super().__init__(shape=shape, mean=mean, std=std)
+        self.network, self.head = network, head
         self.mode_matters = self.draws = False
-        self.register_buffer("mean", mean.detach().clone().reshape(-1, 1, 1))
-        self.register_buffer("std", std.detach().clone().reshape(-1, 1, 1))
 
     def forward(self, images: Tensor) -> Prediction:
         """Classify images (B, C, H, W) in [0, 1].
@@ -52,9 +48,7 @@ class OwnClassifier(nn.Module):
         Raises:
             ValueError: for images of another shape than the model's.
         """
-        if images.shape[1:] != self.shape:  # one channel would broadcast to three
-            raise ValueError(f"images of shape {tuple(images.shape)}: this model takes (B, {str(self.shape)[1:]}")
-        answer = self.network((images - self.mean) / self.std)
+        answer = self.network(self.normalised(images))
         return Prediction(*answer) if self.head is None else Prediction(self.head(answer), answer)
 
 

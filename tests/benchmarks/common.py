@@ -8,10 +8,11 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
@@ -94,6 +95,31 @@ class Counted(TorchDispatchMode):
         if func.overloadpacket in flop_registry:
             self.flops += flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=result)
         return result
+
+
+def curve(seed: int, number: int, epochs: int) -> Iterator[dict[str, Any]]:
+    """The reports of a trial: two accuracies that grow towards ends drawn beside each other's way, with noise."""
+    generator = np.random.default_rng((seed, number))
+    share, quality = generator.random(), generator.beta(2, 2)
+    ends = np.clip(quality * np.array([share, 1 - share]) ** 0.5, 0.01, 0.99)
+    for epoch in [*range(1, epochs + 1), 0]:
+        grown = ends * (1 - 0.7 ** (epoch or epochs)) + 0.05 * generator.normal(size=2) / (epoch or epochs)
+        sensitivity, invariance = np.clip(grown, 0.0, 1.0).tolist()
+        yield {
+            "epoch": epoch or epochs,
+            "final": epoch == 0,
+            "clean_accuracy": float(np.clip(0.6 + 0.4 * quality, 0, 1)),
+            "sensitivity_accuracy": sensitivity,
+            "invariance_accuracy": invariance,
+            "invariance_stuck": 1 - invariance,
+            "invariance_unchanged": 0.9,
+            "invariance_effective_size": 300,
+            "invariance_original_label": 0.8,
+            "learning_rate": 1e-3,
+            "train_seconds": 1.0,
+            "evaluation_seconds": 0.5,
+            **{f"loss/{term}": float(generator.random()) for term in ("cross_entropy", "sensitivity", "invariance")},
+        }
 
 
 def print_result(name: str, figure: float) -> None:

@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 
 from search_spaces.reading import load_space
@@ -38,14 +37,14 @@ from sweep.search.budget import Budget
 from sweep.search.rungs import Rungs
 from sweep.state.sweep_state import state_of_trials
 from sweep.tracking.tracker import Tracker
-from tests.benchmarks.common import print_machine, print_result
+from tests.benchmarks.common import curve, print_machine, print_result
 from tests.support.tuned_search import TunedSearch
 
 TRIALS, EPOCHS, SLOTS, PART = 10_000, 10, 16, 1000
 LEVELS = (1, 4)
 NOBODY = 10**6
 """An eta by which all are compared and none is stopped, as where too few stand in a rung: all report ten times."""
-SEED, NOISE = 0, 0.05
+SEED = 0
 
 
 class Clock:
@@ -97,31 +96,6 @@ class Trial:
     trial_id: str
     config: dict[str, Any]
     curve: Iterator[dict[str, Any]]
-
-
-def curve(number: int) -> Iterator[dict[str, Any]]:
-    """The reports of a trial: two accuracies that grow towards ends drawn beside each other's way, with noise."""
-    generator = np.random.default_rng((SEED, number))
-    share, quality = generator.random(), generator.beta(2, 2)
-    ends = np.clip(quality * np.array([share, 1 - share]) ** 0.5, 0.01, 0.99)
-    for epoch in [*range(1, EPOCHS + 1), 0]:
-        grown = ends * (1 - 0.7 ** (epoch or EPOCHS)) + NOISE * generator.normal(size=2) / (epoch or EPOCHS)
-        sensitivity, invariance = np.clip(grown, 0.0, 1.0).tolist()
-        yield {
-            "epoch": epoch or EPOCHS,
-            "final": epoch == 0,
-            "clean_accuracy": float(np.clip(0.6 + 0.4 * quality, 0, 1)),
-            "sensitivity_accuracy": sensitivity,
-            "invariance_accuracy": invariance,
-            "invariance_stuck": 1 - invariance,
-            "invariance_unchanged": 0.9,
-            "invariance_effective_size": 300,
-            "invariance_original_label": 0.8,
-            "learning_rate": 1e-3,
-            "train_seconds": 1.0,
-            "evaluation_seconds": 0.5,
-            **{f"loss/{term}": float(generator.random()) for term in ("cross_entropy", "sensitivity", "invariance")},
-        }
 
 
 @dataclass
@@ -180,7 +154,7 @@ def simulate(storage: Path, clock: Clock, trials: int) -> Iterator[Part]:
         while ended < trials:
             while begun < trials and len(running) < slots.limit and not budget.enough():
                 suggested = search.suggest(str(begun))
-                running.append(Trial(str(begun), suggested, curve(suggested["number"])))
+                running.append(Trial(str(begun), suggested, curve(SEED, suggested["number"], EPOCHS)))
                 ledger_callback.on_trial_start(0, [], running[-1])
                 begun += 1
             trial = running.popleft()
