@@ -118,11 +118,6 @@ def open_sweep(name: str, *, storage: str | Path | None = None, warn: Callable[[
     """
     plan = read_plan(name, storage=None if storage is None else str(storage))
     state = read_state(plan)
-    tell_damage(plan, state, warn)
-    return Sweep(plan, state)
-
-
-def tell_damage(plan: SweepPlan, state: SweepState, warn: Callable[[str], object]) -> None:
-    """Call `warn` with each thing that the ledger of a sweep has lost."""
     for message in state.warnings:
-        warn(f"{plan.name}, ledger: {message}")
+        warn(message)
+    return Sweep(plan, state)

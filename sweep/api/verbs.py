@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Unpack
 
-from sweep.api.opened import open_sweep, tell_damage
+from sweep.api.opened import open_sweep
 from sweep.api.options import RunOptions, SpaceLike, knob_words, new_plan
 from sweep.plan import SweepPlan
 from sweep.report import TABLE_WRITERS, Comparison, compare_sweeps, read_side
@@ -80,7 +80,8 @@ def compare(
     folder = None if storage is None else str(storage)
     first, second = (read_side(side if isinstance(side, str) else ",".join(side), storage=folder) for side in (a, b))
     for sweep in (*first.sweeps, *second.sweeps):
-        tell_damage(sweep.plan, sweep.results, warn)
+        for message in sweep.results.warnings:
+            warn(message)
     return compare_sweeps(first, second)
 
 

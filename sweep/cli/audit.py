@@ -17,7 +17,7 @@ from sweep.cli.console import (
     errors,
     find_plan,
     program,
-    tell_damage,
+    warn,
 )
 from trainer.crowds import check_crowd
 from trainer.errors import InputError
@@ -57,7 +57,8 @@ def audit(arguments: argparse.Namespace) -> int:
         arguments.invariance_examples, dataset=plan.space.evaluation.dataset, data_dir=plan.data_dir
     )
     results = read_state(plan)
-    tell_damage(plan, results)
+    for message in results.warnings:
+        warn(message)
     begun = Audit(plan, results, AuditOptions.of(vars(arguments)), examples)
     stopped = f"Stopped. Nothing that is done is lost; to resume:\n  {command(begun)}"
     with SignalHandler(stopped):

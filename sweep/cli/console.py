@@ -22,7 +22,6 @@ from trainer.words import did_you_mean
 
 if TYPE_CHECKING:
     from sweep.plan import SweepPlan
-    from sweep.state import SweepState
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 """Exit statuses."""
@@ -98,10 +97,9 @@ def find_plan(arguments: argparse.Namespace) -> SweepPlan:
     return read_plan(arguments.name, storage=arguments.storage)
 
 
-def tell_damage(plan: SweepPlan, results: SweepState) -> None:
-    """Print what the ledger of a sweep has lost, on standard error."""
-    for warning in results.warnings:
-        errors.print(f"{plan.name}, ledger: {warning}", markup=False)
+def warn(message: str) -> None:
+    """Print a message for people on standard error."""
+    errors.print(message, markup=False)
 
 
 def add_format(parser: argparse.ArgumentParser, formats: Sequence[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from sweep.cli.console import DONE, add_name, console, errors
+from sweep.cli.console import DONE, add_name, console, warn
 
 
 def add_export(parser: argparse.ArgumentParser) -> None:
@@ -21,9 +21,6 @@ def add_export(parser: argparse.ArgumentParser) -> None:
 def export(arguments: argparse.Namespace) -> int:
     """Write a sweep into a file for other programs."""
     from sweep.api import export as export_sweep
-
-    def warn(text: str) -> None:
-        errors.print(text, markup=False)
 
     for path in export_sweep(arguments.name, arguments.file, to=arguments.to, storage=arguments.storage, warn=warn):
         console.print(path, markup=False)

@@ -17,8 +17,7 @@ from sweep.cli.console import (
     check_format,
     console,
     errors,
-    find_plan,
-    tell_damage,
+    warn,
 )
 from trainer.errors import InputError
 from trainer.progress import ProgressLine
@@ -41,7 +40,7 @@ def front(arguments: argparse.Namespace) -> int:
     from sweep.state import why_no_front
 
     check_format(arguments)
-    sweep = open_sweep(arguments.name, storage=arguments.storage, warn=lambda text: errors.print(text, markup=False))
+    sweep = open_sweep(arguments.name, storage=arguments.storage, warn=warn)
     plan, results = sweep.plan, sweep.state
     if not results.front_records and not (results.finished and arguments.format == "table"):
         errors.print(f"{plan.name} has no front yet: {why_no_front(results)}", markup=False)
@@ -94,19 +93,18 @@ def add_replay(parser: argparse.ArgumentParser) -> None:
 
 
 def replay(arguments: argparse.Namespace) -> int:
+    from sweep.api import open_sweep
     from sweep.plan import check_option
     from sweep.report import ETAS, replay_content, replay_sweep, replay_table, unknown_ends
-    from sweep.state import read_state
 
     check_format(arguments)
-    plan = find_plan(arguments)
+    sweep = open_sweep(arguments.name, storage=arguments.storage, warn=warn)
+    plan, results = sweep.plan, sweep.state
     etas = ETAS if arguments.eta is None else (check_option("eta", arguments.eta),)
     grace, chance = (
         getattr(plan, name) if getattr(arguments, name) is None else check_option(name, getattr(arguments, name))
         for name in ("grace_epochs", "stop_chance")
     )
-    results = read_state(plan)
-    tell_damage(plan, results)
     replays = [replay_sweep(plan, results, eta=eta, grace_epochs=grace, stop_chance=chance) for eta in etas]
     if arguments.format == "json":
         print(json.dumps(replay_content(plan, results, replays, stop_chance=chance), indent=2))
@@ -138,9 +136,7 @@ def compare(arguments: argparse.Namespace) -> int:
     check_format(arguments)
     with ProgressLine(sys.stderr) as line:
         line.update("Comparing ...", now=True)
-        comparison = compare_sides(
-            arguments.a, arguments.b, storage=arguments.storage, warn=lambda text: errors.print(text, markup=False)
-        )
+        comparison = compare_sides(arguments.a, arguments.b, storage=arguments.storage, warn=warn)
         folder = write_comparison_files(comparison)
     if arguments.format == "json":
         print(comparison_json(comparison))

@@ -9,7 +9,18 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sweep.cli.console import DONE, FAILED, INTERRUPTED, add_format, check_format, console, errors, program, sweep_words
+from sweep.cli.console import (
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    add_format,
+    check_format,
+    console,
+    errors,
+    program,
+    sweep_words,
+    warn,
+)
 from sweep.cli.drive import told_how_to_resume
 from trainer.errors import InputError
 from trainer.interrupts import SignalHandler, raise_interrupt
@@ -128,8 +139,8 @@ def _run(plan: StudyPlan, *, as_json: bool) -> int:
         complete = run_study(plan, said, run_sweep, lambda: write_study_files(collect(plan), plan.folder))
         result = collect(plan)
         write_study_files(result, plan.folder)
-    for warning in damage(plan):
-        errors.print(warning, markup=False)
+    for message in damage(plan):
+        warn(message)
     if not complete:
         said.print(stopped)
         return INTERRUPTED

@@ -71,7 +71,7 @@ class Findings:
         self.judged: JudgedImages | None = None
         """The images that judge all trials; None before they are known, and in sweeps of earlier versions."""
         self.warnings: list[str] = []
-        """Descriptions of what the ledger has lost, where the trials were read from one."""
+        """Messages for people about what the sweep's ledger has lost, where the trials were read from one."""
         self.trials: dict[int, TrialRecord] = {}
         self.under_way: set[int] = set()
         """Numbers of the running trials."""

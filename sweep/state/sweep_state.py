@@ -30,7 +30,7 @@ def read_state(plan: SweepPlan) -> SweepState:
     """
     ledger = read_ledger(plan.folder)
     state = state_of_trials(plan, ledger.trials)
-    state.warnings = ledger.warnings
+    state.warnings = [f"{plan.name}, ledger: {warning}" for warning in ledger.warnings]
     state.read_data(plan.folder)
     return state
 

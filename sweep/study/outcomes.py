@@ -94,9 +94,9 @@ def _audited(plan: StudyPlan, step: Step) -> _Audited:
 
 
 def damage(plan: StudyPlan) -> list[str]:
-    """Return descriptions of what the ledgers of a study's sweeps have lost."""
+    """Return messages for people about what the ledgers of a study's sweeps have lost."""
     sweeps = [plan.sweep_plan(step) for step in plan.steps if plan.begun(step)]
-    return [f"{sweep.name}, ledger: {warning}" for sweep in sweeps for warning in read_state(sweep).warnings]
+    return [warning for sweep in sweeps for warning in read_state(sweep).warnings]
 
 
 def ended_at(plan: StudyPlan) -> float:

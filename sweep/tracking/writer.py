@@ -173,7 +173,7 @@ def sync(
     """
     state = read_state(plan)
     for warning in state.warnings:
-        log(f"{plan.name}, ledger: {warning}")
+        log(warning)
     if not state.trials:
         return state, True
     with contextlib.closing(Writer(plan, uri, log=log)) as writer:
