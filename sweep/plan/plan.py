@@ -14,7 +14,7 @@ from typing import Any
 
 from search_spaces import Space
 from sweep.front import Objectives
-from sweep.plan.mlflow_address import absolute_uri, check_mlflow_uri
+from sweep.plan.mlflow_address import check_mlflow_uri, given_uri
 from sweep.plan.objectives import OBJECTIVES, check_objectives, objectives_to_dict
 from sweep.plan.options import check_typed, declared, option, options_of
 from sweep.plan.paths import CACHE, check_name, existing_folder
@@ -48,7 +48,7 @@ class SweepPlan:
             metavar="URI",
             place=True,
             resumable=True,
-            resolve=absolute_uri,
+            resolve=given_uri,
             shown="MLFLOW_TRACKING_URI, else SQLite in the storage folder",
         )
     )
