@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -196,7 +197,7 @@ def test_they_lie_below_the_exact_optimum_and_crown_lies_nearer(seed: int) -> No
 
 def test_on_trained_digits_they_certify_nothing_that_the_exact_optimum_breaks() -> None:
     """A trained network's bounds differ from a random one's: its units are decided, and its margins large."""
-    digits = load_digits()
+    digits: Any = load_digits()
     images = torch.from_numpy(digits.images / 16).unsqueeze(1)
     labels = torch.from_numpy(digits.target)
     model, epsilon = small_network(0, side=8, classes=10), 0.02
