@@ -477,7 +477,7 @@ def test_default_names_sort_by_time_and_are_unique(tmp_path: Path) -> None:
 @given(st.text(max_size=100))
 @settings(deadline=None)
 def test_a_default_name_is_a_good_name_whatever_the_space_is_called(space_name: str) -> None:
-    check_name(default_name(space_name, Path("/nowhere")))
+    check_name(default_name(space_name, Path("/proc/nowhere")))
 
 
 def test_resume_of_an_unknown_name_names_the_nearest(plan: SweepPlan) -> None:
