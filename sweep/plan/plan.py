@@ -148,6 +148,17 @@ class SweepPlan:
 
     seed: int = option(0, "seed of the search and, with it, of every trial", low=0, high=2**31 - 1, decides=True)
 
+    epoch_timeout: float = option(
+        0.0,
+        "end and retry a worker that reports nothing for S seconds; 0: for 20 usual epochs of its trial, 15 minutes at "
+        "least",
+        low=0,
+        high=100_000_000,
+        metavar="S",
+        resumable=True,
+    )
+    """It is told before. Where no trial has shown yet how long an epoch takes, none is ended by default."""
+
     cpus_per_trial: float = option(1.0, "CPU cores, and threads, of a trial or pack", above=0, high=4096)
 
     gpus_per_trial: float = option(0.0, "GPUs of a trial or pack; 0.25 shares one among four", low=0, high=1024)
