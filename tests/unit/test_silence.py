@@ -15,11 +15,16 @@ from sweep.ledger.reading import read_ledger
 from sweep.ledger.records import TrialRecord
 from sweep.ledger.writing import LedgerWriter
 from sweep.plan.from_options import make_plan
+from sweep.plan.plan import SweepPlan
 from sweep.state.sweep_state import read_state, state_of_trials
 from sweep.tracking.description import front_markdown
 
-PLAN = make_plan(load_space("digits"), storage="/proc/nowhere", mlflow_uri="sqlite:////proc/nowhere/mlflow.db", epochs=4)
 MINUTE = 60.0
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> SweepPlan:
+    return make_plan(load_space("digits"), name="quiet", storage=str(tmp_path), epochs=4)
 
 
 def trial(*epochs: tuple[float, float]) -> TrialRecord:
@@ -71,22 +76,22 @@ def test_patience(usual: float, timeout: float, expected: Patience) -> None:
     assert patience(usual, timeout=timeout) == expected
 
 
-def test_the_usual_epoch_is_the_trials_own_longest() -> None:
-    assert usual_epoch(trial((3.0, 1.0), (9.0, 2.0), (4.0, 1.0)), PLAN, whole_trial=500.0) == 11.0
+def test_the_usual_epoch_is_the_trials_own_longest(plan: SweepPlan) -> None:
+    assert usual_epoch(trial((3.0, 1.0), (9.0, 2.0), (4.0, 1.0)), plan, whole_trial=500.0) == 11.0
 
 
-def test_a_trial_that_has_not_reported_may_take_as_long_as_a_whole_one() -> None:
-    assert usual_epoch(trial(), PLAN, whole_trial=500.0) == 500.0
+def test_a_trial_that_has_not_reported_may_take_as_long_as_a_whole_one(plan: SweepPlan) -> None:
+    assert usual_epoch(trial(), plan, whole_trial=500.0) == 500.0
 
 
-def test_the_last_report_may_take_all_attacks_on_the_chosen_epoch() -> None:
-    evaluation = PLAN.space.evaluation
+def test_the_last_report_may_take_all_attacks_on_the_chosen_epoch(plan: SweepPlan) -> None:
+    evaluation = plan.space.evaluation
     rounds = 10 * evaluation.eval_final_steps / evaluation.eval_sensitivity_steps
-    assert usual_epoch(trial(*[(1.0, 2.0)] * 4), PLAN, whole_trial=0.0) == max(3.0, 2.0 * rounds) > 3.0
+    assert usual_epoch(trial(*[(1.0, 2.0)] * 4), plan, whole_trial=0.0) == max(3.0, 2.0 * rounds) > 3.0
 
 
-def test_the_trials_of_a_pack_wait_for_each_other() -> None:
-    assert usual_epoch(trial((3.0, 1.0)), replace(PLAN, pack=8), whole_trial=0.0) == 32.0
+def test_the_trials_of_a_pack_wait_for_each_other(plan: SweepPlan) -> None:
+    assert usual_epoch(trial((3.0, 1.0)), replace(plan, pack=8), whole_trial=0.0) == 32.0
 
 
 def test_a_silent_worker_is_told_once_then_ended_and_watched_no_more() -> None:
@@ -143,8 +148,7 @@ def test_only_what_is_recorded_is_ended(recorded: bool) -> None:
     assert ended == ([running] if recorded else [])
 
 
-def test_a_silence_is_recorded_replayed_and_over_once_the_worker_is_heard(tmp_path: Path) -> None:
-    plan = replace(PLAN, name="quiet", storage=str(tmp_path))
+def test_a_silence_is_recorded_replayed_and_over_once_the_worker_is_heard(plan: SweepPlan, tmp_path: Path) -> None:
     report = {"epoch": 1, "final": False, "train_seconds": 1.0, "evaluation_seconds": 1.0}
     live = state_of_trials(plan, {})
     with LedgerWriter(plan.folder) as ledger:
