@@ -85,12 +85,12 @@ class Answers:
                 f"answers {text[:20]!r}...: version {version}, {len(content)} bytes for {images} and {perturbed} "
                 f"images, must be version {_VERSION} and {_HEAD.size + sum(sizes) + perturbed} bytes"
             )
-        parts = np.split(np.frombuffer(content, np.uint8, offset=_HEAD.size), np.cumsum(sizes))
-        right, robust, sources = (
-            np.unpackbits(part, count=count).astype(bool)
-            for part, count in zip(parts, (images, images, perturbed), strict=False)
-        )
-        return cls(right, robust, parts[-1], sources)
+        data, place, bits = np.frombuffer(content, np.uint8), _HEAD.size, []
+        for size, count in zip(sizes, (images, images, perturbed), strict=True):
+            bits.append(np.unpackbits(data[place : place + size], count=count).view(bool))
+            place += size
+        right, robust, sources = bits
+        return cls(right, robust, data[place:], sources)
 
 
 def invariance_terms(perturbed: np.ndarray, labels: np.ndarray, shares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import copy
+import math
 from collections import Counter
 from fractions import Fraction
 
@@ -114,6 +115,8 @@ class Layers:
         self._objectives = objectives
         self._layers: list[list[tuple[float, ...]]] = []
         """Different points of each layer, turned, in ascending order."""
+        self._falls: list[list[float]] = []
+        """Second gains of the same with two objectives, with their signs turned, and so in ascending order too."""
         self._counts: Counter[tuple[float, ...]] = Counter()
         self._sizes: list[int] = []
 
@@ -136,6 +139,19 @@ class Layers:
         gains = self._layers[layer]
         return self._objectives.turn(gains), np.array([self._counts[gain] for gain in gains])
 
+    def dominate(self, points: np.ndarray) -> np.ndarray:
+        """Return which of some points (n, d) one of the front dominates, (n,)."""
+        gains = self._objectives.turn(points)
+        if not self._layers:
+            return np.zeros(len(gains), dtype=bool)
+        front = np.array(self._layers[0])
+        if front.shape[1] != 2:
+            return ((front[:, None] >= gains).all(axis=2) & (front[:, None] > gains).any(axis=2)).any(axis=0)
+        # Of those at least as good in the first gain, the first one is the best in the second.
+        place = np.searchsorted(front[:, 0], gains[:, 0])
+        x, y = front[np.minimum(place, len(front) - 1)].T
+        return (place < len(front)) & ((y > gains[:, 1]) | ((y == gains[:, 1]) & (x > gains[:, 0])))
+
     def add(self, point: ArrayLike) -> None:
         """Add a point (d,), finite."""
         gain = self._objectives.gain(point)
@@ -156,6 +172,7 @@ class Layers:
         gains = sorted(self._counts)
         layers = ranks(self._objectives.turn(gains), self._objectives) if gains else np.array([], dtype=int)
         self._layers = [[gains[i] for i in np.flatnonzero(layers == k)] for k in range(layers.max(initial=-1) + 1)]
+        self._falls = [[-gain[1] for gain in layer] for layer in self._layers if len(layer[0]) == 2]
         self._sizes = [sum(map(self._counts.__getitem__, layer)) for layer in self._layers]
 
     def _first_beaten_by(self, gain: tuple[float, ...]) -> int:
@@ -170,16 +187,18 @@ class Layers:
 
     def _insert(self, gain: tuple[float, ...]) -> None:
         """Insert a new point: what it dominates in its layer moves to the next layer, and does the same there."""
-        moved = [gain]
+        moved, falls = [gain], [-gain[1]]
         for k in range(self._first_beaten_by(gain), len(self._layers)):
-            layer = self._layers[k]
+            layer, fall = self._layers[k], self._falls[k]
             # Where the first gain is no better than the last one's, and the second no better than the first one's.
-            stop = bisect.bisect_right(layer, moved[-1][0], key=lambda each: each[0])
-            start = bisect.bisect_left(layer, -moved[0][1], hi=stop, key=lambda each: -each[1])
+            stop = bisect.bisect_right(layer, (moved[-1][0], math.inf))
+            start = bisect.bisect_left(fall, falls[0], hi=stop)
             beaten, layer[start:stop] = layer[start:stop], moved
+            fallen, fall[start:stop] = fall[start:stop], falls
             self._sizes[k] += sum(map(self._counts.__getitem__, moved)) - sum(map(self._counts.__getitem__, beaten))
-            moved = beaten
+            moved, falls = beaten, fallen
             if not moved:
                 return
         self._layers.append(moved)
+        self._falls.append(falls)
         self._sizes.append(sum(map(self._counts.__getitem__, moved)))

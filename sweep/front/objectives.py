@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Self
 
 import numpy as np
@@ -38,17 +40,22 @@ class Objectives:
 
     def gain(self, point: ArrayLike) -> tuple[float, ...]:
         """Return one point (d,) turned."""
-        return tuple(self.turn(np.asarray(point)[None])[0].tolist())
+        values = tuple(map(float, np.asarray(point).tolist()))
+        if len(values) != len(self.names) or not all(map(math.isfinite, values)):
+            self.turn([values])  # says what is wrong
+        return tuple(value if more else -value for value, more in zip(values, self.maximise, strict=True))
 
     def plane(self, units: Sequence[float] = (1.0, 1.0)) -> Self:
         """Return the first two objectives, their reference multiplied by `units`, as figures draw them."""
         reference = (self.reference[0] * units[0], self.reference[1] * units[1])
         return type(self)(self.names[:2], self.maximise[:2], reference)
 
-    @property
+    @cached_property
     def signs(self) -> np.ndarray:
         """Signs (d,) of the objectives: 1 where more is better, -1 where less is."""
-        return np.where(self.maximise, 1.0, -1.0)
+        signs = np.where(self.maximise, 1.0, -1.0)
+        signs.setflags(write=False)
+        return signs
 
     @property
     def turned_reference(self) -> np.ndarray:

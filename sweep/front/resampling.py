@@ -74,12 +74,14 @@ def resampled_hypervolumes(
     seeds: int = 1,
     seed: int = 0,
     draws: int = _DRAWS,
+    parts: Sequence[Objectives] = (),
 ) -> np.ndarray:
-    """Return the hypervolumes (S, B) of sweeps that were judged on the same images, under shared draws of these.
+    """Return the hypervolumes (1 + P, S, B) of sweeps that were judged on the same images, under shared draws of these.
 
     Draws of seeds, where there are several, are each sweep's own.
 
     Args:
+        parts: P further objectives, with other references: all are the first ones of `objectives`, equally many.
         require, seeds, seed, draws: those of `resample_front`.
 
     Raises:
@@ -88,8 +90,14 @@ def resampled_hypervolumes(
     for other in sweeps[1:]:
         if other.images != sweeps[0].images or not np.array_equal(other.source, sweeps[0].source):
             raise ValueError("sweeps that were judged on different images share no draws")
-    drawn = (_draw_points(each, objectives, require, seeds, seed, draws) for each in sweeps)
-    return np.array([hypervolume_draws(points, objectives, excesses=bounds) for points, bounds in drawn])
+    volumes = []
+    for each in sweeps:
+        points, bounds = _draw_points(each, objectives, require, seeds, seed, draws)
+        found = [hypervolume_draws(points, [objectives], excesses=bounds)]
+        if parts:
+            found.append(hypervolume_draws(points[..., : len(parts[0].names)], parts, excesses=bounds))
+        volumes.append(np.concatenate(found))
+    return np.stack(volumes, axis=1)
 
 
 def reflected_interval(measured: float, drawn: np.ndarray, *, level: float = 0.95) -> Interval:

@@ -87,6 +87,9 @@ class TrialRecord:
     def apply(self, event: Event) -> TrialRecord:
         """Return the record after one of its events; live events and those read from a ledger alike."""
         after = replace(self)
+        if event["event"] == "reported":
+            # Each report that is unpickled has names of its own, which take more room than its numbers.
+            event = {**event, "report": {sys.intern(name): value for name, value in event["report"].items()}}
         after.take(event)
         return after
 
@@ -103,7 +106,8 @@ class TrialRecord:
             case "reported":
                 self.silence = ""
                 self.reports, replaced = _with_report(self.reports, event["report"])
-                self.replaced += tuple(each["time"] for each in replaced if "time" in each)
+                if replaced:
+                    self.replaced += tuple(each["time"] for each in replaced if "time" in each)
             case "decided":
                 self.decisions = [*self.decisions, event["decision"]]
             case "silent":
@@ -116,14 +120,14 @@ class TrialRecord:
 
 
 def _with_report(
-    reports: Sequence[dict[str, Any]], report: Mapping[str, Any]
+    reports: Sequence[dict[str, Any]], report: dict[str, Any]
 ) -> tuple[list[dict[str, Any]], Sequence[dict[str, Any]]]:
     """Return the reports with one more, and an earlier one whose place it takes: of its epoch, or also final."""
+    if not reports or _order(reports[-1]) < _order(report):
+        return [*reports, report], ()
     place = bisect.bisect_left(reports, _order(report), key=_order)
     again = place < len(reports) and _order(reports[place]) == _order(report)
-    # Each report that is unpickled or parsed has names of its own, which take more room than its numbers.
-    interned = {sys.intern(name): value for name, value in report.items()}
-    return [*reports[:place], interned, *reports[place + again :]], reports[place : place + again]
+    return [*reports[:place], report, *reports[place + again :]], reports[place : place + again]
 
 
 def _order(report: Mapping[str, Any]) -> float:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -30,9 +30,6 @@ from sweep.report.sides import Side, Sweep, check_comparable, unequal_effort
 _LEVEL = 0.95
 _STRETCHES = 4
 _DRAWS = 400
-
-_Draw = Callable[[Objectives], np.ndarray]
-"""Hypervolumes (s, B) under some objectives of all sweeps, in draws of the sources that are the same in every call."""
 
 
 @dataclass(frozen=True)
@@ -89,21 +86,25 @@ def compare_sweeps(a: Side, b: Side) -> Comparison:
     objectives = a.objectives
     paired = [sweep.pair for sweep in a.sweeps] == [sweep.pair for sweep in b.sweeps]
     pairs = list(zip(a.sweeps, b.sweeps, strict=True) if paired else itertools.product(a.sweeps, b.sweeps))
-    draw = _draw_of((*a.sweeps, *b.sweeps))
+    behind = _behind(a, b)
+    drawn = _drawn((*a.sweeps, *b.sweeps), behind)
     return Comparison(
         a,
         b,
         effort=unequal_effort(a, b),
         paired=paired,
         difference=_difference(
-            np.concatenate([a.hypervolumes, b.hypervolumes]), draw and draw(objectives), len(a.sweeps), paired
+            np.concatenate([a.hypervolumes, b.hypervolumes]),
+            None if drawn is None else drawn[0],
+            len(a.sweeps),
+            paired,
         ),
         epsilon=(_epsilon((mine, other) for mine, other in pairs), _epsilon((other, mine) for mine, other in pairs)),
         covered_alone=(
             fmean(_covered_alone(mine, other, objectives) for mine, other in pairs),
             fmean(_covered_alone(other, mine, objectives) for mine, other in pairs),
         ),
-        stretches=_stretches(a, b, paired, draw),
+        stretches=_stretches(a, b, paired, behind, None if drawn is None else drawn[1:]),
     )
 
 
@@ -133,23 +134,36 @@ def _covered_alone(mine: Sweep, other: Sweep, objectives: Objectives) -> float:
     return hypervolume(both, objectives) - hypervolume(other.points, objectives)
 
 
-def _stretches(a: Side, b: Side, paired: bool, draw: _Draw | None) -> tuple[_Stretch, ...]:
-    """Return stretches of equal length from the reference to the best first objective of either side.
+def _behind(a: Side, b: Side) -> list[Objectives]:
+    """Return the plane with references at the ends of stretches, from the worst to the best; empty if there is none.
 
-    They do not depend on which side leads where, so that the test on each holds. The area of a front above a stretch
-    is the hypervolume from a reference at its low end, less that from one at its high end.
+    The stretches have equal length, from the reference to the best first objective of either side. They do not depend
+    on which side leads where, so that the test on each holds.
     """
     plane = a.objectives.plane()
     sign, floor = plane.signs[0], plane.turned_reference[0]
     best = max(plane.turn(side.points[:, :2])[:, 0].max() for side in (a, b))
     if best <= floor:
-        return ()
+        return []
     edges = np.linspace(floor, best, _STRETCHES + 1)
-    behind = [dataclasses.replace(plane, reference=(float(edge * sign), plane.reference[1])) for edge in edges]
-    sweeps = (*a.sweeps, *b.sweeps)
-    volumes = np.array([[hypervolume(sweep.points[:, :2], each) for sweep in sweeps] for each in behind])
+    return [dataclasses.replace(plane, reference=(float(edge * sign), plane.reference[1])) for edge in edges]
+
+
+def _stretches(
+    a: Side, b: Side, paired: bool, behind: Sequence[Objectives], drawn: np.ndarray | None
+) -> tuple[_Stretch, ...]:
+    """Return the stretches between references (k,), by the sweeps' hypervolumes (k, s, B) from there in draws.
+
+    The area of a front above a stretch is the hypervolume from a reference at its low end, less that from one at its
+    high end.
+    """
+    if not behind:
+        return ()
+    sign, edges = behind[0].signs[0], np.array([each.turned_reference[0] for each in behind])
+    planes = [sweep.points[:, :2] for sweep in (*a.sweeps, *b.sweeps)]
+    volumes = np.array([[hypervolume(points, each) for points in planes] for each in behind])
     above = -np.diff(volumes, axis=0) / np.diff(edges)[:, None]
-    drawn = draw and -np.diff([draw(each) for each in behind], axis=0) / np.diff(edges)[:, None, None]
+    drawn = None if drawn is None else -np.diff(drawn, axis=0) / np.diff(edges)[:, None, None]
     k = len(a.sweeps)
     level = 1 - (1 - _LEVEL) / _STRETCHES
     return tuple(
@@ -163,29 +177,28 @@ def _stretches(a: Side, b: Side, paired: bool, draw: _Draw | None) -> tuple[_Str
     )
 
 
-def _draw_of(sweeps: Sequence[Sweep]) -> _Draw | None:
-    """Return how the hypervolumes of sweeps are drawn; None if one was made before answers were kept by image."""
-    answers = [sweep.answers for sweep in sweeps]
-    known = [(sweep.plan, each) for sweep, each in zip(sweeps, answers, strict=True) if each is not None]
-    if len(known) < len(sweeps):
-        return None
+def _drawn(sweeps: Sequence[Sweep], behind: Sequence[Objectives]) -> np.ndarray | None:
+    """Return the hypervolumes (1 + k, s, B) of sweeps in draws of the sources, first under their own objectives.
 
-    def draw(objectives: Objectives) -> np.ndarray:
+    None is returned if a sweep was made before answers were kept by image.
+    """
+    volumes = []
+    for sweep in sweeps:
+        plan, answers = sweep.plan, sweep.answers
+        if answers is None:
+            return None
         # Of one seed of the draws all get the same images, so that sweeps of one split share theirs.
-        drawn = [
-            resampled_hypervolumes(
-                [each],
-                objectives,
-                require=plan.space.require,
-                seeds=plan.seeds,
-                seed=plan.space.evaluation.split_seed,
-                draws=_DRAWS,
-            )
-            for plan, each in known
-        ]
-        return np.concatenate(drawn)
-
-    return draw
+        drawn = resampled_hypervolumes(
+            [answers],
+            plan.objectives,
+            require=plan.space.require,
+            seeds=plan.seeds,
+            seed=plan.space.evaluation.split_seed,
+            draws=_DRAWS,
+            parts=behind,
+        )
+        volumes.append(drawn)
+    return np.concatenate(volumes, axis=1)
 
 
 def _difference(

@@ -46,12 +46,32 @@ class _Replay(NamedTuple):
         return 1 - self.spent / self.logged if self.logged else 0.0
 
 
-def replay_sweep(plan: SweepPlan, results: SweepState, *, eta: int, grace_epochs: int, stop_chance: float) -> _Replay:
-    """Report a ledger's epochs, in the order in which they came, to rungs of other settings."""
+def replay_sweep(
+    plan: SweepPlan,
+    results: SweepState,
+    *,
+    eta: int,
+    grace_epochs: int,
+    stop_chance: float,
+    groups: dict[int, str] | None = None,
+) -> _Replay:
+    """Report a ledger's epochs, in the order in which they came, to rungs of other settings.
+
+    Args:
+        groups: keys of the trials' groups, shared by the replays of one sweep: making them takes time.
+    """
     from sweep.search import Rungs, rung_levels
 
     levels = rung_levels(grace_epochs=grace_epochs, eta=eta, epochs=plan.epochs_per_trial)
-    rungs = Rungs(plan.objectives, levels=levels, eta=eta, require=plan.space.require, stop_chance=stop_chance)
+    rungs = Rungs(
+        plan.objectives,
+        levels=levels,
+        eta=eta,
+        require=plan.space.require,
+        stop_chance=stop_chance,
+        explain=False,
+        groups=groups,
+    )
     spent = logged = 0
     for number, report in _reports_in_order(results):
         logged += not report["final"]

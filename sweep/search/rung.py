@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -32,6 +31,25 @@ class Observation(NamedTuple):
     """The same as in `Decision`."""
 
 
+class _Newest:
+    """The newest rows of numbers, at most `_NEWEST`, in no order."""
+
+    def __init__(self, columns: int) -> None:
+        self._rows, self._added = np.empty((_NEWEST, columns)), 0
+
+    def __len__(self) -> int:
+        return min(self._added, _NEWEST)
+
+    def append(self, row: Sequence[float]) -> None:
+        self._rows[self._added % _NEWEST] = row
+        self._added += 1
+
+    @property
+    def rows(self) -> np.ndarray:
+        """The rows (n, columns); the next one may overwrite one of them."""
+        return self._rows[: len(self)]
+
+
 class Rung:
     """Groups of trials that reached a number of epochs, by their keys, ranked by the means over their trials."""
 
@@ -45,7 +63,7 @@ class Rung:
         self.violations, self.leads = np.empty(0), np.empty(0, dtype=int)
         self.layers = Layers(objectives)
         """Points of the groups that fulfil the requirements."""
-        self.changes: deque[np.ndarray] = deque(maxlen=_NEWEST)
+        self.changes = _Newest(len(objectives.names) + len(required_names(require)))
         """Differences (d + c,) from what finished trials brought here to what they finished with."""
 
     def add(self, group: str, trial: int, numbers: Sequence[float]) -> None:
@@ -72,6 +90,17 @@ class Rung:
     def _required(self, means: Sequence[float]) -> dict[str, float]:
         """Return the numbers that requirements name, by their names."""
         return dict(zip(required_names(self.require), means[len(self.objectives.names) :], strict=True))
+
+    def lags(self, group: str, *, eta: int) -> bool:
+        """Return what `lags` says of a group's position, which is found only where its layer does not tell."""
+        row, count = self.rows[group], len(self.rows)
+        if self.violations[row] == 0:
+            layer = self.layers.layer(self.points[:, row])
+            if layer == 0 or count < eta or (self.layers.size(layer + 1) - 1) * eta < count:
+                return False
+            if self.layers.size(layer) * eta >= count:
+                return True
+        return lags(self.position(group), eta=eta)
 
     def position(self, group: str) -> RungPosition:
         """Return the position of a group that was added."""
@@ -127,9 +156,7 @@ class Rung:
         violations = np.sum([np.zeros(len(numbers)), *excesses], axis=0)
         if not len(self.layers):
             return violations <= self.violations[: len(self.rows)].min(initial=np.inf)
-        front, gains = self.objectives.turn(self.layers.members(0)[0])[:, None], self.objectives.turn(points)
-        dominated = ((front >= gains).all(axis=2) & (front > gains).any(axis=2)).any(axis=0)
-        return (violations == 0) & ~dominated
+        return (violations == 0) & ~self.layers.dominate(points)
 
 
 def _with_room(rows: np.ndarray) -> np.ndarray:

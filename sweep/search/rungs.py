@@ -35,9 +35,12 @@ import numpy as np
 from search_spaces import Requirement
 from sweep.front import Objectives
 from sweep.ledger import TrialRecord
-from sweep.search.decision import CHANGES, Decision
+from sweep.search.decision import CHANGES, Decision, RungPosition
 from sweep.search.rung import Observation, Rung, group_key, lags, required_names
 from trainer.report import STRENGTH
+
+_UNTOLD = RungPosition(0, 0, 0, ())
+"""Position in decisions that tell only whether a trial stops."""
 
 
 class Rungs:
@@ -48,6 +51,9 @@ class Rungs:
         eta: the best 1/eta of a rung continue; with fewer than eta in it none is stopped.
         require: requirements, which count for more than any objective.
         stop_chance: a lagging trial is stopped if its chance of reaching the front is at most this; 1 stops all.
+        explain: whether decisions tell a trial's position and chance, or only whether it stops, in a fraction of the
+            time.
+        groups: keys of the trials' groups, as far as they are known.
     """
 
     def __init__(
@@ -58,9 +64,12 @@ class Rungs:
         eta: int,
         require: Sequence[Requirement] = (),
         stop_chance: float = 1.0,
+        explain: bool = True,
+        groups: dict[int, str] | None = None,
     ) -> None:
         self.objectives, self.levels, self.eta, self.require = objectives, sorted(levels), eta, require
-        self.stop_chance = stop_chance
+        self.stop_chance, self.explain = stop_chance, explain
+        self._names = (*objectives.names, *required_names(require))
         self.end = Rung(objectives, require)
         """Trials that finished, with their final numbers."""
         self.rungs: dict[tuple[int, str], Rung] = {}
@@ -68,7 +77,7 @@ class Rungs:
         """The first trial that was stopped, of every group with one."""
         self.decisions: dict[int, list[Decision]] = {}
         """Decisions about each trial, in the order in which they were made."""
-        self.groups: dict[int, str] = {}
+        self.groups = {} if groups is None else groups
         """Group of each trial: making the key takes longer than most decisions."""
         self.observations: dict[int, dict[int, Observation]] = {}
         """Observations of every running trial by epoch, as far as a rung may still need them."""
@@ -100,17 +109,22 @@ class Rungs:
             )
             self.decisions.setdefault(trial, []).append(decision)
             return decision
-        level = max((level for level in self.levels if level <= epoch), default=None)
-        if level is None or any(decision.rung == level for decision in self.decisions.get(trial, ())):
+        if not self._is_due(trial, group, epoch):
             return None
+        level = max(level for level in self.levels if level <= epoch)
         rung = self._rung(level, strength)
         rung.add(group, trial, [*values, *dict(brought).values()])
-        position, chance = rung.position(group), self._chance(rung, group)
+        position, chance = _UNTOLD, 1.0
+        if self.explain:
+            position, chance = rung.position(group), self._chance(rung, group)
+            stop = lags(position, eta=self.eta) and chance <= self.stop_chance
+        else:
+            stop = rung.lags(group, eta=self.eta) and self._chance(rung, group) <= self.stop_chance
         decision = Decision(
             rung=level,
             epoch=epoch,
             **position._asdict(),
-            stop=lags(position, eta=self.eta) and chance <= self.stop_chance,
+            stop=stop,
             chance=chance,
             changes=len(rung.changes),
             strength=strength,
@@ -122,6 +136,13 @@ class Rungs:
             self.leaders[group] = trial
         return decision
 
+    def _is_due(self, trial: int, group: str, epoch: int) -> bool:
+        """Return whether a trial has reached a rung since the last comparison, or is to follow one of its group."""
+        if group in self.leaders and not self.stopped(trial):
+            return True
+        level = max((level for level in self.levels if level <= epoch), default=None)
+        return level is not None and all(decision.rung != level for decision in self.decisions.get(trial, ()))
+
     def _chance(self, rung: Rung, group: str) -> float:
         """Return the share of finished trials whose change since a rung would carry a group from there to their front.
 
@@ -130,9 +151,7 @@ class Rungs:
         if len(rung.changes) < CHANGES or self.end.on_front(group):
             return 1.0
         brought = rung.means(group)
-        return (
-            float(self.end.would_lead(brought + np.array(rung.changes)).mean()) if np.isfinite(brought).all() else 0.0
-        )
+        return float(self.end.would_lead(brought + rung.changes.rows).mean()) if np.isfinite(brought).all() else 0.0
 
     def finish(self, trial: int, config: Mapping[str, Any], final: Mapping[str, Any]) -> None:
         """Take in a trial's final report."""
@@ -145,7 +164,8 @@ class Rungs:
             if decision.followed >= 0:
                 continue
             rung = self._rung(decision.rung, decision.strength)
-            if np.isfinite(change := np.subtract(numbers, rung.trials[group][trial])).all():
+            change = [after - before for after, before in zip(numbers, rung.trials[group][trial], strict=True)]
+            if all(map(math.isfinite, change)):
                 rung.changes.append(change)
 
     def observe(self, trial: int, config: Mapping[str, Any], report: Mapping[str, Any]) -> Decision | None:
@@ -154,6 +174,8 @@ class Rungs:
         Only epochs that were judged with the same attack as the last one count.
         """
         epoch, known = report["epoch"], self._add_report(trial, report)
+        if not self._is_due(trial, self._group(trial, config), epoch):
+            return None
         alike = [each.numbers for each in known.values() if each.strength == known[epoch].strength]
         means = [math.fsum(column) / len(alike) for column in zip(*alike, strict=True)]
         objectives = len(self.objectives.names)
@@ -171,14 +193,15 @@ class Rungs:
 
     def _add_report(self, trial: int, report: Mapping[str, Any]) -> dict[int, Observation]:
         """Add a report, in place of an earlier one of its epoch; return those of the second half of all epochs."""
-        epoch, known = report["epoch"], self.observations.get(trial, {})
+        epoch, known = report["epoch"], self.observations.setdefault(trial, {})
         known[epoch] = Observation(self._numbers(report), str(report.get(STRENGTH, "")))
-        self.observations[trial] = {each: known[each] for each in sorted(known) if epoch < 2 * each <= 2 * epoch}
-        return self.observations[trial]
+        for each in [each for each in known if not epoch < 2 * each <= 2 * epoch]:
+            del known[each]
+        return known
 
     def _numbers(self, report: Mapping[str, Any]) -> tuple[float, ...]:
         """Return the objectives in a report, then the numbers that requirements name."""
-        return tuple(float(report[name]) for name in (*self.objectives.names, *required_names(self.require)))
+        return tuple([float(report[name]) for name in self._names])
 
     def _group(self, trial: int, config: Mapping[str, Any]) -> str:
         if trial not in self.groups:

@@ -163,7 +163,8 @@ class Findings:
 
     def points(self, records: Iterable[TrialRecord]) -> np.ndarray:
         """Return the objectives (n, d) of finished trials."""
-        return np.array([self.point(record) for record in records]).reshape(-1, len(self.objectives.names))
+        names, results = self.objectives.names, [record.result or {} for record in records]
+        return np.array([[result[name] for name in names] for result in results]).reshape(-1, len(names))
 
     # --------------------------------------------------------------------------------------------------------- front
 
@@ -224,7 +225,7 @@ class Findings:
 
         Nothing is known with one seed and without the trials' answers.
         """
-        whole = list(self.configurations)
+        whole = self.configurations
         known, found = self.found_last.uncertainty
         if known != (len(whole), self.judged is not None):
             groups = list(map(self.members, whole))

@@ -63,7 +63,8 @@ def read_judged_images(path: Path) -> JudgedImages | None:
     if not path.exists():
         return None
     try:
-        table = pq.read_table(pa.BufferReader(path.read_bytes())).combine_chunks()
+        # Not `read_table`, which imports pandas.
+        table = pq.ParquetFile(pa.BufferReader(path.read_bytes())).read().combine_chunks()
         crowds = [name.removeprefix(_SHARES) for name in table.column_names if name.startswith(_SHARES)]
         source, labels = (table[name].to_numpy().astype(np.int64) for name in ("source", "label"))
         shares = {crowd: np.array(table[_SHARES + crowd].to_pylist(), dtype=np.float32) for crowd in crowds}

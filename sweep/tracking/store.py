@@ -78,6 +78,12 @@ class Store:
         self.doubtful = False
         """True while a run may exist whose creation was never acknowledged."""
         self._lock: FileLock | None = None
+        self._plan_tags = {
+            "otsweep.sweep": plan.name,
+            **({SWEEP_ID_TAG: plan.id} if plan.id else {}),
+            "otsweep.plan_hash": plan.hash,
+            "otsweep.code_version": plan.code_version,
+        }
 
     def lock(self) -> None:
         """Keep other processes from writing this sweep into this store until `close`.
@@ -195,10 +201,4 @@ class Store:
 
     def sweep_tags(self, summary: DataSummary) -> dict[str, str]:
         """Return the tags that all runs of a sweep share."""
-        return {
-            "otsweep.sweep": self.plan.name,
-            **({SWEEP_ID_TAG: self.plan.id} if self.plan.id else {}),
-            "otsweep.plan_hash": self.plan.hash,
-            "otsweep.code_version": self.plan.code_version,
-            "otsweep.data_fingerprint": summary.get("data_fingerprint", ""),
-        }
+        return {**self._plan_tags, "otsweep.data_fingerprint": summary.get("data_fingerprint", "")}

@@ -89,7 +89,7 @@ def simulate(case: Case, generator: np.random.Generator) -> Difference:
     """Return the difference that is found between two simulated sides."""
     sweeps = list(_sweeps(case, generator))
     volumes = [_hypervolume(sweep, case) for sweep in sweeps]
-    drawn = resampled_hypervolumes(
+    [drawn] = resampled_hypervolumes(
         sweeps, OBJECTIVES, require=case.require, seeds=case.seeds, seed=int(generator.integers(2**31)), draws=DRAWS
     )
     k = case.sweeps[0]

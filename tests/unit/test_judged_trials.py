@@ -158,12 +158,21 @@ def test_seeds_are_drawn_for_each_configuration_and_images_for_all() -> None:
 
 def test_sweeps_share_the_images_of_each_draw() -> None:
     trials = judged(5, 60, 80, seed=4)
-    alone, again, part = resampled_hypervolumes([trials, trials, some(trials, [0, 1, 2])], BOTH, draws=50)
+    [[alone, again, part]] = resampled_hypervolumes([trials, trials, some(trials, [0, 1, 2])], BOTH, draws=50)
     assert alone.tolist() == again.tolist()
     assert (part <= alone).all()
     assert (part < alone).any()
     with pytest.raises(ValueError, match="different images"):
         resampled_hypervolumes([trials, judged(5, 61, 80, seed=4)], BOTH)
+
+
+def test_other_references_are_measured_in_the_same_draws() -> None:
+    trials = judged(5, 60, 80, seed=4)
+    parts = [dataclasses.replace(BOTH, reference=(least, 0.1)) for least in (0.2, 0.4)]
+    together = resampled_hypervolumes([trials], BOTH, draws=50, parts=parts)
+    alone = [resampled_hypervolumes([trials], each, draws=50)[0] for each in (BOTH, *parts)]
+    assert together.tolist() == np.array(alone).tolist()
+    assert len(np.unique(together)) > 100
 
 
 coarse = st.integers(0, 4).map(lambda value: value / 4)

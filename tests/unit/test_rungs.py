@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import signal
@@ -24,13 +25,15 @@ from sweep.ledger.writing import LedgerWriter
 from sweep.plan.objectives import OBJECTIVES
 from sweep.plan.plan import SweepPlan
 from sweep.plan.plan_file import read_plan
-from sweep.report.replay import replay_sweep
+from sweep.report.replay import _reports_in_order, replay_sweep
 from sweep.search.decision import CHANGES, Decision, RungPosition
 from sweep.search.rung import Rung, farthest_first, group_key, lags
 from sweep.search.rungs import Rungs, rung_levels
 from sweep.state.sweep_state import SweepState
 from tests.integration.test_sweep import run_words
 from tests.support.commands import command, otsweep, start, wait_for
+from tests.support.recorded_sweeps import recorded as recorded_sweep
+from tests.support.recorded_sweeps import results_of
 from tests.support.tuned_search import TunedSearch
 from trainer.report import STRENGTH
 
@@ -620,14 +623,51 @@ def test_what_a_sweep_proposed_is_what_a_search_rebuilt_from_its_ledger_proposes
         }
 
 
+def explained(plan: SweepPlan, results: SweepState, *, eta: int, stop_chance: float | None = None) -> Rungs:
+    """Return the rungs of a replay whose decisions tell why."""
+    rungs = Rungs(
+        plan.objectives,
+        levels=rung_levels(grace_epochs=plan.grace_epochs, eta=eta, epochs=plan.epochs_per_trial),
+        eta=eta,
+        require=plan.space.require,
+        stop_chance=plan.stop_chance if stop_chance is None else stop_chance,
+    )
+    for number, report in _reports_in_order(results):
+        if not rungs.stopped(number):
+            (rungs.finish if report["final"] else rungs.observe)(number, results.trials[number].config, report)
+    return rungs
+
+
+@pytest.mark.parametrize("stop_chance", [0.05, 1.0])
+@pytest.mark.parametrize("eta", [2, 3])
+def test_a_replay_stops_whom_rungs_that_tell_why_stop(eta: int, stop_chance: float, tmp_path: Path) -> None:
+    plan = dataclasses.replace(recorded_sweep("digits24", tmp_path), grace_epochs=1)
+    results = results_of(plan)
+    rungs = explained(plan, results, eta=eta, stop_chance=stop_chance)
+    replay = replay_sweep(plan, results, eta=eta, grace_epochs=1, stop_chance=stop_chance)
+    assert replay.stopped == tuple(number for number in results.trials if rungs.stopped(number))
+    assert replay.stopped
+
+
+@given(rungs(), st.integers(2, 5))
+def test_whether_a_group_lags_is_known_without_its_position(case: tuple[np.ndarray, Objectives], eta: int) -> None:
+    points, objectives = case
+    rung = Rung(objectives, ())
+    for number, point in enumerate(points):
+        rung.add(str(number), number, point)
+    known = [rung.lags(str(number), eta=eta) for number in range(len(points))]
+    assert known == stops(points, objectives, eta)
+
+
 def test_a_replay_with_a_sweeps_own_settings_decides_as_it_did(
     storage: Path, undisturbed: subprocess.CompletedProcess[str]
 ) -> None:
     plan, trials = recorded(storage, "undisturbed")
     results = SweepState(plan.objectives, trials, total=plan.trials)
     again = replay_sweep(plan, results, eta=plan.eta, grace_epochs=plan.grace_epochs, stop_chance=plan.stop_chance)
+    rungs = explained(plan, results, eta=plan.eta)
     for number, record in trials.items():
-        assert [each.to_dict(plan.objectives) for each in again.rungs.decisions[number]] == record.decisions
+        assert [each.to_dict(plan.objectives) for each in rungs.decisions[number]] == record.decisions
     assert (again.saved, again.lost, set(again.stopped)) == (0.0, (), set(results.stopped))
     assert again.hypervolume == results.hypervolume
     said = otsweep(storage, "replay", "undisturbed", "--eta", "14").stdout
