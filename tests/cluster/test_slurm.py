@@ -62,7 +62,7 @@ def test_a_preempted_sweep_on_two_nodes_is_requeued_and_goes_on(slurm: Slurm) ->
         return log.read_bytes().count(b'"event":"reported"') if log.exists() else 0
 
     try:
-        wait_for(lambda: reports() > 10 or slurm.is_over(job))
+        wait_for(lambda: reports() > 10 or slurm.is_over(job), 900)
         assert not slurm.is_over(job), "it ended before it was disturbed"
         assert slurm.job(job)["NumNodes"] == "2"
         urgent = slurm.submit("-N2", "--exclusive", "--partition=high", script=["--wrap", "true"])

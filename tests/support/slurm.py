@@ -112,7 +112,7 @@ class Slurm:
 
     def wait_for_end(self, job: str) -> str:
         """Wait until a job has ended; return its state."""
-        wait_for(lambda: self.is_over(job))
+        wait_for(lambda: self.is_over(job), 900)
         return self.job(job)["JobState"]
 
     def stop(self) -> None:
