@@ -248,7 +248,7 @@ def test_a_difference_is_said_before_anything_is_sent(head: Head, sent: subproce
         pytest.param({"RAY_AUTH_TOKEN": ""}, "asks for a token; set RAY_AUTH_TOKEN", id="missing"),
         pytest.param({"RAY_AUTH_TOKEN": "wrong"}, "refuses the token in RAY_AUTH_TOKEN", id="wrong"),
         pytest.param(
-            {"RAY_AUTH_TOKEN": "", "RAY_AUTH_TOKEN_PATH": "/nowhere"}, "RAY_AUTH_TOKEN_PATH=/nowhere", id="no-file"
+            {"RAY_AUTH_TOKEN": "", "RAY_AUTH_TOKEN_PATH": "/proc/none"}, "RAY_AUTH_TOKEN_PATH=/proc/none", id="no-file"
         ),
     ],
 )
