@@ -52,8 +52,7 @@ SHARED = pytest.StashKey[Path]()
 
 def pytest_configure(config: pytest.Config) -> None:
     """Who starts the workers makes the folder, and removes it at the end: MNIST's tensors take 220 MB."""
-    # A shell that puts the tests into its background has them, and what they start, ignore Ctrl-C; nohup has them ignore
-    # the end of the terminal.
+    # A shell that puts the tests into its background has them, and what they start, ignore Ctrl-C; nohup, a hang-up.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     given = getattr(config, "workerinput", {}).get("shared")
