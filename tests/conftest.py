@@ -34,7 +34,14 @@ HONEST = ("no CUDA device", "root", "not root")
 
 SECONDS = {
     **{"test_crowds": 530, "test_survival": 350, "test_sweep": 230, "test_study": 220, "test_packs": 200},
-    **{"test_submit": 200, "test_audit": 200, "test_compose": 140, "test_audit_people": 140, "test_slots": 130},
+    **{
+        "test_submit": 200,
+        "test_audit": 200,
+        "test_compose": 140,
+        "test_slurm": 150,
+        "test_audit_people": 140,
+        "test_slots": 130,
+    },
     **{"test_remote_storage": 120, "test_samplers": 120, "test_outage": 100, "test_rungs": 90, "test_pack": 90},
 }
 """How long the longest files take on two cores, about: what `--durations=0` told, summed."""
@@ -45,8 +52,9 @@ SHARED = pytest.StashKey[Path]()
 
 def pytest_configure(config: pytest.Config) -> None:
     """Who starts the workers makes the folder, and removes it at the end: MNIST's tensors take 220 MB."""
-    # A shell that puts the tests into its background has them, and what they start, ignore Ctrl-C.
+    # A shell that puts the tests into its background has them, and what they start, ignore Ctrl-C; nohup, a hang-up.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     given = getattr(config, "workerinput", {}).get("shared")
     config.stash[SHARED] = Path(given or tempfile.mkdtemp(prefix="otsweep-tests-"))
 

@@ -304,6 +304,14 @@ def test_the_launcher_file_fits_rays_schema() -> None:
     assert any("--dashboard-host=127.0.0.1" in command for command in config["head_start_ray_commands"])
 
 
+def test_the_oldest_ray_asks_for_a_token_by_default() -> None:
+    """Since 2.59 in clusters that it starts itself."""
+    text = (ROOT / "pyproject.toml").read_text()
+    oldest = re.search(r'"ray\[tune\]>=(\d+)\.(\d+)', text)
+    assert oldest is not None
+    assert tuple(map(int, oldest.groups())) >= (2, 59)
+
+
 def test_what_runs_is_the_projects_own_version() -> None:
     version = re.search(r'(?m)^version = "(.+)"', (ROOT / "pyproject.toml").read_text())
     assert version is not None
