@@ -48,6 +48,7 @@ class Rungs:
         eta: the best 1/eta of a rung continue; with fewer than eta in it none is stopped.
         require: requirements, which count for more than any objective.
         stop_chance: a lagging trial is stopped if its chance of reaching the front is at most this; 1 stops all.
+        stops: False if trials are never stopped, but paused instead (`FreezeThaw`).
     """
 
     def __init__(
@@ -58,9 +59,10 @@ class Rungs:
         eta: int,
         require: Sequence[Requirement] = (),
         stop_chance: float = 1.0,
+        stops: bool = True,
     ) -> None:
         self.objectives, self.levels, self.eta, self.require = objectives, sorted(levels), eta, require
-        self.stop_chance = stop_chance
+        self.stop_chance, self.stops = stop_chance, stops
         self.end = Rung(objectives, require)
         """Trials that finished, with their final numbers."""
         self.rungs: dict[tuple[int, str], Rung] = {}
@@ -110,7 +112,7 @@ class Rungs:
             rung=level,
             epoch=epoch,
             **position._asdict(),
-            stop=lags(position, eta=self.eta) and chance <= self.stop_chance,
+            stop=self.stops and lags(position, eta=self.eta) and chance <= self.stop_chance,
             chance=chance,
             changes=len(rung.changes),
             strength=strength,
