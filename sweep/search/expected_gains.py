@@ -22,7 +22,7 @@ _TOGETHER = 64
 """Trials that are looked at together, the most promising first, until no other can be better."""
 
 
-class ExpectedGain(NamedTuple):
+class _ExpectedGain(NamedTuple):
     """The addition to the front that is expected of a trial which has come to a rung."""
 
     number: int
@@ -49,20 +49,22 @@ class ExpectedGains:
     def __init__(self, rungs: Rungs, *, epochs: int, seeds: int, running: Iterable[int]) -> None:
         self.rungs, self.epochs, self.seeds, self._running = rungs, epochs, seeds, sorted(running)
 
-    def of(self, key: tuple[int, str], numbers: Sequence[int]) -> Iterator[ExpectedGain]:
+    def of(self, key: tuple[int, str], numbers: Sequence[int]) -> Iterator[_ExpectedGain]:
         """Yield what trials that came to a rung, named by its key, are expected to add, in their order."""
         rung, groups = self.rungs.rungs[key], [self.rungs.groups[number] for number in numbers]
         for number, group, gains in zip(numbers, groups, self._gains(rung, groups), strict=True):
             left = self.seeds - len(self.rungs.end.trials.get(group, ()))
-            yield ExpectedGain(number, float(gains.mean()) / (left * (self.epochs - key[0])), float((gains > 0).mean()))
+            yield _ExpectedGain(
+                number, float(gains.mean()) / (left * (self.epochs - key[0])), float((gains > 0).mean())
+            )
 
-    def best(self, waiting: Mapping[tuple[int, str], Iterable[int]], *, least_chance: float) -> ExpectedGain | None:
+    def best(self, waiting: Mapping[tuple[int, str], Iterable[int]], *, least_chance: float) -> _ExpectedGain | None:
         """Return who adds most per epoch; None if nobody has a larger chance than this to add any.
 
         Args:
             waiting: numbers of trials by the keys of the rungs to which they came.
         """
-        best: ExpectedGain | None = None
+        best: _ExpectedGain | None = None
         for key in sorted(waiting):
             numbers = np.array(sorted(waiting[key]), dtype=int)
             bounds = self._bounds(key, numbers)
