@@ -96,6 +96,10 @@ class LedgerWriter:
         """
         return self._append("decided", number, time, {"decision": checked_values(decision)})
 
+    def silent(self, number: int, reason: str, *, ended: bool, time: float) -> Event:
+        """Record why trial `number` is spoken of as silent, and whether its worker is ended for it."""
+        return self._append("silent", number, time, {"reason": reason, "ended": ended})
+
     def ended(
         self,
         number: int,

@@ -44,7 +44,7 @@ def courses(draw: st.DrawFn) -> tuple[int, list[tuple[str, int, dict[str, Any]]]
                 ("started", number, {**begun, "time": float(time), "sampler_state": draw(st.sampled_from(["", "x"]))})
             )
             continue
-        kind = draw(st.sampled_from(["reported", "reported", "decided", "paused", "ended", "lost"]))
+        kind = draw(st.sampled_from(["reported", "reported", "decided", "paused", "ended", "lost", "silent"]))
         timed = {"time": float(time), "slot_seconds": float(time)}
         if kind == "reported" and running[number] < EPOCHS:
             running[number] += 1
@@ -57,6 +57,8 @@ def courses(draw: st.DrawFn) -> tuple[int, list[tuple[str, int, dict[str, Any]]]
             if draw(st.booleans()):
                 calls.append(("ended", number, {"state": "stopped", "reason": "never thawed", **timed}))
             del running[number]
+        elif kind == "silent":
+            calls.append((kind, number, {"reason": "no word", "ended": draw(st.booleans()), "time": float(time)}))
         elif kind == "ended" and running[number]:
             state = draw(st.sampled_from(["finished", "finished", "stopped", "failed"]))
             if state == "finished":
