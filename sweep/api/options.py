@@ -28,6 +28,7 @@ class RunOptions(TypedDict, total=False):
     ladder: int | None
     trials: int | None
     seeds: int | None
+    budget_epochs: int | None
     stop_when_flat: int | None
     flat_growth: float | None
     max_hours: float | None

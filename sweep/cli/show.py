@@ -95,7 +95,7 @@ def add_replay(parser: argparse.ArgumentParser) -> None:
 def replay(arguments: argparse.Namespace) -> int:
     from sweep.api import open_sweep
     from sweep.plan import check_option
-    from sweep.report import ETAS, replay_content, replay_sweep, replay_table, unknown_ends
+    from sweep.report import ETAS, replay_content, replay_sweep, replay_table, step_table, steps_of, unknown_ends
 
     check_format(arguments)
     sweep = open_sweep(arguments.name, storage=arguments.storage, warn=warn)
@@ -114,6 +114,9 @@ def replay(arguments: argparse.Namespace) -> int:
         return DONE
     console.print(replay_table(replays, results))
     show_agreements(plan, results)
+    if steps := steps_of(results):
+        console.print("\nWho had a slot, and why:")
+        console.print(step_table(steps))
     if cut := unknown_ends(replays, results):
         console.print(f"\n{len(cut)} trials were stopped by the sweep itself: how they would have ended is not known.")
     return DONE

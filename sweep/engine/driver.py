@@ -29,7 +29,7 @@ from sweep.engine.trainable import TrialTrainable
 from sweep.ledger import LedgerWriter
 from sweep.plan import SweepPlan, given_points, space_changes, trials_at_first, url_of
 from sweep.ray_internals import end_worker
-from sweep.search import Budget, ParetoSearch, Rungs, rung_levels
+from sweep.search import Budget, FreezeThaw, ParetoSearch, Rungs, rung_levels
 from sweep.state import SweepState
 from trainer.crowds import check_crowd
 from trainer.interrupts import SignalHandler
@@ -102,7 +102,10 @@ def run_plan(
                 spent=budget.spent,
                 requested=lambda: signals.asked or ledger_callback.trouble is not None or budget.overrun(),
             )
-            _make_tuner(plan, task, state, ledger_callback, stopper, scratch, packs).fit()
+            thaw = _make_thaw(plan, state, rungs, budget)
+            _make_tuner(plan, task, state, ledger_callback, thaw, stopper, scratch, packs).fit()
+            if not signals.asked and not state.running:
+                ledger_callback.stop_paused()
             if ledger_callback.trouble is not None:
                 raise ledger_callback.trouble
     return not signals.asked
@@ -111,12 +114,33 @@ def run_plan(
 def make_rungs(plan: SweepPlan, state: SweepState) -> Rungs:
     """Return the rungs at which trials are compared, as far as the ledger tells."""
     levels = rung_levels(grace_epochs=plan.grace_epochs, eta=plan.eta, epochs=plan.epochs_per_trial)
-    levels = levels if plan.stopper == "asha" else []
     rungs = Rungs(
-        plan.objectives, levels=levels, eta=plan.eta, require=plan.space.require, stop_chance=plan.stop_chance
+        plan.objectives,
+        levels=[] if plan.stopper == "none" else levels,
+        eta=plan.eta,
+        require=plan.space.require,
+        stop_chance=plan.stop_chance,
+        stops=plan.stopper == "asha",
     )
     rungs.restore(state.trials.values())
     return rungs
+
+
+def _make_thaw(plan: SweepPlan, state: SweepState, rungs: Rungs, budget: Budget) -> FreezeThaw | None:
+    """Return the rule by which trials pause and are thawed, as far as the ledger tells; None if none pauses."""
+    if plan.stopper != "thaw":
+        return None
+    thaw = FreezeThaw(
+        rungs,
+        epochs=plan.epochs_per_trial,
+        trials=plan.trials,
+        stop_chance=plan.stop_chance,
+        seeds=plan.seeds,
+        budget_epochs=plan.budget_epochs,
+        enough=budget.enough,
+    )
+    thaw.restore(state.trials.values())
+    return thaw
 
 
 def _make_tuner(
@@ -124,6 +148,7 @@ def _make_tuner(
     task: Task,
     state: SweepState,
     ledger_callback: LedgerCallback,
+    thaw: FreezeThaw | None,
     stopper: SweepStopper,
     scratch: str,
     packs: Packs | None,
@@ -142,6 +167,7 @@ def _make_tuner(
         other_space=max((until for until, _ in space_changes(plan)), default=0) // plan.seeds,
         history=state.trials.values(),
         enough=ledger_callback.budget.enough,
+        thaw=thaw,
     )
     if packs:
         trainable, resources = tune.with_parameters(PackedTrainable, packs=packs.workers), LIGHT
@@ -152,8 +178,9 @@ def _make_tuner(
         tune.with_resources(trainable, resources),
         tune_config=tune.TuneConfig(
             search_alg=SlotLimiter(TuneSearcher(search), ledger_callback.slots, ledger_callback.budget),
-            scheduler=MultiObjectiveASHA(ledger_callback.rungs),
-            num_samples=plan.trials - len(state.ended),
+            scheduler=MultiObjectiveASHA(ledger_callback.rungs, thaw),
+            # What is thawed is another trial to Ray Tune, and the search tells the end.
+            num_samples=-1 if thaw else plan.trials - len(state.ended),
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,13 +13,15 @@ from sweep.engine.pack_worker import PackFailed
 from sweep.engine.result_keys import ENVIRONMENT, FAILURE, FOOTPRINT, STORAGE, WARNINGS
 from sweep.engine.silence import Silence
 from sweep.engine.slots import Slots
+from sweep.engine.task import trial_store
 from sweep.engine.trainable import Footprint
 from sweep.ledger import EndState, Event, LedgerWriter
+from sweep.plan import url_of
 from sweep.ray_internals import forgive_failure, last_message, lost_with_its_node
 from sweep.search import Budget, Rungs
 from sweep.state import SweepState
-from trainer.errors import StorageFailed
-from trainer.files import patiently
+from trainer.errors import OtsweepError, StorageFailed
+from trainer.files import keep_newest_checkpoint, patiently
 from trainer.report import alarms
 
 
@@ -58,6 +61,7 @@ class LedgerCallback(tune.Callback):
         known = self.state.trials.get(number)
         attempt = {"seed": config["seed"], "attempt": 1 + (known.attempts if known else 0), "host": ""}
         attempt |= {"time": time.time(), "sampler_state": trial.config["sampler_state"]}
+        attempt |= {"reason": "" if self.budget.runs(number) else trial.config.get("reason", "")}
         if self._record(lambda: self.ledger.started(number, config=config, **attempt)):
             if self.budget.runs(number):
                 self.log(f"trial {number:03d}: its worker was lost; it continues from its last epoch")
@@ -82,7 +86,11 @@ class LedgerCallback(tune.Callback):
     def _report(self, number: int, report: dict[str, Any]) -> None:
         """Record a report, with what the scheduler decided on it."""
         report, seconds = {**report, "time": time.time()}, self.budget.slot_seconds(number)
-        if not self._record(lambda: self.ledger.reported(number, report, time=report["time"], slot_seconds=seconds)):
+        # A trial that was thawed begins with the report of the epoch at which it paused.
+        is_new = not self._is_recorded(number, report)
+        if is_new and not self._record(
+            lambda: self.ledger.reported(number, report, time=report["time"], slot_seconds=seconds)
+        ):
             return
         self._record_decisions(number)
         if report["final"]:
@@ -91,8 +99,27 @@ class LedgerCallback(tune.Callback):
             self._end(number, "finished", "")
         elif self.rungs.stopped(number):
             self._end(number, "stopped", self.rungs.decisions[number][-1].reason)
+        elif self.state.trials[number].state == "paused":
+            self._pause(number)
         else:
             self.on_event(number)
+
+    def _is_recorded(self, number: int, report: dict[str, Any]) -> bool:
+        """Return whether the ledger holds a report of a trial, but for its time."""
+        return any({**known, "time": report["time"]} == report for known in self.state.trials[number].reports[-1:])
+
+    def _pause(self, number: int) -> None:
+        """Let a trial go that is paused, as the ledger knows; of its checkpoints the newest stays."""
+        self.budget.release(number)
+        folder = self.slots.plan.folder
+        with contextlib.suppress(OSError, OtsweepError):  # one more does no harm
+            keep_newest_checkpoint(trial_store(url_of(folder) or str(folder), number))
+        self.on_event(number)
+
+    def stop_paused(self) -> None:
+        """Record the end of all trials that were never thawed."""
+        for number in self.state.paused:
+            self._end(number, "stopped", f"never thawed; {self.state.trials[number].reason}")
 
     def _record_decisions(self, number: int) -> None:
         """Record what the scheduler decided on the report that the ledger holds now."""

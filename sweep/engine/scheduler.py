@@ -11,22 +11,34 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.stopper import NoopStopper
 
 from sweep.engine.result_keys import report_of
-from sweep.search import Rungs
+from sweep.search import FreezeThaw, Rungs
 
 
 class MultiObjectiveASHA(FIFOScheduler):
-    """`Rungs` behind Ray Tune's interface. It has no state of its own: every decision is in `rungs`."""
+    """`Rungs` behind Ray Tune's interface. It has no state of its own: every decision is in `rungs`.
 
-    def __init__(self, rungs: Rungs) -> None:
+    Args:
+        thaw: rule by which trials pause at rungs, instead of being stopped; None for stopping. To Ray Tune a pause is
+            the end of a trial, so that it keeps nothing of it; what is thawed is a new trial to it.
+    """
+
+    def __init__(self, rungs: Rungs, thaw: FreezeThaw | None = None) -> None:
         super().__init__()
-        self.rungs = rungs
+        self.rungs, self.thaw = rungs, thaw
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Ray Tune pickles its scheduler for a restore of its own, which is never asked for.
+        return FIFOScheduler, ()
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
         return True
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        number = trial.config["number"]
-        self.rungs.observe(number, trial.config["config"], report_of(result))
+        number, report = trial.config["number"], report_of(result)
+        if self.thaw and report:
+            pauses = self.thaw.observe(number, trial.config["config"], report)
+            return TrialScheduler.STOP if pauses else TrialScheduler.CONTINUE
+        self.rungs.observe(number, trial.config["config"], report)
         # This also stops a trial that was brought back after its stop was decided and before it took effect.
         return TrialScheduler.STOP if self.rungs.stopped(number) else TrialScheduler.CONTINUE
 

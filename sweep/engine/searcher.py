@@ -24,15 +24,19 @@ class TuneSearcher(Searcher):
         """Return what the next trial is given, or Ray Tune's word for the end."""
         proposal = self.search.suggest()
         if proposal is None:
-            return Searcher.FINISHED
+            return Searcher.FINISHED if self.search.is_over else None
         self._numbers[trial_id] = proposal.number
-        return proposal._asdict()
+        plain = proposal._asdict()
+        return plain if proposal.reason else {name: plain[name] for name in ("number", "config", "sampler_state")}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        number = self._numbers.pop(trial_id)
+        if self.search.pauses(number):
+            return
         report = report_of(result or {})
         final = report if report.get("final") else None
         state = "failed" if error or FAILURE in (result or {}) else "finished" if final else "stopped"
-        self.search.end(self._numbers.pop(trial_id), state, final)
+        self.search.end(number, state, final)
 
     def save(self, checkpoint_path: str) -> None:
         """Write nothing: the ledger is what a search is rebuilt from."""

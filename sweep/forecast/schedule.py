@@ -35,7 +35,7 @@ def expected_rungs(plan: SweepPlan, slots: int) -> list[RungForecast]:
     """Return the rungs of the plan's stopper, and the end, with the number of trials that reach each."""
     from sweep.search import rung_levels
 
-    if plan.stopper != "asha":
+    if plan.stopper == "none":
         return []
     rungs, reach = [], Span(*[float(plan.trials)] * 3)
     for level in rung_levels(grace_epochs=plan.grace_epochs, eta=plan.eta, epochs=plan.epochs_per_trial):

@@ -4,7 +4,16 @@ from sweep.front.differences import Difference, detectable, difference, holm, se
 from sweep.front.incremental import Front, Layers
 from sweep.front.judged_trials import JudgedTrials
 from sweep.front.objectives import Objectives
-from sweep.front.pareto import constrained_ranks, contributions, epsilon_indicator, front_mask, hypervolume, knee, ranks
+from sweep.front.pareto import (
+    constrained_ranks,
+    contributions,
+    epsilon_indicator,
+    front_mask,
+    hypervolume,
+    improvements,
+    knee,
+    ranks,
+)
 from sweep.front.resampling import (
     excesses,
     mean_intervals,

@@ -62,6 +62,21 @@ def contributions(points: ArrayLike, objectives: Objectives) -> np.ndarray:
     return alone
 
 
+def improvements(points: ArrayLike, front: ArrayLike, objectives: Objectives) -> np.ndarray:
+    """Return the hypervolume (n,) that each of `points` (n, d) alone would add to that of `front` (m, d).
+
+    With two objectives it takes O(log m) for each point; with more, a hypervolume.
+    """
+    gains, reference = objectives.turn(points), objectives.turned_reference
+    stairs = _staircase(objectives.turn(front))
+    stairs = stairs[(stairs > reference).all(axis=1)]
+    if len(reference) == 2:
+        return _improvements_2d(gains, stairs, reference)
+    volume = _hypervolume(stairs, reference)
+    grown = np.array([_hypervolume(np.vstack([stairs, gain]), reference) for gain in gains])
+    return np.maximum(grown - volume, 0.0)
+
+
 def knee(points: ArrayLike, objectives: Objectives) -> int | None:
     """Return the index of the front's knee: where giving up a little of one objective no longer buys much of another.
 
@@ -154,6 +169,24 @@ def _hypervolume(gains: np.ndarray, reference: np.ndarray) -> float:
     front = front[np.argsort(-front[:, -1], kind="stable")]
     depths = -np.diff(front[:, -1], append=reference[-1])
     return math.fsum(depths[i] * _hypervolume(front[: i + 1, :-1], reference[:-1]) for i in np.flatnonzero(depths))
+
+
+def _improvements_2d(gains: np.ndarray, stairs: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Return the areas (n,) below `gains` (n, 2) and above a staircase (m, 2), all of it better than the reference."""
+    left, floor = reference
+    # From starts[k] to starts[k + 1] the stairs have heights[k], and after the last one that of the reference.
+    starts, heights = np.append(left, stairs[:, 0]), np.append(stairs[:, 1], floor)
+    below = np.append(0.0, np.cumsum(heights[:-1] * np.diff(starts)))
+    right, top = gains.T
+    # A point rises above the stairs from the first step on that is lower than it.
+    first = np.searchsorted(-heights, -top, side="right")
+    rises = (first < len(heights)) & (right > starts[np.minimum(first, len(stairs))])
+    first, right, top = first[rises], right[rises], top[rises]
+    last = np.searchsorted(starts, right) - 1
+    under = below[last] - below[first] + heights[last] * (right - starts[last])
+    areas = np.zeros(len(gains))
+    areas[rises] = np.maximum(top * (right - starts[first]) - under, 0.0)
+    return areas
 
 
 def _rectangles(staircase: np.ndarray, reference: np.ndarray) -> np.ndarray:

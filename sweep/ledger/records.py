@@ -36,10 +36,11 @@ class TrialRecord:
     seed: int | None = None
 
     state: str = "running"
-    """`running` (begun and not ended, also when its driver died), `finished`, `stopped` or `failed`."""
+    """`running` (begun and not ended, also when its driver died), `paused` (it waits for a slot, at a rung),
+    `finished`, `stopped` or `failed`."""
 
     reason: str = ""
-    """Reason of the trial's end, for people."""
+    """Reason of the trial's end or pause, for people."""
 
     environment: bool | None = None
     """True if it failed for want of its environment (data, memory, its worker), False if by its configuration; None
@@ -79,6 +80,10 @@ class TrialRecord:
     decisions: list[dict[str, Any]] = field(default_factory=list)
     """Decisions about it at each rung, in order, as made by `Decision.to_dict`."""
 
+    begun: list[dict[str, Any]] = field(default_factory=list, repr=False)
+    """Each attempt's start: `time` in unix seconds, and the `reason` for which the trial had a slot; it is empty where
+    no rule chose it."""
+
     @property
     def result(self) -> dict[str, Any] | None:
         """The final report, with the numbers of the chosen checkpoint; None before it was made."""
@@ -103,6 +108,7 @@ class TrialRecord:
                 self.started = event["time"] if self.started is None else self.started
                 self.state, self.reason, self.ended, self.ended_as = "running", "", None, 0
                 self.environment, self.silence = None, ""
+                self.begun = [*self.begun, {"time": event["time"], "reason": event.get("reason", "")}]
             case "reported":
                 self.silence = ""
                 self.reports, replaced = _with_report(self.reports, event["report"])
@@ -110,6 +116,8 @@ class TrialRecord:
                     self.replaced += tuple(each["time"] for each in replaced if "time" in each)
             case "decided":
                 self.decisions = [*self.decisions, event["decision"]]
+                if event["decision"].get("pause"):
+                    self.state, self.reason = "paused", event["decision"]["reason"]
             case "silent":
                 self.silence = event["reason"]
             case "ended":

@@ -69,10 +69,16 @@ class LedgerWriter:
         host: str,
         time: float,
         sampler_state: str = "",
+        reason: str = "",
     ) -> Event:
-        """Record that trial `number` begins its `attempt`, counted from 1, at `time` in unix seconds."""
+        """Record that trial `number` begins its `attempt`, counted from 1, at `time` in unix seconds.
+
+        Args:
+            reason: the reason for which it was begun or thawed; empty where no rule chose it.
+        """
         fields = {"config": checked_values(config), "seed": seed, "attempt": attempt, "host": host}
         fields |= {"noted": sampler_state} if sampler_state else {}
+        fields |= {"reason": reason} if reason else {}
         return self._append("started", number, time, fields)
 
     def reported(self, number: int, report: Mapping[str, Any], *, time: float, slot_seconds: float = 0.0) -> Event:
@@ -84,7 +90,10 @@ class LedgerWriter:
         return self._append("reported", number, time, {"report": checked_values(report), "held": float(slot_seconds)})
 
     def decided(self, number: int, decision: Mapping[str, Any], *, time: float) -> Event:
-        """Record the decision at a rung whether trial `number` goes on, as made by `Decision.to_dict`."""
+        """Record the decision at a rung whether trial `number` goes on, as made by `Decision.to_dict`.
+
+        One with a true `pause` pauses the trial until its next `started`.
+        """
         return self._append("decided", number, time, {"decision": checked_values(decision)})
 
     def silent(self, number: int, reason: str, *, ended: bool, time: float) -> Event:

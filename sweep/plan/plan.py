@@ -72,8 +72,9 @@ class SweepPlan:
     sampler: str = option("tpe", "sampler that proposes configurations", choices=SAMPLERS, metavar="NAME", decides=True)
 
     stopper: str = option(
-        "none", "rule that stops trials early", choices=("none", "asha"), metavar="NAME", decides=True
+        "none", "rule that stops trials early", choices=("none", "asha", "thaw"), metavar="NAME", decides=True
     )
+    """`asha` stops trials that lag at a rung; `thaw` pauses trials there, and continues those that are worth it."""
 
     eta: int = option(
         2, "at each rung the best 1/N of the trials go on, and all on the rung's front", low=2, high=100, decides=True
@@ -85,7 +86,7 @@ class SweepPlan:
 
     stop_chance: float = option(
         0.05,
-        "stop a lagging trial if its probability of reaching the front is at most P; at 1 stop every lagging trial",
+        "stop or pause a lagging trial if its probability of reaching the front is at most P; at 1 stop all of them",
         low=0,
         high=1,
         metavar="P",
@@ -111,6 +112,15 @@ class SweepPlan:
         1, "seeds that each configuration runs on, ranked and shown together", low=1, high=1000, decides=True
     )
     """Each is a trial of its own, with the seed `seed`, `seed` + 1 and so on."""
+
+    budget_epochs: int = option(
+        0,
+        "begin no trial that would bring the epochs of all to more than N; 0 for no limit",
+        low=0,
+        high=1_000_000_000,
+        decides=True,
+        since=0,
+    )
 
     stop_when_flat: int = option(
         0,

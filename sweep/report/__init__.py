@@ -28,6 +28,8 @@ from sweep.report.replay import (
     replay_content,
     replay_sweep,
     replay_table,
+    step_table,
+    steps_of,
     unknown_ends,
 )
 from sweep.report.rows import ACCURACIES, accuracies, cells, front_rows, headings, row_name, trial_label

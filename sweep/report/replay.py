@@ -139,7 +139,47 @@ def replay_content(
             each | {"correlation": None if math.isnan(each["correlation"]) else each["correlation"]} for each in known
         ],
         "unknown_ends": unknown_ends(replays, results),
+        "choices": [step._asdict() for step in steps_of(results)],
     }
+
+
+class _Step(NamedTuple):
+    """A pause of a trial, its begin, its thaw, or a rung that it passed."""
+
+    time: float
+    """Unix seconds."""
+    trial: int
+    what: str
+    """`begins`, `is thawed`, `pauses` or `goes on`."""
+    epoch: int
+    """Epochs that it had trained."""
+    why: str
+
+
+def steps_of(results: SweepState) -> list[_Step]:
+    """Return every choice between trials that a sweep made which pauses them, in the order in which it made them."""
+    steps = []
+    for number, record in results.trials.items():
+        times = {report["epoch"]: report["time"] for report in record.reports if not report["final"]}
+        for each in record.decisions:
+            if "pause" in each:
+                what = "pauses" if each["pause"] else "goes on"
+                time, why = times.get(each["epoch"], record.started or 0.0), each["reason"].partition(": ")[2]
+                steps.append(_Step(time, number, what, each["epoch"], why))
+        for each in record.begun:
+            epoch = max((epoch for epoch, time in times.items() if time < each["time"]), default=0)
+            if each["reason"]:
+                what = "is thawed" if epoch else "begins"
+                steps.append(_Step(each["time"], number, what, epoch, each["reason"]))
+    return sorted(steps)
+
+
+def step_table(steps: list[_Step]) -> Table:
+    """Return a table for a terminal: one row per choice."""
+    table = plain_table("trial", "", "epoch", "because", fold=[3])
+    for step in steps:
+        table.add_row(f"{step.trial:03d}", step.what, str(step.epoch), step.why)
+    return table
 
 
 def unknown_ends(replays: list[_Replay], results: SweepState) -> list[int]:

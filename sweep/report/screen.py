@@ -91,7 +91,7 @@ class Screen:
         if record.state == "failed":
             self.log(f"trial {number:03d} failed: {record.reason}")
         elif record.state != "running" and not self.living:
-            how = f" {record.reason}" if record.state == "stopped" else ""
+            how = f" {record.reason}" if record.state in ("stopped", "paused") else ""
             counts, outlook = self.counts(self.results), self.outlook(self.results)
             self.log(f"{counts}; trial {number:03d}{how}: {_accuracies(record.reports[-1])}; {outlook}")
 
@@ -107,10 +107,10 @@ class Screen:
         )
 
     def counts(self, state: SweepState) -> str:
-        """Return how many trials are done, running, stopped and failed."""
+        """Return how many trials are done, running, paused, stopped and failed."""
         states = state.states()
-        counts = [f"{states.total() - states['running']}/{state.total} done"]
-        named = {"running": "running", "stopped": "stopped early", "failed": "failed"}
+        counts = [f"{states.total() - states['running'] - states['paused']}/{state.total} done"]
+        named = {"running": "running", "paused": "paused", "stopped": "stopped early", "failed": "failed"}
         counts += [f"{states[each]} {name}" for each, name in named.items() if states[each]]
         return ", ".join(counts)
 

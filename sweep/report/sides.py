@@ -142,8 +142,10 @@ def _effort(sweep: Sweep) -> dict[str, Any]:
     Where a limit ends the sweep, that is its effort; else the number of trials that ended.
     """
     plan = sweep.plan
-    limits = (plan.stop_when_flat and f"{plan.stop_when_flat} ({plan.flat_growth})", plan.max_hours, plan.max_gpu_hours)
-    rule = f"asha ({plan.eta}, {plan.grace_epochs}, {plan.stop_chance})" if plan.stopper == "asha" else plan.stopper
+    flat = plan.stop_when_flat and f"{plan.stop_when_flat} ({plan.flat_growth})"
+    limits = (flat, plan.max_hours, plan.max_gpu_hours, plan.budget_epochs)
+    settings = f" ({plan.eta}, {plan.grace_epochs}, {plan.stop_chance})"
+    rule = plan.stopper + ("" if plan.stopper == "none" else settings)
     # Who draws or stops by what has finished draws and stops otherwise if more trials run at once.
     at_once = plan.pack if plan.stopper != "none" or plan.sampler not in ("random", "qmc") else 1
     return {
@@ -157,6 +159,7 @@ def _effort(sweep: Sweep) -> dict[str, Any]:
         "as stop-when-flat": limits[0],
         "hours at most": limits[1],
         "GPU hours at most": limits[2],
+        "epochs of all trials at most": limits[3],
     }
 
 

@@ -72,6 +72,14 @@ class Budget:
         begun = usual * (1 + max(0, self.promised - len(self._since)))
         return self.plan.gpu_share * (left + begun) / _HOUR
 
+    @property
+    def _epochs_ahead(self) -> int:
+        """Epochs trained once running trials, and one more, will have been trained whole."""
+        running = sum(
+            report["epoch"] for number in self.state.under_way for report in self.state.trials[number].reports[-1:]
+        )
+        return self.state.epochs_trained - running + (self.promised + 1) * self.plan.epochs_per_trial
+
     def spent(self) -> bool:
         """Return whether the hard cap is reached: running trials stop at their next epoch, where a resume continues."""
         return bool(self.plan.max_gpu_hours) and self.gpu_hours >= self.plan.max_gpu_hours
@@ -87,6 +95,8 @@ class Budget:
     def enough(self) -> bool:
         """Return whether no new trial is to begin; running trials end as they would have."""
         plan = self.plan
+        if plan.budget_epochs and plan.stopper != "thaw" and self._epochs_ahead > plan.budget_epochs:
+            return True
         if plan.stop_when_flat and self.state.growth(plan.stop_when_flat) <= plan.flat_growth:
             return True
         if plan.max_gpu_hours and self.gpu_hours + self.gpu_hours_ahead > plan.max_gpu_hours:

@@ -10,6 +10,9 @@ from sweep.front import Objectives
 CHANGES = 4
 """Finished trials that must have passed a rung before any trial is stopped in it."""
 
+NEW = -1
+"""Stands for a trial that is to begin, where trials are named by their numbers."""
+
 _REQUIRED = "required."
 """Begin of the ledger's keys of numbers that requirements name."""
 
@@ -70,14 +73,30 @@ class Decision(NamedTuple):
     """The trial of its group that was stopped before it, and whose position this is; -1 for none."""
 
     chance: float = 1.0
-    """Share of the changes below that would carry it to the front of the finished trials; 1 if they are too few."""
+    """Share of the changes below that would carry it to the front of the finished trials, or if trials pause let it add
+    to that front; 1 if they are too few."""
 
     changes: int = 0
     """Number of finished trials whose change since the rung is known."""
 
+    pause: bool | None = None
+    """True if it pauses here, False if it goes on; None where trials are stopped instead, like what follows."""
+
+    gain: float | None = None
+    """Hypervolume that it is expected to add per epoch; None while too few have finished to forecast that."""
+
+    instead: int | None = None
+    """The trial that has its slot, or would have had it next: a number, or `NEW`; None for none."""
+
+    instead_gain: float | None = None
+    """The `gain` of that trial."""
+
     @property
     def reason(self) -> str:
-        """The reason for a stop, for people."""
+        """The reason for a stop or pause, for people."""
+        if self.pause is not None:
+            what = "paused after" if self.pause else "goes on after"
+            return f"{what} epoch {self.epoch}: {describe_gains(self.gain, self.instead, self.instead_gain)}"
         if self.followed >= 0:
             return f"stopped after epoch {self.epoch}: as trial {self.followed:03d} of its configuration was"
         others = " and ".join(f"{number:03d}" for number in self.dominated_by)
@@ -96,7 +115,8 @@ class Decision(NamedTuple):
 
     def to_dict(self, objectives: Objectives) -> dict[str, Any]:
         """Return the decision as the ledger takes it: plain scalars by the ledger's keys."""
-        plain = {_LEDGER_KEYS.get(name, name): value for name, value in self._asdict().items()}
+        plain = {_LEDGER_KEYS.get(name, name): value for name, value in self._asdict().items() if value is not None}
+        plain |= {} if self.pause is None else {"reason": self.reason}
         plain |= {"dominated_by": " ".join(map(str, self.dominated_by))}
         plain |= {_REQUIRED + name: value for name, value in plain.pop("required")}
         return plain | dict(zip(objectives.names, plain.pop("values"), strict=True))
@@ -110,3 +130,13 @@ class Decision(NamedTuple):
         required = [key for key in plain if key.startswith(_REQUIRED)]
         fields["required"] = tuple((key.removeprefix(_REQUIRED), plain[key]) for key in required)
         return cls(**fields, values=tuple(plain[name] for name in objectives.names))
+
+
+def describe_gains(gain: float | None, other: int | None, other_gain: float | None) -> str:
+    """Return in words what a trial is expected to bring, beside another one or `NEW`; None is what is not known."""
+    if gain is None:
+        return "too few trials have finished to forecast its end"
+    told = f"expected to add {gain:.2g} of hypervolume per epoch"
+    if other is None or other_gain is None:
+        return told
+    return f"{told}, {'a new trial' if other == NEW else f'trial {other:03d}'} {other_gain:.2g}"

@@ -22,6 +22,7 @@ from sweep.search.optuna_internals import CONSTRAINTS, contains
 
 _STATES = {
     "running": TrialState.RUNNING,
+    "paused": TrialState.RUNNING,
     "finished": TrialState.COMPLETE,
     "stopped": TrialState.PRUNED,
     "failed": TrialState.FAIL,

@@ -80,7 +80,8 @@ class Window(InMemoryStorage):
         kept = set(self._front[-(self.newest // 2) :])
         newest = self._ended[-self.newest :]
         newest = newest[max(0, len(newest) + len(kept.difference(newest)) - self.newest) :]
-        shown = [self.get_trial(each) for each in sorted({*kept, *newest, *self._running})]
+        # Thousands may be open if trials pause; it is never so many that run.
+        shown = [self.get_trial(each) for each in sorted({*kept, *newest, *self._running[-self.newest :]})]
         return [trial for trial in shown if states is None or trial.state in states]
 
     def set_violations(self, number: int, excesses: Sequence[float]) -> None:

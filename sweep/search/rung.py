@@ -145,15 +145,19 @@ class Rung:
         row = self.rows.get(group)
         return row is not None and self.violations[row] == 0 and self.layers.layer(self.points[:, row]) == 0
 
+    def split(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the points (n, d) in finite numbers (n, d + c), and by how much these violate requirements (n,)."""
+        points, rest = np.split(numbers, [len(self.objectives.names)], axis=1)
+        required = dict(zip(required_names(self.require), rest.T, strict=True))
+        excesses = [np.maximum(each.excess(required[each.name]), 0.0) for each in self.require]
+        return points, np.sum([np.zeros(len(numbers)), *excesses], axis=0)
+
     def would_lead(self, numbers: np.ndarray) -> np.ndarray:
         """Return which of some finite numbers (n, d + c) would be on the front (n,).
 
         While no group fulfils the requirements, these are the ones that would violate them least.
         """
-        points, rest = np.split(numbers, [len(self.objectives.names)], axis=1)
-        required = dict(zip(required_names(self.require), rest.T, strict=True))
-        excesses = [np.maximum(each.excess(required[each.name]), 0.0) for each in self.require]
-        violations = np.sum([np.zeros(len(numbers)), *excesses], axis=0)
+        points, violations = self.split(numbers)
         if not len(self.layers):
             return violations <= self.violations[: len(self.rows)].min(initial=np.inf)
         return (violations == 0) & ~self.layers.dominate(points)

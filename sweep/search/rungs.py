@@ -54,6 +54,7 @@ class Rungs:
         explain: whether decisions tell a trial's position and chance, or only whether it stops, in a fraction of the
             time.
         groups: keys of the trials' groups, as far as they are known.
+        stops: False if trials are never stopped, but paused instead (`FreezeThaw`).
     """
 
     def __init__(
@@ -66,9 +67,10 @@ class Rungs:
         stop_chance: float = 1.0,
         explain: bool = True,
         groups: dict[int, str] | None = None,
+        stops: bool = True,
     ) -> None:
         self.objectives, self.levels, self.eta, self.require = objectives, sorted(levels), eta, require
-        self.stop_chance, self.explain = stop_chance, explain
+        self.stop_chance, self.explain, self.stops = stop_chance, explain, stops
         self._names = (*objectives.names, *required_names(require))
         self.end = Rung(objectives, require)
         """Trials that finished, with their final numbers."""
@@ -124,7 +126,7 @@ class Rungs:
             rung=level,
             epoch=epoch,
             **position._asdict(),
-            stop=stop,
+            stop=self.stops and stop,
             chance=chance,
             changes=len(rung.changes),
             strength=strength,

@@ -25,6 +25,8 @@ from search_spaces import Requirement, Space
 from sweep.front import Objectives
 from sweep.ledger import TrialRecord
 from sweep.plan import SweepPlan, given_points, trials_at_first
+from sweep.search.decision import NEW
+from sweep.search.freeze_thaw import FreezeThaw
 from sweep.search.optuna_internals import Window, contains, join_generation
 from sweep.search.samplers import SAMPLERS, make_sampler, mix, population
 
@@ -38,13 +40,16 @@ class _Proposal(NamedTuple):
     sampler_state: str
     """State of the sampler at the proposal, as JSON; empty for none."""
 
+    reason: str = ""
+    """Reason for which it is begun or thawed; empty where no rule chose it."""
+
 
 class ParetoSearch:
     """Proposes interrupted trials first, then the given points, then what the sampler draws.
 
     The sampler gets the objectives of a configuration that finished. One that failed or was stopped early is marked as
     such, and its numbers never enter the sampler as if they were final. Benchmark `early_stopping` compares that with
-    leaving stopped configurations out.
+    leaving stopped configurations out. A paused one counts as running.
 
     Args:
         configurations: number of configurations in the sweep.
@@ -56,6 +61,7 @@ class ParetoSearch:
             those before that lie outside of it.
         history: trials of earlier runs of the sweep.
         enough: returns whether no new trial is to begin.
+        thaw: rule that chooses between new and paused trials; None if no trial pauses.
     """
 
     def __init__(
@@ -73,13 +79,14 @@ class ParetoSearch:
         other_space: int = 0,
         history: Iterable[TrialRecord] = (),
         enough: Callable[[], bool] = lambda: False,
+        thaw: FreezeThaw | None = None,
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.space, self.objectives, self.sampler, self.seed = space, objectives, sampler, seed
         self.configurations, self.seeds, self.require = configurations, seeds, require
         self.other_space = other_space
         self.points = dict(enumerate(space.points)) if points is None else points
-        self.enough = enough
+        self.enough, self.thaw = enough, thaw
         self.fixed = {} if epochs is None else {"epochs": epochs}
         directions = [StudyDirection.MAXIMIZE if high else StudyDirection.MINIMIZE for high in objectives.maximise]
         kind = SAMPLERS[sampler]
@@ -99,25 +106,55 @@ class ParetoSearch:
                 self._restore(record)
 
     def suggest(self) -> _Proposal | None:
-        """Return the next trial; None once no more is to begin."""
-        if not self._interrupted and self.enough():
+        """Return the next trial; None if none is to begin or go on, now or (`is_over`) at all."""
+        proposal = self._interrupted.pop(0) if self._interrupted else None if self.enough() else self._follow()
+        if self.thaw and proposal:
+            self.thaw.start(proposal.number)
+        return proposal
+
+    @property
+    def is_over(self) -> bool:
+        """True if no trial will begin any more once `suggest` returned None: none runs that might pause."""
+        return self.thaw is None or not self.thaw.live
+
+    def pauses(self, number: int) -> bool:
+        """Return whether a trial that has left its slot is paused."""
+        return self.thaw is not None and number in self.thaw.paused
+
+    def _follow(self) -> _Proposal | None:
+        """Return a new trial, or a paused one if it is worth more; None if no slot is worth to be filled."""
+        if self.thaw is None:
+            return self.propose()
+        choice = self.thaw.choose()
+        if choice is None:
             return None
-        return self._interrupted.pop(0) if self._interrupted else self.propose()
+        proposal = self.propose() if choice.number == NEW else self._proposal(choice.number)
+        return proposal._replace(reason=choice.reason)
 
     def propose(self) -> _Proposal:
         """Return a new trial: the next seed of an open configuration, else a given point, else a draw."""
         number, self._next_number = self._next_number, self._next_number + 1
-        group, replicate = divmod(number, self.seeds)
+        group = number // self.seeds
         if group not in self._open and group in self.points:
             self._add(group, self.points[group])
         elif group not in self._open:
             self._draw(group)
+        return self._proposal(number)
+
+    def _proposal(self, number: int) -> _Proposal:
+        """Return a trial of an open configuration."""
+        group, replicate = divmod(number, self.seeds)
         configuration = self._open[group]
         config = {**configuration.config, **self.fixed, "seed": (self.seed + replicate) % 2**31}
         return _Proposal(number, config, configuration.sampler_state)
 
     def end(self, number: int, state: str, report: Mapping[str, Any] | None) -> None:
         """Take in the end of a trial, with its final report if it finished; the last one ends its configuration."""
+        if self.thaw:
+            self.thaw.end(number, finished=state == "finished")
+        self._end(number, state, report)
+
+    def _end(self, number: int, state: str, report: Mapping[str, Any] | None) -> None:
         group = number // self.seeds
         ends = self._open[group].ends
         ends[number] = (state, report)
@@ -133,8 +170,8 @@ class ParetoSearch:
             self._add(group, record.config, record.sampler_state)
         if record.state == "running":
             self._interrupted.append(_Proposal(record.number, record.config, record.sampler_state))
-        else:
-            self.end(record.number, record.state, record.result)
+        elif record.state != "paused":
+            self._end(record.number, record.state, record.result)
 
     def _seeded(self, group: int) -> BaseSampler:
         """Return the sampler as it draws one configuration."""

@@ -75,6 +75,10 @@ class Findings:
         self.trials: dict[int, TrialRecord] = {}
         self.under_way: set[int] = set()
         """Numbers of the running trials."""
+        self.waiting: set[int] = set()
+        """Numbers of the paused trials."""
+        self.epochs_trained = 0
+        """Epochs that all trials have trained together."""
         self.configurations: dict[int, TrialRecord] = {}
         """Finished configurations by the number of their first trial."""
         self.contenders: dict[int, TrialRecord] = {}
@@ -102,6 +106,11 @@ class Findings:
         """Return a line for each running trial whose worker says nothing."""
         silent = {number: self.trials[number].silence for number in sorted(self.under_way)}
         return [f"trial {number:03d}: {reason}" for number, reason in silent.items() if reason]
+
+    @property
+    def paused(self) -> dict[int, TrialRecord]:
+        """Trials that wait at a rung until they are thawed."""
+        return self._in_state("paused")
 
     @property
     def finished(self) -> dict[int, TrialRecord]:
@@ -134,11 +143,12 @@ class Findings:
 
     def states(self) -> Counter[str]:
         """Return the number of trials in each state."""
-        return self.ended_in + Counter(running=len(self.under_way))
+        return self.ended_in + Counter(running=len(self.under_way), paused=len(self.waiting))
 
     def epochs_done(self, epochs_per_trial: int) -> int:
         """Return the number of epochs that need no more waiting; those that an ended trial left out count as done."""
-        trained = sum(report["epoch"] for number in self.under_way for report in self.trials[number].reports[-1:])
+        open_trials = self.under_way | self.waiting
+        trained = sum(report["epoch"] for number in open_trials for report in self.trials[number].reports[-1:])
         return self.ended_in.total() * epochs_per_trial + trained
 
     def share_done(self, epochs_per_trial: int) -> float:

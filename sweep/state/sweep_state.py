@@ -10,7 +10,7 @@ from pathlib import Path
 
 from search_spaces import Requirement
 from sweep.front import Front, Objectives
-from sweep.ledger import Event, TrialRecord, read_ledger
+from sweep.ledger import END_STATES, Event, TrialRecord, read_ledger
 from sweep.plan import SweepPlan
 from sweep.state.data_summary import read_data_summary
 from sweep.state.findings import Findings, FoundLast, Milestone
@@ -61,6 +61,8 @@ class SweepState(Findings):
         """Take in what a ledger holds."""
         self.trials.update(trials)
         self.under_way.update(self.running)
+        self.waiting.update(self.paused)
+        self.epochs_trained = sum(map(_epochs_of, self.trials.values()))
         self._count_ended()
 
     def read_data(self, folder: Path) -> None:
@@ -78,13 +80,17 @@ class SweepState(Findings):
         after = before.apply(event)
         with self._changing:
             self.trials[number] = after
-            if after.state == "running":
+            self.epochs_trained += _epochs_of(after) - _epochs_of(before)
+            (self.waiting.add if after.state == "paused" else self.waiting.discard)(number)
+            if after.state == "paused":
+                self.under_way.discard(number)
+            elif after.state == "running":
                 self.under_way.add(number)
-                if before.state != "running":
+                if before.state in END_STATES:
                     self._count_anew()
             elif event["event"] == "ended":
                 self.under_way.discard(number)
-                self._count(after) if before.state == "running" else self._count_anew()
+                self._count_anew() if before.state in END_STATES else self._count(after)
         return after
 
     def snapshot(self) -> SweepState:
@@ -94,7 +100,16 @@ class SweepState(Findings):
         """
         with self._changing:
             seen = copy.copy(self)
-            for name in ("trials", "under_way", "configurations", "contenders", "infeasible", "volumes", "course"):
+            for name in (
+                "trials",
+                "under_way",
+                "waiting",
+                "configurations",
+                "contenders",
+                "infeasible",
+                "volumes",
+                "course",
+            ):
                 setattr(seen, name, getattr(self, name).copy())
             seen.ended_in, seen.front = self.ended_in.copy(), self.front.copy()
         return seen
@@ -135,6 +150,12 @@ class SweepState(Findings):
             self.course.append(Milestone(record.ended or 0.0, *progress))
         if record.state != "failed":
             self.volumes.append(self.hypervolume)
+
+
+def _epochs_of(record: TrialRecord) -> int:
+    """Return the epochs that a trial has trained."""
+    # The final report, which stands last, is of the chosen epoch.
+    return max((report["epoch"] for report in record.reports[-2:]), default=0)
 
 
 def seconds_of(record: TrialRecord) -> float:

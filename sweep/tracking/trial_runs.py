@@ -77,7 +77,7 @@ class TrialRuns:
         if self.store.doubtful:
             self.adopt(self.parent)
         # In this order: a trial that has ended reports no more.
-        ended = record.state != "running"
+        ended = record.state in _STATUS
         reports = list(record.reports)
         run = self.runs.get(record.number)
         if run is not None and run.closed:
@@ -188,7 +188,7 @@ class TrialRuns:
 
     def interrupt(self, state: SweepState) -> None:
         """Mark the runs of unfinished trials as killed until the sweep is resumed."""
-        for number in self.runs.keys() & state.running.keys():
+        for number in self.runs.keys() & (state.under_way | state.waiting):
             self._set_status(self.runs[number], "KILLED")
 
 

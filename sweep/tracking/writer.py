@@ -157,8 +157,8 @@ class Writer:
 
 def is_over(plan: SweepPlan, state: SweepState) -> bool:
     """Return whether no trial of a sweep will end any more, as far as its ledger tells."""
-    ended_before = bool(plan.stop_when_flat or plan.max_hours) and bool(state.ended)
-    return not state.running and (len(state.ended) >= plan.trials or ended_before)
+    ended_before = bool(plan.stop_when_flat or plan.max_hours or plan.budget_epochs) and bool(state.ended)
+    return not state.running and not state.paused and (len(state.ended) >= plan.trials or ended_before)
 
 
 def sync(

@@ -42,7 +42,8 @@ from sweep.front.objectives import Objectives
 from sweep.front.pareto import hypervolume
 from sweep.plan.objectives import OBJECTIVES
 from sweep.plan.plan import SweepPlan
-from sweep.search.decision import Decision
+from sweep.search.decision import NEW, Decision
+from sweep.search.freeze_thaw import FreezeThaw
 from sweep.search.rungs import Rungs, rung_levels
 from sweep.search.samplers import make_sampler
 from tests.benchmarks.common import print_result, processor
@@ -232,7 +233,8 @@ def said(objectives: Objectives, values: np.ndarray) -> dict[str, float]:
 
 
 class Stopper(NamedTuple):
-    make: Callable[[Rungs, int], Stops]
+    make: Callable[[Rungs, int], Stops] | None
+    """None for pausing."""
     stop_chance: float = 1.0
     """As a sweep's; 1 for successive halving alone."""
     told: TrialState = TrialState.PRUNED
@@ -246,6 +248,7 @@ STOPPERS = {
     "halving alone": Stopper(ours),
     "ours": Stopper(ours, CHANCE),
     "ours, left out": Stopper(ours, CHANCE, TrialState.FAIL),
+    "thaw": Stopper(None, CHANCE),
 }
 
 SAMPLERS = ("random", "tpe", "nsga2")
@@ -265,21 +268,39 @@ def simulate(name: str, sampler: str, stopper: str, seed: int) -> np.ndarray:
     made = make_sampler(sampler, seed, load_space(str(SPACE)), problem.trials)
     study = optuna.create_study(directions=directions, sampler=made)
     levels = rung_levels(grace_epochs=GRACE, eta=ETA, epochs=problem.epochs)
-    rungs = Rungs(problem.objectives, levels=levels, eta=ETA, stop_chance=STOPPERS[stopper].stop_chance)
-    stops, front = STOPPERS[stopper].make(rungs, seed), Front(problem.objectives)
-    volumes, running = np.zeros(problem.budget + 1), [start(study, problem, seed) for _ in range(SLOTS)]
+    make, stop_chance, told = STOPPERS[stopper]
+    rungs = Rungs(problem.objectives, levels=levels, eta=ETA, stop_chance=stop_chance, stops=make is not None)
+    stops = make(rungs, seed) if make else None
+    thaw = FreezeThaw(rungs, epochs=problem.epochs, trials=problem.budget, stop_chance=stop_chance)
+    front, begun = Front(problem.objectives), []
+
+    def follow() -> Running:
+        """The trial that a free slot goes to."""
+        choice = None if stops else thaw.choose()
+        if choice is None or choice.number == NEW:
+            begun.append(start(study, problem, seed))
+        following = begun[NEW if choice is None else choice.number]
+        thaw.start(following.trial.number)
+        return following
+
+    volumes, running = np.zeros(problem.budget + 1), [follow() for _ in range(SLOTS)]
     for spent in range(1, problem.budget + 1):
         slot = spent % SLOTS
         trial, course, reports = running[slot]
-        epoch, values = next(reports)
+        (epoch, values), number = next(reports), trial.number
         if epoch == problem.epochs:
             study.tell(trial, course.final.tolist())
             front.add(course.final)
-            rungs.finish(trial.number, {"number": trial.number}, said(problem.objectives, course.final))
-            running[slot] = start(study, problem, seed)
-        elif stops(trial.number, epoch, values):
-            study.tell(trial, state=STOPPERS[stopper].told)
-            running[slot] = start(study, problem, seed)
+            rungs.finish(number, {"number": number}, said(problem.objectives, course.final))
+            thaw.end(number, finished=True)
+            running[slot] = follow()
+        elif stops and stops(number, epoch, values):
+            study.tell(trial, state=told)
+            running[slot] = follow()
+        elif not stops and thaw.observe(
+            number, {"number": number}, {"epoch": epoch, **said(problem.objectives, values)}
+        ):
+            running[slot] = follow()
         volumes[spent] = front.hypervolume
     return volumes / problem.best
 

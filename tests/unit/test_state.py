@@ -44,13 +44,19 @@ def courses(draw: st.DrawFn) -> tuple[int, list[tuple[str, int, dict[str, Any]]]
                 ("started", number, {**begun, "time": float(time), "sampler_state": draw(st.sampled_from(["", "x"]))})
             )
             continue
-        kind = draw(st.sampled_from(["reported", "reported", "decided", "ended", "lost", "silent"]))
+        kind = draw(st.sampled_from(["reported", "reported", "decided", "paused", "ended", "lost", "silent"]))
         timed = {"time": float(time), "slot_seconds": float(time)}
         if kind == "reported" and running[number] < EPOCHS:
             running[number] += 1
             calls.append((kind, number, {"report": report(draw, running[number], final=False), **timed}))
         elif kind == "decided" and running[number]:
             calls.append((kind, number, {"decision": {"epoch": running[number], "chance": 0.5}, "time": float(time)}))
+        elif kind == "paused" and running[number]:
+            decision = {"epoch": running[number], "pause": True, "reason": "paused"}
+            calls.append(("decided", number, {"decision": decision, "time": float(time)}))
+            if draw(st.booleans()):
+                calls.append(("ended", number, {"state": "stopped", "reason": "never thawed", **timed}))
+            del running[number]
         elif kind == "silent":
             calls.append((kind, number, {"reason": "no word", "ended": draw(st.booleans()), "time": float(time)}))
         elif kind == "ended" and running[number]:

@@ -10,6 +10,15 @@ from trainer.files.atomic import (
     write_whole,
 )
 from trainer.files.cache import Cache, NotPrepared, ReadOnlyCache
-from trainer.files.checkpoints import KEPT, FolderStore, Store, from_bytes, load_checkpoint, save_checkpoint, to_bytes
+from trainer.files.checkpoints import (
+    KEPT,
+    FolderStore,
+    Store,
+    from_bytes,
+    keep_newest_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+    to_bytes,
+)
 from trainer.files.locks import locked, take_lock
 from trainer.files.sealed import seal_json, unseal_json

@@ -68,6 +68,12 @@ def save_checkpoint(store: Store, epoch: int, state: dict[str, Any]) -> None:
         store.delete(name)
 
 
+def keep_newest_checkpoint(store: Store) -> None:
+    """Delete all checkpoints but the newest, of a trial that will wait."""
+    for name in _checkpoint_names(store)[:-1]:
+        store.delete(name)
+
+
 def load_checkpoint(store: Store) -> tuple[dict[str, Any] | None, list[str]]:
     """Return the newest whole checkpoint, or None; and a warning for each damaged one that was passed over."""
     warnings = []
