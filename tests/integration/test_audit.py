@@ -34,6 +34,7 @@ from sweep.audit.finalists import (
     share_interval,
 )
 from sweep.audit.measures import MEASURED
+from sweep.audit.measuring import _draw
 from sweep.audit.results import AuditResult, judged_by, sealed
 from sweep.audit.tables import (
     _audit_json,
@@ -47,7 +48,6 @@ from sweep.audit.tables import (
     show_people,
 )
 from sweep.audit.verdicts import Outcome, outcome
-from sweep.audit.worker import draw
 from sweep.cli.commands import main
 from sweep.front.objectives import Objectives
 from sweep.front.pareto import front_mask
@@ -415,13 +415,13 @@ class TestPlanning:
         assert audit.missing() == [task]
 
     def test_test_images_are_drawn_by_seed(self) -> None:
-        some = draw(50, 10, seed=3)
-        assert torch.equal(some, draw(50, 10, seed=3))
-        assert not torch.equal(some, draw(50, 10, seed=4))
+        some = _draw(50, 10, seed=3)
+        assert torch.equal(some, _draw(50, 10, seed=3))
+        assert not torch.equal(some, _draw(50, 10, seed=4))
         assert some.tolist() == sorted(set(some.tolist()))
         assert some.tolist() != list(range(10))
         for size in (0, 50, 51):
-            assert torch.equal(draw(50, size, seed=3), torch.arange(50))
+            assert torch.equal(_draw(50, size, seed=3), torch.arange(50))
 
 
 class TestReport:
