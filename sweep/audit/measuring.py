@@ -6,19 +6,21 @@ An audit measures its finalists so, and `judge` any model that it is given.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sweep.plan import AuditOptions
 from trainer.config import EvaluationConfig
+from trainer.human_agreement import JUDGE, MODEL, ExamplesFolder
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from trainer.attacks import Attack, Evidence, WorstCase
     from trainer.data import Split
-    from trainer.invariance import Prepared
+    from trainer.invariance import LabelledSet, Prepared
 
 
 class Measured(NamedTuple):
@@ -218,3 +220,20 @@ def _draw(count: int, size: int, *, seed: int) -> Tensor:
     if not 0 < size < count:
         return torch.arange(count)
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:size].sort().values
+
+
+def compare_with_people(
+    model: nn.Module, prepared: Prepared, examples: ExamplesFolder, sets: Sequence[LabelledSet]
+) -> dict[str, Any]:
+    """Return how far the judge and a model agree with people, a `HumanAgreement` in plain values.
+
+    Args:
+        model: images (B, C, H, W) to a `Prediction`.
+        prepared: the judge.
+        examples: the folder that the sets were read from.
+        sets: images that people labelled.
+    """
+    from trainer.invariance import answers_of, ask_people
+
+    answerers = {JUDGE: prepared.answer, MODEL: answers_of(model)}
+    return dataclasses.asdict(ask_people(examples, sets, answerers))

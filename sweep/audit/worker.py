@@ -7,16 +7,16 @@ from collections import deque
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from sweep.audit.measuring import full_attacks, measure_model
+from sweep.audit.measuring import compare_with_people, full_attacks, measure_model
 from sweep.audit.results import AuditResult, AuditTask, judged_by, judged_file, read_result, result_file, sealed
 from sweep.engine import Task, evaluation_of, explain, shared
 from sweep.plan import AuditOptions
 from sweep.state import judged_images
 from trainer.config import TrialConfig
 from trainer.errors import InputError
-from trainer.human_agreement import JUDGE, MODEL, ExamplesFolder
+from trainer.human_agreement import ExamplesFolder
 
 if TYPE_CHECKING:
     from torch import nn
@@ -81,7 +81,9 @@ def audit_one(
             baseline = _train(common, undefended, folder) if undefended else None
             audited = _evaluate(common, task, model, baseline, options)
         if examples and not audited.answers_to(examples):
-            audited = dataclasses.replace(audited, people=_compare_with_people(common, model, examples))
+            audited = dataclasses.replace(
+                audited, people=compare_with_people(model, shared(common), examples, _labelled_sets(common, examples))
+            )
         FolderStore(folder).write(result_file(task), sealed(audited))
     except Exception as error:  # noqa: BLE001 - one may fail in any way, and the audit goes on
         return explain(error)
@@ -162,11 +164,3 @@ def _on_validation(model: nn.Module, prepared: Prepared, options: AuditOptions) 
         outcome.survived[left] &= survived
     answers["attacked"] = evaluate_attacked(model, outcome, judging).answers
     return {name: each.encode() for name, each in answers.items()}
-
-
-def _compare_with_people(common: Task, model: nn.Module, examples: ExamplesFolder) -> dict[str, Any]:
-    """Return how far the judge and the model agree with people, in plain values."""
-    from trainer.invariance import answers_of, ask_people
-
-    answerers = {JUDGE: shared(common).answer, MODEL: answers_of(model)}
-    return dataclasses.asdict(ask_people(examples, _labelled_sets(common, examples), answerers))
