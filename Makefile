@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 NEWEST := .venv-newest
+AUDIT  := .venv-audit
 PIP    := -m pip install --quiet --disable-pip-version-check
 ONLY   ?=
 JOBS   ?= 2
@@ -11,10 +12,10 @@ ARGS   ?=
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help install sweep check test lint types format hooks canaries bench gpu ui clean
+.PHONY: help install sweep check test lint types format hooks canaries audit-packages bench gpu ui clean
 
 help:  ## Show this list
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(VENV)/.installed  ## Install into .venv (once; again when pyproject.toml or constraints.txt change)
 
@@ -61,6 +62,15 @@ canaries: install  ## Test what we use of Ray, Optuna and MLflow beside their do
 	@$(NEWEST)/bin/python -m pip list --disable-pip-version-check 2>/dev/null | grep -E '^(ray|optuna|mlflow) '
 	@$(NEWEST)/bin/python -m pytest -m canary tests/unit $(ARGS)
 
+audit-packages:  ## Look up the known vulnerabilities of every pinned package, on the network (pip-audit)
+	@said=$$({ $(AUDIT)/bin/pip-audit --version >/dev/null 2>&1 || { $(PYTHON) -m venv --clear $(AUDIT) \
+		&& $(AUDIT)/bin/python $(PIP) pip-audit; }; } 2>&1 && $(AUDIT)/bin/pip-audit --strict --disable-pip --no-deps \
+		--progress-spinner off -r constraints.txt 2>&1); status=$$?; \
+	case "$$said" in \
+	*"nown vulnerabilit"*) echo "$$said" | grep -v ^WARNING; exit $$status ;; \
+	*) echo "audit-packages: nothing was audited, as the advisories did not answer: $$(echo "$$said" | tail -n 1)"; exit 1 ;; \
+	esac
+
 bench: install  ## Run the benchmarks (ONLY=name runs one)
 	@$(BIN)/python -m tests.benchmarks $(ONLY)
 
@@ -71,5 +81,5 @@ ui: install  ## Open MLflow on this machine's store
 	@$(BIN)/otsweep ui
 
 clean:  ## Remove the virtual environments and caches (never your sweeps)
-	rm -rf $(VENV) $(NEWEST) .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) $(NEWEST) $(AUDIT) .pytest_cache .ruff_cache .hypothesis *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Refuse what is dangerous, or warn of it; then run the command.
+# Say in a line what would be refused or is dangerous; then run the command. That no Ray node starts without a token does
+# not hang on this file: sitecustomize.py sees to it in every Python of the image.
 set -eu
 
 refuse() {
@@ -7,22 +8,22 @@ refuse() {
     exit 2
 }
 
-case "$*" in
-"ray start"*)
+if [ "${OTSWEEP_OPEN:-}" != yes ]; then
     # Ray's job API runs whatever it is sent, as this container's user. So no node starts without a token.
-    if [ "${RAY_AUTH_MODE:-}" = token ]; then
-        [ -n "${RAY_AUTH_TOKEN:-}" ] || [ -s "${RAY_AUTH_TOKEN_PATH:-/nonexistent}" ] ||
-            refuse "RAY_AUTH_TOKEN is not set: Ray's job API runs whatever it is sent, so it asks for a token"
-    elif [ "${OTSWEEP_OPEN:-}" != yes ]; then
+    [ "${RAY_AUTH_MODE:-token}" = token ] ||
         refuse "RAY_AUTH_MODE is not token: anyone who reaches this node could run anything on it (OTSWEEP_OPEN=yes starts it nevertheless)"
-    fi
-    ;;
-esac
+    case "$*" in
+    "ray start"*)
+        [ -n "${RAY_AUTH_TOKEN:-}" ] || [ -s "${RAY_AUTH_TOKEN_PATH:-${HOME:-}/.ray/auth_token}" ] ||
+            refuse "RAY_AUTH_TOKEN is not set: Ray's job API runs whatever it is sent, so it asks for a token"
+        ;;
+    esac
+fi
 
 case "${OTSWEEP_BIND:-127.0.0.1}" in
 127.* | localhost | ::1) ;;
 *)
-    echo "otsweep: warning: ports are published on $OTSWEEP_BIND, beyond this machine. Ray's job API runs whatever it is sent by anyone who has the token, MLflow's server asks nobody who they are, and neither encrypts: let only a trusted network reach them" >&2
+    echo "otsweep: warning: ports are published on $OTSWEEP_BIND, beyond this machine. Ray's job API runs whatever it is sent by anyone who has the token, and neither it nor MLflow encrypts what passes, tokens and passwords among it: let only a trusted network reach them" >&2
     ;;
 esac
 

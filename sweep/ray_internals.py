@@ -259,6 +259,12 @@ def forgive_failure(trial: Any) -> None:
     trial.run_metadata.num_failures = max(0, trial.run_metadata.num_failures - 1)
 
 
+def end_worker(trial: Any) -> None:
+    """End the worker of a Ray Tune trial at once, as one that was lost; a raylet kills a process that hangs."""
+    if (actor := trial.temporary_state.ray_actor) is not None:
+        importlib.import_module("ray").kill(actor)
+
+
 def first_line(error: object) -> str:
     """Return the line of an error's message that says what happened; the name of its class if it has no message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

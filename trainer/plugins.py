@@ -167,8 +167,12 @@ def plugin_digest(value: str) -> str:
 
 
 def _files(path: Path | None) -> Iterator[Path]:
-    if path is not None:
-        yield from sorted(path.rglob("*.py")) if path.is_dir() else [path]
+    """Yield a module's file, or the files of a package but what editors and notebooks keep hidden in it."""
+    if path is not None and path.is_dir():
+        files = sorted(path.rglob("*.py"))
+        yield from (file for file in files if not any(part[0] == "." for part in file.relative_to(path).parts))
+    elif path is not None:
+        yield path
 
 
 def _find(value: str, top: str) -> Path | None:

@@ -33,6 +33,7 @@ class RunOptions(TypedDict, total=False):
     max_hours: float | None
     max_gpu_hours: float | None
     epochs: int | None
+    epoch_timeout: float | None
     seed: int | None
     cpus_per_trial: float | None
     gpus_per_trial: float | None
@@ -54,6 +55,7 @@ class ResumeOptions(TypedDict, total=False):
     data_dir: str | Path | None
     max_hours: float | None
     max_gpu_hours: float | None
+    epoch_timeout: float | None
     pack: int | None
     max_concurrent: int | str | None
     trials: int | None

@@ -16,6 +16,7 @@ from sweep.cluster import (
     RUNNING,
     Cluster,
     Job,
+    Sent,
     Submission,
     ask_cluster,
     check_cluster,
@@ -48,6 +49,10 @@ def add_wait(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_verbose(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--verbose", action="store_true", help="list every file that is sent, with its size in bytes")
+
+
 def add_job(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("job", help="id of a job, or the name of its sweep")
     add_address(parser)
@@ -71,14 +76,14 @@ def submit(arguments: argparse.Namespace) -> int:
     if differing := differences(info):
         errors.print(f"the cluster differs from this machine: {'; '.join(differing)}", markup=False)
     check_cluster(info, cluster.address)
-    job_id = send(submission, cluster, known)
-    _show_sent(cluster, job_id)
+    sent = send(submission, cluster, known)
+    _show_sent(cluster, sent, is_listed=arguments.verbose)
     storage = arguments.storage or info.storage or "~/otsweep"
     console.print(f"storage  {storage}, on the cluster")
     uri = arguments.mlflow_uri or info.mlflow_uri
     view = f"otsweep ui {submission.plan.name} --storage {shlex.quote(storage)}, where that folder is mounted"
     console.print(f"MLflow   {uri or view}", markup=False)
-    return _wait(cluster, job_id, arguments)
+    return _wait(cluster, sent.job_id, arguments)
 
 
 def _submission_of(arguments: argparse.Namespace) -> Submission:
@@ -107,12 +112,19 @@ def resume_there(arguments: argparse.Namespace) -> int:
     overrides = {key: getattr(arguments, key) for key in (*RESUMABLE, "trials")}
     given = {"--other-versions": arguments.other_versions, "--retry-failed": arguments.retry_failed}
     flags = tuple(flag for flag, is_set in given.items() if is_set)
-    job_id = send_resume(arguments.name, arguments.storage, overrides, cluster, cluster.jobs(), flags=flags)
-    _show_sent(cluster, job_id)
-    return _wait(cluster, job_id, arguments)
+    sent = send_resume(arguments.name, arguments.storage, overrides, cluster, cluster.jobs(), flags=flags)
+    _show_sent(cluster, sent)
+    return _wait(cluster, sent.job_id, arguments)
 
 
-def _show_sent(cluster: Cluster, job_id: str) -> None:
+def _show_sent(cluster: Cluster, sent: Sent, *, is_listed: bool = False) -> None:
+    job_id, package = sent
+    if package.warning:
+        errors.print(package.warning, markup=False)
+    console.print(f"sent     {package.summary}", markup=False)
+    if is_listed:
+        for name, size in package.sizes.items():
+            console.print(f"{size:>9,}  {name}", markup=False)
     console.print(f"job      {job_id} on {cluster.address}", markup=False)
     console.print(f"follow   otsweep logs {job_id} --follow --address {cluster.address}", markup=False)
     console.print(f"stop     otsweep stop {job_id} --address {cluster.address}", markup=False)

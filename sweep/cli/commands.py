@@ -93,10 +93,6 @@ def _run(words: list[str]) -> int:
             return BAD_INPUT
         _check_command(words)
         arguments = parser.parse_all(words)
-        if getattr(arguments, "mlflow_uri", None):
-            from sweep.plan import name_address
-
-            name_address(arguments.mlflow_uri)
         with remembered_interrupts():
             return arguments.run(arguments)
     except InputError as error:

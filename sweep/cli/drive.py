@@ -40,7 +40,7 @@ def drive(plan: SweepPlan, *, fresh: bool, retry_failed: bool = False) -> int:
         plan = write_plan(plan)
     with SignalHandler(_stopped_words(plan)):
         try:
-            with told_how_to_resume(plan):
+            with told_how_to_resume(plan.name, resume_command(plan)):
                 sweep = run(plan, fresh=fresh, written=True, retry_failed=retry_failed, progress=console)
             complete = True
         except Interrupted as stopped:
@@ -55,13 +55,13 @@ def drive(plan: SweepPlan, *, fresh: bool, retry_failed: bool = False) -> int:
 
 
 @contextlib.contextmanager
-def told_how_to_resume(plan: SweepPlan) -> Iterator[None]:
-    """Add the command that resumes a sweep to whatever keeps it from going on here, be it the end of this process."""
+def told_how_to_resume(name: str, command: str) -> Iterator[None]:
+    """Add the command that resumes a sweep or study to whatever keeps it from going on, be it this process's end."""
     from sweep.engine import PackFailed, RayLost
 
-    kept = f"Nothing recorded is lost; to resume:\n  {resume_command(plan)}"
+    kept = f"Nothing recorded is lost; to resume:\n  {command}"
     try:
-        with last_word(f"otsweep: failed: {plan.name} was cut off, this process being killed. {kept}"):
+        with last_word(f"otsweep: failed: {name} was cut off, this process being killed. {kept}"):
             yield
     except (StorageFailed, PackFailed, RayLost) as error:
         raise type(error)(f"{error}. {kept}") from None

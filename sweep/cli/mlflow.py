@@ -23,11 +23,11 @@ def add_sync(parser: argparse.ArgumentParser) -> None:
 
 def sync(arguments: argparse.Namespace) -> int:
     from sweep.api import mlflow_progress
-    from sweep.plan import absolute_uri
+    from sweep.plan import given_uri
     from sweep.tracking import sync as sync_sweep
 
     plan = find_plan(arguments)
-    uri = plan.mlflow_uri if arguments.mlflow_uri is None else absolute_uri(arguments.mlflow_uri)
+    uri = plan.mlflow_uri if arguments.mlflow_uri is None else given_uri(arguments.mlflow_uri)
     line = ProgressLine(sys.stderr)
     with mlflow_progress(line) as show:
         results, whole = sync_sweep(plan, uri, log=line.log, on_progress=show)

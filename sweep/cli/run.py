@@ -7,7 +7,7 @@ import json
 import shlex
 from typing import TYPE_CHECKING
 
-from sweep.cli.cluster import add_address, add_wait, resume_there
+from sweep.cli.cluster import add_address, add_verbose, add_wait, resume_there
 from sweep.cli.console import DONE, add_format, add_name, check_format, console, errors, program
 from sweep.cli.drive import drive
 from sweep.cli.study import add_pilot, plan_study, resume_study
@@ -30,6 +30,7 @@ def add_submit(parser: argparse.ArgumentParser) -> None:
     add_run(parser)
     add_address(parser)
     add_wait(parser)
+    add_verbose(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -130,12 +130,12 @@ def _run(plan: StudyPlan, *, as_json: bool) -> int:
     said = errors if as_json else console
 
     def run_sweep(screen: Screen, fresh: bool) -> bool:
-        with told_how_to_resume(screen.plan):
-            complete, _ = run_recorded(screen, fresh=fresh)
+        complete, _ = run_recorded(screen, fresh=fresh)
         return complete
 
-    stopped = f"Stopped. Nothing that is done is lost; to resume:\n  {program()} resume {plan.words()}"
-    with SignalHandler(stopped):
+    resume = f"{program()} resume {plan.words()}"
+    stopped = f"Stopped. Nothing that is done is lost; to resume:\n  {resume}"
+    with SignalHandler(stopped), told_how_to_resume(plan.name, resume):
         complete, result = run_recorded_study(plan, said, run_sweep)
     for message in damage(plan):
         warn(message)

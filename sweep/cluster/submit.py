@@ -1,29 +1,27 @@
 """Send a sweep to a cluster as a Ray job: this project as it is here, and the command that starts the sweep there.
 
-The project goes as source alone: the three packages (a few hundred kilobytes), the search space and the user's own
-modules that it names, be they a working tree or installed. No data, no environment, no secret: the cluster has its own.
+The project goes as source alone: the three packages (about a megabyte), the search space and the user's own modules
+that it names, be they a working tree or installed. No data, no environment, no secret: the cluster has its own.
 """
 
 from __future__ import annotations
 
 import itertools
 import shlex
-import shutil
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from sweep.cluster.cluster import HASH, PLUGINS, RUNNING, STORAGE, SWEEP, Cluster, Job
+from sweep.cluster.package import Package, pack
 from sweep.cluster.submission import Submission, check_path
 from sweep.plan import CODE_VERSION, PLACES, check_name, check_options, code_version, option_words, plugins_of
 from sweep.ray_internals import STOP_WAIT_VARIABLE
 from trainer.errors import InputError
 from trainer.interrupts import raise_interrupt
-from trainer.plugins import SentPlugin, send_plugins
-
-_PACKAGES = ("search_spaces", "sweep", "trainer")
-_SOURCE = ("*.py", "*.yaml", "*.html")
+from trainer.plugins import send_plugins
 
 _STOP_SECONDS = 600
 """Seconds for which Ray waits for a job that was asked to end, before it kills it. Its own 3 seconds are too few for
@@ -32,8 +30,15 @@ the epochs in flight; a sweep that is killed can be resumed too, but does not sa
 _BEGIN_SECONDS, _LAST_WORDS_SECONDS = 60.0, 3.0
 
 
-def send(submission: Submission, cluster: Cluster, jobs: list[Job]) -> str:
-    """Submit the sweep; return the job's id."""
+class Sent(NamedTuple):
+    """A job that was sent."""
+
+    job_id: str
+    package: Package
+
+
+def send(submission: Submission, cluster: Cluster, jobs: list[Job]) -> Sent:
+    """Submit the sweep; return the job's id and what went with it."""
     plan = submission.plan
     metadata = {SWEEP: plan.name, HASH: plan.hash, STORAGE: submission.storage or ""}
     metadata[PLUGINS] = " ".join(plugins_of(plan))
@@ -48,8 +53,8 @@ def send_resume(
     jobs: list[Job],
     *,
     flags: tuple[str, ...] = (),
-) -> str:
-    """Submit the resumption of a sweep that the cluster's storage holds; return the job's id.
+) -> Sent:
+    """Submit the resumption of a sweep that the cluster's storage holds; return the job's id and what went with it.
 
     Args:
         storage: None for the storage of the sweep's latest job.
@@ -79,39 +84,26 @@ def _start(
     jobs: list[Job],
     *,
     space_file: tuple[str, str] | None = None,
-) -> str:
-    """Send the project, and run `otsweep` with a command's words in it; return the job's id."""
+) -> Sent:
+    """Send the project, and run `otsweep` with a command's words in it; return the job's id and what went with it."""
     plugins = send_plugins(metadata[PLUGINS].split())
     environment = {STOP_WAIT_VARIABLE: str(_STOP_SECONDS), CODE_VERSION: code_version()}
     with tempfile.TemporaryDirectory(prefix="otsweep-submit-") as scratch, cluster.explaining_errors():
-        pack(Path(scratch), space_file, plugins)
-        return cluster.client.submit_job(
+        package = pack(Path(scratch), space_file, plugins)
+        job_id = cluster.client.submit_job(
             # The sweep replaces the shell, so that a request to stop reaches it.
             entrypoint=f"exec python -m sweep {shlex.join(command)}",
             submission_id=free_id(metadata[SWEEP], jobs),
             runtime_env={"working_dir": scratch, "env_vars": environment},
             metadata=metadata,
         )
+    return Sent(job_id, package)
 
 
 def free_id(sweep: str, jobs: list[Job]) -> str:
     """Return an unused job id: the sweep's name and a number, one more with each resumption."""
     taken = {job.id for job in jobs}
     return next(name for number in itertools.count(1) if (name := f"{sweep}.{number}") not in taken)
-
-
-def pack(folder: Path, space_file: tuple[str, str] | None, plugins: Sequence[SentPlugin] = ()) -> None:
-    """Copy the project's source, as it is imported here, the space's file and the user's own modules into a folder."""
-    root = Path(__file__).resolve().parents[2]
-    for package in _PACKAGES:
-        for path in sorted(path for pattern in _SOURCE for path in (root / package).rglob(pattern)):
-            target = folder / path.relative_to(root)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target)
-    written = [file for module in plugins for file in module.files]
-    for name, text in [*written, *([space_file] if space_file else [])]:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text, encoding="utf-8")
 
 
 def wait_for_start(cluster: Cluster, job_id: str, *, seconds: float = _BEGIN_SECONDS) -> Job:

@@ -22,11 +22,13 @@ from sweep.engine.preparation import WAIT_SECONDS, Progress, prepare, record_pre
 from sweep.engine.ray_start import ray_session
 from sweep.engine.scheduler import MultiObjectiveASHA, SweepStopper
 from sweep.engine.searcher import SlotLimiter, TuneSearcher
+from sweep.engine.silence import SilenceCallback, SilenceWatch, usual_epoch
 from sweep.engine.slots import Slots, concurrency, slots_now
 from sweep.engine.task import Task, make_task
 from sweep.engine.trainable import TrialTrainable
 from sweep.ledger import LedgerWriter
 from sweep.plan import SweepPlan, given_points, space_changes, trials_at_first, url_of
+from sweep.ray_internals import end_worker
 from sweep.search import Budget, ParetoSearch, Rungs, rung_levels
 from sweep.state import SweepState
 from trainer.crowds import check_crowd
@@ -157,10 +159,30 @@ def _make_tuner(
         run_config=tune.RunConfig(
             name="tune",
             storage_path=scratch,
-            callbacks=[ledger_callback, PackCallback(packs)] if packs else [ledger_callback],
+            callbacks=[
+                ledger_callback,
+                _silence_callback(plan, ledger_callback, packs),
+                *([PackCallback(packs)] if packs else []),
+            ],
             stop=stopper,
             failure_config=tune.FailureConfig(max_failures=LOST_WORKER_RETRIES),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             verbose=0,
         ),
     )
+
+
+def _silence_callback(plan: SweepPlan, ledger_callback: LedgerCallback, packs: Packs | None) -> SilenceCallback:
+    """Return the watch over silent workers, told and recorded as `ledger_callback` does."""
+
+    def usual(number: int) -> float:
+        whole_trial = ledger_callback.budget.usual
+        return usual_epoch(ledger_callback.state.trials[number], plan, whole_trial=whole_trial)
+
+    def end(trial: Any) -> None:
+        if packs:
+            packs.end_silent(trial.config["number"])
+        end_worker(trial)
+
+    watch = SilenceWatch(usual, timeout=plan.epoch_timeout)
+    return SilenceCallback(watch, record=ledger_callback.record_silence, end=end)

@@ -10,6 +10,7 @@ from ray import tune
 
 from sweep.engine.pack_worker import PackFailed
 from sweep.engine.result_keys import ENVIRONMENT, FAILURE, FOOTPRINT, STORAGE, WARNINGS
+from sweep.engine.silence import Silence
 from sweep.engine.slots import Slots
 from sweep.engine.trainable import Footprint
 from sweep.ledger import EndState, Event, LedgerWriter
@@ -109,9 +110,17 @@ class LedgerCallback(tune.Callback):
         if reason := last_message(trial.error_file, PackFailed):
             self.trouble = self.trouble or PackFailed(reason)
         elif number in self.state.running:
-            attempts = self.state.trials[number].attempts
-            reason = f"its worker was lost {attempts} times (killed or out of memory)"
+            lost = self.state.trials[number]
+            reason = f"its worker was lost {lost.attempts} times ({lost.silence or 'killed or out of memory'})"
             self._end(number, "failed", reason, environment=True)
+
+    def record_silence(self, silence: Silence) -> bool:
+        """Record and tell that a trial's worker says nothing; return whether it is in the ledger now."""
+        number, reason = silence.number, silence.reason
+        recorded = self._record(lambda: self.ledger.silent(number, reason, ended=silence.ended, time=time.time()))
+        if recorded:
+            self.log(f"trial {number:03d}: {reason}")
+        return recorded
 
     def _end(self, number: int, state: EndState, reason: str, *, environment: bool | None = None) -> None:
         end: dict[str, Any] = {"state": state, "reason": reason, "environment": environment}

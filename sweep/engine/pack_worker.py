@@ -114,6 +114,11 @@ class PackWorker:
             self._slots[number] = _PackSlot(number, trial, _structure_of(trial))
         return await self.node()
 
+    async def holds(self, number: int) -> bool:
+        """Return whether a trial has a slot here."""
+        with self._changed:
+            return number in self._slots
+
     async def leave(self, number: int) -> None:
         """Free the slot of a trial that has ended or lost its worker."""
         with self._changed:

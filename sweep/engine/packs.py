@@ -34,6 +34,9 @@ _PAUSE_SECONDS = 0.2
 _ANSWER_SECONDS = 0.2
 """Time for which a worker that looks for a slot waits for other packs to answer, once one has."""
 
+_SILENT_SECONDS = 10.0
+"""Time after which a pack that does not say which trials it holds hangs itself; each answers between two lines."""
+
 
 class PackedTrainable(tune.Trainable):
     """A trial that trains in a pack. It has begun once it has its slot there."""
@@ -147,6 +150,17 @@ class Packs:
             except RayError:  # killed while it started, and started again
                 self.starting[worker.node.remote()] = worker
         return self.size * len(self.serving)
+
+    def end_silent(self, number: int) -> None:
+        """End the pack in which a trial trains, as one that hangs; Ray starts another in its place."""
+        asked = {worker.holds.remote(number): worker for worker in self.serving}
+        answered = ray.wait(list(asked), num_returns=len(asked), timeout=_SILENT_SECONDS)[0] if asked else []
+        for call, worker in asked.items():
+            with contextlib.suppress(RayError):  # it was lost just now
+                if call not in answered or ray.get(call):
+                    ray.kill(worker, no_restart=False)
+                    self.serving.remove(worker)
+                    self.starting[worker.node.remote()] = worker
 
     def leave(self, number: int) -> None:
         """Free the slot of a trial that has ended or lost its worker."""

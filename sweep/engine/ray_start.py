@@ -20,6 +20,7 @@ from typing import Any
 import ray
 
 from sweep.engine.cpus import usable_cpus
+from sweep.engine.leftovers import PREFIX, remove_leftovers, write_owner
 from sweep.engine.ray_watch import RayLost, RayWatch
 from sweep.environment import inherited_imports
 from sweep.ray_internals import (
@@ -264,15 +265,17 @@ def _private_folder() -> Iterator[Path]:
     """
     given = [os.environ.get(name) for name in ("TMPDIR", "TEMP", "TMP")]
     for place in dict.fromkeys([*filter(None, given), "/tmp", "/var/tmp", "/dev/shm"]):
-        if len(os.fsencode(place)) + len("/ots-12345678/r") > _LONGEST_FOLDER:
+        if len(os.fsencode(place)) + len(f"/{PREFIX}12345678/r") > _LONGEST_FOLDER:
             continue
         with contextlib.suppress(OSError):
-            folder = Path(tempfile.mkdtemp(prefix="ots-", dir=os.path.abspath(place)))
+            folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=os.path.abspath(place)))
             break
     else:
         tried = ", ".join(filter(None, [f"TMPDIR={given[0]}" if given[0] else "", "/tmp", "/var/tmp", "/dev/shm"]))
         raise RayFailed(f"Ray needs a folder for temporary files with a short path that can be written; tried {tried}")
     try:
+        write_owner(folder)
+        remove_leftovers(folder.parent)
         (inner := folder / "r").mkdir()  # Ray opens the folder that it is given to everybody
         yield inner
     finally:

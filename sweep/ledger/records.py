@@ -20,8 +20,8 @@ END_STATES = ("finished", "stopped", "failed")
 
 Event = Mapping[str, Any]
 """An event of a trial as it stands in the ledger: `sequence` (its number, from 1 without gaps), `event`
-(`started`, `reported`, `decided` or `ended`), `trial`, `time` (unix seconds), and what `LedgerWriter`'s method of that
-name adds."""
+(`started`, `reported`, `decided`, `silent` or `ended`), `trial`, `time` (unix seconds), and what that method of
+`LedgerWriter` adds."""
 
 
 @dataclass(slots=True)
@@ -56,6 +56,9 @@ class TrialRecord:
 
     attempts: int = 0
     """Number of attempts begun."""
+
+    silence: str = ""
+    """The line about a worker that says nothing, or was ended for it; empty once one is heard."""
 
     sampler_state: str = ""
     """State of the sampler at the trial's proposal, for the search alone; `noted` on disk."""
@@ -96,13 +99,17 @@ class TrialRecord:
                 self.attempts, self.sampler_state = max(self.attempts, event["attempt"]), event.get("noted", "")
                 self.started = event["time"] if self.started is None else self.started
                 self.state, self.reason, self.ended, self.ended_as = "running", "", None, 0
-                self.environment = None
+                self.environment, self.silence = None, ""
             case "reported":
+                self.silence = ""
                 self.reports, replaced = _with_report(self.reports, event["report"])
                 self.replaced += tuple(each["time"] for each in replaced if "time" in each)
             case "decided":
                 self.decisions = [*self.decisions, event["decision"]]
+            case "silent":
+                self.silence = event["reason"]
             case "ended":
+                self.silence = ""
                 self.state, self.reason = event["state"], event["reason"]
                 self.environment = event.get("environment")
                 self.ended, self.ended_as = event["time"], event["sequence"]

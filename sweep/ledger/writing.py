@@ -87,6 +87,10 @@ class LedgerWriter:
         """Record the decision at a rung whether trial `number` goes on, as made by `Decision.to_dict`."""
         return self._append("decided", number, time, {"decision": checked_values(decision)})
 
+    def silent(self, number: int, reason: str, *, ended: bool, time: float) -> Event:
+        """Record why trial `number` is spoken of as silent, and whether its worker is ended for it."""
+        return self._append("silent", number, time, {"reason": reason, "ended": ended})
+
     def ended(
         self,
         number: int,

@@ -3,7 +3,7 @@
 from sweep.plan.audit_options import AUDIT_OPTIONS, AuditOptions
 from sweep.plan.extension import extended, given_points, space_changes, trials_at_first
 from sweep.plan.from_options import check_options, make_plan, with_resume_overrides
-from sweep.plan.mlflow_address import absolute_uri, default_mlflow_uri, is_named, masked, name_address
+from sweep.plan.mlflow_address import absolute_uri, default_mlflow_uri, given_uri, is_named, masked
 from sweep.plan.options import SPACE_OPTIONS, add_option, flag, option_words
 from sweep.plan.paths import (
     CACHE,

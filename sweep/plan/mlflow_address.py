@@ -125,9 +125,15 @@ def _masked_parameter(parameter: str, *, by_name: bool) -> str:
 _named: set[tuple[str, str | None, int | None]] = set()
 
 
-def name_address(uri: str) -> None:
-    """Take note of an address that the user of this process gave, so that credentials may go there."""
-    _named.add(_origin(uri))
+def given_uri(uri: str) -> str:
+    """Return an MLflow URI that the user of this process gave, absolute; credentials may go there from now on.
+
+    Raises:
+        InputError: as `check_mlflow_uri`.
+    """
+    checked = absolute_uri(uri)
+    _named.add(_origin(checked))
+    return checked
 
 
 def is_named(uri: str) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 
 from search_spaces import Space
 from sweep.front import Objectives
-from sweep.plan.mlflow_address import absolute_uri, check_mlflow_uri
+from sweep.plan.mlflow_address import check_mlflow_uri, given_uri
 from sweep.plan.objectives import OBJECTIVES, check_objectives, objectives_to_dict
 from sweep.plan.options import check_typed, declared, option, options_of
 from sweep.plan.paths import CACHE, check_name, existing_folder
@@ -48,7 +48,7 @@ class SweepPlan:
             metavar="URI",
             place=True,
             resumable=True,
-            resolve=absolute_uri,
+            resolve=given_uri,
             shown="MLFLOW_TRACKING_URI, else SQLite in the storage folder",
         )
     )
@@ -147,6 +147,17 @@ class SweepPlan:
     )
 
     seed: int = option(0, "seed of the search and, with it, of every trial", low=0, high=2**31 - 1, decides=True)
+
+    epoch_timeout: float = option(
+        0.0,
+        "end and retry a worker that reports nothing for S seconds; 0: for 20 usual epochs of its trial, 15 minutes at "
+        "least",
+        low=0,
+        high=100_000_000,
+        metavar="S",
+        resumable=True,
+    )
+    """It is told before. Where no trial has shown yet how long an epoch takes, none is ended by default."""
 
     cpus_per_trial: float = option(1.0, "CPU cores, and threads, of a trial or pack", above=0, high=4096)
 

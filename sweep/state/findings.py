@@ -71,7 +71,7 @@ class Findings:
         self.judged: JudgedImages | None = None
         """The images that judge all trials; None before they are known, and in sweeps of earlier versions."""
         self.warnings: list[str] = []
-        """Messages for people about what the sweep's ledger has lost, where the trials were read from one."""
+        """Messages for people, where the trials were read from a ledger: what it has lost, and who says nothing."""
         self.trials: dict[int, TrialRecord] = {}
         self.under_way: set[int] = set()
         """Numbers of the running trials."""
@@ -97,6 +97,11 @@ class Findings:
     @property
     def running(self) -> dict[int, TrialRecord]:
         return self._in_state("running")
+
+    def silences(self) -> list[str]:
+        """Return a line for each running trial whose worker says nothing."""
+        silent = {number: self.trials[number].silence for number in sorted(self.under_way)}
+        return [f"trial {number:03d}: {reason}" for number, reason in silent.items() if reason]
 
     @property
     def finished(self) -> dict[int, TrialRecord]:

@@ -31,6 +31,7 @@ def read_state(plan: SweepPlan) -> SweepState:
     ledger = read_ledger(plan.folder)
     state = state_of_trials(plan, ledger.trials)
     state.warnings = [f"{plan.name}, ledger: {warning}" for warning in ledger.warnings]
+    state.warnings += [f"{plan.name}, {silence}" for silence in state.silences()]
     state.read_data(plan.folder)
     return state
 

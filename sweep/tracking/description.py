@@ -13,6 +13,11 @@ from sweep.state import SweepState
 from sweep.tracking.links import FRONT, view_key, view_label, view_link
 from trainer.config import EvaluationConfig, TrialConfig, usual_settings
 
+_SILENCES = 8
+"""Most silent workers that a description names."""
+
+_PARAGRAPH = "\n\n"
+
 _LONGEST_NOTE = 7_800
 """Bytes of a description: MLflow cuts it off at 8,000, silently."""
 
@@ -32,7 +37,8 @@ def front_markdown(plan: SweepPlan, results: SweepState, experiment: str, parent
     files = f"#/experiments/{experiment}/runs/{parent}/artifacts/front"
     links = {"charts": view_link(experiment, view_key(FRONT, view_label(plan.name, parent))).lstrip("/")}
     links |= {"interactive picture": f"{files}/front.html", "all trials as a table": f"{files}/trials.json"}
-    head = f"""{short_verdict(plan, results)}
+    paragraphs = [*results.silences()[:_SILENCES], short_verdict(plan, results)]
+    head = f"""{_PARAGRAPH.join(paragraphs)}
 
 Open: {", ".join(f"[{name}]({link})" for name, link in links.items())}
 

@@ -41,6 +41,8 @@ class ParentRun:
         self.run_id = ""
         self.note = ""
         """The description, as MLflow has it."""
+        self.silences: list[str] = []
+        """Lines of the description on workers that say nothing."""
         self.milestones = 0
         """Number of points of the curves that are written."""
         self.files_due = 0.0
@@ -125,6 +127,7 @@ class ParentRun:
         Args:
             trial_runs: the identifiers of the trials' runs.
         """
+        self.silences = state.silences()
         note = front_markdown(self.plan, state, self.store.experiment, self.run_id, trial_runs)
         if note != self.note:
             self.store.client.set_tag(self.run_id, NOTE_TAG, note)

@@ -79,6 +79,8 @@ class Writer:
                 if enough():
                     break
             self._write_note(state)
+        elif state.silences() != parent.silences:
+            self._write_note(state)
         if parent.files_stale and time.monotonic() >= parent.files_due:
             self._write_files(state, over=False)
 

@@ -5,6 +5,7 @@ a sweep, called as Ray Tune calls it, on as many slots: search, scheduler, ledge
 of a hard cap, the screen's lines, and MLflow's writer beside it on a SQLite store. What each of them takes is shown by
 itself, as processor time of the driver's thread, which a busy machine does not stretch; then all of it by the clock
 (the ledger waits for the disk), the writer's own thread, and the memory of the process. Ray's own cost is not in it.
+Of fewer than 2,000 trials the second half is held against the first.
 
     python -m tests.benchmarks.driver_scale [TRIALS]
 """
@@ -100,7 +101,7 @@ class Trial:
 
 @dataclass
 class Part:
-    """What a thousand trials took."""
+    """What some trials in a row took."""
 
     reports: int
     spent: Counter[str]
@@ -110,8 +111,8 @@ class Part:
 LAYERS = ("search", "scheduler", "ledger", "front", "budget", "screen", "tracking")
 
 
-def simulate(storage: Path, clock: Clock, trials: int) -> Iterator[Part]:
-    """A sweep, part by part."""
+def simulate(storage: Path, clock: Clock, trials: int, part: int) -> Iterator[Part]:
+    """A sweep, in parts of so many trials."""
     plan = make_plan(
         load_space("digits"),
         name="scale",
@@ -170,7 +171,7 @@ def simulate(storage: Path, clock: Clock, trials: int) -> Iterator[Part]:
                 continue
             search.on_trial_complete(trial.trial_id, flat)
             ended += 1
-            if ended % PART == 0:
+            if ended % part == 0:
                 clock.turn()
                 clock.spent["writer"] = written.seconds()
                 yield Part(reports, clock.spent, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
@@ -207,14 +208,14 @@ def main() -> None:
     print(f"ms per report; {trials} trials of {EPOCHS} epochs on {SLOTS} slots, TPE, rungs at epochs {LEVELS}")
     headings = [*LAYERS, "all", "by clock", "writer", "MB"]
     print(f"{'trials':>8}{'reports':>9}" + "".join(f"{heading:>10}" for heading in headings))
-    sums = []
+    sums, size = [], min(PART, max(1, trials // 2))
     with tempfile.TemporaryDirectory() as folder:
-        for number, part in enumerate(simulate(Path(folder), Clock(), trials), 1):
+        for number, part in enumerate(simulate(Path(folder), Clock(), trials, size), 1):
             each = [1000 * part.spent[layer] / part.reports for layer in LAYERS]
             sums.append(sum(each))
             each += [sums[-1], *(1000 * part.spent[other] / part.reports for other in ("wall", "writer"))]
             columns = "".join(f"{ms:10.3f}" for ms in each)
-            print(f"{number * PART:8}{part.reports:9}{columns}{part.megabytes:10.0f}", flush=True)
+            print(f"{number * size:8}{part.reports:9}{columns}{part.megabytes:10.0f}", flush=True)
     print_result("driver_scale", sums[-1] / sums[0])
 
 

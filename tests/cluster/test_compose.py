@@ -1,18 +1,22 @@
 """The commands of docker/compose.yaml, as processes on the loopback address instead of containers.
 
-A head without slots, two workers, MLflow on a real PostgreSQL: a sweep is sent, workers (one of them after a warning)
-and MLflow are killed in the middle, and the front is that of an undisturbed sweep.
+A head without slots, two workers, MLflow with its users on a real PostgreSQL: a sweep is sent, workers (one of them
+after a warning) and MLflow are killed in the middle, and the front is that of an undisturbed sweep. Where these tests
+may, they confine each process as the file does: a root that can't be written, no capability, no new privilege.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
 import secrets
+import shutil
 import subprocess
 import sys
 import tempfile
+import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -40,7 +44,19 @@ space:
   regularizer: none
   learning_rate: {low: 0.0001, high: 0.01}
 """
+CONFINED = "mount --rbind /tmp /tmp && mount -o remount,bind,ro / && exec setpriv --no-new-privs --inh-caps=-all "
+CONFINED += '--bounding-set=-all "$@"'
 TIMES = ("train_seconds", "evaluation_seconds", "time")
+
+
+@functools.cache
+def confined() -> tuple[str, ...]:
+    """Return the words that run a command as `read_only`, `cap_drop` and `no-new-privileges` do; none if not root."""
+    words = ("unshare", "-m", "sh", "-c", CONFINED, "sh")
+    if shutil.which("unshare") is None:
+        return ()
+    tried = subprocess.run([*words, "touch", "/usr/written"], capture_output=True, text=True)
+    return words if "Read-only file system" in tried.stderr else ()
 
 
 class Compose:
@@ -54,11 +70,12 @@ class Compose:
             f"http://127.0.0.1:{mlflow}",
             database,
         )
-        self.values = {"RAY_AUTH_TOKEN": secrets.token_hex(16), "POSTGRES_PASSWORD": secrets.token_hex(16)}
+        names = ("RAY_AUTH_TOKEN", "POSTGRES_PASSWORD", "MLFLOW_PASSWORD", "MLFLOW_SECRET_KEY")
+        self.values = {name: secrets.token_hex(16) for name in names}
         self.values["OTSWEEP_WORKER_CPUS"] = "1"
         self.places = {
             "http://mlflow:5000": self.mlflow,
-            "@postgres:5432": f"@127.0.0.1:{database}",
+            "/etc/otsweep": f"{ROOT}/docker",
             "head:6379": f"127.0.0.1:{gcs}",
             "--port=6379": f"--port={gcs}",
             "--port=5000": f"--port={mlflow}",
@@ -94,8 +111,13 @@ class Compose:
             words += [f"--dashboard-agent-listen-port={free_ports(1)[0]}", f"--temp-dir={self.folder}/{name}"]
         module = {"ray": "ray.scripts.scripts", "mlflow": "mlflow"}[words[0]]
         settings = {key: self.here(value) for key, value in COMPOSE["services"][service]["environment"].items()}
-        command = [sys.executable, "-m", module, *words[1:]]
-        self.running.append(start([*within, *command], self.folder, name, environment(PYTHONPATH="", **settings)))
+        if service == "mlflow":
+            settings |= {"PGHOST": "127.0.0.1", "PGPORT": str(self.database)}
+        home = self.folder / "home" / name
+        home.mkdir(parents=True, exist_ok=True)
+        command = [*within, *confined(), sys.executable, "-m", module, *words[1:]]
+        settings = environment(PYTHONPATH="", HOME=str(home), **settings)
+        self.running.append(start(command, self.folder, name, settings))
         if service == "worker":
             log = self.folder / f"{name}.log"
             started = self.running[-1]
@@ -186,7 +208,9 @@ def numbers(storage: Path, name: str) -> dict[int, tuple[str, dict, list[dict]]]
 
 @pytest.mark.slow
 @pytest.mark.cluster
-def test_workers_and_mlflow_are_killed_and_the_front_is_the_same(compose: Compose) -> None:
+def test_workers_and_mlflow_are_killed_and_the_front_is_the_same(
+    compose: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
     storage = compose.folder / "storage"
     log = storage / "disturbed" / "ledger" / "log.jsonl"
 
@@ -227,7 +251,7 @@ def test_workers_and_mlflow_are_killed_and_the_front_is_the_same(compose: Compos
     assert 1 <= lost <= 4, "nodes with one slot each were killed while they trained"
     # A lost node costs the epoch in flight alone: what was told before is not trained again.
     assert events("reported") <= sum(len(record.reports) for record in trials.values()) + lost
-    check_mlflow(compose, trials)
+    check_mlflow(compose, trials, monkeypatch)
 
 
 @pytest.mark.slow
@@ -247,10 +271,16 @@ def test_a_node_that_does_not_see_the_storage_is_named(compose: Compose) -> None
     assert not (compose.folder / "storage" / "blind").exists(), "nothing began"
 
 
-def check_mlflow(compose: Compose, trials: dict[int, TrialRecord]) -> None:
-    """What MLflow missed while it was away was written later."""
+def check_mlflow(compose: Compose, trials: dict[int, TrialRecord], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What MLflow missed while it was away was written later; who has no password reads nothing of it."""
     from sweep.tracking.store import connect
 
+    search = urllib.request.Request(f"{compose.mlflow}/api/2.0/mlflow/experiments/search?max_results=1")
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(search, timeout=30)
+    settings = {"URI": compose.mlflow, "USERNAME": "admin", "PASSWORD": compose.values["MLFLOW_PASSWORD"]}
+    for name, value in settings.items():
+        monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", value)
     client = connect(compose.mlflow)
     experiment = client.get_experiment_by_name("tiny")
     assert experiment is not None

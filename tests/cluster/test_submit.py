@@ -6,6 +6,7 @@ import contextlib
 import json
 import re
 import secrets
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -18,11 +19,13 @@ from typing import NamedTuple
 import pytest
 
 from search_spaces.reading import load_space
+from sweep.cluster import package
 from sweep.cluster.access import check_address, read_token
 from sweep.cluster.cluster import Job, exit_status
 from sweep.cluster.info import ClusterInfo, differences, find_answer
+from sweep.cluster.package import pack
 from sweep.cluster.submission import Submission, refuse_duplicate
-from sweep.cluster.submit import free_id, pack
+from sweep.cluster.submit import free_id
 from sweep.ledger.reading import read_ledger
 from sweep.plan.plugins import plugins_of
 from tests.support.commands import call
@@ -30,6 +33,7 @@ from tests.support.ray_nodes import LOOPBACK, RAY, answers, end, environment, fr
 from trainer.errors import InputError
 from trainer.plugins import send_plugins
 
+ROOT = Path(__file__).parents[2]
 SPACE = """
 trials: 3
 evaluation: {dataset: digits, train_size: 200, validation_size: 60, eval_sensitivity_steps: 1}
@@ -100,7 +104,7 @@ def submit(head: Head, name: str, *words: str, own: bool = False) -> subprocess.
 
 @pytest.fixture(scope="module")
 def sent(head: Head) -> subprocess.CompletedProcess[str]:
-    return submit(head, "first", "--wait", own=True)
+    return submit(head, "first", "--wait", "--verbose", own=True)
 
 
 @pytest.mark.slow
@@ -108,6 +112,8 @@ def sent(head: Head) -> subprocess.CompletedProcess[str]:
 def test_a_sweep_is_sent_and_followed_to_its_front(head: Head, sent: subprocess.CompletedProcess[str]) -> None:
     assert sent.returncode == 0, sent.stdout + sent.stderr
     assert f"job      first.1 on {head.address}" in sent.stdout
+    assert re.search(r"sent     \d{3} files, \d\.\d MB: otsweep, tiny.yaml\n", sent.stdout)
+    assert re.search(r"\n +[\d,]+  sweep/cluster/submit.py\n", sent.stdout)
     assert f"otsweep logs first.1 --follow --address {head.address}" in sent.stdout
     assert re.search(r"MLflow   otsweep ui first --storage \S+", sent.stdout)
     assert "3/3 done" in sent.stdout
@@ -242,7 +248,7 @@ def test_a_difference_is_said_before_anything_is_sent(head: Head, sent: subproce
         pytest.param({"RAY_AUTH_TOKEN": ""}, "asks for a token; set RAY_AUTH_TOKEN", id="missing"),
         pytest.param({"RAY_AUTH_TOKEN": "wrong"}, "refuses the token in RAY_AUTH_TOKEN", id="wrong"),
         pytest.param(
-            {"RAY_AUTH_TOKEN": "", "RAY_AUTH_TOKEN_PATH": "/nowhere"}, "RAY_AUTH_TOKEN_PATH=/nowhere", id="no-file"
+            {"RAY_AUTH_TOKEN": "", "RAY_AUTH_TOKEN_PATH": "/proc/none"}, "RAY_AUTH_TOKEN_PATH=/proc/none", id="no-file"
         ),
     ],
 )
@@ -353,7 +359,10 @@ def test_options_reach_the_command_as_they_were_typed() -> None:
 
 
 def test_the_package_is_small_and_runs_alone(tmp_path: Path) -> None:
-    pack(tmp_path, None)
+    packed = pack(tmp_path, None)
+    assert packed.sizes == {
+        str(path.relative_to(tmp_path)): path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()
+    }
     assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) < 2_000_000
     done = subprocess.run(
         [sys.executable, "-P", "-c", "import sweep.cli, json; print(json.dumps(sweep.cli.__file__))"],
@@ -378,6 +387,81 @@ def test_modules_of_ones_own_that_a_space_names_go_along(tmp_path: Path, monkeyp
     pack(tmp_path / "job", one.space_file, send_plugins(plugins_of(one.plan)))
     assert (tmp_path / "job/own_sent/__init__.py").read_text() == "def load(): ...\n"
     assert "own_sent" not in sys.modules
+
+
+SECRET = b"-----BEGIN PRIVATE KEY-----"
+
+
+def plant_secrets(root: Path) -> set[str]:
+    """Put what must never be sent into a copy of the source; return its paths."""
+    (root / "id_rsa").write_bytes(SECRET)
+    names = ["trainer/.env.py", "trainer/.hidden/kept.py", "search_spaces/.aws.yaml", "sweep/credentials.yaml"]
+    names += ["sweep/.env", "sweep/report/token.json", "trainer/data/id_rsa"]
+    for name in names:
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_bytes(SECRET)
+    links = {"trainer/link.py": root / "id_rsa", "trainer/errors.py": root / "id_rsa", "sweep/gone.py": root / "no"}
+    links |= {"sweep/linked": root / "elsewhere", "search_spaces/all.yaml": root / "id_rsa"}
+    (root / "elsewhere").mkdir()
+    (root / "elsewhere" / "secret.py").write_bytes(SECRET)
+    for name, target in links.items():
+        (root / name).unlink(missing_ok=True)
+        (root / name).symlink_to(target)
+    return {*names, *links, "sweep/linked/secret.py"}
+
+
+@pytest.fixture
+def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the source that `pack` takes for the running one."""
+    root = tmp_path / "copied"
+    for name in ("search_spaces", "sweep", "trainer"):
+        shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(package, "_ROOT", root)
+    return root
+
+
+@pytest.mark.parametrize("known_to", ["git", "an installation", "nobody"])
+def test_only_the_projects_own_files_are_sent(
+    copied: Path, tmp_path: Path, known_to: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {str(path.relative_to(copied)) for path in copied.rglob("*") if path.suffix in (".py", ".yaml", ".html")}
+    if known_to == "git":
+        for words in (["init", "-q"], ["add", "."]):
+            subprocess.run(["git", *words], cwd=copied, check=True)
+    elif known_to == "an installation":
+        info = copied / "otsweep-9.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: otsweep\nVersion: 9\n")
+        (info / "RECORD").write_text("".join(f"{name},,\n" for name in sorted(before)))
+        monkeypatch.syspath_prepend(copied)
+    planted = plant_secrets(copied)
+    (copied / "trainer/new.py").write_bytes(SECRET)
+    packed = pack(tmp_path / "job", None)
+    sent = {str(path.relative_to(tmp_path / "job")) for path in (tmp_path / "job").rglob("*") if path.is_file()}
+    is_listed = known_to != "nobody"
+    assert sent == packed.sizes.keys() == before - planted | (set() if is_listed else {"trainer/new.py"})
+    assert {"trainer/link.py", "trainer/errors.py", "search_spaces/.aws.yaml"} <= set(packed.left_out)
+    assert ("trainer/new.py" in packed.left_out) == is_listed
+    assert "not sent" in packed.warning
+    assert not any(path.is_symlink() for path in (tmp_path / "job").rglob("*"))
+    texts = {path.name: path.read_bytes() for path in (tmp_path / "job").rglob("*") if path.is_file()}
+    assert {name for name, text in texts.items() if SECRET in text} == (set() if is_listed else {"new.py"})
+
+
+def test_a_module_of_ones_own_that_is_a_link_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = tmp_path / "here"
+    (here / "own_linked" / ".ipynb_checkpoints").mkdir(parents=True)
+    (here / "own_linked/__init__.py").write_text("def load(): ...\n")
+    (here / "own_linked/.ipynb_checkpoints/old.py").write_bytes(SECRET)
+    monkeypatch.syspath_prepend(here)
+    [sent] = send_plugins(["python:own_linked:load"])
+    assert [name for name, _ in sent.files] == ["own_linked/__init__.py"]
+    assert pack(tmp_path / "job", ("a.yaml", "{}"), [sent]).brought == ("a.yaml", "own_linked")
+    (tmp_path / "id_rsa").write_bytes(SECRET)
+    (here / "own_linked/key.py").symlink_to(tmp_path / "id_rsa")
+    with pytest.raises(InputError, match=r"own_linked/key.py' is a link"):
+        pack(tmp_path / "again", None, send_plugins(["python:own_linked:load"]))
+    assert not (tmp_path / "again").exists()
 
 
 @pytest.mark.parametrize(

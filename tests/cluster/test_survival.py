@@ -7,6 +7,7 @@ configurations that do not depend on results, so that the order of results can't
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import re
@@ -19,6 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import pyarrow.parquet as pq
 import pytest
 
 from sweep.ledger.reading import read_ledger
@@ -183,6 +185,29 @@ def test_a_worker_is_killed_in_mid_trial_and_a_second_driver_is_refused(sweep: S
     who = f"pid {driver.pid} on host {socket.gethostname()}"
     assert second.stderr == f"otsweep: sweep 'worker' is already being run by {who}\n"
     assert second.stdout == ""
+
+
+def test_a_worker_that_says_nothing_is_told_ended_and_its_trial_retried(sweep: Sweep) -> None:
+    """Stop a worker as a file system or a driver that hangs does: its process is there, and never answers."""
+    own = Sweep(sweep.storage, {"PYTHONHASHSEED": "0"})
+    driver = own.start(*sweep.run_words("silent"), "--epoch-timeout", "90")
+    wait_for(lambda: sweep.events("silent") >= 9, driver)
+    [worker] = workers_of(driver)
+    os.kill(worker, signal.SIGSTOP)
+    said = driver.communicate(timeout=PATIENCE)[0]
+    assert driver.returncode == 0, said
+    assert not Path(f"/proc/{worker}").exists(), "it hangs still"
+    assert_undisturbed(sweep, "silent")
+    [lost] = [number for number, record in sweep.trials("silent").items() if record.attempts == 2]
+    silence = f"trial {lost:03d}: its worker has reported nothing for"
+    told, ended = [line for line in said.splitlines() if line.startswith(silence)]
+    assert told.endswith("; it will be ended after 90 s")
+    assert ended.endswith(": ended (--epoch-timeout)")
+    assert f"trial {lost:03d}: its worker was lost; it continues from its last epoch" in said
+    [part] = (sweep.storage / "silent" / "ledger").glob("part-*.parquet")
+    events = map(json.loads, pq.ParquetFile(part).read()["event"].to_pylist())
+    kept = [(event["trial"], event["ended"]) for event in events if event["event"] == "silent"]
+    assert kept == [(lost, False), (lost, True)]
 
 
 @pytest.fixture(scope="module")

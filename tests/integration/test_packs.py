@@ -38,7 +38,7 @@ from sweep.search.budget import Budget
 from sweep.state.sweep_state import SweepState
 from tests.cluster.test_slots import offer
 from tests.cluster.test_survival import TIMES, Sweep, workers_of
-from tests.support.commands import wait_for
+from tests.support.commands import PATIENCE, wait_for
 from trainer.errors import InputError
 
 SPACE = """
@@ -244,6 +244,21 @@ def test_a_pack_and_then_a_trials_own_worker_are_killed(sweep: Sweep) -> None:
     assert sum(again.values()) >= 2
     for number, times in again.items():
         assert said.count(f"trial {number:03d}: its worker was lost; it continues from its last epoch") == times
+
+
+@pytest.mark.slow
+def test_a_pack_that_says_nothing_is_ended_and_its_trials_go_on(sweep: Sweep) -> None:
+    own = Sweep(sweep.storage, {"PYTHONHASHSEED": "0"})
+    driver = own.start(*words(sweep, "silent", *PACKED, "--epoch-timeout", "90"))
+    wait_for(lambda: sweep.events("silent") >= 6, driver)
+    [pack] = workers_of(driver, PACK)
+    os.kill(pack, signal.SIGSTOP)
+    said = driver.communicate(timeout=PATIENCE)[0]
+    assert driver.returncode == 0, said
+    assert not Path(f"/proc/{pack}").exists(), "it hangs still"
+    assert_as_alone(sweep, "silent")
+    assert ": ended (--epoch-timeout)" in said
+    assert max(record.attempts for record in sweep.trials("silent").values()) == 2
 
 
 @pytest.mark.slow

@@ -9,13 +9,15 @@ import signal
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sweep.engine.cpus import usable_cpus
+from sweep.engine.leftovers import remove_leftovers, write_owner
 from sweep.ledger.reading import read_ledger
 from sweep.ledger.writing import LedgerWriter
 from tests.support.commands import PATIENCE, call, command, otsweep, shared_ray, start, wait_for
@@ -107,6 +109,71 @@ def test_a_ray_of_ones_own_is_for_oneself(place: str, tmp_path: Path) -> None:
     assert told["stranger"] == ("no entry\nno token\n" if os.getuid() == 0 else "no token\n")
     assert not told["left"]
     assert told["variables"] == []
+
+
+KILLED = """
+import os, signal
+from pathlib import Path
+import sweep
+from ray._private import worker
+from sweep.engine.ray_start import ray_session
+
+with ray_session():
+    print(Path(worker._global_node.get_session_dir_path()).parents[1], flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.slow
+def test_the_folder_of_a_ray_whose_owner_was_killed_is_removed_by_the_next_start(short_folder: Path) -> None:
+    left = Path(python(KILLED, TMPDIR=str(short_folder)).stdout.strip())
+    assert left.is_dir()
+    assert left.parent == short_folder
+    assert python(OWN, STRANGER, TMPDIR=str(short_folder)).returncode == 0
+    assert list(short_folder.iterdir()) == []
+
+
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """Return a folder whose path leaves room for Ray's sockets."""
+    with tempfile.TemporaryDirectory(prefix="otl-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+def owner(folder: Path, change: dict[str, Any]) -> None:
+    write_owner(folder)
+    path = folder / "owner.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+
+
+@pytest.mark.parametrize(
+    ("change", "stays"),
+    [
+        pytest.param({}, True, id="its owner runs"),
+        pytest.param({"started": "1"}, False, id="another process has its owner's number"),
+        pytest.param({"pid": 2**22 + 1}, False, id="its owner has ended"),
+        pytest.param({"pid": 2**22 + 1, "boot": "another"}, True, id="its owner ran on another machine"),
+        pytest.param({"pid": 2**22 + 1, "namespace": "pid:[1]"}, True, id="its owner ran in another container"),
+        pytest.param({"pid": None}, True, id="its owner is not known"),
+    ],
+)
+def test_only_folders_whose_owner_is_gone_are_removed(change: dict[str, Any], stays: bool, tmp_path: Path) -> None:
+    (folder := tmp_path / "ots-left").mkdir()
+    owner(folder, change)
+    (tmp_path / "ots-link").symlink_to(folder)
+    (tmp_path / "ots-empty").mkdir()
+    remove_leftovers(tmp_path)
+    assert folder.exists() == stays
+    assert (tmp_path / "ots-empty").exists()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="not root: can't give a folder to another user")
+def test_folders_of_others_stay(tmp_path: Path) -> None:
+    (folder := tmp_path / "ots-others").mkdir()
+    owner(folder, {"pid": 2**22 + 1})
+    os.chown(folder, 65534, 65534)
+    remove_leftovers(tmp_path)
+    assert folder.exists()
 
 
 DROPPED = """

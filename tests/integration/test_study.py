@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 from collections.abc import Callable
@@ -12,7 +13,9 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from tests.support.commands import call, command, front, start, wait_for
+from tests.integration.test_ray_start import name_of
+from tests.support.commands import PATIENCE, call, command, front, start, wait_for
+from tests.support.ray_nodes import tree
 
 STUDY = """
 question: Does a triplet loss help?
@@ -90,6 +93,21 @@ def test_a_study_is_a_run_in_mlflow_above_its_sweeps(whole: tuple[Path, str]) ->
     }
     assert "Against none" in run.data.tags["mlflow.note.content"]
     assert run.data.metrics["difference/triplet/uncalibrated"] == found(storage, "whole")["differences"][0]["estimate"]
+
+
+@pytest.mark.slow
+def test_a_study_that_loses_ray_tells_the_command_that_resumes_it(new_storage: Callable[[str], Path]) -> None:
+    """Lose it while a sweep runs; its processes are the study's own."""
+    storage = new_storage("lost")
+    driver = start(words(storage, "lost"), own=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    log = storage / "lost-none-0/ledger/log.jsonl"
+    wait_for(lambda: log.exists() and b'"started"' in log.read_bytes(), driver)
+    os.kill(next(pid for pid in tree(driver.pid) if name_of(pid) == "raylet"), signal.SIGKILL)
+    out, err = driver.communicate(timeout=PATIENCE)
+    assert driver.returncode == 1, out + err
+    assert err.startswith("otsweep: failed: Ray is lost: "), err
+    assert err.endswith(f"Nothing recorded is lost; to resume:\n  otsweep resume lost --storage {storage}\n"), err
+    assert "lost-none-0" not in err
 
 
 @pytest.mark.slow

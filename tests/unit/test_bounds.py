@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import Bounds, LinearConstraint, milp
+from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from trainer.attacks import worst_case
@@ -120,13 +123,16 @@ def test_crown_is_exact_for_affine_layers_and_an_interval_for_one() -> None:
     torch.testing.assert_close(worst_margins(model, images, labels, 0.1), exact)
 
 
-def small_network(seed: int) -> Classifier:
+def small_network(seed: int, *, side: int = 4, classes: int = 3) -> Classifier:
     """Return a network that an exact solver can bound."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        encoder = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 4))
-        head = nn.Linear(4, 3)
-    return Classifier(encoder, shape=(1, 4, 4), head=head, mean=torch.tensor([0.4]), std=torch.tensor([0.5])).double()
+        encoder = nn.Sequential(
+            nn.Flatten(), nn.Linear(side**2, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 4)
+        )
+        head = nn.Linear(4, classes)
+    mean, std = torch.tensor([0.4]), torch.tensor([0.5])
+    return Classifier(encoder, shape=(1, side, side), head=head, mean=mean, std=std).double()
 
 
 def exact_margin(model: Classifier, image: Tensor, label: int, other: int, epsilon: float) -> float:
@@ -187,6 +193,37 @@ def test_they_lie_below_the_exact_optimum_and_crown_lies_nearer(seed: int) -> No
             gaps.append((exact - interval[index, other].item(), exact - crown[index, other].item()))
     by_interval, by_crown = np.array(gaps).mean(0)
     assert by_crown <= by_interval + 1e-9
+
+
+def test_on_trained_digits_they_certify_nothing_that_the_exact_optimum_breaks() -> None:
+    """A trained network's bounds differ from a random one's: its units are decided, and its margins large."""
+    digits: Any = load_digits()
+    images = torch.from_numpy(digits.images / 16).unsqueeze(1)
+    labels = torch.from_numpy(digits.target)
+    model, epsilon = small_network(0, side=8, classes=10), 0.02
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(300):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(images).logits, labels).backward()
+        optimizer.step()
+    model.requires_grad_(False)
+    right = torch.nonzero(model(images).logits.argmax(1) == labels).flatten()
+    assert len(right) > 0.9 * len(labels)
+    some = right[:: len(right) // 8][:8]
+    bounds = {bound: bound(model, images[some], labels[some], epsilon) for bound in (worst_margins, crown_margins)}
+    exact = torch.full((8, 10), math.inf, dtype=torch.float64)
+    for row, index in enumerate(some):
+        for other in set(range(10)) - {int(labels[index])}:
+            exact[row, other] = exact_margin(model, images[index : index + 1], int(labels[index]), other, epsilon)
+    others = exact.isfinite()
+    for bound in bounds.values():
+        assert (bound[others] <= exact[others] + 1e-7).all()
+    robust, by_interval, by_crown = (
+        int((each.where(others, torch.inf).amin(1) > 0).sum()) for each in (exact, *bounds.values())
+    )
+    assert by_interval <= by_crown <= robust
+    assert by_crown > 0
+    assert robust < 8  # so that a bound had something to get wrong
 
 
 @pytest.mark.parametrize("architecture", MODELS)

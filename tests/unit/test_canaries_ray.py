@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import ray
@@ -224,6 +225,17 @@ def test_a_failure_is_forgiven(trial: Trial) -> None:
     internals.forgive_failure(trial)
     assert trial.num_failures == 0, told(symbol, purpose)
     assert "self.run_metadata.num_failures <= self.max_failures" in inspect.getsource(Trial), told(symbol, purpose)
+
+
+def test_the_worker_of_a_trial(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+    symbol, purpose = "ray.tune.experiment.Trial.temporary_state.ray_actor", "the worker that says nothing, to be ended"
+    killed: list[object] = []
+    monkeypatch.setattr(ray, "kill", killed.append)
+    internals.end_worker(trial)
+    assert killed == [], "it has none yet"
+    trial.set_ray_actor(worker := MagicMock())
+    internals.end_worker(trial)
+    assert killed == [worker], told(symbol, purpose)
 
 
 def test_an_actors_obituary_ends_with_its_constructors_exception() -> None:

@@ -62,7 +62,7 @@ WORDS = {
     ),
     "sync of nothing": (["sync", "nothing"], "no sweep 'nothing'"),
     "secret in a URI": (["run", "--mlflow-uri", "http://me:hunter2@host"], "holds what may be a secret"),
-    "missing data folder": (["run", "--data-dir", "/nowhere"], "--data-dir '/nowhere': no such folder"),
+    "missing data folder": (["run", "--data-dir", "/proc/nowhere"], "--data-dir '/proc/nowhere': no such folder"),
     "unknown trial knob": (["trial", "--set", "margn=1"], "unknown setting 'margn': did you mean 'margin'?"),
     "unknown trial preset": (["trial", "--preset", "pgdat"], "unknown preset 'pgdat': did you mean 'pgd-at'?"),
     "trial epsilon above one": (
@@ -74,10 +74,10 @@ WORDS = {
         "28x28 grey images in 10 classes (mnist, fashion_mnist); the data set here is 'digits'",
     ),
     "missing examples": (
-        ["trial", "--dataset", "mnist", "--invariance-examples", "/nowhere"],
-        "--invariance-examples '/nowhere': no such folder",
+        ["trial", "--dataset", "mnist", "--invariance-examples", "/proc/nowhere"],
+        "--invariance-examples '/proc/nowhere': no such folder",
     ),
-    "audit of nothing": (["audit", "nothing", "--invariance-examples", "/nowhere"], "no sweep 'nothing'"),
+    "audit of nothing": (["audit", "nothing", "--invariance-examples", "/proc/nowhere"], "no sweep 'nothing'"),
     "no value": (["trial", "--set", "epochs"], "--set 'epochs': write it as key=value"),
 }
 

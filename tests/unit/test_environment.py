@@ -71,7 +71,7 @@ SITES = {
         "COLUMNS": "0",
     },
     "a proxy": {"http_proxy": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9", "NO_PROXY": "example.org"},
-    "MLflow's": {"MLFLOW_TRACKING_URI": "file:/nowhere", "MLFLOW_STATIC_PREFIX": "/mlflow", "MLFLOW_RUN_ID": "none"},
+    "MLflow's": {"MLFLOW_TRACKING_URI": "file:/proc/none", "MLFLOW_STATIC_PREFIX": "/mlflow", "MLFLOW_RUN_ID": "none"},
     "an old terminal's": {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "latin-1"},
 }
 

@@ -25,7 +25,7 @@ from sweep.cli.mlflow import _newest
 from sweep.front.objectives import Objectives
 from sweep.plan import mlflow_address
 from sweep.plan.from_options import make_plan, with_resume_overrides
-from sweep.plan.mlflow_address import absolute_uri, check_mlflow_uri, is_named, masked, name_address
+from sweep.plan.mlflow_address import absolute_uri, check_mlflow_uri, is_named, masked
 from sweep.plan.paths import PLAN, check_name, default_name, list_sweeps, open_storage, storage_folder
 from sweep.plan.plan import OPTIONS, SAMPLERS, SweepPlan, check_option, plan_digest
 from sweep.plan.plan_file import parse_plan, plan_from_tree, plan_text, read_plan, write_plan
@@ -152,7 +152,11 @@ def test_an_mlflow_server_stays_where_storage_moves(storage: str, tmp_path: Path
     assert read_plan("first", storage=str(tmp_path / "elsewhere")).mlflow_uri == "http://host:5000"
 
 
-def test_a_name_made_from_the_time_gives_way_and_a_given_one_does_not(storage: str) -> None:
+def test_a_name_made_from_the_time_gives_way_and_a_given_one_does_not(
+    storage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moment = time.gmtime(0)
+    monkeypatch.setattr(time, "gmtime", lambda now=None: moment)
     first = write_plan(make_plan(SPACE, storage=storage))
     second, third = write_plan(first), write_plan(first)
     assert [second.name, third.name] == [f"{first.name}-2", f"{first.name}-3"]
@@ -473,7 +477,7 @@ def test_default_names_sort_by_time_and_are_unique(tmp_path: Path) -> None:
 @given(st.text(max_size=100))
 @settings(deadline=None)
 def test_a_default_name_is_a_good_name_whatever_the_space_is_called(space_name: str) -> None:
-    check_name(default_name(space_name, Path("/nowhere")))
+    check_name(default_name(space_name, Path("/proc/nowhere")))
 
 
 def test_resume_of_an_unknown_name_names_the_nearest(plan: SweepPlan) -> None:
@@ -683,15 +687,21 @@ def test_a_secret_in_the_storages_address_is_refused_and_never_shown(uri: str) -
     assert masked("s3://bucket/all?region=eu-west-1&endpoint_override=localhost:9000").endswith("=localhost:9000")
 
 
-def test_an_address_is_named_by_this_user_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_is_named_by_this_user_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setattr(mlflow_address, "_named", set())
     assert not is_named("https://host:5000/a")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://host:5000")
     assert is_named("https://host:5000/a")
     assert not any(map(is_named, ("http://host:5000", "https://host:5001", "https://other:5000", "http://[")))
-    name_address("https://other:5000")
-    assert is_named("https://other:5000/")
+    plan = make_plan(SPACE, name="elsewhere", storage=str(tmp_path), mlflow_uri="https://other:5000")
+    assert is_named("https://other:5000/")  # whoever asks: the command, or a caller from Python
+    with_resume_overrides(plan, {"mlflow_uri": "https://third:5000"})
+    assert is_named("https://third:5000/")
+    monkeypatch.setattr(mlflow_address, "_named", set())
+    write_plan(plan)
+    read_plan("elsewhere", storage=str(tmp_path))
+    assert not is_named("https://other:5000/")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

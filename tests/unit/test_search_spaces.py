@@ -109,7 +109,7 @@ ARMS = {
 CERTIFIED_ARM = {"certified_ce_weight": 0.5, "regularizer": "none"}
 
 
-@pytest.mark.parametrize("name", ["digits", "mnist", "cifar10"])
+@pytest.mark.parametrize("name", ["digits", "mnist", "mnist-small", "cifar10"])
 def test_an_embedded_space_draws_every_arm(name: str) -> None:
     space = load_space(name)
     drawn = [config for config, _ in draws(space, 1000)]

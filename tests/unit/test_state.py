@@ -44,13 +44,15 @@ def courses(draw: st.DrawFn) -> tuple[int, list[tuple[str, int, dict[str, Any]]]
                 ("started", number, {**begun, "time": float(time), "sampler_state": draw(st.sampled_from(["", "x"]))})
             )
             continue
-        kind = draw(st.sampled_from(["reported", "reported", "decided", "ended", "lost"]))
+        kind = draw(st.sampled_from(["reported", "reported", "decided", "ended", "lost", "silent"]))
         timed = {"time": float(time), "slot_seconds": float(time)}
         if kind == "reported" and running[number] < EPOCHS:
             running[number] += 1
             calls.append((kind, number, {"report": report(draw, running[number], final=False), **timed}))
         elif kind == "decided" and running[number]:
             calls.append((kind, number, {"decision": {"epoch": running[number], "chance": 0.5}, "time": float(time)}))
+        elif kind == "silent":
+            calls.append((kind, number, {"reason": "no word", "ended": draw(st.booleans()), "time": float(time)}))
         elif kind == "ended" and running[number]:
             state = draw(st.sampled_from(["finished", "finished", "stopped", "failed"]))
             if state == "finished":
