@@ -21,7 +21,23 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sweep.api import Interrupted, Planned, Report, Running, Sweep, compare, export, plan, resume, run, start, trial
+    from sweep.api import (
+        Interrupted,
+        Planned,
+        Report,
+        Running,
+        Sweep,
+        audit,
+        compare,
+        export,
+        judge,
+        plan,
+        resume,
+        run,
+        start,
+        study,
+        trial,
+    )
     from sweep.api import open_sweep as open
     from trainer.errors import InputError, OtsweepError, StorageFailed, TrialFailed
 
@@ -60,7 +76,8 @@ for _name, _value in RAY_ENVIRONMENT.items():
 
 _API = {
     **{name: name for name in ("Interrupted", "Planned", "Report", "Running", "Sweep")},
-    **{name: name for name in ("compare", "export", "plan", "resume", "run", "start", "trial")},
+    **{name: name for name in ("audit", "compare", "export", "judge", "plan", "resume", "run")},
+    **{name: name for name in ("start", "study", "trial")},
     "open": "open_sweep",
 }
 """Names that `import sweep` offers, and their names in `sweep.api`."""

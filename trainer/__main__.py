@@ -26,6 +26,7 @@ from trainer.own_crowds import find_crowd
 from trainer.presets import PRESETS, preset
 from trainer.progress import ProgressLine, bar, visible
 from trainer.summary import agreement_lines, brief, summary
+from trainer.words import did_you_mean
 
 if TYPE_CHECKING:
     from trainer.files import Store
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 _DONE, _FAILED, _BAD_INPUT, _INTERRUPTED = 0, 1, 2, 130
 
 REPORT_FILE = "report.json"
+_FORMATS = ("table", "json")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,6 +68,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="images labelled by people, with which the model and the judge are compared",
     )
     parser.add_argument("--json", action="store_true", help="print each report as one line of JSON and nothing else")
+    parser.add_argument(
+        "--format", default=_FORMATS[0], help=f"{', '.join(_FORMATS)}: of what is printed at the end, as in report.json"
+    )
     knobs = {**TrialConfig().to_dict(), **EvaluationConfig().to_dict()}
     parser.epilog = (
         f"Presets: {', '.join(PRESETS)}. "
@@ -122,6 +127,10 @@ def options_from(given: Mapping[str, Any]) -> argparse.Namespace:
 
 def run(arguments: argparse.Namespace) -> int:
     """Prepare, train, report, write `model.pt` and `report.json`; return the exit status."""
+    if arguments.format not in _FORMATS:
+        raise InputError(f"--format {arguments.format}: {did_you_mean(arguments.format, _FORMATS)}")
+    if arguments.json and arguments.format == "json":
+        raise InputError("--json prints each report as it comes, --format json all of them at the end: give one")
     with ProgressLine(sys.stderr, shown=not arguments.json) as line:
         try:
             done = run_one(arguments, line, _print_json if arguments.json else partial(_log_report, line))
@@ -129,7 +138,9 @@ def run(arguments: argparse.Namespace) -> int:
             line.log("Stopped. To go on after the last epoch that was done, give the same command with")
             line.log(f"  --out {stopped.folder}")
             return _INTERRUPTED
-    if not arguments.json:
+    if arguments.format == "json":
+        print((done.folder / REPORT_FILE).read_text(encoding="utf-8"), end="")
+    elif not arguments.json:
         from trainer.training import MODEL_FILE
 
         found = agreement_lines(done.agreement, done.prepared.evaluation.dataset)
@@ -163,7 +174,7 @@ def run_one(
     from trainer.training import check_batch_size
 
     # Before anything is prepared, which may take minutes, refuse what can be refused.
-    device = _pick_device(arguments.device)
+    device = pick_device(arguments.device)
     if size := evaluation.train_size or (evaluation.dataset in SIZES and SIZES[evaluation.dataset].train):
         check_batch_size(config.batch_size, size)
     torch.set_num_threads(arguments.cpus_per_trial)
@@ -193,7 +204,7 @@ def _absolute(option: str, text: str) -> Path:
         raise InputError(f"{option} {text!r}: {error}") from None
 
 
-def _pick_device(name: str) -> str:
+def pick_device(name: str) -> str:
     """Return the device of that name; `auto` is the first GPU, or the CPU if there is none.
 
     Raises:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -61,12 +61,17 @@ def build_network(
     mean: Tensor,
     std: Tensor,
     seed: int,
+    weights: Mapping[str, Tensor] | None = None,
 ) -> nn.Module:
     """Return what `build_model` does, also for a network of one's own: its factory is called as
     `factory(shape, classes, embedding_size)`.
 
+    Args:
+        weights: state dict that a network of one's own is given before it is looked at.
+
     Raises:
-        InputError: as `build_model`; for a factory that can't be had, and a network that can't be trained or judged.
+        InputError: as `build_model`; for a factory that can't be had, weights of another network, and a network that
+            can't be trained or judged.
     """
     if not is_plugin(architecture):
         sizes: dict[str, Any] = {"shape": shape, "classes": classes, "embedding_size": embedding_size}
@@ -86,7 +91,9 @@ def build_network(
     if not any(each.requires_grad for each in network.parameters()):
         raise refused("has no weights to train")
     try:
-        return _examined(network, shape=shape, classes=classes, mean=mean, std=std)
+        if weights is not None:
+            _load_weights(network, weights)
+        return examined(network, shape=shape, classes=classes, mean=mean, std=std)
     except InputError as error:
         raise refused(str(error)) from None
     except Exception as error:
@@ -101,8 +108,27 @@ def _made(architecture: str, sizes: tuple[Any, ...], seed: int) -> Any:
         return call_plugin("architecture", architecture, *sizes)
 
 
-def _examined(network: nn.Module, *, shape: tuple[int, int, int], classes: int, mean: Tensor, std: Tensor) -> nn.Module:
+def _load_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Give a network its weights; InputError with the first names and shapes that do not fit."""
+    ours = network.state_dict()
+    missing, unknown = (sorted(a.keys() - b.keys()) for a, b in ((ours, weights), (weights, ours)))
+    other = [name for name in ours.keys() & weights.keys() if ours[name].shape != weights[name].shape]
+    for what, names in (("lack", missing), ("have besides", unknown), ("have in another shape", sorted(other))):
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise InputError(f"the weights are of another network: they {what} {', '.join(names[:3])}{more}")
+    network.load_state_dict(dict(weights))
+
+
+def examined(network: nn.Module, *, shape: tuple[int, int, int], classes: int, mean: Tensor, std: Tensor) -> nn.Module:
     """Return the model of a network after a look at its answers.
+
+    Args:
+        network: takes normalised images (B, C, H, W); its last layer may be taken out, to stand as the model's head.
+        shape: (C, H, W).
+        classes: K.
+        mean: (C,), subtracted from images in [0, 1].
+        std: (C,), above 0, that they are divided by.
 
     Raises:
         InputError: with the reason why it can't be trained or judged.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import queue
 import sys
@@ -178,21 +179,32 @@ def drive(
         retry_failed: whether failed trials are run again, unless their configurations made them fail.
         stop: set by another thread, asks the sweep to stop as Ctrl-C does.
     """
-    if not _one_at_a_time.acquire(blocking=False):
-        raise InputError("a sweep runs in this process already: wait for its end, or stop it")
-    try:
+    with alone():
         if fresh and not written:
             plan = write_plan(plan)
         screen = _screen(plan, progress)
         news = News(screen.results, on_report)
         with remembered_interrupts():
             complete, link = run_recorded(screen, fresh=fresh, retry_failed=retry_failed, on_event=news.tell, stop=stop)
-    finally:
-        _one_at_a_time.release()
     sweep = Sweep(plan, screen.results, link=link)
     if not complete:
         raise Interrupted(sweep)
     return sweep
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Hold Ray for what runs in this context.
+
+    Raises:
+        InputError: if something else runs in this process already.
+    """
+    if not _one_at_a_time.acquire(blocking=False):
+        raise InputError("a sweep runs in this process already: wait for its end, or stop it")
+    try:
+        yield
+    finally:
+        _one_at_a_time.release()
 
 
 def _screen(plan: SweepPlan, progress: bool | Console) -> Screen:

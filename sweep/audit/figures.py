@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib
 import numpy as np
@@ -15,6 +15,7 @@ from sweep.audit.finalists import Finalist
 from sweep.audit.verdicts import Outcome
 from sweep.front import Objectives, front_mask
 from sweep.ledger import TrialRecord
+from sweep.plan import AuditOptions
 from sweep.report import (
     GRID,
     MUTED,
@@ -31,6 +32,7 @@ from sweep.report import (
     in_units,
     staircase,
 )
+from trainer.config import EvaluationConfig
 
 
 def audit_figure(audit: Audit, found: Outcome) -> Figure:
@@ -92,13 +94,26 @@ def _budgets(audit: Audit, finalists: Sequence[Finalist]) -> str:
 
 def curves_figure(audit: Audit, finalists: Sequence[Finalist]) -> Figure:
     """Draw accuracy over the budget, a line per finalist: the mean over its trials, in a band from worst to best."""
-    evaluation = audit.plan.space.evaluation
-    colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(finalists)))
+    lines = {
+        f"{one.record.number:03d}: area {one.mean['curve_area']:.3f}": [run.curve for run in one.own]
+        for one in finalists
+    }
+    return draw_curves(lines, audit.plan.space.evaluation, audit.options, title=audit.plan.name)
+
+
+def draw_curves(
+    lines: Mapping[str, Sequence[Mapping[str, Sequence[float]]]],
+    evaluation: EvaluationConfig,
+    options: AuditOptions,
+    *,
+    title: str,
+) -> Figure:
+    """Draw accuracy over the budget, a line for each name: the mean of its curves, in a band from worst to best."""
+    colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(lines)))
     with house_figure(height=5.0) as (figure, axes):
-        for one, colour in zip(finalists, colours, strict=True):
-            epsilons = one.own[0].curve["epsilons"]
-            accuracies = 100 * np.array([run.curve["accuracies"] for run in one.own])
-            name = f"{one.record.number:03d}: area {one.mean['curve_area']:.3f}"
+        for (name, curves), colour in zip(lines.items(), colours, strict=True):
+            epsilons = curves[0]["epsilons"]
+            accuracies = 100 * np.array([curve["accuracies"] for curve in curves])
             axes.fill_between(epsilons, accuracies.min(0), accuracies.max(0), color=colour, alpha=0.15, linewidth=0)
             axes.plot(epsilons, accuracies.mean(0), color=colour, marker="o", markersize=3.5, label=name)
         axes.axvline(evaluation.eval_sensitivity_epsilon, color=MUTED, linestyle=":", linewidth=1)
@@ -106,8 +121,8 @@ def curves_figure(audit: Audit, finalists: Sequence[Finalist]) -> Figure:
         axes.set_ylabel("Accuracy (%)")
         axes.set_ylim(-1, 101)
         axes.grid(**GRID)
-        steps = max(1, audit.options.steps // 2)
-        note = f"APGD-CE and APGD-T, {steps} steps\ndotted: the budget that trials are judged by"
-        draw_title(axes, f"{audit.plan.name}: accuracy over epsilon", f"{evaluation.dataset}; {note}")
+        steps = max(1, options.steps // 2)
+        note = f"APGD-CE and APGD-T, {steps} steps\ndotted: the budget that models are judged by"
+        draw_title(axes, f"{title}: accuracy over epsilon", f"{evaluation.dataset}; {note}")
         draw_legend(figure, axes, with_dominated=False)
     return figure

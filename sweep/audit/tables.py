@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ _FRONT_PICTURE, _CURVES_PICTURE = "audit.png", "curves.png"
 
 _CERTIFIED = "certified_accuracy"
 
-_ROWS = {
+ROWS = {
     _CERTIFIED: "certified",
     **AUDITED,
     "sensitivity_doubted": "and before the attack",
@@ -148,7 +148,7 @@ def finalist_lines(audit: Audit, found: Outcome) -> list[str]:
 def rows(plan: SweepPlan) -> dict[str, str]:
     """Return the numbers of a finalist's rows, and their headings."""
     certified = plan.space.evaluation.eval_sensitivity_norm == "linf"
-    return accuracies(plan) | {name: heading for name, heading in _ROWS.items() if certified or name != _CERTIFIED}
+    return accuracies(plan) | {name: heading for name, heading in ROWS.items() if certified or name != _CERTIFIED}
 
 
 def _row(one: Finalist, name: str, heading: str, change: Change | None) -> list[str]:
@@ -240,6 +240,11 @@ def show_people(audit: Audit, finalists: Sequence[Finalist], console: Console) -
     if not known:
         console.print(unknown_agreement(audit.plan.space.evaluation.dataset), markup=False)
         return
+    show_agreement({f"trial {number:03d}": runs for number, runs in known.items()}, console)
+
+
+def show_agreement(known: Mapping[str, Sequence[HumanAgreement]], console: Console) -> None:
+    """Print how far the judge, and models by name, agree with people: a table per set of examples."""
     first = next(iter(known.values()))[0]
     console.print(f"Agreement with people, on the examples in {first.folder}\n", markup=False)
     for index, compared in enumerate(first.sets):
@@ -248,9 +253,9 @@ def show_people(audit: Audit, finalists: Sequence[Finalist], console: Console) -
         for each in compared.agreements:
             if each.answerer != MODEL:
                 table.add_row(*cells([each]))
-        for number, runs in known.items():
+        for name, runs in known.items():
             _, *shares = cells([run.sets[index].by(MODEL) for run in runs])
-            table.add_row(f"trial {number:03d}", *shares)
+            table.add_row(name, *shares)
         console.print(table, "")
     console.print(LEGEND, markup=False)
 

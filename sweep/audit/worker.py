@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections import deque
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from sweep.audit.measuring import compare_with_people, full_attacks, measure_model
 from sweep.audit.results import AuditResult, AuditTask, judged_by, judged_file, read_result, result_file, sealed
 from sweep.engine import Task, evaluation_of, explain, shared
 from sweep.plan import AuditOptions
 from sweep.state import judged_images
-from trainer.config import EvaluationConfig, TrialConfig
+from trainer.config import TrialConfig
 from trainer.errors import InputError
-from trainer.human_agreement import JUDGE, MODEL, ExamplesFolder
+from trainer.human_agreement import ExamplesFolder
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor, nn
+    from torch import nn
 
-    from trainer.attacks import Attack, Evidence, WorstCase
-    from trainer.data import Split
-    from trainer.invariance import LabelledSet
+    from trainer.invariance import LabelledSet, Prepared
 
 
 def prepare_test(common: Task, examples: ExamplesFolder | None, folder: Path, options: AuditOptions) -> None:
@@ -85,7 +81,9 @@ def audit_one(
             baseline = _train(common, undefended, folder) if undefended else None
             audited = _evaluate(common, task, model, baseline, options)
         if examples and not audited.answers_to(examples):
-            audited = dataclasses.replace(audited, people=_compare_with_people(common, model, examples))
+            audited = dataclasses.replace(
+                audited, people=compare_with_people(model, shared(common), examples, _labelled_sets(common, examples))
+            )
         FolderStore(folder).write(result_file(task), sealed(audited))
     except Exception as error:  # noqa: BLE001 - one may fail in any way, and the audit goes on
         return explain(error)
@@ -130,185 +128,39 @@ def _train(common: Task, task: AuditTask, folder: Path) -> nn.Module:
 def _evaluate(
     common: Task, task: AuditTask, model: nn.Module, baseline: nn.Module | None, options: AuditOptions
 ) -> AuditResult:
-    """Return every number of a model on the test split. The generators' seed is the same for all, so it cancels.
+    """Return every number of a model on the test split.
 
     The sweep's own model is attacked on the validation split as well, where it was selected, and its attack is checked.
     """
-    from trainer.training import attacked, evaluate_attacked, to_device
-
-    prepared, evaluation, device = shared(common), evaluation_of(common), next(model.parameters()).device
-    rows = draw(len(prepared.data.test.labels), options.test_size, seed=evaluation.split_seed)
-    test = to_device(type(prepared.data.test)(*(field[rows] for field in prepared.data.test)), device)
-    attacks = _attacks(evaluation, options, model, classes=prepared.data.classes)
-    outcome = attacked(model, test, attacks, generator=_generator(evaluation, device))
-    judgings = [prepared.judging_set("test", judge=judge).to(device) for judge in range(options.judges)]
-    judged = [evaluate_attacked(model, outcome, judging) for judging in judgings]
-    proven = _certify(model, test, evaluation)
-    assert proven.get("certified_accuracy", 0) <= judged[0].sensitivity_accuracy, "an attack broke what is proven"
-    found = AuditResult(
+    prepared = shared(common)
+    measured = measure_model(model, prepared, options, with_evidence=task.own, baseline=baseline)
+    return AuditResult(
         number=task.number,
         config=task.config,
         judged_by=judged_by(options),
-        images=len(test.labels),
-        rows=rows.tolist() if len(rows) < len(prepared.data.test.labels) else [],
-        numbers={
-            **{name: fmean(each.numbers()[name] for each in judged) for name in judged[0].numbers()},
-            **proven,
-            **_attack_invariance(common, model),
-            **_validity(common, test, outcome, options),
-        },
-        answers=judged[0].answers.encode(),
-        broken_by={attack.name: int((outcome.broken_by == k).sum()) for k, attack in enumerate(attacks)},
+        own=task.own,
+        validation=_on_validation(model, prepared, options) if task.own else {},
+        **measured._asdict(),
     )
-    return _with_own(common, found, model, baseline, test, options) if task.own else found
 
 
-def _with_own(
-    common: Task, found: AuditResult, model: nn.Module, baseline: nn.Module | None, test: Split, options: AuditOptions
-) -> AuditResult:
-    """Return the result of the sweep's own model with its answers on the validation split, and with evidence."""
-    from trainer.training import attacked, evaluate_attacked, final_attacks, to_device
+def _on_validation(model: nn.Module, prepared: Prepared, options: AuditOptions) -> dict[str, str]:
+    """Return the answers of the sweep's own model on the validation split, where it was selected, encoded.
 
-    prepared, evaluation = shared(common), evaluation_of(common)
-    device = test.images.device
+    Those `selected` are under the attacks that it was selected by, those `attacked` under the full set too.
+    """
+    from trainer.training import attacked, evaluate_attacked, final_attacks, judging_generator, to_device
+
+    evaluation, device = prepared.evaluation, next(model.parameters()).device
     validation, judging = to_device(prepared.data.validation, device), prepared.judging.to(device)
     as_selected = final_attacks(evaluation, classes=prepared.data.classes)
-    outcome = attacked(model, validation, as_selected, generator=_generator(evaluation, device))
+    outcome = attacked(model, validation, as_selected, generator=judging_generator(evaluation, device))
     answers = {"selected": evaluate_attacked(model, outcome, judging).answers}
     left = outcome.survived.nonzero().flatten()
     if len(left):  # the full set of attacks meets what those have left
         part = type(validation)(*(field[left] for field in validation))
-        attacks = _attacks(evaluation, options, model, classes=prepared.data.classes)
-        outcome.survived[left] &= attacked(model, part, attacks, generator=_generator(evaluation, device)).survived
+        attacks = full_attacks(evaluation, options, model, classes=prepared.data.classes)
+        survived = attacked(model, part, attacks, generator=judging_generator(evaluation, device)).survived
+        outcome.survived[left] &= survived
     answers["attacked"] = evaluate_attacked(model, outcome, judging).answers
-    evidence = _check(common, model, baseline, test, options)
-    return dataclasses.replace(
-        found,
-        own=True,
-        numbers={**found.numbers, "curve_area": evidence.curve.area},
-        validation={name: each.encode() for name, each in answers.items()},
-        curve={name: list(values) for name, values in evidence.curve._asdict().items()},
-        evidence={name: value for name, value in vars(evidence).items() if name != "curve"},
-        warnings=evidence.warnings,
-    )
-
-
-def _attacks(evaluation: EvaluationConfig, options: AuditOptions, model: nn.Module, *, classes: int) -> list[Attack]:
-    """Return the full set of attacks, with FAB at the end if it is asked for."""
-    from trainer.attacks import fab_attack
-    from trainer.training import ensemble
-
-    budget = {"norm": evaluation.eval_sensitivity_norm, "epsilon": evaluation.eval_sensitivity_epsilon}
-    fab = [fab_attack(**budget, steps=options.fab)] if options.fab else []
-    return [*ensemble(**budget, steps=options.steps, queries=options.queries, classes=classes, model=model), *fab]
-
-
-def _generator(evaluation: EvaluationConfig, device: torch.device) -> torch.Generator:
-    from trainer.training import judging_generator
-
-    return judging_generator(evaluation, device)
-
-
-def _validity(common: Task, test: Split, outcome: WorstCase, options: AuditOptions) -> dict[str, float]:
-    """Return whether people would still see the source's class in the images that broke the model.
-
-    Returns:
-        `sensitivity_invalid`: the share of the crowd, mean over judges, who see another class than the source's in an
-        image that broke the model, on which it is then not wrong; `sensitivity_doubted`: the same on the images that
-        these were made from. 0 where nothing was broken.
-    """
-    prepared = shared(common)
-    broken = outcome.clean & ~outcome.survived
-    labels = test.labels[broken].cpu()
-    if not len(labels):
-        return {"sensitivity_invalid": 0.0, "sensitivity_doubted": 0.0}
-    judges = [prepared.judge_numbered(number) for number in range(options.judges)]
-
-    def doubt(images: Tensor) -> float:
-        answers = [judge.shares(images.cpu(), prepared.crowd) for judge in judges]
-        return fmean(1 - share.gather(1, labels[:, None]).double().mean().item() for share in answers)
-
-    return {
-        "sensitivity_invalid": doubt(outcome.images[broken]),
-        "sensitivity_doubted": doubt(test.images[broken]),
-    }
-
-
-def _certify(model: nn.Module, test: Split, evaluation: EvaluationConfig) -> dict[str, float]:
-    """Return `certified_accuracy`, the share of test images that are proven robust at the judging budget.
-
-    An L2 budget has no such number: the bounds are those of boxes, and the box around an L2 ball is far larger.
-    Nor has a network of one's own: its layers may be any.
-    """
-    from trainer.models import Classifier
-    from trainer.objective import certified_images
-
-    if evaluation.eval_sensitivity_norm != "linf" or not isinstance(model, Classifier):
-        return {}
-    proven = certified_images(model, *test, evaluation.eval_sensitivity_epsilon)
-    return {"certified_accuracy": proven.double().mean().item()}
-
-
-def _attack_invariance(common: Task, model: nn.Module) -> dict[str, float]:
-    """Run the per-model attack beside the fixed set, over all candidates of the test images.
-
-    Returns:
-        `adversary_accuracy`: of the people who see a change at most, the share whose answer the model gives even at
-        its worst candidate; `adversary_stuck`: among images that it had right when clean, the share of these people
-        who see a change in a candidate to which its answer is still the same; `adversary_size`: the number of images
-        that would measure as surely, were all seen as changed by everybody.
-    """
-    import torch
-
-    from trainer.attacks import frozen
-
-    device = next(model.parameters()).device
-    with frozen(model), torch.no_grad():
-        found = shared(common).adversary("test").run(lambda images: model(images.to(device)).logits.cpu())
-    return {
-        "adversary_accuracy": 1 - _ratio(found.missed.sum(), found.changed.sum()),
-        "adversary_stuck": _ratio(found.stuck[found.right].sum(), found.changed[found.right].sum()),
-        "adversary_size": _ratio(found.changed.sum() ** 2, found.changed.square().sum()),
-    }
-
-
-def _ratio(part: Tensor, whole: Tensor) -> float:
-    """Return a quotient of two sums; 0 if there is nothing to divide by."""
-    return float(part / whole) if whole > 0 else 0.0
-
-
-def _compare_with_people(common: Task, model: nn.Module, examples: ExamplesFolder) -> dict[str, Any]:
-    """Return how far the judge and the model agree with people, in plain values."""
-    from trainer.invariance import answers_of, ask_people
-
-    answerers = {JUDGE: shared(common).answer, MODEL: answers_of(model)}
-    return dataclasses.asdict(ask_people(examples, _labelled_sets(common, examples), answerers))
-
-
-def _check(common: Task, model: nn.Module, baseline: nn.Module | None, test: Split, options: AuditOptions) -> Evidence:
-    """Gather evidence against a meaningless attack, at half the steps: the check that doubles them takes all."""
-    from trainer.attacks import frozen, gather_evidence
-    from trainer.training import BATCH
-
-    evaluation, device = evaluation_of(common), test.images.device
-    with frozen(model), frozen(baseline) if baseline else contextlib.nullcontext():
-        return gather_evidence(
-            lambda images: model(images).logits,
-            *test,
-            norm=evaluation.eval_sensitivity_norm,
-            epsilon=evaluation.eval_sensitivity_epsilon,
-            generator=_generator(evaluation, device),
-            undefended=(lambda images: baseline(images).logits) if baseline else None,
-            steps=max(1, options.steps // 2),
-            queries=max(1, options.queries // 5),
-            batch_size=BATCH[device.type],
-        )
-
-
-def draw(count: int, size: int, *, seed: int) -> Tensor:
-    """Return positions of so many of `count` images, of all for 0: drawn, as MNIST's first test images are easier."""
-    import torch
-
-    if not 0 < size < count:
-        return torch.arange(count)
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:size].sort().values
+    return {name: each.encode() for name, each in answers.items()}

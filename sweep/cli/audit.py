@@ -15,13 +15,11 @@ from sweep.cli.console import (
     check_format,
     console,
     errors,
-    find_plan,
     program,
     warn,
 )
-from trainer.crowds import check_crowd
 from trainer.errors import InputError
-from trainer.human_agreement import EXAMPLES_OPTION, find_examples
+from trainer.human_agreement import EXAMPLES_OPTION
 from trainer.interrupts import SignalHandler
 from trainer.progress import ProgressLine
 
@@ -42,24 +40,19 @@ def add_audit(parser: argparse.ArgumentParser) -> None:
 
 
 def audit(arguments: argparse.Namespace) -> int:
-    from sweep.audit import Audit, command, run_audit, show_audit
-    from sweep.plan import AuditOptions, url_of
+    from sweep.api import open_audit
+    from sweep.audit import command, run_audit, show_audit
     from sweep.report import AUDIT_JSON
-    from sweep.state import read_state
 
     check_format(arguments)
     said = errors if arguments.format == "json" else console
-    plan = find_plan(arguments)
-    check_crowd(plan.space.evaluation)
-    if url := url_of(plan.folder):
-        raise InputError(f"{url}: a sweep at a URL can't be audited there; copy its folder here and give --storage DIR")
-    examples = find_examples(
-        arguments.invariance_examples, dataset=plan.space.evaluation.dataset, data_dir=plan.data_dir
+    begun = open_audit(
+        arguments.name,
+        vars(arguments),
+        storage=arguments.storage,
+        invariance_examples=arguments.invariance_examples,
+        warn=warn,
     )
-    results = read_state(plan)
-    for message in results.warnings:
-        warn(message)
-    begun = Audit(plan, results, AuditOptions.of(vars(arguments)), examples)
     stopped = f"Stopped. Nothing that is done is lost; to resume:\n  {command(begun)}"
     with SignalHandler(stopped):
         complete = run_audit(begun, said)
@@ -69,7 +62,7 @@ def audit(arguments: argparse.Namespace) -> int:
     passed = show_audit(begun, said)
     if passed and arguments.format == "json":
         print((begun.folder / AUDIT_JSON).read_text(encoding="utf-8"), end="")
-    _sync_audit(plan)
+    _sync_audit(begun.plan)
     return DONE if passed else FAILED
 
 

@@ -15,6 +15,7 @@ from sweep.cli.audit import add_audit, add_trial, audit, trial
 from sweep.cli.cluster import add_job, add_jobs, add_logs, jobs, logs, stop, submit
 from sweep.cli.console import BAD_INPUT, DONE, FAILED, INTERRUPTED, errors
 from sweep.cli.export import add_export, export
+from sweep.cli.judge import add_judge, judge
 from sweep.cli.mlflow import add_sync, add_ui, sync, ui
 from sweep.cli.people import add_people, people
 from sweep.cli.run import add_plan, add_resume, add_run, add_submit, plan, resume, run
@@ -54,6 +55,9 @@ COMMANDS = {
     "audit": _Command(add_audit, audit, "Train the finalists again and judge them on the test split by every attack."),
     "people": _Command(
         add_people, people, "Ask people on a page what images show, or predict what a crowd of people would say."
+    ),
+    "judge": _Command(
+        add_judge, judge, "Judge any models on both axes by every attack: files of weights, TorchScript."
     ),
     "trial": _Command(add_trial, trial, "Train and judge one configuration, here, without Ray."),
     "compare": _Command(add_compare, compare, "Compare the fronts of two sweeps, each on one seed or several."),

@@ -124,8 +124,8 @@ def _power_of(plan: StudyPlan, pilot: str | None) -> str:
 
 def _run(plan: StudyPlan, *, as_json: bool) -> int:
     """Run what is left of a study, and show its verdict; where that is JSON, all else goes to standard error."""
-    from sweep.api import run_recorded
-    from sweep.study import collect, damage, run_study, write_study_files
+    from sweep.api import run_recorded, run_recorded_study
+    from sweep.study import damage
 
     said = errors if as_json else console
 
@@ -136,9 +136,7 @@ def _run(plan: StudyPlan, *, as_json: bool) -> int:
     resume = f"{program()} resume {plan.words()}"
     stopped = f"Stopped. Nothing that is done is lost; to resume:\n  {resume}"
     with SignalHandler(stopped), told_how_to_resume(plan.name, resume):
-        complete = run_study(plan, said, run_sweep, lambda: write_study_files(collect(plan), plan.folder))
-        result = collect(plan)
-        write_study_files(result, plan.folder)
+        complete, result = run_recorded_study(plan, said, run_sweep)
     for message in damage(plan):
         warn(message)
     if not complete:

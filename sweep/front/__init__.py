@@ -1,8 +1,9 @@
 """The Pareto front: arrays in, arrays out."""
 
 from sweep.front.differences import Difference, detectable, difference, holm, seeds_needed
+from sweep.front.draws import front_draws
 from sweep.front.incremental import Front, Layers
-from sweep.front.judged_trials import JudgedTrials
+from sweep.front.judged_trials import JudgedTrials, source_weights
 from sweep.front.objectives import Objectives
 from sweep.front.pareto import (
     constrained_ranks,

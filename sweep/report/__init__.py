@@ -36,7 +36,17 @@ from sweep.report.rows import ACCURACIES, accuracies, cells, front_rows, heading
 from sweep.report.screen import LineScreen, Screen
 from sweep.report.sides import read_side
 from sweep.report.spots import Spot, front_spots, in_units, staircase
-from sweep.report.style import GRID, INK, KNEE_COLOUR, MUTED, house_figure, house_style, save_figure
+from sweep.report.style import (
+    FAINT,
+    GRID,
+    INK,
+    KNEE_COLOUR,
+    MEMBER_RADIUS,
+    MUTED,
+    house_figure,
+    house_style,
+    save_figure,
+)
 from sweep.report.tables import plain_table
 from sweep.report.verdicts import judge_line, requirements_text, short_verdict, verdict
 from sweep.report.words import duration, percent, size

@@ -37,14 +37,16 @@ class Spot(NamedTuple):
     is_knee: bool
     chance: float | None = None
     """Its probability of being on the front, where that is known."""
+    names: Sequence[str] = ()
+    """The names of what lies there, where that is no trials."""
 
     @property
     def label(self) -> str:
-        """The numbers of its trials, of many the first three, and its chance."""
-        numbers = [f"{trial.number:03d}" for trial in self.trials]
+        """The numbers of its trials, or its names, of many the first three, and its chance."""
+        numbers = self.names or [f"{trial.number:03d}" for trial in self.trials]
         more = [f"+{len(numbers) - _LABELLED_TRIALS}"] if len(numbers) > _LABELLED_TRIALS else []
         chance = "" if self.chance is None else f" {self.chance:.0%}"
-        return ", ".join(numbers[:_LABELLED_TRIALS] + more) + chance + (" (knee)" if self.is_knee else "")
+        return ", ".join([*numbers[:_LABELLED_TRIALS], *more]) + chance + (" (knee)" if self.is_knee else "")
 
 
 def in_units(objectives: Objectives) -> tuple[Objectives, np.ndarray]:

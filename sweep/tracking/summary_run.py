@@ -1,4 +1,4 @@
-"""A run of its own in MLflow for what several sweeps say together: a comparison, or a study."""
+"""A run of its own in MLflow for what several sweeps say together (a comparison, a study), or for judged models."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sweep.tracking.mlflow_internals import NOTE_TAG, PARENT_TAG, explain_error,
 from sweep.tracking.store import Store
 from trainer.errors import InputError
 
-_FOLDERS = {"comparison": "compare", "study": "study"}
+_FOLDERS = {"comparison": "compare", "study": "study", "judgement": "judge"}
 """Folder among a run's artifacts, by its kind."""
 
 
@@ -28,11 +28,11 @@ def write_summary(
     time: float,
     sweeps: Sequence[SweepPlan] = (),
 ) -> str:
-    """Write a run for a comparison or a study, in place of an earlier one; return its link below an address.
+    """Write a run of such a kind, in place of an earlier one of its name; return its link below an address.
 
     Args:
         plan: plan of the sweep in whose experiment the run stands.
-        kind: `comparison` or `study`.
+        kind: `comparison`, `study` or `judgement`.
         note: makes the description from the run's identifier.
         folder: files to upload.
         time: when the latest of the trials ended, in unix seconds.

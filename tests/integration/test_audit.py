@@ -21,6 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+import sweep
 from search_spaces.reading import load_space
 from sweep.audit import audit as module
 from sweep.audit.audit import Audit, run_audit
@@ -34,6 +35,7 @@ from sweep.audit.finalists import (
     share_interval,
 )
 from sweep.audit.measures import MEASURED
+from sweep.audit.measuring import _draw
 from sweep.audit.results import AuditResult, judged_by, sealed
 from sweep.audit.tables import (
     _audit_json,
@@ -47,7 +49,6 @@ from sweep.audit.tables import (
     show_people,
 )
 from sweep.audit.verdicts import Outcome, outcome
-from sweep.audit.worker import draw
 from sweep.cli.commands import main
 from sweep.front.objectives import Objectives
 from sweep.front.pareto import front_mask
@@ -415,13 +416,13 @@ class TestPlanning:
         assert audit.missing() == [task]
 
     def test_test_images_are_drawn_by_seed(self) -> None:
-        some = draw(50, 10, seed=3)
-        assert torch.equal(some, draw(50, 10, seed=3))
-        assert not torch.equal(some, draw(50, 10, seed=4))
+        some = _draw(50, 10, seed=3)
+        assert torch.equal(some, _draw(50, 10, seed=3))
+        assert not torch.equal(some, _draw(50, 10, seed=4))
         assert some.tolist() == sorted(set(some.tolist()))
         assert some.tolist() != list(range(10))
         for size in (0, 50, 51):
-            assert torch.equal(draw(50, size, seed=3), torch.arange(50))
+            assert torch.equal(_draw(50, size, seed=3), torch.arange(50))
 
 
 class TestReport:
@@ -729,6 +730,38 @@ def test_an_audit_ends_with_what_held(
     for name in ("audit.png", "curves.png"):
         assert str(storage / "swept" / "audit" / name) in first.stdout
         assert (storage / "swept" / "audit" / name).stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_from_python_it_is_the_same_audit(
+    storage: Path, results: dict[Path, bytes], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(module, "ray_session", lambda: pytest.fail("Ray was started"))
+    words: dict[str, Any] = {
+        word.removeprefix("--").replace("-", "_"): n for word, n in zip(OPTIONS[::2], OPTIONS[1::2], strict=True)
+    }
+    done = sweep.audit("swept", storage=storage, seeds=2, **words)
+    assert capfd.readouterr() == ("", "")
+    assert done.to_dict() == json.loads((storage / "swept" / "audit" / "audit.json").read_text())
+    assert done.table["trial"].tolist() == [each["trial"] for each in done.to_dict()["finalists"]]
+    assert done.table["sensitivity_accuracy"].between(0, 1).all()
+    assert done.figure().axes
+
+
+@pytest.mark.slow
+def test_a_model_is_judged_as_its_audit_judged_it(storage: Path, results: dict[Path, bytes]) -> None:
+    audit = audit_in(storage, 2)
+    [own, *_] = audit.finalists()[0].own
+    kept = storage / "swept" / "trials" / f"{own.number:04d}" / "model.pt"
+    evaluation = audit.plan.space.evaluation.written()
+    same = [word for name, value in evaluation.items() if name != "dataset" for word in ("--set", f"{name}={value}")]
+    done = otsweep(storage, "judge", str(kept), *OPTIONS[2:], *same, "--format", "json")
+    assert done.returncode == 0, done.stderr
+    [found] = json.loads(done.stdout)["models"]
+    assert found["numbers"] == own.numbers
+    assert (found["broken_by"], found["curve"], found["warnings"]) == (own.broken_by, own.curve, own.warnings)
+    # No undefended baseline is trained for a model that is only given.
+    assert found["evidence"] == {**own.evidence, "transfer_accuracy": None}
 
 
 @pytest.mark.slow

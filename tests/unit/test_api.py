@@ -16,10 +16,12 @@ import pytest
 from matplotlib.figure import Figure
 
 import sweep
+from sweep.api.auditing import _AuditWords, _StudyWords
 from sweep.api.options import ResumeOptions, RunOptions, knob_words, new_plan
 from sweep.api.running import News
 from sweep.cli import main
 from sweep.ledger.reading import read_ledger
+from sweep.plan import AUDIT_OPTIONS, STUDY_OPTIONS
 from sweep.plan.options import SPACE_OPTIONS
 from sweep.plan.plan import OPTIONS, RESUMABLE, SweepPlan
 from sweep.state.sweep_state import SweepState
@@ -58,6 +60,8 @@ def test_importing_it_costs_nothing_and_verbs_are_functions_beside_rooms_of_thei
 def test_options_are_those_of_the_command_in_their_types() -> None:
     assert set(RunOptions.__annotations__) == {*OPTIONS, *SPACE_OPTIONS}
     assert {*RESUMABLE, "storage"} <= set(ResumeOptions.__annotations__)
+    assert set(_AuditWords.__annotations__) == set(AUDIT_OPTIONS)
+    assert set(_StudyWords.__annotations__) == set(STUDY_OPTIONS)
     kinds = {"int": int, "float": float, "str": str}
     for name, kind in typing.get_type_hints(RunOptions).items():
         if name in OPTIONS:
@@ -145,3 +149,14 @@ def test_reports_are_told_and_begins_are_not() -> None:
 def test_errors_are_those_of_the_project() -> None:
     assert sweep.InputError is errors.InputError
     assert issubclass(sweep.Interrupted, KeyboardInterrupt)
+
+
+def test_wrong_audits_and_studies_are_refused_as_the_command_does(plan: SweepPlan) -> None:
+    with pytest.raises(sweep.InputError, match="nothing"):
+        sweep.audit("nothing", storage=plan.storage)
+    with pytest.raises(sweep.InputError, match="crowd = 'unanimous'"):
+        sweep.audit(plan.name, storage=plan.storage)
+    with pytest.raises(sweep.InputError, match="regularizer"):
+        sweep.study("regularizer", storage=plan.storage)
+    with pytest.raises(sweep.InputError, match="no model is named"):
+        sweep.judge([], storage=plan.storage)

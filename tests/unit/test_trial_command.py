@@ -62,6 +62,19 @@ def expected(prepared: Prepared, **settings: Any) -> list[dict[str, Any]]:
 
 
 @BOTH
+def test_format_json_is_the_report_at_the_end(
+    main: Command, prepared: Prepared, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words_of(prepared, tmp_path, seed=3), "--format", "json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content == json.loads((tmp_path / "report.json").read_text())
+    assert content["reports"][-1]["final"]
+    for wrong in (["--format", "jason"], ["--format", "json", "--json"]):
+        assert main([*words_of(prepared, tmp_path, seed=3), *wrong]) == 2
+    assert "did you mean 'json'" in capsys.readouterr().err
+
+
+@BOTH
 def test_json_is_one_report_a_line_and_nothing_else(
     main: Command, prepared: Prepared, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,6 +11,7 @@ from trainer.training.evaluation import (
     judging_generator,
     predict_labels,
 )
+from trainer.training.given_models import read_given_model
 from trainer.training.loop import run_trial
 from trainer.training.model_file import MODEL_FILE, load_model
 from trainer.training.pack import Pack, PackedTrial, structure
@@ -30,6 +31,7 @@ __all__ = [
     "Pack",
     "PackedTrial",
     "predict_labels",
+    "read_given_model",
     "run_trial",
     "structure",
     "Timer",

@@ -45,17 +45,17 @@ def load_model(path: Path, *, architecture: str = "") -> nn.Module:
         InputError: for a file that is missing, damaged or not a model of a trial, or of another network of one's own.
     """
     try:
-        saved = from_bytes(path.read_bytes())
-        if is_plugin(saved["architecture"]) and saved["architecture"] != architecture:
-            raise InputError(f"its network is {saved['architecture']!r}, which is not imported because a file names it")
-        return _rebuild(saved)
+        return rebuild(from_bytes(path.read_bytes()), architecture)
     except InputError as error:
         raise InputError(f"cannot read a model from {str(path)!r}: {error}") from None
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise InputError(f"cannot read a model from {str(path)!r}: {type(error).__name__}: {error}") from error
 
 
-def _rebuild(saved: dict[str, Any]) -> nn.Module:
+def rebuild(saved: dict[str, Any], architecture: str) -> nn.Module:
+    """Return the model in a file's content, as `load_model` does."""
+    if is_plugin(saved["architecture"]) and saved["architecture"] != architecture:
+        raise InputError(f"its network is {saved['architecture']!r}, which is not imported because a file names it")
     channels = saved["shape"][0]
     model = build_network(
         saved["architecture"],
