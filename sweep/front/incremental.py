@@ -146,7 +146,8 @@ class Layers:
             return np.zeros(len(gains), dtype=bool)
         front = np.array(self._layers[0])
         if front.shape[1] != 2:
-            return ((front[:, None] >= gains).all(axis=2) & (front[:, None] > gains).any(axis=2)).any(axis=0)
+            dominated = (front[:, None] >= gains).all(axis=2) & (front[:, None] > gains).any(axis=2)
+            return np.asarray(dominated.any(axis=0))
         # Of those at least as good in the first gain, the first one is the best in the second.
         place = np.searchsorted(front[:, 0], gains[:, 0])
         x, y = front[np.minimum(place, len(front) - 1)].T

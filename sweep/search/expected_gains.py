@@ -96,7 +96,7 @@ class ExpectedGains:
     def _gains(self, rung: Rung, groups: Sequence[str]) -> np.ndarray:
         """Return the hypervolume (n, m) that each forecast end of some groups (n,) would add."""
         means = np.array([rung.means(group) for group in groups])
-        known = np.isfinite(means).all(axis=1)
+        known = np.asarray(np.isfinite(means).all(axis=1))
         ends = np.where(known[:, None], means, 0.0)[:, None] + _changes(rung)
         points, violations = rung.split(ends.reshape(-1, ends.shape[-1]))
         points = points.reshape(*ends.shape[:2], -1)
@@ -111,7 +111,7 @@ class ExpectedGains:
         """Return a bound (n,) of what each trial that came to a rung is expected to add per epoch, cheap to find."""
         rung, objectives = self.rungs.rungs[key], self.rungs.objectives
         means = rung.points[:, [rung.rows[self.rungs.groups[number]] for number in numbers.tolist()]].T
-        known = np.isfinite(means).all(axis=1)
+        known = np.asarray(np.isfinite(means).all(axis=1))
         best = (_changes(rung)[:, : means.shape[1]] * objectives.signs).max(axis=0) * objectives.signs
         tops = np.where(known[:, None], means, 0.0) + best
         return improvements(tops, self._finished_front, objectives) * known / (self.epochs - key[0])
@@ -154,5 +154,5 @@ class ExpectedGains:
 
 def _changes(rung: Rung) -> np.ndarray:
     """Return the changes (m, d + c) of the newest finished trials since a rung; none at all where none is known."""
-    known = list(rung.changes)[-_ENDS:]
-    return np.array(known) if known else np.zeros((1, len(rung.objectives.names) + len(required_names(rung.require))))
+    known = rung.changes.last(_ENDS)
+    return known if len(known) else np.zeros((1, len(rung.objectives.names) + len(required_names(rung.require))))

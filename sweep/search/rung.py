@@ -49,6 +49,10 @@ class _Newest:
         """The rows (n, columns); the next one may overwrite one of them."""
         return self._rows[: len(self)]
 
+    def last(self, count: int) -> np.ndarray:
+        """Return at most `count` rows that were added last (n, columns), in the order in which they were added."""
+        return self._rows[np.arange(self._added - min(count, len(self)), self._added) % _NEWEST]
+
 
 class Rung:
     """Groups of trials that reached a number of epochs, by their keys, ranked by the means over their trials."""

@@ -55,6 +55,16 @@ def rungs(draw: st.DrawFn, *, least: int = 1) -> tuple[np.ndarray, Objectives]:
     return draw(rung_of(len(objectives.names), least=least)), objectives
 
 
+@given(st.integers(0, 1200), st.integers(1, 700))
+def test_the_changes_that_came_last_are_in_order(added: int, count: int) -> None:
+    changes = Rung(OBJECTIVES, ()).changes
+    for number in range(added):
+        changes.append((number, -number))
+    kept = range(max(0, added - min(count, len(changes))), added)
+    assert changes.last(count)[:, 0].tolist() == list(kept)
+    assert sorted(changes.rows[:, 0]) == list(range(max(0, added - 500), added))
+
+
 def positions(points: np.ndarray, objectives: Objectives) -> list[RungPosition]:
     """Return the positions of all points, once all have come."""
     rung = Rung(objectives, ())
