@@ -33,8 +33,7 @@ _RESULTS = "judgements"
 
 
 def add_judge(parser: argparse.ArgumentParser) -> None:
-    from sweep.judge import JUDGE_OPTIONS
-    from sweep.plan import OPTIONS, SPACE_OPTIONS, add_option
+    from sweep.plan import JUDGE_OPTIONS, OPTIONS, SPACE_OPTIONS, add_option
 
     parser.add_argument(
         "models", nargs="+", metavar="MODEL", help="file: a trial's model.pt, TorchScript, a state dict or safetensors"

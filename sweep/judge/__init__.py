@@ -4,4 +4,4 @@ from sweep.judge.files import find_models
 from sweep.judge.judgement import Judgement
 from sweep.judge.report import judgement_metrics, judgement_note, show_judgement
 from sweep.judge.run import judge_models
-from sweep.judge.setting import JUDGE_OPTIONS, judging_options, judging_plan
+from sweep.judge.setting import judging_options, judging_plan

@@ -6,14 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from search_spaces import space_from_dict
-from sweep.plan import AUDIT_OPTIONS, AuditOptions, SweepPlan, make_plan
+from sweep.plan import JUDGE_OPTIONS, AuditOptions, SweepPlan, make_plan
 from trainer.config import DATASETS, EvaluationConfig, TrialConfig, usual_evaluation
 from trainer.crowds import check_crowd
 from trainer.errors import InputError
 from trainer.fields import parse_settings
-
-JUDGE_OPTIONS = {name: AUDIT_OPTIONS[name] for name in ("test_size", "steps", "queries", "fab", "judges")}
-"""Options of an audit that say how hard a model is attacked, and by how many it is judged."""
 
 
 def judging_options(given: Mapping[str, Any]) -> AuditOptions:

@@ -37,3 +37,6 @@ class AuditOptions:
 
 AUDIT_OPTIONS = options_of(AuditOptions)
 """The fields by name."""
+
+JUDGE_OPTIONS = {name: AUDIT_OPTIONS[name] for name in ("test_size", "steps", "queries", "fab", "judges")}
+"""Those that say how hard a model is attacked, and by how many it is judged."""

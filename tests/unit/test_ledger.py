@@ -69,6 +69,7 @@ def model(history: list[tuple[Any, ...]]) -> dict[int, TrialRecord]:
             trial.config, trial.seed, attempt, trial.host, at = facts
             trial.attempts = max(trial.attempts, attempt)
             trial.started = at if trial.started is None else trial.started
+            trial.begun = [*trial.begun, {"time": at, "reason": ""}]
             trial.state, trial.reason, trial.ended = "running", "", None
         elif kind == "ended":
             trial.state, trial.reason, trial.ended = facts

@@ -156,11 +156,13 @@ def test_entropic_transport_tends_to_the_exact(seed: int, n: int, m: int, metric
 
 @given(seed=seeds, n=sizes, m=sizes, entropy=entropies, metric=metrics)
 @example(seed=18847, n=8, m=4, entropy=0.01, metric="squared_euclidean")
+@example(seed=1_547_659_627, n=5, m=5, entropy=0.01, metric="squared_euclidean")
 @settings(max_examples=40)
 def test_swapping_the_sides_changes_nothing(seed: int, n: int, m: int, entropy: float, metric: str) -> None:
+    """Nothing of the solution: the way to it is another, and in the last example 8 steps longer than usually made."""
     cost, a, b = problem(seed, n, m, metric)
-    there = entropic_transport(cost, a, b, entropy=entropy)
-    back = entropic_transport(cost.mT, b, a, entropy=entropy)
+    there = entropic_transport(cost, a, b, entropy=entropy, iterations=100)
+    back = entropic_transport(cost.mT, b, a, entropy=entropy, iterations=100)
     torch.testing.assert_close(there.value, back.value, rtol=1e-6, atol=1e-8)
     torch.testing.assert_close(there.plan, back.plan.mT, rtol=0, atol=1e-3)
 
