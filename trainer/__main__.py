@@ -20,7 +20,7 @@ from trainer.config import EvaluationConfig, TrialConfig, usual_settings
 from trainer.errors import InputError, OtsweepError
 from trainer.fields import parse_settings
 from trainer.human_agreement import EXAMPLES_OPTION, JUDGE, MODEL, ExamplesFolder, HumanAgreement, find_examples
-from trainer.interrupts import remembered_interrupts
+from trainer.interrupts import SignalHandler, remembered_interrupts
 from trainer.output import lasting_output
 from trainer.own_crowds import find_crowd
 from trainer.presets import PRESETS, preset
@@ -356,7 +356,11 @@ def _compare_with_people(
 
 
 def _print_json(report: EpochReport) -> None:
-    print(json.dumps(report.to_dict()), flush=True)
+    # An interrupt between the writing of a line and the news that it is written would have it written again.
+    with SignalHandler() as signals:
+        print(json.dumps(report.to_dict()), flush=True)
+    if signals.asked:
+        raise KeyboardInterrupt
 
 
 def _log_report(line: ProgressLine, report: EpochReport) -> None:
