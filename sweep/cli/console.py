@@ -129,7 +129,7 @@ def program() -> str:
     return shlex.quote(os.path.relpath(typed))
 
 
-def sweep_words(plan: SweepPlan) -> str:
+def _sweep_words(plan: SweepPlan) -> str:
     """Return a sweep's name as commands take it, with its storage where they would look elsewhere."""
     from sweep.plan import storage_folder
 
@@ -137,6 +137,20 @@ def sweep_words(plan: SweepPlan) -> str:
     return plan.name + storage
 
 
+def mlflow_address(plan: SweepPlan) -> str:
+    """Return where MLflow shows a plan's runs: its server, or where `ui` serves its store."""
+    return plan.mlflow_uri if plan.mlflow_uri.startswith("http") else "http://127.0.0.1:5000"
+
+
+def show_mlflow(plan: SweepPlan, page: str, said: Console) -> None:
+    """Print where a page of MLflow is found, and how it is served where no server is named."""
+    if plan.mlflow_uri.startswith("http"):
+        said.print(f"MLflow   {page}", markup=False)
+        return
+    said.print(f"MLflow   {program()} ui {_sweep_words(plan)}", markup=False)
+    said.print(f"opens    {page}", markup=False)
+
+
 def resume_command(plan: SweepPlan) -> str:
     """Return the command that resumes a sweep."""
-    return f"{program()} resume {sweep_words(plan)}"
+    return f"{program()} resume {_sweep_words(plan)}"

@@ -11,9 +11,9 @@ from sweep.cli.console import (
     FAILED,
     INTERRUPTED,
     console,
-    program,
+    mlflow_address,
     resume_command,
-    sweep_words,
+    show_mlflow,
 )
 from sweep.cli.last_word import last_word
 from sweep.cli.show import show_agreements, show_front
@@ -120,8 +120,4 @@ def _show_places(sweep: Sweep) -> None:
     if results.finished:
         console.print(f"picture  {plan.folder / 'front.png'}")
     console.print(f"ledger   {plan.folder / 'ledger.parquet'}")
-    if plan.mlflow_uri.startswith("http"):
-        console.print(f"MLflow   {link(plan.mlflow_uri)}")
-        return
-    console.print(f"MLflow   {program()} ui {sweep_words(plan)}")
-    console.print(f"opens    {link('http://127.0.0.1:5000')}")
+    show_mlflow(plan, link(mlflow_address(plan)), console)

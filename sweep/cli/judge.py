@@ -17,6 +17,7 @@ from sweep.cli.console import (
     check_format,
     console,
     errors,
+    mlflow_address,
 )
 from trainer.errors import InputError
 from trainer.human_agreement import EXAMPLES_OPTION
@@ -113,6 +114,5 @@ def _write_to_mlflow(judgement: Judgement, folder: Path, *, quiet: bool) -> int:
         errors.print(f"{error}\nThe same command writes it when it answers; no model is judged again.", markup=False)
         return FAILED
     if not quiet:
-        address = plan.mlflow_uri if plan.mlflow_uri.startswith("http") else "http://127.0.0.1:5000"
-        console.print(f"MLflow   {address}{link}", markup=False)
+        console.print(f"MLflow   {mlflow_address(plan)}{link}", markup=False)
     return DONE

@@ -17,6 +17,7 @@ from sweep.cli.console import (
     check_format,
     console,
     errors,
+    mlflow_address,
     warn,
 )
 from trainer.errors import InputError
@@ -163,9 +164,8 @@ def compare(arguments: argparse.Namespace) -> int:
     except InputError as error:
         errors.print(str(error), markup=False)
         return FAILED
-    address = plan.mlflow_uri if plan.mlflow_uri.startswith("http") else "http://127.0.0.1:5000"
     if arguments.format != "json":
-        console.print(f"MLflow   {address}{link}", markup=False)
+        console.print(f"MLflow   {mlflow_address(plan)}{link}", markup=False)
     return DONE
 
 

@@ -17,8 +17,9 @@ from sweep.cli.console import (
     check_format,
     console,
     errors,
+    mlflow_address,
     program,
-    sweep_words,
+    show_mlflow,
     warn,
 )
 from sweep.cli.drive import told_how_to_resume
@@ -218,11 +219,7 @@ def _write_to_mlflow(plan: StudyPlan, result: StudyResult, said: Console) -> Non
     except InputError as error:
         errors.print(f"{error}\nWhen it answers: {program()} resume {plan.words()}", markup=False)
         return
-    if first.mlflow_uri.startswith("http"):
-        said.print(f"MLflow   {first.mlflow_uri}{link}", markup=False)
-        return
-    said.print(f"MLflow   {program()} ui {sweep_words(first)}", markup=False)
-    said.print(f"opens    http://127.0.0.1:5000{link}", markup=False)
+    show_mlflow(first, f"{mlflow_address(first)}{link}", said)
 
 
 def plan_study(arguments: argparse.Namespace) -> int:

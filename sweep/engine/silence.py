@@ -47,7 +47,6 @@ def usual_epoch(record: TrialRecord, plan: SweepPlan, *, whole_trial: float) -> 
         whole_trial: seconds of a usual whole trial of the sweep, in place of an epoch of a trial that has none.
     """
     epochs = [report for report in record.reports if not report["final"]]
-    # The trials of a pack wait for each other.
     if not epochs:
         return plan.pack * whole_trial
     usual = max(report["train_seconds"] + report["evaluation_seconds"] for report in epochs)
@@ -55,7 +54,7 @@ def usual_epoch(record: TrialRecord, plan: SweepPlan, *, whole_trial: float) -> 
         evaluation = plan.space.evaluation
         rounds = (1 + _TARGETS) * evaluation.eval_final_steps / evaluation.eval_sensitivity_steps
         usual = max(usual, rounds * max(report["evaluation_seconds"] for report in epochs))
-    return plan.pack * usual
+    return plan.pack * usual  # the trials of a pack wait for each other
 
 
 def patience(usual: float, *, timeout: float) -> Patience:
