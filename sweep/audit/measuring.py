@@ -174,10 +174,10 @@ def _attack_invariance(prepared: Prepared, model: nn.Module) -> dict[str, float]
     """
     import torch
 
-    from trainer.attacks import frozen
+    from trainer.attacks import judged
 
     device = next(model.parameters()).device
-    with frozen(model), torch.no_grad():
+    with judged(model), torch.no_grad():
         found = prepared.adversary("test").run(lambda images: model(images.to(device)).logits.cpu())
     return {
         "adversary_accuracy": 1 - _ratio(found.missed.sum(), found.changed.sum()),
@@ -195,11 +195,11 @@ def _check(
     model: nn.Module, baseline: nn.Module | None, test: Split, evaluation: EvaluationConfig, options: AuditOptions
 ) -> Evidence:
     """Gather evidence against a meaningless attack, at half the steps: the check that doubles them takes all."""
-    from trainer.attacks import frozen, gather_evidence
+    from trainer.attacks import gather_evidence, judged
     from trainer.training import BATCH, judging_generator
 
     device = test.images.device
-    with frozen(model), frozen(baseline) if baseline else contextlib.nullcontext():
+    with judged(model), judged(baseline) if baseline else contextlib.nullcontext():
         return gather_evidence(
             lambda images: model(images).logits,
             *test,
