@@ -22,8 +22,8 @@ class Belief:
     value: Any
 
     sure: float
-    """How sure one is, above 0 and below 1: the probability of the value itself among choices, beside its even share of
-    the rest; of a range the normal distribution around it deviates by (1 - sure) / 2 of the range."""
+    """The degree of belief, above 0 and below 1: among choices the probability of the value itself, beside its even
+    share of the rest; of a range the normal distribution around it deviates by (1 - sure) / 2 of the range."""
 
     def draw(self, domain: Range | Choices, generator: random.Random) -> Any:
         """Return a value of a knob's domain, near the believed one."""
