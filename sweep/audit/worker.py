@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from sweep.audit.measuring import compare_with_people, full_attacks, measure_model
 from sweep.audit.results import AuditResult, AuditTask, judged_by, judged_file, read_result, result_file, sealed
-from sweep.engine import Task, evaluation_of, explain, shared
+from sweep.engine import Task, device_of, evaluation_of, explain, shared
 from sweep.plan import AuditOptions
 from sweep.state import judged_images
 from trainer.config import TrialConfig
@@ -105,7 +105,7 @@ def _device(common: Task) -> str:
     import torch
 
     torch.set_num_threads(common.threads)
-    return "cuda" if common.use_gpu and torch.cuda.is_available() else "cpu"
+    return device_of(common)
 
 
 def _train(common: Task, task: AuditTask, folder: Path) -> nn.Module:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ray import tune
 
 from sweep.engine.result_keys import ENVIRONMENT, FAILURE, FOOTPRINT, STORAGE, WARNINGS
-from sweep.engine.task import Task, evaluation_of, shared, trial_store
+from sweep.engine.task import Task, device_of, evaluation_of, shared, trial_store
 from trainer.config import TrialConfig
 from trainer.errors import InputError, OtsweepError, StorageFailed
 
@@ -69,14 +69,15 @@ class TrialTrainable(tune.Trainable):
         from trainer.training import run_trial
 
         torch.set_num_threads(self.task.threads)
-        self.on_gpu = self.task.use_gpu and torch.cuda.is_available()
+        device = device_of(self.task)
+        self.on_gpu = device == "cuda"
         yield from run_trial(
             TrialConfig.from_mapping(values),
             evaluation_of(self.task),
             shared(self.task),
             ladder=self.task.ladder,
             store=trial_store(self.task.sweep_folder, self.number, warn=self.warnings.append),
-            device="cuda" if self.on_gpu else "cpu",
+            device=device,
             warn=self.warnings.append,
         )
 
