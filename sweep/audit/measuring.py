@@ -66,7 +66,7 @@ def measure_model(
     begin("sensitivity attacks")
     rows = _draw(len(data.test.labels), options.test_size, seed=evaluation.split_seed)
     test = to_device(type(data.test)(*(field[rows] for field in data.test)), device)
-    attacks = full_attacks(evaluation, options, model, classes=data.classes)
+    attacks = _full_attacks(evaluation, options, model, classes=data.classes)
     outcome = attacked(model, test, attacks, generator=judging_generator(evaluation, device))
     begin("invariance images")
     judgings = [prepared.judging_set("test", judge=judge).to(device) for judge in range(options.judges)]
@@ -103,7 +103,7 @@ def measure_model(
     )
 
 
-def full_attacks(
+def _full_attacks(
     evaluation: EvaluationConfig, options: AuditOptions, model: nn.Module, *, classes: int
 ) -> list[Attack]:
     """Return the full set of attacks, with FAB at the end if it is asked for."""
@@ -237,3 +237,23 @@ def compare_with_people(
 
     answerers = {JUDGE: prepared.answer, MODEL: answers_of(model)}
     return dataclasses.asdict(ask_people(examples, sets, answerers))
+
+
+def answers_on_validation(model: nn.Module, prepared: Prepared, options: AuditOptions) -> dict[str, str]:
+    """Return the answers of a model on the validation split, where it was selected, encoded.
+
+    Those `selected` are under the attacks that it was selected by, those `attacked` under the full set too.
+    """
+    from trainer.training import attacked, evaluate_attacked, final_attacks, judging_generator, to_device
+
+    evaluation, device = prepared.evaluation, next(model.parameters()).device
+    validation, judging = to_device(prepared.data.validation, device), prepared.judging.to(device)
+    as_selected = final_attacks(evaluation, classes=prepared.data.classes)
+    outcome = attacked(model, validation, as_selected, generator=judging_generator(evaluation, device))
+    survived, left = outcome.survived.clone(), outcome.survived.nonzero().flatten()
+    if len(left):  # the full set of attacks meets what those have left
+        part = type(validation)(*(field[left] for field in validation))
+        attacks = _full_attacks(evaluation, options, model, classes=prepared.data.classes)
+        survived[left] = attacked(model, part, attacks, generator=judging_generator(evaluation, device)).survived
+    outcomes = {"selected": outcome, "attacked": outcome._replace(survived=survived)}
+    return {name: evaluate_attacked(model, each, judging).answers.encode() for name, each in outcomes.items()}

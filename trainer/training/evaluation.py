@@ -127,8 +127,9 @@ def answers_in_bits(clean: Tensor, survived: Tensor, answers: Tensor, right_when
         answers: (M,) int64, its answers to the judging set's perturbed images.
         right_when_clean: (M,) bool, whether it is right on their sources.
     """
-    perturbed = answers.cpu().numpy().astype(np.uint8)
-    return Answers(clean.cpu().numpy(), survived.cpu().numpy(), perturbed, right_when_clean.cpu().numpy())
+    # Copies: an array that shares a tensor's memory would change with it.
+    clean, survived, right_when_clean = (each.cpu().numpy().copy() for each in (clean, survived, right_when_clean))
+    return Answers(clean, survived, answers.cpu().numpy().astype(np.uint8), right_when_clean)
 
 
 def _by_crowd(shares: Tensor, sources: Tensor, answers: Tensor, right_when_clean: Tensor) -> dict[str, float]:
