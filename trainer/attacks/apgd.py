@@ -1,5 +1,7 @@
 """Auto-PGD (Croce and Hein 2020): on the cross-entropy, on the targeted DLR loss, and on distances of embeddings.
 
+Beside it plain PGD on the targeted DLR loss.
+
 Shape letters: N images of a set, B of a batch, C channels, H rows, W columns, K classes, D embedding size.
 """
 
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor
 
 from trainer.attacks.attack import Attack, Objective, Scores, Victim
-from trainer.attacks.gradient import cross_entropy_scores, score_with_gradient
+from trainer.attacks.gradient import ascend, cross_entropy_scores, score_with_gradient
 from trainer.attacks.logits import is_wrong, likely_target, logit_at, margin
 from trainer.attacks.norms import Norm, checked_ball, choose, positive
 from trainer.errors import InputError
@@ -88,16 +90,49 @@ def targeted_apgd_attack(
     positive("steps", steps)
 
     def run(victim: Victim, rows: Tensor, number: int, generator: torch.Generator) -> Tensor:
-        goals = torch.zeros_like(victim.labels)
-        goals[rows] = likely_target(victim.logits, victim.images[rows], victim.labels[rows], number)
-
-        def objective(perturbed: Tensor, rows: Tensor) -> Scores:
-            answer, labels = victim.logits(perturbed), victim.labels[rows]
-            return Scores(targeted_dlr(answer, labels, goals[rows]), is_wrong(answer, labels))
-
-        return _apgd(objective, victim, rows, ball, epsilon, steps, generator, slack)
+        return _apgd(_towards_target(victim, rows, number), victim, rows, ball, epsilon, steps, generator, slack)
 
     return Attack("apgd-t", positive("targets", targets), run)
+
+
+def targeted_pgd_attack(*, norm: str, epsilon: float, steps: int = 30, targets: int = 9) -> Attack:
+    """Build PGD on the targeted DLR loss, a round for each target class, the likeliest wrong one first.
+
+    Its steps keep their length of 2.5 epsilon / steps. APGD's are long at first: they land on the surface of the ball,
+    where the loss of some models is flat. On models of MNIST at 0.3 that had trained on invariance images 20 such steps
+    broke up to 17 points of what 20 of APGD-T had left, and more than 100 of these.
+
+    Args:
+        norm: a name in `NORMS`.
+        epsilon: budget in pixel units.
+        steps: gradient steps of a round.
+        targets: rounds; where there are fewer wrong classes, the first ones are targets once more.
+
+    Raises:
+        InputError: for an unknown norm, a budget that it can't have, or steps or targets below 1; when run, for a
+            model of fewer than 4 classes.
+    """
+    ball = checked_ball(norm, epsilon)
+    step_size = 2.5 * epsilon / positive("steps", steps)
+
+    def run(victim: Victim, rows: Tensor, number: int, generator: torch.Generator) -> Tensor:
+        images, objective = victim.images[rows], _towards_target(victim, rows, number)
+        start = (images + ball.random_start(victim.images, epsilon, generator)[rows]).clamp(0, 1)
+        return ascend(objective, images, start, rows, ball, epsilon, steps=steps, step_size=step_size)
+
+    return Attack("pgd-t", positive("targets", targets), run)
+
+
+def _towards_target(victim: Victim, rows: Tensor, number: int) -> Objective:
+    """Return the targeted DLR loss of each image (B,) towards its likeliest wrong class but `number`."""
+    goals = torch.zeros_like(victim.labels)
+    goals[rows] = likely_target(victim.logits, victim.images[rows], victim.labels[rows], number)
+
+    def objective(perturbed: Tensor, rows: Tensor) -> Scores:
+        answer, labels = victim.logits(perturbed), victim.labels[rows]
+        return Scores(targeted_dlr(answer, labels, goals[rows]), is_wrong(answer, labels))
+
+    return objective
 
 
 def embedding_attack(
