@@ -48,6 +48,7 @@ class CheckedFields:
         """Check rules that tie several fields."""
 
     @classmethod
+    @cache
     def fields(cls) -> dict[str, dataclasses.Field]:
         """Return all fields by name, in order."""
         return {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
@@ -66,7 +67,8 @@ class CheckedFields:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values by field name, ready for YAML, JSON or Parquet; a fraction is the plain number."""
-        return dataclasses.asdict(self)  # type: ignore[call-overload]
+        values = {name: getattr(self, name) for name in self.fields()}
+        return {name: float(value) if isinstance(value, Fraction) else value for name, value in values.items()}
 
 
 @cache

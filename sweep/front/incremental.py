@@ -178,17 +178,21 @@ class Layers:
 
     def _first_beaten_by(self, gain: tuple[float, ...]) -> int:
         """Find the first layer with no point that dominates `gain`; what a layer dominates, all layers before it do."""
-
-        def dominates(layer: list[tuple[float, ...]]) -> bool:
+        low, high, first = 0, len(self._layers), (gain[0],)
+        while low < high:  # not `bisect`, whose key would be a call of Python in the hottest loop of a replay
+            middle = (low + high) // 2
+            layer = self._layers[middle]
             # Of those at least as good in the first gain, the first one is the best in the second.
-            index = bisect.bisect_left(layer, (gain[0],))
-            return index < len(layer) and layer[index] != gain and layer[index][1] >= gain[1]
-
-        return bisect.bisect_left(self._layers, True, key=lambda layer: not dominates(layer))
+            index = bisect.bisect_left(layer, first)
+            if index < len(layer) and layer[index] != gain and layer[index][1] >= gain[1]:
+                low = middle + 1
+            else:
+                high = middle
+        return low
 
     def _insert(self, gain: tuple[float, ...]) -> None:
         """Insert a new point: what it dominates in its layer moves to the next layer, and does the same there."""
-        moved, falls = [gain], [-gain[1]]
+        moved, falls, size = [gain], [-gain[1]], self._counts[gain]
         for k in range(self._first_beaten_by(gain), len(self._layers)):
             layer, fall = self._layers[k], self._falls[k]
             # Where the first gain is no better than the last one's, and the second no better than the first one's.
@@ -196,10 +200,11 @@ class Layers:
             start = bisect.bisect_left(fall, falls[0], hi=stop)
             beaten, layer[start:stop] = layer[start:stop], moved
             fallen, fall[start:stop] = fall[start:stop], falls
-            self._sizes[k] += sum(map(self._counts.__getitem__, moved)) - sum(map(self._counts.__getitem__, beaten))
-            moved, falls = beaten, fallen
+            beaten_size = sum(map(self._counts.__getitem__, beaten))
+            self._sizes[k] += size - beaten_size
+            moved, falls, size = beaten, fallen, beaten_size
             if not moved:
                 return
         self._layers.append(moved)
         self._falls.append(falls)
-        self._sizes.append(sum(map(self._counts.__getitem__, moved)))
+        self._sizes.append(size)

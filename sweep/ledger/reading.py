@@ -40,8 +40,11 @@ _REREAD_SECONDS, _REREADS = 0.05, 3
 _UNSEEN = "if the last ones were missing, nothing would tell"
 
 
-def read_ledger(sweep: Path) -> Ledger:
+def read_ledger(sweep: Path, *, keep_epochs: bool = True) -> Ledger:
     """Return everything that the ledger of the folder `sweep` holds; needs no lock, also while a writer appends.
+
+    Args:
+        keep_epochs: False to keep no report but each trial's last.
 
     Raises:
         InputError: if there is no ledger, or it can't be read.
@@ -59,7 +62,7 @@ def read_ledger(sweep: Path) -> Ledger:
     warnings = [*count.warnings, *log.warnings]
     accounted = set(log.damaged)
     sources = itertools.chain(_read_parts(parts, warnings, accounted), [log.events])
-    trials = _replay(_decode_once(sources, accounted), warnings)
+    trials = _replay(_decode_once(sources, accounted), warnings, keep_epochs)
     return Ledger(trials, warnings + _gaps(accounted, count.events))
 
 
@@ -198,13 +201,15 @@ def _decode_once(sources: Iterable[dict[int, str]], accounted: set[int]) -> Iter
     accounted.update(seen)
 
 
-def _replay(events: Iterable[dict[str, Any]], warnings: list[str]) -> dict[int, TrialRecord]:
+def _replay(events: Iterable[dict[str, Any]], warnings: list[str], keep_epochs: bool) -> dict[int, TrialRecord]:
     trials: dict[int, TrialRecord] = {}
     for event in events:
         number = event["trial"]
         if number not in trials:
             trials[number] = TrialRecord(number)
         trials[number].take(event)
+        if not keep_epochs:
+            trials[number].reports = trials[number].reports[-1:]
     for number in sorted(number for number, trial in trials.items() if trial.started is None):
         del trials[number]
         warnings.append(

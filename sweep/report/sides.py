@@ -91,7 +91,7 @@ class Side:
 
 
 def read_side(names: str, *, storage: str | None) -> Side:
-    """Read one side as it is typed.
+    """Read one side as it is typed; of each trial's reports the last alone is kept, which is its result.
 
     Raises:
         InputError: for a sweep that is not there or has nothing on its front, or sweeps that are not the same one on
@@ -100,7 +100,7 @@ def read_side(names: str, *, storage: str | None) -> Side:
     sweeps = []
     for name in names.split(","):
         plan = read_plan(name.strip(), storage=storage)
-        results = read_state(plan)
+        results = read_state(plan, keep_epochs=False)
         if not results.finished:
             raise InputError(f"no trial of {plan.name} has finished yet: there is nothing to compare")
         if not results.contenders:

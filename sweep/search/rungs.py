@@ -216,7 +216,9 @@ class Rungs:
 
     def _rung(self, level: int, strength: str) -> Rung:
         """Return the rung of a level for trials that were judged with one attack."""
-        return self.rungs.setdefault((level, strength), Rung(self.objectives, self.require))
+        if (level, strength) not in self.rungs:
+            self.rungs[level, strength] = Rung(self.objectives, self.require)
+        return self.rungs[level, strength]
 
     def stopped(self, trial: int) -> bool:
         """Return whether it was decided to stop a trial."""

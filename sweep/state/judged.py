@@ -63,10 +63,10 @@ def read_judged_images(path: Path) -> JudgedImages | None:
     if not path.exists():
         return None
     try:
-        # Not `read_table`, which imports pandas.
+        # Neither `read_table` nor `to_numpy`: both import pandas.
         table = pq.ParquetFile(pa.BufferReader(path.read_bytes())).read().combine_chunks()
         crowds = [name.removeprefix(_SHARES) for name in table.column_names if name.startswith(_SHARES)]
-        source, labels = (table[name].to_numpy().astype(np.int64) for name in ("source", "label"))
+        source, labels = (np.array(table[name].to_pylist(), dtype=np.int64) for name in ("source", "label"))
         shares = {crowd: np.array(table[_SHARES + crowd].to_pylist(), dtype=np.float32) for crowd in crowds}
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         raise InputError(f"{path}: is damaged ({error}); without it `otsweep resume` makes it anew") from None

@@ -23,12 +23,16 @@ def state_of_trials(plan: SweepPlan, trials: Mapping[int, TrialRecord]) -> Sweep
     return SweepState(plan.objectives, trials, total=plan.trials, seeds=plan.seeds, require=plan.space.require)
 
 
-def read_state(plan: SweepPlan) -> SweepState:
+def read_state(plan: SweepPlan, *, keep_epochs: bool = True) -> SweepState:
     """Return the state of a plan's sweep as its ledger tells, with what is known of its data.
 
     Whoever shows it tells its `warnings` too.
+
+    Args:
+        keep_epochs: False where results alone are asked for: no report but each trial's last is kept, which saves most
+            of the memory, and the time that trials took counts as none.
     """
-    ledger = read_ledger(plan.folder)
+    ledger = read_ledger(plan.folder, keep_epochs=keep_epochs)
     state = state_of_trials(plan, ledger.trials)
     state.warnings = [f"{plan.name}, ledger: {warning}" for warning in ledger.warnings]
     state.warnings += [f"{plan.name}, {silence}" for silence in state.silences()]

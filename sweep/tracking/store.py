@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +15,11 @@ from sweep.tracking.metrics import MetricRow, parameter_text
 from sweep.tracking.mlflow_internals import (
     DATA_CONTEXT_TAG,
     SERVED_FILES,
+    WholeRun,
+    can_insert_runs,
     credential_for,
     explain_error,
+    insert_runs,
     prepare_client,
     store_errors,
 )
@@ -75,8 +78,11 @@ class Store:
         self.experiment = ""
         self.artifacts = ""
         """Location of the experiment's files, without any secret."""
-        self.doubtful = False
-        """True while a run may exist whose creation was never acknowledged."""
+        self.is_server = uri.startswith("http")
+        self.inserts = not self.is_server and can_insert_runs(self.client)
+        """True if the store is a database that takes whole runs."""
+        self.doubtful: set[str] = set()
+        """Names of runs that may exist although their creation was never acknowledged."""
         self._lock: FileLock | None = None
         self._plan_tags = {
             "otsweep.sweep": plan.name,
@@ -109,9 +115,8 @@ class Store:
         """
         name = self.plan.space.name
         found = self.client.get_experiment_by_name(name)
-        local = not self.uri.startswith("http")
         if found is not None:
-            if local and found.artifact_location.startswith(SERVED_FILES):
+            if not self.is_server and found.artifact_location.startswith(SERVED_FILES):
                 raise InputError(
                     f"--mlflow-uri {masked(self.uri)}: experiment {name!r} in this database was made through an MLflow "
                     "server, which keeps its files; give that server's address"
@@ -120,7 +125,7 @@ class Store:
             if found.lifecycle_stage == "deleted":
                 self._restore(log)
         else:
-            location = (Path(self.plan.storage) / "artifacts" / name).as_uri() if local else None
+            location = None if self.is_server else (Path(self.plan.storage) / "artifacts" / name).as_uri()
             self.experiment = self.client.create_experiment(name, artifact_location=location)
             self.artifacts = masked(self.client.get_experiment(self.experiment).artifact_location)
 
@@ -166,10 +171,18 @@ class Store:
         Args:
             started: milliseconds.
         """
-        self.doubtful = True
+        self.doubtful.add(name)
         run = self.client.create_run(self.experiment, start_time=started, run_name=name, tags=dict(tags))
-        self.doubtful = False
+        self.doubtful.remove(name)
         return run.info.run_id
+
+    def insert_runs(self, runs: Sequence[WholeRun]) -> list[str]:
+        """Write whole runs, all or none, and return their identifiers. If the call fails they are `doubtful`."""
+        names = {run.name for run in runs}
+        self.doubtful |= names
+        identifiers = insert_runs(self.client, self.experiment, runs)
+        self.doubtful -= names
+        return identifiers
 
     def log_batch(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +11,15 @@ from sweep.plan import SweepPlan
 from sweep.report import trial_label
 from sweep.state import SweepState, seconds_of
 from sweep.tracking.description import folded_command, run_again
-from sweep.tracking.metrics import ONCE_PER_REPORT, MetricRow, milliseconds, report_batches, report_metrics
-from sweep.tracking.mlflow_internals import NOTE_TAG, PARENT_TAG
+from sweep.tracking.metrics import (
+    ONCE_PER_REPORT,
+    MetricRow,
+    milliseconds,
+    parameter_text,
+    report_batches,
+    report_metrics,
+)
+from sweep.tracking.mlflow_internals import NOTE_TAG, PARENT_TAG, WholeRun
 from sweep.tracking.ranking import Ranking
 from sweep.tracking.store import Store
 
@@ -70,11 +77,33 @@ class TrialRuns:
                 self.store.client.delete_run(duplicate.run_id)
             if duplicate is not run:
                 self.runs[number] = run
-        self.store.doubtful = False
+        self.store.doubtful.clear()
+
+    def insert(self, records: Sequence[TrialRecord], state: SweepState, *, over: bool) -> None:
+        """Write ended trials that have no run yet, all or none, in one transaction of a store that `inserts`."""
+        runs = [self._whole_run(record, state, over=over) for record in records]
+        for record, run, run_id in zip(records, runs, self.store.insert_runs(runs), strict=True):
+            self.runs[record.number] = TrialRun(
+                run_id, None, len(record.reports), dict(run.tags), run.status, described=True, closed=True
+            )
+
+    def _whole_run(self, record: TrialRecord, state: SweepState, *, over: bool) -> WholeRun:
+        """Return what `write` makes of a trial that has ended."""
+        tags = self._first_tags(record, state)
+        metrics, rank_tags = self.ranking.changes(record.number, state, tags, over=over)
+        return WholeRun(
+            self._name(record),
+            _STATUS[record.state],
+            started=milliseconds(record.started),
+            ended=milliseconds(record.ended),
+            params={key: parameter_text(value) for key, value in record.config.items()},
+            tags=tags | self._last_tags(record) | rank_tags,
+            metrics=[*(row for report in record.reports for row in report_metrics(report)), *metrics],
+        )
 
     def write(self, record: TrialRecord, state: SweepState, *, over: bool = False) -> None:
         """Write everything of a trial that MLflow lacks."""
-        if self.store.doubtful:
+        if self._name(record) in self.store.doubtful:
             self.adopt(self.parent)
         # In this order: a trial that has ended reports no more.
         ended = record.state in _STATUS
@@ -113,10 +142,12 @@ class TrialRuns:
 
     def _create(self, record: TrialRecord, state: SweepState) -> TrialRun:
         tags = self._first_tags(record, state)
-        name = f"{record.number:03d} {trial_label(self.plan.space, record.config)}"
-        run_id = self.store.create_run(name, started=milliseconds(record.started), tags=tags)
+        run_id = self.store.create_run(self._name(record), started=milliseconds(record.started), tags=tags)
         run = self.runs[record.number] = TrialRun(run_id, set(), tags=tags)
         return run
+
+    def _name(self, record: TrialRecord) -> str:
+        return f"{record.number:03d} {trial_label(self.plan.space, record.config)}"
 
     def _first_tags(self, record: TrialRecord, state: SweepState) -> dict[str, str]:
         """Return the tags of a trial that begins."""

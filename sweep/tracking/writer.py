@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 
 from sweep.forecast import describe_cost
+from sweep.ledger import TrialRecord
 from sweep.plan import SweepPlan, masked
 from sweep.state import SweepState, read_state
 from sweep.tracking.artifacts import write_artifacts
@@ -23,6 +25,11 @@ from sweep.tracking.store import Log, OnProgress, Store
 from sweep.tracking.trial_runs import TrialRuns
 from trainer.errors import InputError
 from trainer.interrupts import in_hurry
+
+_BATCH = 50
+"""Trials in one transaction."""
+_CALLS_AT_ONCE = 4
+"""Trials that are written to a server at once: MLflow's own has four processes, unless it is told otherwise."""
 
 
 class Writer:
@@ -125,10 +132,7 @@ class Writer:
         """Write what is left but for the parent's end; yield after each part."""
         parent, trials, apart = self.parent, self.trials, self.parts.apart
         trials.ranking.refresh(state, over=over)
-        for record in list(state.trials.values()):
-            with self.write_apart(record.number):
-                trials.write(record, state, over=over)
-            yield
+        yield from self._write_trials(state, over=over)
         if self.store.doubtful:
             trials.adopt(parent.run_id)
         with apart("ranks"):
@@ -144,6 +148,42 @@ class Writer:
             self._write_files(state, over=True)
             yield
             self._write_last(state)
+
+    def _write_trials(self, state: SweepState, *, over: bool) -> Iterator[None]:
+        """Write all trials; yield after each. A database takes those without a run in whole batches."""
+        trials, left = self.trials, dict(state.trials)
+        new = [each for each in state.ended.values() if each.number not in trials.runs and each.started and each.ended]
+        for start in range(0, len(new) if self.store.inserts else 0, _BATCH):
+            batch = new[start : start + _BATCH]
+            try:
+                trials.insert(batch, state, over=over)
+            except Exception:  # noqa: BLE001 - what is wrong, and with which trial, is told when each is written
+                trials.adopt(trials.parent)
+                continue
+            for record in batch:
+                with self.write_apart(record.number):
+                    del left[record.number]
+                yield
+        yield from self._write_each(left.values(), state, over=over)
+
+    def _write_each(self, records: Iterable[TrialRecord], state: SweepState, *, over: bool) -> Iterator[None]:
+        """Write trials by calls of their own, a few at once where the store is a server; yield after each."""
+
+        def write(record: TrialRecord) -> None:
+            with self.write_apart(record.number):
+                self.trials.write(record, state, over=over)
+
+        if not self.store.is_server:
+            for record in records:
+                write(record)
+                yield
+            return
+        pool = ThreadPoolExecutor(_CALLS_AT_ONCE, thread_name_prefix="mlflow")
+        try:
+            for _ in pool.map(write, records):
+                yield
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def _write_last(self, state: SweepState) -> None:
         """Write what waits until no trial will end any more."""

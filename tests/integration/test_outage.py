@@ -172,9 +172,9 @@ def test_a_writer_killed_between_two_batches(undisturbed: tuple[dict[str, Any], 
     plan = recorded("digits24", tmp_path, trials=TRIALS)
     script = (
         "import sys, dataclasses; from pathlib import Path; from sweep.plan.plan_file import read_plan; "
-        "from sweep.tracking.writer import sync; plan = read_plan('digits24', storage=sys.argv[1]); "
+        "from sweep.tracking import writer; writer._BATCH = 1; plan = read_plan('digits24', storage=sys.argv[1]); "
         f"plan = dataclasses.replace(plan, trials={TRIALS}); "
-        "sync(plan, sys.argv[2], log=print)"
+        "writer.sync(plan, sys.argv[2], log=print)"
     )
     for rows in (3, 200, 450, 700):
         process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path), plan.mlflow_uri])

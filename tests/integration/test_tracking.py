@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import shutil
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
@@ -29,7 +30,7 @@ from sweep.tracking.views import MOST_SWEEPS, NAMES, outdated, view_tags
 from sweep.tracking.writer import Writer, is_over, sync
 from tests.integration.test_model_export import audited
 from tests.support import events
-from tests.support.mlflow_stores import contents
+from tests.support.mlflow_stores import blanked, contents
 from tests.support.recorded_sweeps import recorded, replay, results_of
 from trainer.config import TrialConfig
 from trainer.errors import InputError
@@ -74,6 +75,63 @@ def test_a_second_writer_changes_nothing(plan: SweepPlan, undisturbed: dict[str,
         sync(plan, plan.mlflow_uri, log=no_word)
         assert store_of(plan) == undisturbed
     assert len(undisturbed) == 1 + TRIALS
+
+
+TABLES = ("experiments", "runs", "tags", "params", "metrics", "latest_metrics", "inputs", "datasets")
+
+
+def rows_of(database: Path) -> dict[str, list[str]]:
+    """Every column of every row that has to do with runs; identifiers and the times of writing are blanked."""
+    with contextlib.closing(sqlite3.connect(database)) as store:
+        store.row_factory = sqlite3.Row
+        names = dict(map(tuple, store.execute("select run_uuid, name from runs")))
+        found = {}
+        for table in TABLES:
+            rows = [dict(row) for row in store.execute(f"select * from {table}")]
+            shown = [str({key: row[key] for key in row if key not in WRITTEN}) for row in rows]
+            for run, name in names.items():
+                shown = [text.replace(run, name) for text in shown]
+            found[table] = sorted(map(blanked, shown))
+    return found
+
+
+WRITTEN = {"creation_time", "last_update_time", "dataset_uuid", "input_uuid", "source_id"}
+
+
+def test_inserted_runs_are_those_that_calls_make(
+    plan: SweepPlan, empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trials = results_of(plan).trials
+    for number, ending in ((0, "failed"), (1, "stopped")):
+        over = events.ended(number, ending, reason="on purpose", time=trials[number].ended or 0)
+        trials[number] = trials[number].apply(over)
+    state, found = SweepState(plan.objectives, trials, total=plan.trials), {}
+    state.data_summary = results_of(plan).data_summary
+    for way in ("inserted", "by calls"):
+        database = tmp_path / f"{way}.db"
+        shutil.copy(empty_store, database)
+        with contextlib.closing(Writer(plan, f"sqlite:///{database}", log=no_word)) as writer:
+            assert writer.store.inserts
+            writer.store.inserts = way == "inserted"
+            writer.open(state)
+            monkeypatch.setattr(writer.trials, "_create" if writer.store.inserts else "insert", pytest.fail)
+            assert writer.finish(state, over=True)
+        found[way] = rows_of(database)
+    for table in TABLES:
+        assert found["inserted"][table] == found["by calls"][table]
+        assert found["inserted"][table]
+
+
+def test_a_trial_that_can_not_be_inserted_costs_that_trial_alone(plan: SweepPlan, undisturbed: dict[str, Any]) -> None:
+    state, said = results_of(plan), list[str]()
+    refused = [{**report, "no;name": 1.0} for report in state.trials[1].reports]
+    state.trials[1] = dataclasses.replace(state.trials[1], reports=tuple(refused))
+    with contextlib.closing(Writer(plan, plan.mlflow_uri, log=said.append)) as writer:
+        writer.open(state)
+        assert writer.finish(state, over=True)
+        assert writer.parts.missing().startswith('MLflow lacks trial 001 (Invalid value "no;name"')
+    whole = [name for name in undisturbed if name.startswith("trial") and name != "trial 1"]
+    assert {name: store_of(plan)[name] for name in whole} == {name: undisturbed[name] for name in whole}
 
 
 def test_every_number_of_the_ledger_is_there_once(plan: SweepPlan, undisturbed: dict[str, Any]) -> None:

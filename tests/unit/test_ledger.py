@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import random
@@ -138,6 +139,8 @@ class TestRoundTrip:
                 # While the writer is open, and across a log and parts.
                 assert read_ledger(sweep).trials == model(history[: start + reopen_every])
         ledger = read_ledger(sweep)
+        last = {number: dataclasses.replace(each, reports=each.reports[-1:]) for number, each in ledger.trials.items()}
+        assert read_ledger(sweep, keep_epochs=False).trials == last
         # repr tells 1 from True and from 1.0, and -0.0 from 0.0, which == does not.
         assert repr(ledger.trials) == repr(dict(sorted(model(history).items())))
         assert all("its start is lost" in warning for warning in ledger.warnings)
