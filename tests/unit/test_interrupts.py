@@ -19,6 +19,19 @@ from trainer.interrupts import SignalHandler, in_hurry, raise_interrupt, remembe
 from trainer.progress import ProgressLine
 
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@pytest.fixture(autouse=True)
+def usual_signals() -> Iterator[None]:
+    """Handle signals as a new process does: Ray, once connected in this process, leaves its handler of SIGTERM."""
+    usual = (signal.default_int_handler, signal.SIG_DFL, signal.SIG_DFL)
+    before = [signal.signal(number, handler) for number, handler in zip(SIGNALS, usual, strict=True)]
+    yield
+    for number, handler in zip(SIGNALS, before, strict=True):
+        signal.signal(number, handler)
+
+
 @pytest.fixture
 def dropped(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     """Return the exceptions that Python ignores; it is told of each by a hook."""
@@ -87,9 +100,6 @@ def test_an_ignored_ctrl_c_stays_ignored_and_other_threads_change_nothing() -> N
     thread.start()
     thread.join()
     assert seen == [before]
-
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @pytest.mark.parametrize("number", SIGNALS)
