@@ -54,8 +54,8 @@ def load_plugin(knob: str, value: str) -> Callable[..., Any]:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise InputError(f"{knob} = {value!r}: {module} can't be imported: {error}") from error
         raise InputError(f"{knob} = {value!r}: {_missing(error.name)}") from None
-    except Exception as error:
-        raise InputError(f"{knob} = {value!r}: {module} can't be imported: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise InputError(f"{knob} = {value!r}: {module} can't be imported: {_in_one_line(error)}") from error
     if not callable(function):
         found = "no such function" if function is None else f"a {type(function).__name__}, not a function"
         raise InputError(f"{knob} = {value!r}: {module} has {found}")
@@ -79,8 +79,13 @@ def call_plugin(knob: str, value: str, *arguments: Any, **options: Any) -> Any:
         return function(*arguments, **options)
     except InputError:
         raise
-    except Exception as error:
-        raise InputError(f"{knob} = {value!r}: raised {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise InputError(f"{knob} = {value!r}: raised {_in_one_line(error)}") from error
+
+
+def _in_one_line(error: BaseException) -> str:
+    """Return an exception's class and the first line of what it says."""
+    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
 
 
 def plugin_sources(values: Iterable[str]) -> dict[str, Path]:

@@ -7,7 +7,7 @@ from sweep.plan.plan import SweepPlan
 from sweep.plan.study_plan import StudyPlan
 from trainer.plugins import is_plugin
 
-_KNOBS = ("architecture", "regularizer")
+_KNOBS = ("architecture", "regularizer", "sensitivity_attack")
 
 
 def plugins_of(plan: SweepPlan | StudyPlan) -> list[str]:

@@ -18,7 +18,6 @@ from trainer import interrupts
 from trainer.interrupts import SignalHandler, in_hurry, raise_interrupt, remembered_interrupts
 from trainer.progress import ProgressLine
 
-
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 

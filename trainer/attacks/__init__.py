@@ -17,5 +17,6 @@ from trainer.attacks.gradient import (
 )
 from trainer.attacks.logits import frozen, predict
 from trainer.attacks.norms import NORMS, Draws, uniform
+from trainer.attacks.own import own_attack
 from trainer.attacks.square import SQUARE_SLACK, square_attack
 from trainer.attacks.worst_cases import WorstCase, worst_case

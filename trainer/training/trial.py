@@ -37,6 +37,7 @@ from trainer.training.evaluation import (
     surviving,
 )
 from trainer.training.model_file import MODEL_FILE, model_content
+from trainer.training.own_attacks import check_attack
 from trainer.training.step import make_optimizer
 
 
@@ -88,13 +89,15 @@ class Trial:
 
         Raises:
             InputError: if a batch is larger than the training split, for a checkpoint of another configuration, or for
-                a regulariser of one's own that lacks a property (`check_regularizer`).
+                a regulariser or an attack of one's own that lacks a property (`check_regularizer`, `check_attack`).
         """
         if evaluation != prepared.evaluation:
             raise ValueError("the evaluation of a trial must be what the data was prepared for")
         check_batch_size(config.batch_size, len(prepared.data.train.labels))
         if is_plugin(config.regularizer) and config.uses_regularizer:
             check_regularizer(config)
+        if is_plugin(config.sensitivity_attack) and config.uses_sensitivity:
+            check_attack(config, shape=prepared.data.shape, classes=prepared.data.classes)
         perturbation = training_perturbation(config, prepared, device)
         trial = cls(config, evaluation, prepared, ladder, store, perturbation, initial_state(config, prepared, device))
         if store is not None:
