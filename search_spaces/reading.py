@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from search_spaces.prior_reading import read_prior
 from search_spaces.requirement import Requirement
 from search_spaces.space import (
     NOT_GIVEN,
@@ -33,7 +34,7 @@ from trainer.words import did_you_mean
 FOLDER = Path(__file__).parent
 STUDIES = FOLDER / "studies"
 """Folder of the studies that come with otsweep."""
-_SECTIONS = ["name", "description", "trials", "evaluation", "space", "require", "points"]
+_SECTIONS = ["name", "description", "trials", "evaluation", "space", "require", "prior", "points"]
 
 
 def space_from_dict(plain: Mapping[str, Any]) -> Space:
@@ -65,6 +66,7 @@ def space_from_yaml(root: Located, *, name: str) -> Space:
         fixed=fixed,
         swept=swept,
         require=_read_require(sections.get("require")),
+        prior=read_prior(sections.get("prior"), swept),
         trials=_read_trials(sections.get("trials"), sections["space"], drawn=bool(swept), points=len(points)),
     )
     return dataclasses.replace(space, points=tuple(map(space.complete, points)))
@@ -121,7 +123,8 @@ def fix_knobs(space: Space, texts: Sequence[str]) -> Space:
         TrialConfig.from_mapping(corner)
     # In the order in which the plan's file will give them back: draws depend on it.
     swept, evaluation = parents_first(swept, {}), space.evaluation.replace(**judging)
-    whole = dataclasses.replace(space, evaluation=evaluation, fixed=fixed, swept=swept, points=())
+    prior = space.prior.without(space.swept.keys() - swept.keys())
+    whole = dataclasses.replace(space, evaluation=evaluation, fixed=fixed, swept=swept, prior=prior, points=())
     return whole.beginning_with({**point, **knobs} for point in space.points) if space.points else whole
 
 

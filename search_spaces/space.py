@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import random
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
+from search_spaces.prior import Prior
 from search_spaces.requirement import Requirement
 from search_spaces.swept import Swept
 from trainer.config import (
@@ -60,9 +62,24 @@ class Space:
     require: tuple[Requirement, ...] = ()
     """Requirements; a trial that violates one is infeasible, and on no front."""
 
+    prior: Prior = Prior()
+    """Beliefs about the best configurations; no draw follows an empty one."""
+
     def sample(self, trial: BaseTrial) -> dict[str, Any]:
         """Draw a configuration define-by-run: `trial` is asked for the knobs that are on, in a fixed order."""
         return self.complete(self._walk(lambda name, swept: swept.domain.suggest(trial, name)))
+
+    def believed(self, *, draws: int, seed: int) -> dict[str, Any] | None:
+        """Return a configuration near what is believed to be the best, or None where the sampler is to draw.
+
+        Args:
+            draws: draws before this one.
+            seed: decides all of it.
+        """
+        if not self.prior.beliefs:
+            return None
+        values = self.prior.draw(self.swept, self.fixed, draws=draws, generator=random.Random(seed))
+        return None if values is None else self.complete(values)
 
     def grid(self, knobs: Collection[str]) -> Iterator[dict[str, Any]]:
         """Yield configurations with the named knobs at their ends, in all combinations; other swept knobs are at their
@@ -157,6 +174,7 @@ class Space:
             "points": [_difference(point, base) for point in self.points],
             # Left out where there is none, so that plans written before requirements existed keep their digest.
             **({"require": [str(each) for each in self.require]} if self.require else {}),
+            **({"prior": self.prior.to_dict()} if self.prior.beliefs else {}),
         }
 
 

@@ -179,7 +179,7 @@ def run_one(
         check_batch_size(config.batch_size, size)
     torch.set_num_threads(arguments.cpus_per_trial)
     with _trial_folder(arguments.out, storage) as folder:
-        prepared = _prepare_all(config, evaluation, arguments.data_dir, storage, line)
+        prepared = _prepare_all(config, evaluation, arguments.data_dir, storage, device, line)
         sets = _read_sets(examples, prepared)
         line.begin(f"training: {config.epochs} epochs, results in {folder}")
         try:
@@ -249,7 +249,12 @@ def _trial_folder(out: str | None, storage: Path) -> Iterator[Path]:
 
 
 def _prepare_all(
-    config: TrialConfig, evaluation: EvaluationConfig, data_dir: Path | None, storage: Path, line: ProgressLine
+    config: TrialConfig,
+    evaluation: EvaluationConfig,
+    data_dir: Path | None,
+    storage: Path,
+    device: str,
+    line: ProgressLine,
 ) -> Prepared:
     """Prepare the data, the judging set, the judge's quality, and the training perturbations that the trial uses."""
     from trainer.invariance import prepare
@@ -259,6 +264,7 @@ def _prepare_all(
         invariance_norms=(config.invariance_norm,) if config.uses_invariance else (),
         data_dir=data_dir,
         cache_dir=storage / "cache",
+        device=device,
         progress=lambda stage, done, total: line.show(f"preparing: {stage}", done, total),
     )
     _ = prepared.judge_quality

@@ -185,6 +185,11 @@ class TrialConfig(CheckedFields):
     epochs: int = knob(10, low=1, high=100_000)
     """Passes over the training split."""
 
+    precision: str = knob("auto", choices=("auto", "float32", "tf32", "bfloat16"))
+    """Rounding of the factors that are multiplied in training: none (`float32`), a GPU's to `tf32`, or those of the
+    objective's passes, not the attack's, to `bfloat16`. `auto` is `tf32` on a GPU, `float32` on a CPU. Judging rounds
+    nothing."""
+
     seed: int = knob(0, low=0, high=2**31 - 1)
     """Seed of the initial weights, the order of images, their augmentation and the attacks' random starts."""
 

@@ -66,7 +66,7 @@ def measure_model(
     begin("sensitivity attacks")
     rows = _draw(len(data.test.labels), options.test_size, seed=evaluation.split_seed)
     test = to_device(type(data.test)(*(field[rows] for field in data.test)), device)
-    attacks = full_attacks(evaluation, options, model, classes=data.classes)
+    attacks = _full_attacks(evaluation, options, model, classes=data.classes)
     outcome = attacked(model, test, attacks, generator=judging_generator(evaluation, device))
     begin("invariance images")
     judgings = [prepared.judging_set("test", judge=judge).to(device) for judge in range(options.judges)]
@@ -103,7 +103,7 @@ def measure_model(
     )
 
 
-def full_attacks(
+def _full_attacks(
     evaluation: EvaluationConfig, options: AuditOptions, model: nn.Module, *, classes: int
 ) -> list[Attack]:
     """Return the full set of attacks, with FAB at the end if it is asked for."""
@@ -174,10 +174,10 @@ def _attack_invariance(prepared: Prepared, model: nn.Module) -> dict[str, float]
     """
     import torch
 
-    from trainer.attacks import frozen
+    from trainer.attacks import judged
 
     device = next(model.parameters()).device
-    with frozen(model), torch.no_grad():
+    with judged(model), torch.no_grad():
         found = prepared.adversary("test").run(lambda images: model(images.to(device)).logits.cpu())
     return {
         "adversary_accuracy": 1 - _ratio(found.missed.sum(), found.changed.sum()),
@@ -195,11 +195,11 @@ def _check(
     model: nn.Module, baseline: nn.Module | None, test: Split, evaluation: EvaluationConfig, options: AuditOptions
 ) -> Evidence:
     """Gather evidence against a meaningless attack, at half the steps: the check that doubles them takes all."""
-    from trainer.attacks import frozen, gather_evidence
+    from trainer.attacks import gather_evidence, judged
     from trainer.training import BATCH, judging_generator
 
     device = test.images.device
-    with frozen(model), frozen(baseline) if baseline else contextlib.nullcontext():
+    with judged(model), judged(baseline) if baseline else contextlib.nullcontext():
         return gather_evidence(
             lambda images: model(images).logits,
             *test,
@@ -237,3 +237,23 @@ def compare_with_people(
 
     answerers = {JUDGE: prepared.answer, MODEL: answers_of(model)}
     return dataclasses.asdict(ask_people(examples, sets, answerers))
+
+
+def answers_on_validation(model: nn.Module, prepared: Prepared, options: AuditOptions) -> dict[str, str]:
+    """Return the answers of a model on the validation split, where it was selected, encoded.
+
+    Those `selected` are under the attacks that it was selected by, those `attacked` under the full set too.
+    """
+    from trainer.training import attacked, evaluate_attacked, final_attacks, judging_generator, to_device
+
+    evaluation, device = prepared.evaluation, next(model.parameters()).device
+    validation, judging = to_device(prepared.data.validation, device), prepared.judging.to(device)
+    as_selected = final_attacks(evaluation, classes=prepared.data.classes)
+    outcome = attacked(model, validation, as_selected, generator=judging_generator(evaluation, device))
+    survived, left = outcome.survived.clone(), outcome.survived.nonzero().flatten()
+    if len(left):  # the full set of attacks meets what those have left
+        part = type(validation)(*(field[left] for field in validation))
+        attacks = _full_attacks(evaluation, options, model, classes=prepared.data.classes)
+        survived[left] = attacked(model, part, attacks, generator=judging_generator(evaluation, device)).survived
+    outcomes = {"selected": outcome, "attacked": outcome._replace(survived=survived)}
+    return {name: evaluate_attacked(model, each, judging).answers.encode() for name, each in outcomes.items()}

@@ -11,7 +11,7 @@ from sweep.plan import AuditOptions
 from trainer.files import seal_json, unseal_json
 from trainer.human_agreement import ExamplesFolder
 
-_FORMAT = 3
+_FORMAT = 4
 """Version of the results and of the procedures behind them: raise it when either changes, and they are made again."""
 
 

@@ -9,9 +9,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sweep.audit.measuring import compare_with_people, full_attacks, measure_model
+from sweep.audit.measuring import answers_on_validation, compare_with_people, measure_model
 from sweep.audit.results import AuditResult, AuditTask, judged_by, judged_file, read_result, result_file, sealed
-from sweep.engine import Task, evaluation_of, explain, shared
+from sweep.engine import Task, device_of, evaluation_of, explain, shared
 from sweep.plan import AuditOptions
 from sweep.state import judged_images
 from trainer.config import TrialConfig
@@ -21,7 +21,7 @@ from trainer.human_agreement import ExamplesFolder
 if TYPE_CHECKING:
     from torch import nn
 
-    from trainer.invariance import LabelledSet, Prepared
+    from trainer.invariance import LabelledSet
 
 
 def prepare_test(common: Task, examples: ExamplesFolder | None, folder: Path, options: AuditOptions) -> None:
@@ -105,7 +105,7 @@ def _device(common: Task) -> str:
     import torch
 
     torch.set_num_threads(common.threads)
-    return "cuda" if common.use_gpu and torch.cuda.is_available() else "cpu"
+    return device_of(common)
 
 
 def _train(common: Task, task: AuditTask, folder: Path) -> nn.Module:
@@ -139,28 +139,6 @@ def _evaluate(
         config=task.config,
         judged_by=judged_by(options),
         own=task.own,
-        validation=_on_validation(model, prepared, options) if task.own else {},
+        validation=answers_on_validation(model, prepared, options) if task.own else {},
         **measured._asdict(),
     )
-
-
-def _on_validation(model: nn.Module, prepared: Prepared, options: AuditOptions) -> dict[str, str]:
-    """Return the answers of the sweep's own model on the validation split, where it was selected, encoded.
-
-    Those `selected` are under the attacks that it was selected by, those `attacked` under the full set too.
-    """
-    from trainer.training import attacked, evaluate_attacked, final_attacks, judging_generator, to_device
-
-    evaluation, device = prepared.evaluation, next(model.parameters()).device
-    validation, judging = to_device(prepared.data.validation, device), prepared.judging.to(device)
-    as_selected = final_attacks(evaluation, classes=prepared.data.classes)
-    outcome = attacked(model, validation, as_selected, generator=judging_generator(evaluation, device))
-    answers = {"selected": evaluate_attacked(model, outcome, judging).answers}
-    left = outcome.survived.nonzero().flatten()
-    if len(left):  # the full set of attacks meets what those have left
-        part = type(validation)(*(field[left] for field in validation))
-        attacks = full_attacks(evaluation, options, model, classes=prepared.data.classes)
-        survived = attacked(model, part, attacks, generator=judging_generator(evaluation, device)).survived
-        outcome.survived[left] &= survived
-    answers["attacked"] = evaluate_attacked(model, outcome, judging).answers
-    return {name: each.encode() for name, each in answers.items()}

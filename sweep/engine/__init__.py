@@ -10,6 +10,7 @@ from sweep.engine.task import (
     Task,
     cache_folder,
     data_folder,
+    device_of,
     evaluation_of,
     make_task,
     prepare_shared,

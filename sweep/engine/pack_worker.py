@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ray
 
-from sweep.engine.task import Task, evaluation_of, shared, trial_store
+from sweep.engine.task import Task, device_of, evaluation_of, shared, trial_store
 from sweep.engine.trainable import Footprint, explain, measure, result_of
 from trainer.config import TrialConfig
 from trainer.errors import OtsweepError
@@ -73,13 +73,11 @@ class PackWorker:
     """
 
     def __init__(self, task: Task, size: int) -> None:
-        import torch
-
         from trainer.training import Pack
 
         self._task, self._size = task, size
-        self._on_gpu = task.use_gpu and torch.cuda.is_available()
-        device = "cuda" if self._on_gpu else "cpu"
+        device = device_of(task)
+        self._on_gpu = device == "cuda"
         self._pack = Pack(evaluation_of(task), shared(task), ladder=task.ladder, device=device)
         self._slots: dict[int, _PackSlot] = {}
         """The slots that are taken, by the numbers of their trials."""

@@ -88,11 +88,19 @@ def prepare_shared(task: Task, progress: Callable[[str, int, int], None]) -> Pre
         invariance_norms=task.invariance_norms,
         data_dir=data_folder(task),
         cache_dir=cache,
+        device=device_of(task),
         progress=progress,
     )
     for made in sorted(set(cache.glob("*")) - before):
         push_remote(made)
     return prepared
+
+
+def device_of(task: Task) -> str:
+    """Return the torch device of a worker: a GPU where the sweep's trials have one, and this machine too."""
+    import torch
+
+    return "cuda" if task.use_gpu and torch.cuda.is_available() else "cpu"
 
 
 def cache_folder(task: Task) -> Path:

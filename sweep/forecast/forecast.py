@@ -102,7 +102,13 @@ def make_forecast(plan: SweepPlan, measured: ProfileResult) -> Forecast:
     rungs = expected_rungs(plan, measured.slots)
     per_trial = mean_epochs(plan, rungs)
     schedules = [
-        fill_slots(trial_lengths(plan, measured, per_trial[which], which), measured.slots, plan, low=which == LOW)
+        fill_slots(
+            trial_lengths(plan, measured, per_trial[which], which),
+            measured.slots,
+            plan,
+            epochs=per_trial[which],
+            low=which == LOW,
+        )
         for which in (LOW, EXPECTED, HIGH)
     ]
     running, slot_seconds, trials = (Span(*values) for values in zip(*schedules, strict=True))
@@ -211,7 +217,11 @@ def _remarks(plan: SweepPlan, measured: ProfileResult, trials: Span, idle: float
     if measured.failed:
         known = len(measured.failed) + len(measured.timed)
         yield f"{len(measured.failed)} of {known} configurations could not be timed: {measured.failed[0]}"
-    for option, limit in (("--max-hours", plan.max_hours), ("--max-gpu-hours", plan.max_gpu_hours)):
+    for option, limit in (
+        ("--budget-epochs", plan.budget_epochs),
+        ("--max-hours", plan.max_hours),
+        ("--max-gpu-hours", plan.max_gpu_hours),
+    ):
         if limit:
             ends = f"ends it after about {trials.expected:.0f} of {plan.trials} trials"
             yield f"{option} {limit:g}: {'all trials fit' if trials.expected >= plan.trials else ends}"

@@ -25,6 +25,7 @@ from sweep.engine import (
     cache_folder,
     concurrency,
     data_folder,
+    device_of,
     evaluation_of,
     explain,
     make_task,
@@ -118,12 +119,13 @@ class _ProfileWorker:
 
         task = self.task
         torch.set_num_threads(task.threads)
-        self.on_gpu = task.use_gpu and torch.cuda.is_available()
+        device = device_of(task)
+        self.on_gpu = device == "cuda"
         self.timer = Timer(
             evaluation_of(task),
             data_dir=data_folder(task),
             cache_dir=cache_folder(task),
-            device="cuda" if self.on_gpu else "cpu",
+            device=device,
         )
 
     def time(self, config: dict[str, Any]) -> tuple[Cost, Footprint] | str:

@@ -99,20 +99,28 @@ def trial_lengths(plan: SweepPlan, measured: ProfileResult, epochs: float, which
     return [seconds for seconds in configurations for _ in range(plan.seeds)]
 
 
-def fill_slots(lengths: Sequence[float], slots: int, plan: SweepPlan, *, low: bool = False) -> _Schedule:
+def fill_slots(
+    lengths: Sequence[float], slots: int, plan: SweepPlan, *, epochs: float = 0.0, low: bool = False
+) -> _Schedule:
     """Start trials one after the other, each in the slot that is free first, until one of the plan's budgets is spent.
 
     Args:
         lengths: seconds of each trial.
+        epochs: epochs that a trial trains on average; 0 for all of them.
         low: whether the sweep ends as early as `--stop-when-flat` allows; else it never does.
     """
+    per_trial = epochs or plan.epochs_per_trial
+    # A paused trial leaves the epochs that it did not train to others; before one that is stopped they are kept free.
+    begun_with = per_trial if plan.stopper == "thaw" else plan.epochs_per_trial
     earliest = plan.stop_when_flat + slots if plan.stop_when_flat and low else len(lengths)
     free, slot_seconds, begun = [0.0] * slots, 0.0, 0
     for seconds in lengths[:earliest]:
         start = free[0]
         gpu_hours = plan.gpu_share * (slot_seconds + seconds) / HOUR
-        if (plan.max_hours and start >= plan.max_hours * HOUR) or (
-            plan.max_gpu_hours and begun and gpu_hours > plan.max_gpu_hours
+        if (
+            (plan.max_hours and start >= plan.max_hours * HOUR)
+            or (plan.max_gpu_hours and begun and gpu_hours > plan.max_gpu_hours)
+            or (plan.budget_epochs and begun * per_trial + begun_with > plan.budget_epochs)
         ):
             break
         heapq.heapreplace(free, start + seconds)

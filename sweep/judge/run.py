@@ -74,6 +74,7 @@ def judge_models(
     prepared = prepare(
         evaluation,
         invariance_norms=(),
+        device=where,
         progress=lambda stage, done, total: line.show(f"preparing: {stage}", done, total),
         **places,
     )

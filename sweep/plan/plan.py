@@ -23,7 +23,7 @@ from trainer.config import UNANIMOUS, TrialConfig, check_packable
 from trainer.errors import InputError
 
 SAMPLERS = ("tpe", "nsga2", "nsga3", "gp", "random", "qmc")
-_DECIDING_SPACE = ("evaluation", "space", "points", "require")
+_DECIDING_SPACE = ("evaluation", "space", "points", "require", "prior")
 """Sections of the space that are part of a plan's digest."""
 
 
@@ -289,6 +289,8 @@ def _check_together(plan: SweepPlan) -> None:
         raise InputError(f"--trials {plan.trials}: must be a multiple of --seeds {plan.seeds}, so give {right}")
     if plan.pack > 1:
         _check_pack(plan)
+    if unknown := [name for name in plan.space.prior.beliefs if name not in plan.objectives.names]:
+        raise InputError(f"prior: {unknown[0]} is no objective; the sweep's are {', '.join(plan.objectives.names)}")
     given = len(points_by_number(plan.history, plan.space, seeds=plan.seeds))
     if not plan.space.swept and plan.configurations > given:
         seeds = f", each on {plan.seeds} seeds," if plan.seeds > 1 else ""

@@ -30,6 +30,9 @@ from sweep.search.freeze_thaw import FreezeThaw
 from sweep.search.optuna_internals import Window, contains, join_generation
 from sweep.search.samplers import SAMPLERS, make_sampler, mix, population
 
+_PRIOR = 1
+"""Sets the random numbers of draws that follow a belief apart from those of the sampler."""
+
 
 class _Proposal(NamedTuple):
     """A trial that is to be run."""
@@ -45,7 +48,7 @@ class _Proposal(NamedTuple):
 
 
 class ParetoSearch:
-    """Proposes interrupted trials first, then the given points, then what the sampler draws.
+    """Proposes interrupted trials first, then the given points, then what the prior or the sampler draws.
 
     The sampler gets the objectives of a configuration that finished. One that failed or was stopped early is marked as
     such, and its numbers never enter the sampler as if they were final. Benchmark `early_stopping` compares that with
@@ -138,7 +141,9 @@ class ParetoSearch:
         if group not in self._open and group in self.points:
             self._add(group, self.points[group])
         elif group not in self._open:
-            self._draw(group)
+            draws = group - sum(number < group for number in self.points)
+            believed = self.space.believed(draws=draws, seed=mix(self.seed, group, _PRIOR))
+            self._draw(group) if believed is None else self._add(group, believed)
         return self._proposal(number)
 
     def _proposal(self, number: int) -> _Proposal:

@@ -52,12 +52,12 @@ def draw_gallery(plan: SweepPlan, number: int, model: nn.Module, prepared: Prepa
 def sensitivity_examples(model: nn.Module, prepared: Prepared) -> list[_Example]:
     """Find images that were right until the judging attack changed them; the highest probability of the wrong answer
     comes first."""
-    from trainer.attacks import frozen, worst_case
+    from trainer.attacks import judged, worst_case
     from trainer.training import evaluation_attacks, judging_generator
 
     evaluation, validation = prepared.evaluation, prepared.data.validation
     images, labels = validation.images[:_ATTACKED], validation.labels[:_ATTACKED]
-    with frozen(model):
+    with judged(model):
         found = worst_case(
             lambda batch: model(batch).logits,
             images,

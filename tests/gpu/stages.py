@@ -339,7 +339,13 @@ def trial(setting: Setting) -> Iterator[Row]:
     config = PGD_7.replace(epochs=setting.pick(10, 1), batch_size=setting.pick(256, 50), learning_rate=1e-3)
     with tempfile.TemporaryDirectory() as cache:
         begun = time.perf_counter()
-        prepared = prepare(evaluation, invariance_norms=(), data_dir=setting.data_dir, cache_dir=Path(cache))
+        prepared = prepare(
+            evaluation,
+            invariance_norms=(),
+            data_dir=setting.data_dir,
+            cache_dir=Path(cache),
+            device=str(setting.device),
+        )
         yield {"preparing": dataset, "seconds": time.perf_counter() - begun}
         for report in run_trial(config, evaluation, prepared, device=str(setting.device)):
             yield {

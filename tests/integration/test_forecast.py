@@ -182,6 +182,11 @@ def test_budgets_end_a_forecast(planned: Any) -> None:
     assert fill_slots(hour, 2, planned(gpus_per_trial=0.5, max_gpu_hours=2)) == (2 * HOUR, 4 * HOUR, 4)
     assert fill_slots(hour, 2, planned(stop_when_flat=5), low=True).trials == 7
     assert fill_slots(hour, 2, planned(stop_when_flat=5)).trials == 24
+    assert fill_slots(hour, 2, planned(epochs=10, budget_epochs=59)).trials == 5
+    stopped = planned(epochs=10, budget_epochs=60, stopper="asha")
+    assert fill_slots(hour, 2, stopped, epochs=4).trials == 13, "one that begins may train to its end"
+    paused = planned(epochs=10, budget_epochs=60, stopper="thaw")
+    assert fill_slots(hour, 2, paused, epochs=4).trials == 15, "what a paused one leaves goes to others"
 
 
 def test_points_cost_their_own_and_draws_what_is_sampled(planned: Any) -> None:

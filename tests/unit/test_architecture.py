@@ -22,6 +22,7 @@ PACKAGES = ("search_spaces", "trainer", "sweep")
 ROOMS = [
     ["trainer.errors", "trainer.interrupts", "trainer.output"],
     ["trainer.words", "trainer.number", "trainer.intervals", "trainer.parallel", "trainer.progress", "trainer.answers"],
+    ["trainer.precision"],
     ["trainer.plugins"],
     ["trainer.fields", "trainer.presets", "trainer.report", "trainer.cost", "trainer.arguments", "trainer.files"],
     ["trainer.config", "trainer.human_agreement"],

@@ -68,6 +68,12 @@ TRIALS: dict[str, dict[str, Any]] = {
         "invariance_ce_weight": 0.5,
         "label_smoothing": 0.1,
     },
+    "bfloat16": {
+        "precision": "bfloat16",
+        "sensitivity_ce_weight": 0.5,
+        "regularizer": "ot_triplet",
+        "invariance_weight": 0.5,
+    },
     # Stopped after the first epoch the ramp is half done, and CROWN is left out in the last.
     "certified": {"certified_ce_weight": 0.5, "certified_method": "crown-ibp", "certified_ramp": 0.6},
 }

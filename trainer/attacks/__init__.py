@@ -15,7 +15,7 @@ from trainer.attacks.gradient import (
     pgd_attack,
     score_with_gradient,
 )
-from trainer.attacks.logits import frozen, predict
+from trainer.attacks.logits import frozen, judged, predict
 from trainer.attacks.norms import NORMS, Draws, uniform
 from trainer.attacks.own import own_attack
 from trainer.attacks.square import SQUARE_SLACK, square_attack

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from trainer.precision import exact_products
+
 Logits = Callable[[Tensor], Tensor]
 """Function from images (B, C, H, W) to logits (B, K)."""
 
@@ -29,6 +31,13 @@ def frozen(model: nn.Module) -> Iterator[nn.Module]:
             module.training = training
         for parameter, requires_grad in wanted:
             parameter.requires_grad_(requires_grad)
+
+
+@contextmanager
+def judged(model: nn.Module) -> Iterator[nn.Module]:
+    """Hold a model as `frozen` does, on a device that rounds no product: answers are those of a CPU."""
+    with frozen(model), exact_products():
+        yield model
 
 
 @torch.no_grad()

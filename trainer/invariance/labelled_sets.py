@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainer.attacks import frozen, predict
+from trainer.attacks import judged, predict
 from trainer.data import Split
 from trainer.errors import InputError
 from trainer.human_agreement import (
@@ -200,7 +200,7 @@ def answers_of(model: nn.Module) -> _Answers:
 
     def answer(images: Tensor) -> Tensor:
         device = next((parameter.device for parameter in model.parameters()), images.device)
-        with frozen(model):
+        with judged(model):
             logits = predict(lambda batch: model(batch.to(device)).logits, images, batch_size=_BATCH)
         return logits.argmax(1).cpu()
 

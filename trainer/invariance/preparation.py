@@ -42,6 +42,7 @@ from trainer.invariance.published import PAPER_TARGETS, alignments_for
 from trainer.invariance.readings import Readings
 from trainer.invariance.recipes import ANY, recipe_for
 from trainer.parallel import map_on_threads
+from trainer.precision import exact_products
 from trainer.words import did_you_mean
 
 _SPLITS = ("train", "validation", "test")
@@ -118,6 +119,7 @@ def prepare(
     invariance_norms: Sequence[str] = ("linf",),
     data_dir: Path | None = None,
     cache_dir: Path,
+    device: str = "cpu",
     progress: Progress | None = None,
 ) -> Prepared:
     """Load the data and make, or find in the cache, everything that all trials share.
@@ -127,6 +129,8 @@ def prepare(
         invariance_norms: norms of the training perturbations to make now; others are made when first asked for.
         data_dir: folder in which published files are looked for.
         cache_dir: folder whose `prepared/` keeps the results.
+        device: torch device on which neighbours are searched for. Judge and teacher are trained on the CPU, so that
+            they are the same everywhere.
         progress: called with a stage's name, how much of it is done, and how much there is.
 
     Raises:
@@ -136,7 +140,7 @@ def prepare(
     check_crowd(evaluation)
     data = load_data(evaluation, data_dir=data_dir, cache_dir=cache_dir)
     pipeline = PreparationPipeline(
-        data, evaluation, Cache(cache_dir / "prepared"), progress or (lambda stage, done, total: None)
+        data, evaluation, Cache(cache_dir / "prepared"), progress or (lambda stage, done, total: None), device=device
     )
     prepared = Prepared(data, evaluation, pipeline)
     _ = prepared.judging
@@ -158,8 +162,11 @@ class PreparationPipeline:
     The names of stages and the keys of parameters name the cached files, so they stay as they are.
     """
 
-    def __init__(self, data: Data, evaluation: EvaluationConfig, cache: Cache, progress: Progress) -> None:
+    def __init__(
+        self, data: Data, evaluation: EvaluationConfig, cache: Cache, progress: Progress, *, device: str = "cpu"
+    ) -> None:
         self._data, self._evaluation, self._cache, self._progress = data, evaluation, cache, progress
+        self._device = device
         self._indices: dict[str, ClassIndex] = {}
         self._table = PAPER_TARGETS if data.name in ("digits", "mnist", "usps") else None
         self._common = {
@@ -305,14 +312,17 @@ class PreparationPipeline:
         alignments, stage = self._alignments(norm), f"{split} neighbours ({norm})"
 
         def make() -> dict[str, Tensor]:
-            found = find_neighbours(
-                *sources,
-                self._index(norm),
-                alignments=alignments,
-                allowed=allowed_targets(self._data.classes, self._table),
-                nearest=nearest,
-                progress=lambda done, total: self._progress(stage, done, total),
-            )
+            with exact_products():
+                there = find_neighbours(
+                    sources.images.to(self._device),
+                    sources.labels.to(self._device),
+                    self._index(norm),
+                    alignments=alignments,
+                    allowed=allowed_targets(self._data.classes, self._table),
+                    nearest=nearest,
+                    progress=lambda done, total: self._progress(stage, done, total),
+                )
+            found = Neighbours(*(column.cpu() for column in there))
             return {**found._asdict(), "aligned": bring_back(self._data.train.images, found, alignments)}
 
         key = {
@@ -346,7 +356,7 @@ class PreparationPipeline:
     def _index(self, norm: str) -> ClassIndex:
         """Return the index of the training images; it is kept, because several splits are searched in it."""
         if norm not in self._indices:
-            images, labels = self._data.train
+            images, labels = (field.to(self._device) for field in self._data.train)
             sought = self._alignments(norm).sought(images)
             self._indices[norm] = ClassIndex(sought, labels, classes=self._data.classes)
         return self._indices[norm]

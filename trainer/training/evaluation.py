@@ -23,7 +23,7 @@ from trainer.attacks import (
     WorstCase,
     apgd_attack,
     embedding_attack,
-    frozen,
+    judged,
     pgd_attack,
     square_attack,
     targeted_apgd_attack,
@@ -90,7 +90,7 @@ def evaluate(
 def evaluate_attacked(model: nn.Module, outcome: WorstCase, judging: JudgingSet) -> Evaluation:
     """Measure as `evaluate` does, where the outcome of the sensitivity attacks is known."""
     batch = BATCH[judging.images.device.type]
-    with frozen(model):
+    with judged(model):
         answers = predict_labels(model, judging.images, batch_size=batch)
         right_when_clean = predict_labels(model, judging.source_images, batch_size=batch) == judging.source_labels
     return accuracies(answers_in_bits(outcome.clean, outcome.survived, answers, right_when_clean), judging)
@@ -127,8 +127,9 @@ def answers_in_bits(clean: Tensor, survived: Tensor, answers: Tensor, right_when
         answers: (M,) int64, its answers to the judging set's perturbed images.
         right_when_clean: (M,) bool, whether it is right on their sources.
     """
-    perturbed = answers.cpu().numpy().astype(np.uint8)
-    return Answers(clean.cpu().numpy(), survived.cpu().numpy(), perturbed, right_when_clean.cpu().numpy())
+    # Copies: an array that shares a tensor's memory would change with it.
+    clean, survived, right_when_clean = (each.cpu().numpy().copy() for each in (clean, survived, right_when_clean))
+    return Answers(clean, survived, answers.cpu().numpy().astype(np.uint8), right_when_clean)
 
 
 def _by_crowd(shares: Tensor, sources: Tensor, answers: Tensor, right_when_clean: Tensor) -> dict[str, float]:
@@ -225,7 +226,7 @@ def attacked(model: nn.Module, split: Split, attacks: Sequence[Attack], *, gener
     Args:
         model, split, attacks, generator: those of `evaluate`.
     """
-    with frozen(model):
+    with judged(model):
         return worst_case(
             lambda images: model(images).logits,
             split.images,

@@ -16,6 +16,7 @@ from trainer.files import Store
 from trainer.invariance import JudgingSet, Prepared, TrainingPerturbation
 from trainer.objective import Knobs, LossTerms, total_loss
 from trainer.own_models import own_noise
+from trainer.precision import training_products
 from trainer.report import EpochReport, check_finite
 from trainer.training.augmentation import augment
 from trainer.training.batches import PURPOSES, batches, find_largest_class, random_stream, shuffled_rows, to_device
@@ -144,7 +145,7 @@ def train_epoch(
     shares = [share_done(epoch, step, steps=steps, epochs=config.epochs) for step in range(steps)]
     done = torch.tensor(shares, device=device)  # so that no step has to copy its own to the device
     own = random_stream(config.seed, "network", epoch, torch.device("cpu")).initial_seed()
-    with own_noise(state.model, own):
+    with own_noise(state.model, own), training_products(device, config.precision):
         for index, batch in enumerate(batches(train, perturbation, rows_of_steps)):
             set_learning_rate(state.optimizer, learning_rate(config, shares[index]))
             knobs = whole.at(done[index]) if config.certified_ce_weight > 0 else whole

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainer.attacks import frozen
+from trainer.attacks import judged
 from trainer.config import EvaluationConfig, TrialConfig, check_packable
 from trainer.cost import Cost
 from trainer.data import Split, load_data
@@ -225,7 +225,7 @@ class Timer:
         images = self.validation.images[:count]
         judging = self.judging.first(math.ceil(share * len(self.judging.images)))
         attacks = evaluation_attacks(self.evaluation.replace(eval_sensitivity_epsilon=0.0))
-        with frozen(state.model):
+        with judged(state.model):
             answers = predict_labels(state.model, images, batch_size=count)
 
         def time_with(labels: Tensor) -> tuple[float, Evaluation]:

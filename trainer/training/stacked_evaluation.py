@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from trainer.attacks import NORMS, Victim, check_logits, cross_entropy_scores, frozen, score_with_gradient
+from trainer.attacks import NORMS, Victim, check_logits, cross_entropy_scores, judged, score_with_gradient
 from trainer.config import EvaluationConfig
 from trainer.data import Split
 from trainer.errors import OtsweepError
@@ -51,7 +51,7 @@ def evaluate_stack(
         evaluation: the attack's norm, budget, steps and restarts.
         generator: draws the attack's random starts, the same for all trials as for one.
     """
-    with frozen(model):
+    with judged(model):
         logits = _logits(model, split.images)
         failures = [error_of(check_logits, each, split.labels) for each in logits]
         clean = logits.argmax(2) == split.labels

@@ -21,6 +21,7 @@ from trainer.errors import OtsweepError
 from trainer.invariance import TrainingPerturbation
 from trainer.models import Prediction
 from trainer.objective import Knobs, LossTerms, certified_cross_entropy, loss_terms, total_loss
+from trainer.precision import training_products
 from trainer.report import check_finite
 from trainer.training.augmentation import augment
 from trainer.training.batches import PURPOSES, Batch, find_largest_class, random_stream, shuffled_rows
@@ -64,20 +65,21 @@ def train_stack(
     outcomes: list[dict[str, float] | OtsweepError] = []
     model.train()
     done, rates = _schedules(configs, epochs, steps=len(rows_of_trials[0]), device=device)
-    for share, rate, *rows in zip(done, rates, *rows_of_trials, strict=True):
-        optimizer.learning_rate = rate
-        knobs = whole.at(share) if shared.certified_ce_weight > 0 else whole
-        batch = augment(fold_batch(train, perturbations, rows), shared, changes)
-        step = forward(model, batch, shared, knobs, noise, largest_class=bound)
-        history.append(detach(step.terms))
-        if len(history) == len(rows_of_trials[0]):
-            means = summarise(history)
-            diagnosis = {name: value.tolist() for name, value in diagnose(step, model, knobs).items()}
-            outcomes = [
-                error_of(check_finite, epoch, of_trial(means, index)) or of_trial(means | diagnosis, index)
-                for index, epoch in enumerate(epochs)
-            ]
-        optimizer.step(torch.autograd.grad(total_loss(step.terms, knobs).sum(), optimizer.parameters))
+    with training_products(device, shared.precision):
+        for share, rate, *rows in zip(done, rates, *rows_of_trials, strict=True):
+            optimizer.learning_rate = rate
+            knobs = whole.at(share) if shared.certified_ce_weight > 0 else whole
+            batch = augment(fold_batch(train, perturbations, rows), shared, changes)
+            step = forward(model, batch, shared, knobs, noise, largest_class=bound)
+            history.append(detach(step.terms))
+            if len(history) == len(rows_of_trials[0]):
+                means = summarise(history)
+                diagnosis = {name: value.tolist() for name, value in diagnose(step, model, knobs).items()}
+                outcomes = [
+                    error_of(check_finite, epoch, of_trial(means, index)) or of_trial(means | diagnosis, index)
+                    for index, epoch in enumerate(epochs)
+                ]
+            optimizer.step(torch.autograd.grad(total_loss(step.terms, knobs).sum(), optimizer.parameters))
     return outcomes
 
 
@@ -137,7 +139,7 @@ def forward(
     for_attack = knobs_of_images(knobs, len(batch.labels) // batch.trials)
     clean = clean_pass(model, batch, config)
     views = batch_views(model, batch, config, for_attack, noise, clean)
-    predictions = predict_views(model, views, clean, trials=batch.trials)
+    predictions = predict_views(model, views, clean, precision=config.precision, trials=batch.trials)
     unfolded = {
         name: Prediction(*(by_trial(part, batch.trials) for part in prediction))
         for name, prediction in predictions.items()

@@ -68,7 +68,7 @@ def forward(
     """
     clean = clean_pass(model, batch, config)
     views = batch_views(model, batch, config, knobs, generator, clean)
-    predictions = predict_views(model, views, clean)
+    predictions = predict_views(model, views, clean, precision=config.precision)
     terms = loss_terms(
         config,
         knobs,

@@ -17,6 +17,7 @@ from trainer.config import OWN_KNOBS, TrialConfig
 from trainer.models import Prediction
 from trainer.objective import Knobs, transport_attack_loss
 from trainer.plugins import is_plugin
+from trainer.precision import rounded_passes
 from trainer.training.batches import Batch
 
 
@@ -32,12 +33,12 @@ class CleanPass(NamedTuple):
 def clean_pass(model: nn.Module, batch: Batch, config: TrialConfig) -> CleanPass | None:
     """Return the pass that attack and objective can share, or None where they can't.
 
-    They can't if the attack starts elsewhere (PGD), if the objective does not use the clean images, or if batch
-    normalisation makes the attack's eval mode answer differently from the joint pass.
+    They can't if the attack starts elsewhere (PGD), if the objective does not use the clean images or rounds its
+    passes, or if batch normalisation makes the attack's eval mode answer differently from the joint pass.
     """
     reads_clean = config.is_fgsm or config.sensitivity_objective != "cross_entropy"
     needed_by_attack = config.uses_sensitivity and reads_clean and not is_plugin(config.sensitivity_attack)
-    if not (needed_by_attack and config.uses_clean) or _normalises_batches(model):
+    if not (needed_by_attack and config.uses_clean) or config.precision == "bfloat16" or _normalises_batches(model):
         return None
     images = batch.images.detach().requires_grad_(config.is_fgsm)
     return CleanPass(images, model(images))
@@ -149,7 +150,12 @@ def _linearised(clean: CleanPass, labels: Tensor) -> Loss:
 
 
 def predict_views(
-    model: nn.Module, views: dict[str, Tensor], clean: CleanPass | None, *, trials: int = 1
+    model: nn.Module,
+    views: dict[str, Tensor],
+    clean: CleanPass | None,
+    *,
+    precision: str = "float32",
+    trials: int = 1,
 ) -> dict[str, Prediction]:
     """Return the model's predictions of every view; the clean view's come from the clean pass where there was one.
 
@@ -160,10 +166,18 @@ def predict_views(
     known = {} if clean is None else {"clean": clean.prediction}
     rest = {name: images for name, images in views.items() if name not in known}
     if not _normalises_batches(model) and all(images.is_cpu for images in rest.values()):
-        return known | {name: model(images) for name, images in rest.items()}  # a joint pass outgrows the caches
+        # A joint pass would outgrow the caches.
+        return known | {name: _predict(model, images, precision) for name, images in rest.items()}
     unfolded = [images.unflatten(0, (trials, -1)) for images in rest.values()]
-    joint: Prediction = model(torch.cat(unfolded, 1).flatten(0, 1))
+    joint = _predict(model, torch.cat(unfolded, 1).flatten(0, 1), precision)
     parts = zip(*(side.unflatten(0, (trials, -1)).chunk(len(rest), 1) for side in joint), strict=True)
     return known | {
         name: Prediction(*(side.flatten(0, 1) for side in part)) for name, part in zip(rest, parts, strict=True)
     }
+
+
+def _predict(model: nn.Module, images: Tensor, precision: str) -> Prediction:
+    """Return the model's answer to images, which a rounded pass gives in the type of the images all the same."""
+    with rounded_passes(images.device, precision):
+        prediction = model(images)
+    return Prediction(*(side.to(images.dtype) for side in prediction))
