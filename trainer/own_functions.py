@@ -46,10 +46,13 @@ def _declared(knob: str, value: str) -> dict[str, tuple[float, float]]:
     declared = getattr(load_plugin(knob, value), "knobs", {})
     try:
         ranges = {name: (float(low), float(high)) for name, (low, high) in declared.items()}
+        in_order = all(low <= high for low, high in ranges.values())  # false for NaN too
     except (AttributeError, TypeError, ValueError):
+        ranges, in_order = {}, False
+    if not in_order:
         raise InputError(
             f"{knob} = {value!r}: its knobs are {declared!r}, must be a dict such as {{{OWN_KNOBS[0]!r}: (0.0, 2.0)}}"
-        ) from None
+        )
     for name in ranges:
         if name not in OWN_KNOBS:
             raise InputError(f"{knob} = {value!r}: declares {name!r}, must be one of {', '.join(OWN_KNOBS)}")

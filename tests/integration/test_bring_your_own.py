@@ -55,6 +55,15 @@ def test_the_example_trains(folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.slow
+def test_a_sweep_with_a_wrong_attack_ends_before_its_trials(folder: Path, tmp_path: Path) -> None:
+    (folder / "mine.py").write_text(BLOCKS["python"].replace("return perturbed\n", "return perturbed + 1\n"))
+    done = call(command(tmp_path / "storage", "run", "mine.yaml", "--trials", "2", "--name", "own"), cwd=folder)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "sensitivity_attack = 'python:mine:momentum': " in done.stderr
+
+
+@pytest.mark.slow
 def test_the_example_is_swept_and_read_without_its_module(folder: Path, tmp_path: Path) -> None:
     """The workers get the module from the command; whoever looks at the sweep afterwards imports nothing of it."""
     done = call(command(tmp_path / "storage", "run", "mine.yaml", "--trials", "2", "--name", "own"), cwd=folder)

@@ -12,8 +12,9 @@ import torch
 from search_spaces.reading import space_from_yaml
 from search_spaces.yaml_file import parse_yaml
 from sweep.audit.finalists import effective
+from sweep.cli.commands import main
 from sweep.plan.from_options import make_plan
-from sweep.plan.plugins import plugins_of
+from sweep.plan.plugins import own_corners, plugins_of
 from trainer import plugins
 from trainer.config import EvaluationConfig, TrialConfig
 from trainer.errors import InputError
@@ -194,6 +195,24 @@ def test_a_plan_names_it_and_sends_its_module(folder: Path, tmp_path: Path) -> N
     space = space_from_yaml(parse_yaml(text, "test"), name="test")
     plan = make_plan(space, name="test", storage=str(tmp_path), trials=4)
     assert plugins_of(plan) == ["python:own_attacks:signed"]
+    assert [corner.get("own_b", 0) for corner in own_corners(space)] == [
+        0,
+        0.1,
+        1.0,
+    ]  # what is checked before the sweep
+
+
+def test_a_wrong_one_is_refused_before_anything_is_prepared(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTSWEEP_STORAGE", str(tmp_path / "storage"))
+    name = wrong(folder, "return near.numpy()")
+    settings = (f"sensitivity_attack={name}", "sensitivity_ce_weight=1")
+    assert main(["trial", *(word for setting in settings for word in ("--set", setting))]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert f"sensitivity_attack = '{name}': returns ndarray, must return a tensor" in said
+    assert not (tmp_path / "storage" / "cache" / "prepared").exists()
 
 
 def test_what_it_does_not_read_is_no_part_of_its_experiment() -> None:

@@ -115,6 +115,8 @@ def test_a_wrong_one_is_refused_with_the_property_that_it_lacks(body: str, messa
     [
         ("5", "its knobs are 5, must be a dict such as {'own_a': (0.0, 2.0)}"),
         ("{'own_a': 2}", "must be a dict such as"),
+        ("{'own_a': (2, 1)}", "its knobs are {'own_a': (2, 1)}, must be a dict such as"),
+        ("{'own_a': (float('nan'), 1)}", "its knobs are {'own_a': (nan, 1)}, must be a dict such as"),
         ("{'strength': (0, 1)}", "declares 'strength', must be one of"),
     ],
 )
