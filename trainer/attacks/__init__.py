@@ -1,6 +1,6 @@
 """Sensitivity attacks: norms, FGSM, PGD, APGD, FAB, Square, their worst case, and whether an attack means something."""
 
-from trainer.attacks.apgd import APGD_SLACK, apgd_attack, embedding_attack, targeted_apgd_attack
+from trainer.attacks.apgd import APGD_SLACK, apgd_attacks, embedding_attack
 from trainer.attacks.attack import Attack, Victim
 from trainer.attacks.checks import check_logits
 from trainer.attacks.evidence import Evidence, gather_evidence

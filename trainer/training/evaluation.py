@@ -21,12 +21,11 @@ from trainer.attacks import (
     SQUARE_SLACK,
     Attack,
     WorstCase,
-    apgd_attack,
+    apgd_attacks,
     embedding_attack,
     judged,
     pgd_attack,
     square_attack,
-    targeted_apgd_attack,
     worst_case,
 )
 from trainer.attacks import predict as predict_logits
@@ -195,9 +194,7 @@ def final_attacks(evaluation: EvaluationConfig, *, classes: int) -> list[Attack]
     attacks = evaluation_attacks(evaluation)
     if steps := evaluation.eval_final_steps:
         norm, epsilon = evaluation.eval_sensitivity_norm, evaluation.eval_sensitivity_epsilon
-        attacks.append(apgd_attack(norm=norm, epsilon=epsilon, steps=steps))
-        if classes >= 4:
-            attacks.append(targeted_apgd_attack(norm=norm, epsilon=epsilon, steps=steps, targets=min(9, classes - 1)))
+        attacks += apgd_attacks(norm=norm, epsilon=epsilon, steps=steps, classes=classes)
     return attacks
 
 
@@ -288,12 +285,7 @@ def ensemble(
         classes: K; the targeted loss needs 4.
         model: maps images (B, C, H, W) to (logits (B, K), embedding (B, D)).
     """
-    attacks = [
-        apgd_attack(norm=norm, epsilon=epsilon, steps=steps, slack=APGD_SLACK),
-    ]
-    if classes >= 4:
-        targets = min(9, classes - 1)
-        attacks.append(targeted_apgd_attack(norm=norm, epsilon=epsilon, steps=steps, targets=targets, slack=APGD_SLACK))
+    attacks = apgd_attacks(norm=norm, epsilon=epsilon, steps=steps, classes=classes, slack=APGD_SLACK)
     if model is not None:
         attacks += [
             embedding_attack(
