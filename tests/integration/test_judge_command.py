@@ -82,14 +82,13 @@ def test_the_readmes_example(storage: Path) -> None:
     missing = call([*command(storage, "ui"), "--mlflow-uri", f"sqlite:///{storage}/none.db"])
     assert missing.returncode == 2
     assert f"there is no file '{storage}/none.db'" in missing.stderr
-    page_server = start(
-        command(storage, *words_of_ui, "--port", "0", "--no-browser"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    assert page_server.stdout is not None
-    said = iter(page_server.stdout.readline, "")
-    assert next((line for line in said if "/?" in line), "").startswith("sqlite:///")  # no sweep is there to open at
-    page_server.send_signal(signal.SIGINT)
-    assert page_server.wait(timeout=PATIENCE) == 0
+    words_of_server = command(storage, *words_of_ui, "--port", "0", "--no-browser")
+    with start(words_of_server, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as server:
+        assert server.stdout is not None
+        line = next((line for line in server.stdout if "/?" in line), "")
+        assert line.startswith("sqlite:///")  # no sweep is there to open at
+        server.send_signal(signal.SIGINT)
+        assert server.wait(timeout=PATIENCE) == 0
 
 
 @pytest.mark.slow
