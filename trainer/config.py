@@ -290,6 +290,10 @@ def check_packable(config: TrialConfig) -> None:
         )
 
 
+OF_EARLIER_VERSIONS: dict[str, Any] = {"eval_targeted_steps": 0}
+"""Values of an evaluation where an earlier version wrote it, which had no name for them."""
+
+
 @dataclass(frozen=True)
 class EvaluationConfig(CheckedFields):
     """The evaluation of a trial: the data, its split and the attacks. It is fixed for a whole sweep, so that the points
@@ -325,9 +329,12 @@ class EvaluationConfig(CheckedFields):
     eval_sensitivity_restarts: int = knob(1, low=1, high=1000)
     """Random restarts of that attack; an image counts as robust only if it survives all of them."""
 
-    eval_final_steps: int = knob(20, low=0, high=10_000)
+    eval_final_steps: int = knob(30, low=0, high=10_000)
     """Steps of APGD-CE, and of targeted APGD towards each class, which judge the chosen epoch once more beside PGD: the
-    final report and the front have their number. 0 leaves them out."""
+    final report and the front have their number. 0 leaves all final attacks out."""
+
+    eval_targeted_steps: int = knob(30, low=0, high=10_000)
+    """Steps of targeted PGD towards each class, which judges the chosen epoch too; 0 leaves it out."""
 
     eval_invariance_norm: str = knob("linf", choices=_INVARIANCE_NORMS)
     """Norm of the evaluation's invariance attack."""

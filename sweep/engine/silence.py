@@ -25,7 +25,7 @@ _UNKNOWN_SECONDS = 1800.0
 """Silence that is told where no trial of the sweep has shown yet how long one takes; nothing is ended then."""
 
 _TARGETS = 9
-"""Most targets of the targeted attack on a chosen epoch."""
+"""Most targets of the targeted attacks on a chosen epoch."""
 
 _LONGEST_STEP = 5.0
 """Seconds between two looks that count at most. This process itself may have been stopped or have waited for the
@@ -52,7 +52,8 @@ def usual_epoch(record: TrialRecord, plan: SweepPlan, *, whole_trial: float) -> 
     usual = max(report["train_seconds"] + report["evaluation_seconds"] for report in epochs)
     if epochs[-1]["epoch"] >= record.config["epochs"]:
         evaluation = plan.space.evaluation
-        rounds = (1 + _TARGETS) * evaluation.eval_final_steps / evaluation.eval_sensitivity_steps
+        steps = (1 + _TARGETS) * evaluation.eval_final_steps + _TARGETS * evaluation.eval_targeted_steps
+        rounds = steps / evaluation.eval_sensitivity_steps
         usual = max(usual, rounds * max(report["evaluation_seconds"] for report in epochs))
     return plan.pack * usual  # the trials of a pack wait for each other
 

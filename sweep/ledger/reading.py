@@ -182,7 +182,8 @@ def _read_parts(parts: Iterable[_Part], warnings: list[str], accounted: set[int]
             accounted.update(range(part.first, part.last + 1))
             continue
         # Not `read_table`, which imports pandas.
-        table = pq.ParquetFile(pa.BufferReader(data)).read()
+        # Without threads: one of Arrow's that still holds the bytes while Python ends would end in a stack trace.
+        table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
         yield dict(zip(table["sequence"].to_pylist(), table["event"].to_pylist(), strict=True))
 
 

@@ -19,7 +19,7 @@ from sweep.plan.objectives import OBJECTIVES, check_objectives, objectives_to_di
 from sweep.plan.options import check_typed, declared, option, options_of
 from sweep.plan.paths import CACHE, check_name, existing_folder
 from sweep.plan.stages import Stage, points_by_number
-from trainer.config import UNANIMOUS, TrialConfig, check_packable
+from trainer.config import OF_EARLIER_VERSIONS, UNANIMOUS, TrialConfig, check_packable
 from trainer.errors import InputError
 
 SAMPLERS = ("tpe", "nsga2", "nsga3", "gp", "random", "qmc")
@@ -266,11 +266,12 @@ class SweepPlan:
         return plain | {"space": self._plain_space(), "objectives": objectives_to_dict(self.objectives)}
 
     def _plain_space(self) -> dict[str, Any]:
-        """Return the space's plain values; one that the judge of earlier versions judged names no crowd, as then."""
-        plain = self.space.to_dict()
-        if self.space.evaluation.crowd == UNANIMOUS:
-            later = ("crowd", "eval_final_steps")
-            plain["evaluation"] = {name: value for name, value in plain["evaluation"].items() if name not in later}
+        """Return the space's plain values; where it is judged as by an earlier version they are as that wrote them."""
+        plain, evaluation = self.space.to_dict(), self.space.evaluation
+        later = {name for name, value in OF_EARLIER_VERSIONS.items() if getattr(evaluation, name) == value}
+        if evaluation.crowd == UNANIMOUS:
+            later |= {"crowd", "eval_final_steps"}
+        plain["evaluation"] = {name: value for name, value in plain["evaluation"].items() if name not in later}
         return plain
 
 

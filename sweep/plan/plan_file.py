@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from search_spaces import Located, Space, dump_yaml, read_yaml, space_from_yaml
+from search_spaces import Located, dump_yaml, read_yaml
 from sweep.plan.mlflow_address import default_mlflow_uri
 from sweep.plan.objectives import read_objectives
 from sweep.plan.paths import (
@@ -19,8 +19,7 @@ from sweep.plan.paths import (
 )
 from sweep.plan.plan import SweepPlan, plan_digest
 from sweep.plan.remote_storage import pull_remote, push_remote, url_of
-from sweep.plan.stages import read_stages
-from trainer.config import UNANIMOUS
+from sweep.plan.stages import read_stages, read_written_space
 from trainer.errors import InputError
 from trainer.files import make_whole_folder, write_whole
 
@@ -135,7 +134,7 @@ def plan_from_tree(root: Located) -> SweepPlan:
     if missing:
         raise root.error(f"is cut off or damaged: {', '.join(missing)} missing")
     values = {key: item.plain() for key, item in entries.items()}
-    values["space"] = _read_space(entries["space"])
+    values["space"] = read_written_space(entries["space"])
     values["history"] = read_stages(entries.get("history"))
     values["versions"] = {key: item.word(key) for key, item in entries["versions"].mapping("versions").items()}
     if "objectives" in entries:
@@ -145,12 +144,3 @@ def plan_from_tree(root: Located) -> SweepPlan:
             entries[key].word(key)
     with root.error_context():
         return SweepPlan(**values)
-
-
-def _read_space(node: Located) -> Space:
-    """Return a plan's space; one that names no crowd was judged as earlier versions judged."""
-    space = space_from_yaml(node, name="")
-    evaluation = node.mapping("a space").get("evaluation")
-    if evaluation is not None and "crowd" not in evaluation.mapping("evaluation"):
-        space = dataclasses.replace(space, evaluation=space.evaluation.replace(crowd=UNANIMOUS, eval_final_steps=0))
-    return space

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from search_spaces import Located, Space, space_from_yaml
+from trainer.config import OF_EARLIER_VERSIONS, UNANIMOUS
 
 
 @dataclass(frozen=True)
@@ -34,9 +36,22 @@ def read_stages(node: Located | None) -> tuple[Stage, ...]:
         entries = item.mapping("a stage", known=["until", "trials", "space"])
         if len(entries) < 3:
             raise item.error("is cut off or damaged")
-        space = space_from_yaml(entries["space"], name="")
+        space = read_written_space(entries["space"])
         stages.append(Stage(entries["until"].plain(), entries["trials"].plain(), space))
     return tuple(stages)
+
+
+def read_written_space(node: Located) -> Space:
+    """Return the space of a plan's file, judged as by the version that wrote it."""
+    space = space_from_yaml(node, name="")
+    section = node.mapping("a space").get("evaluation")
+    if section is None:
+        return space
+    written = section.mapping("evaluation")
+    earlier = {name: value for name, value in OF_EARLIER_VERSIONS.items() if name not in written}
+    if "crowd" not in written:
+        earlier |= {"crowd": UNANIMOUS, "eval_final_steps": 0}
+    return dataclasses.replace(space, evaluation=space.evaluation.replace(**earlier))
 
 
 def points_by_number(history: Sequence[Stage], space: Space, *, seeds: int) -> Mapping[int, dict[str, Any]]:

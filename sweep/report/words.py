@@ -20,10 +20,11 @@ def percent(share: float) -> str:
 
 
 def attack_words(evaluation: EvaluationConfig) -> str:
-    """Return the sensitivity attacks of a sweep, such as `PGD-20, 3 restarts, APGD-20`."""
+    """Return the sensitivity attacks of a sweep, such as `PGD-20, 3 restarts, APGD-30, targeted PGD-30`."""
     restarts, steps = evaluation.eval_sensitivity_restarts, evaluation.eval_final_steps
     pgd = f"PGD-{evaluation.eval_sensitivity_steps}{f', {restarts} restarts' if restarts > 1 else ''}"
-    return f"{pgd}, APGD-{steps}" if steps else pgd
+    targeted = f", targeted PGD-{evaluation.eval_targeted_steps}" if evaluation.eval_targeted_steps else ""
+    return f"{pgd}, APGD-{steps}{targeted}" if steps else pgd
 
 
 def brief(value: Any) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 
 from sweep.front import Objectives
 from sweep.plan import StudyPlan
-from trainer.config import EvaluationConfig
+from trainer.config import OF_EARLIER_VERSIONS, EvaluationConfig
 from trainer.errors import InputError
 from trainer.files import write_whole
 
@@ -110,7 +110,7 @@ class StudyResult:
 
     @property
     def judged(self) -> EvaluationConfig:
-        return EvaluationConfig.from_mapping(self.evaluation)
+        return EvaluationConfig.from_mapping({**OF_EARLIER_VERSIONS, **self.evaluation})
 
     def objectives_of(self, crowd: str) -> Objectives:
         """Return the objectives under a crowd; the other crowds' numbers have their name before them."""

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from tests.unit.test_sensitivity import CLASSES, Linear, answers, run, seeded, some_images, with_embedding
 from trainer.attacks import apgd
-from trainer.attacks.apgd import embedding_attack, targeted_apgd_attack, targeted_dlr
-from trainer.attacks.attack import Attack
+from trainer.attacks.apgd import embedding_attack, targeted_apgd_attack, targeted_dlr, targeted_pgd_attack
+from trainer.attacks.attack import Attack, Victim
 from trainer.attacks.gradient import pgd_attack
 from trainer.attacks.worst_cases import worst_case
 from trainer.errors import InputError
@@ -63,8 +63,33 @@ def test_saturated_logits_blind_the_cross_entropy_but_neither_dlr_nor_the_embedd
 
     blind = survivors(pgd_attack(**budget))
     assert survivors(targeted_apgd_attack(**budget)) == 0
+    assert survivors(targeted_pgd_attack(**budget)) == 0
     assert survivors(embedding_attack(pair, **budget, towards_other=True)) == 0
     assert survivors(embedding_attack(pair, **budget)) < blind / 2
+
+
+def test_targeted_pgd_is_the_plain_loop():
+    """Follow one image by PyTorch's own gradients, from the same start, towards each class but the label."""
+    images, model, steps, epsilon = some_images(1), Linear(), 4, 0.05
+    label = answers(images)
+    others = model(images)[0].detach().argsort(descending=True).tolist()
+    others.remove(label.item())
+    victim, length = Victim(model, images, label), 2.5 * epsilon / steps
+    attack = targeted_pgd_attack(norm="linf", epsilon=epsilon, steps=steps, targets=3)
+    for number, target in enumerate(others[:3]):
+        found = attack.run(victim, torch.tensor([0]), number, seeded(number))
+        point = (images + (2 * torch.rand(images.shape, generator=seeded(number)) - 1) * epsilon).clamp(0, 1)
+        for _ in range(steps):
+            point = point.detach().requires_grad_()
+            ordered = model(point)[0].sort(descending=True).values
+            rise = model(point)[0, target] - model(point)[0, label.item()]
+            if model(point).argmax() != label:
+                break
+            (rise / (ordered[0] - (ordered[2] + ordered[3]) / 2)).backward()
+            assert point.grad is not None
+            moved = point + length * point.grad.sign() - images
+            point = (images + moved.clamp(-epsilon, epsilon)).clamp(0, 1)
+        torch.testing.assert_close(found, point.detach())
 
 
 def test_the_embedding_attacks_go_where_they_say():

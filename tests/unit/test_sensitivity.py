@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from trainer.attacks import norms as norms_module
 from trainer.attacks import pgd as pgd_module
-from trainer.attacks.apgd import apgd_attack, embedding_attack, targeted_apgd_attack
+from trainer.attacks.apgd import apgd_attack, embedding_attack, targeted_apgd_attack, targeted_pgd_attack
 from trainer.attacks.attack import Attack
 from trainer.attacks.fab import fab_attack
 from trainer.attacks.gradient import cross_entropy_loss, fgsm, fgsm_attack, kl_loss, pgd, pgd_attack
@@ -77,6 +77,7 @@ def attack_builders(norm: str, epsilon: float) -> dict[str, Attack]:
         "fab-t": fab_attack(norm=norm, epsilon=epsilon, steps=3, targets=2),
         "apgd-ce": apgd_attack(norm=norm, epsilon=epsilon, steps=10),
         "apgd-t": targeted_apgd_attack(norm=norm, epsilon=epsilon, steps=10, targets=4),
+        "pgd-t": targeted_pgd_attack(norm=norm, epsilon=epsilon, steps=10, targets=4),
         "embedding": embedding_attack(with_embedding(Linear()), norm=norm, epsilon=epsilon, steps=10),
         "embedding-other": embedding_attack(
             with_embedding(Linear()), norm=norm, epsilon=epsilon, steps=10, towards_other=True
@@ -487,6 +488,8 @@ def test_logits_that_are_not_finite_fail_the_trial():
         (pgd_attack, {"norm": "l2", "epsilon": 1.0, "steps": 1, "restarts": 0}, "restarts = 0"),
         (square_attack, {"norm": "l2", "epsilon": 1.0, "queries": 0}, "queries = 0"),
         (targeted_apgd_attack, {"norm": "l2", "epsilon": 1.0, "targets": 0}, "targets = 0"),
+        (targeted_pgd_attack, {"norm": "l2", "epsilon": 1.0, "targets": 0}, "targets = 0"),
+        (targeted_pgd_attack, {"norm": "linf", "epsilon": 0.1, "steps": 0}, "steps = 0"),
         (ensemble, {"norm": "linf", "epsilon": 2.0}, "epsilon = 2.0"),
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),  # a function's address differs between workers

@@ -624,7 +624,11 @@ def test_sinkhorn_over_changed_images_draws_classes_together_no_more_than_over_m
 
 
 def test_the_final_attacks_are_stronger(prepared: Prepared) -> None:
-    assert [attack.name for attack in final_attacks(prepared.evaluation, classes=10)] == ["pgd", "apgd-ce", "apgd-t"]
+    assert [attack.name for attack in final_attacks(prepared.evaluation, classes=10)] == [
+        *("pgd", "apgd-ce", "pgd-t", "apgd-t")
+    ]
+    earlier = prepared.evaluation.replace(eval_targeted_steps=0)
+    assert [attack.name for attack in final_attacks(earlier, classes=10)] == ["pgd", "apgd-ce", "apgd-t"]
 
 
 def test_few_classes_are_attacked_without_targets() -> None:

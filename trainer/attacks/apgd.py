@@ -1,5 +1,7 @@
 """Auto-PGD (Croce and Hein 2020): on the cross-entropy, on the targeted DLR loss, and on distances of embeddings.
 
+Beside it plain PGD on the targeted DLR loss.
+
 Shape letters: N images of a set, B of a batch, C channels, H rows, W columns, K classes, D embedding size.
 """
 
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor
 
 from trainer.attacks.attack import Attack, Objective, Scores, Victim
-from trainer.attacks.gradient import cross_entropy_scores, score_with_gradient
+from trainer.attacks.gradient import ascend, cross_entropy_scores, score_with_gradient
 from trainer.attacks.logits import is_wrong, likely_target, logit_at, margin
 from trainer.attacks.norms import Norm, checked_ball, choose, positive
 from trainer.errors import InputError
@@ -75,23 +77,33 @@ def apgd_attack(*, norm: str, epsilon: float, steps: int = 100, restarts: int = 
 
 
 def apgd_attacks(
-    *, norm: str, epsilon: float, steps: int, classes: int, targets: int = 9, slack: float = math.inf
+    *,
+    norm: str,
+    epsilon: float,
+    steps: int,
+    classes: int,
+    targets: int = 9,
+    targeted_steps: int = 0,
+    slack: float = math.inf,
 ) -> list[Attack]:
-    """Build APGD-CE and, for 4 classes or more, APGD-T after it: the targeted loss needs 4.
+    """Build APGD-CE and, for 4 classes or more, targeted PGD and APGD after it: their loss needs 4.
 
     Args:
         norm, epsilon, steps, slack: those of `apgd_attack`.
         classes: K.
-        targets: most wrong classes that APGD-T goes towards, the likeliest first.
+        targets: most wrong classes that targeted attacks go towards, the likeliest first.
+        targeted_steps: steps of targeted PGD; 0 leaves it out.
 
     Raises:
         InputError: as `apgd_attack`.
     """
     attacks = [apgd_attack(norm=norm, epsilon=epsilon, steps=steps, slack=slack)]
-    if classes >= _LEAST_CLASSES:
-        most = min(targets, classes - 1)
-        attacks.append(targeted_apgd_attack(norm=norm, epsilon=epsilon, steps=steps, targets=most, slack=slack))
-    return attacks
+    if classes < _LEAST_CLASSES:
+        return attacks
+    most = min(targets, classes - 1)
+    if targeted_steps:
+        attacks.append(targeted_pgd_attack(norm=norm, epsilon=epsilon, steps=targeted_steps, targets=most))
+    return [*attacks, targeted_apgd_attack(norm=norm, epsilon=epsilon, steps=steps, targets=most, slack=slack)]
 
 
 def targeted_apgd_attack(
@@ -114,16 +126,49 @@ def targeted_apgd_attack(
     positive("steps", steps)
 
     def run(victim: Victim, rows: Tensor, number: int, generator: torch.Generator) -> Tensor:
-        goals = torch.zeros_like(victim.labels)
-        goals[rows] = likely_target(victim.logits, victim.images[rows], victim.labels[rows], number)
-
-        def objective(perturbed: Tensor, rows: Tensor) -> Scores:
-            answer, labels = victim.logits(perturbed), victim.labels[rows]
-            return Scores(targeted_dlr(answer, labels, goals[rows]), is_wrong(answer, labels))
-
-        return _apgd(objective, victim, rows, ball, epsilon, steps, generator, slack)
+        return _apgd(_towards_target(victim, rows, number), victim, rows, ball, epsilon, steps, generator, slack)
 
     return Attack("apgd-t", positive("targets", targets), run)
+
+
+def targeted_pgd_attack(*, norm: str, epsilon: float, steps: int = 30, targets: int = 9) -> Attack:
+    """Build PGD on the targeted DLR loss, a round for each target class, the likeliest wrong one first.
+
+    Its steps keep their length of 2.5 epsilon / steps. APGD's are long at first: they land on the surface of the ball,
+    where the loss of some models is flat. On models of MNIST at 0.3 that had trained on invariance images 20 such steps
+    broke up to 17 points of what 20 of APGD-T had left, and more than 100 of these.
+
+    Args:
+        norm: a name in `NORMS`.
+        epsilon: budget in pixel units.
+        steps: gradient steps of a round.
+        targets: rounds; where there are fewer wrong classes, the first ones are targets once more.
+
+    Raises:
+        InputError: for an unknown norm, a budget that it can't have, or steps or targets below 1; when run, for a
+            model of fewer than 4 classes.
+    """
+    ball = checked_ball(norm, epsilon)
+    step_size = 2.5 * epsilon / positive("steps", steps)
+
+    def run(victim: Victim, rows: Tensor, number: int, generator: torch.Generator) -> Tensor:
+        images, objective = victim.images[rows], _towards_target(victim, rows, number)
+        start = (images + ball.random_start(victim.images, epsilon, generator)[rows]).clamp(0, 1)
+        return ascend(objective, images, start, rows, ball, epsilon, steps=steps, step_size=step_size)
+
+    return Attack("pgd-t", positive("targets", targets), run)
+
+
+def _towards_target(victim: Victim, rows: Tensor, number: int) -> Objective:
+    """Return the targeted DLR loss of each image (B,) towards its likeliest wrong class but `number`."""
+    goals = torch.zeros_like(victim.labels)
+    goals[rows] = likely_target(victim.logits, victim.images[rows], victim.labels[rows], number)
+
+    def objective(perturbed: Tensor, rows: Tensor) -> Scores:
+        answer, labels = victim.logits(perturbed), victim.labels[rows]
+        return Scores(targeted_dlr(answer, labels, goals[rows]), is_wrong(answer, labels))
+
+    return objective
 
 
 def embedding_attack(

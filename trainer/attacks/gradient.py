@@ -110,7 +110,7 @@ def fgsm_attack(*, norm: str, epsilon: float) -> Attack:
 
     def run(victim: Victim, rows: Tensor, number: int, generator: torch.Generator) -> Tensor:
         images = victim.images[rows]
-        return _ascend(cross_entropy_scores(victim), images, images, rows, ball, epsilon, steps=1, step_size=epsilon)
+        return ascend(cross_entropy_scores(victim), images, images, rows, ball, epsilon, steps=1, step_size=epsilon)
 
     return Attack("fgsm", 1, run)
 
@@ -136,7 +136,7 @@ def pgd_attack(*, norm: str, epsilon: float, steps: int, restarts: int = 1, step
     def run(victim: Victim, rows: Tensor, number: int, generator: torch.Generator) -> Tensor:
         images = victim.images[rows]
         start = (images + ball.random_start(victim.images, epsilon, generator)[rows]).clamp(0, 1)
-        return _ascend(cross_entropy_scores(victim), images, start, rows, ball, epsilon, steps=steps, step_size=length)
+        return ascend(cross_entropy_scores(victim), images, start, rows, ball, epsilon, steps=steps, step_size=length)
 
     return Attack("pgd", positive("restarts", restarts), run)
 
@@ -151,7 +151,7 @@ def cross_entropy_scores(victim: Victim) -> Objective:
     return objective
 
 
-def _ascend(
+def ascend(
     objective: Objective,
     images: Tensor,
     start: Tensor,
@@ -162,7 +162,7 @@ def _ascend(
     steps: int,
     step_size: float,
 ) -> Tensor:
-    """Run the loop of `pgd`, in which an image stops where the model is first wrong."""
+    """Run the loop of `pgd` from `start` (B, C, H, W), in which an image stops where the model is first wrong."""
     found, position, perturbed = start.clone(), torch.arange(len(rows), device=rows.device), start
     for _ in range(steps):
         scores, gradient = score_with_gradient(objective, perturbed, rows)

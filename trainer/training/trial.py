@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from trainer.answers import Answers
-from trainer.config import EvaluationConfig, TrialConfig, with_weights
+from trainer.config import OF_EARLIER_VERSIONS, EvaluationConfig, TrialConfig, with_weights
 from trainer.data import Data, Split
 from trainer.errors import InputError
 from trainer.files import Store, load_checkpoint, save_checkpoint, to_bytes
@@ -231,7 +231,7 @@ class Trial:
             warn(message)
         if saved is None:
             return
-        theirs = TrialConfig().to_dict() | with_weights(saved["identity"])
+        theirs = TrialConfig().to_dict() | OF_EARLIER_VERSIONS | with_weights(saved["identity"])
         different = [
             f"{name} = {theirs.get(name)!r} (not {value!r})"
             for name, value in self._identity.items()
