@@ -257,15 +257,18 @@ def _prepare_all(
     line: ProgressLine,
 ) -> Prepared:
     """Prepare the data, the judging set, the judge's quality, and the training perturbations that the trial uses."""
+    from trainer.data import load_data
     from trainer.invariance import prepare
+    from trainer.training import check_own
 
+    places: dict[str, Any] = {"data_dir": data_dir, "cache_dir": storage / "cache"}
+    check_own(config, load_data(evaluation, **places))
     prepared = prepare(
         evaluation,
         invariance_norms=(config.invariance_norm,) if config.uses_invariance else (),
-        data_dir=data_dir,
-        cache_dir=storage / "cache",
         device=device,
         progress=lambda stage, done, total: line.show(f"preparing: {stage}", done, total),
+        **places,
     )
     _ = prepared.judge_quality
     return prepared

@@ -28,7 +28,7 @@ _CERTIFIABLE = ("cnn", "mlp")
 _VIEWS = ("clean", "sensitivity", "invariance")
 REGULARIZERS = ("none", "triplet", "sinkhorn", "ot_triplet")
 OWN_KNOBS = ("own_a", "own_b", "own_c")
-"""Knobs of a regulariser of one's own, which says what each means and its range."""
+"""Knobs of a regulariser or an attack of one's own, which says what each means and its range."""
 _GROUND_METRICS = ("cosine", "euclidean")
 _SENSITIVITY_NORMS = ("linf", "l2")
 _INVARIANCE_NORMS = ("linf", "l0")
@@ -123,13 +123,17 @@ class TrialConfig(CheckedFields):
     """Added to the ground cost of `sinkhorn` between different labels; 0 makes it blind to permutations (SAT)."""
 
     own_a: float = knob(0.0, low=-1e6, high=1e6)
-    """First number of a regulariser of one's own, which declares its range; 0 where it declares none."""
+    """First number of a regulariser or an attack of one's own, which declares its range; 0 where none does."""
 
     own_b: float = knob(0.0, low=-1e6, high=1e6)
-    """Second number of a regulariser of one's own."""
+    """Second number of a regulariser or an attack of one's own."""
 
     own_c: float = knob(0.0, low=-1e6, high=1e6)
-    """Third number of a regulariser of one's own."""
+    """Third number of a regulariser or an attack of one's own."""
+
+    sensitivity_attack: str = knob("pgd", choices=("pgd",), forms=("python:MODULE:FUNCTION",))
+    """The training sensitivity attack: `pgd`, of which one step from the image is FGSM, or a function of one's own
+    (`trainer/README.md`)."""
 
     sensitivity_norm: str = knob("linf", choices=_SENSITIVITY_NORMS)
     """Norm of the training sensitivity attack."""
@@ -138,15 +142,16 @@ class TrialConfig(CheckedFields):
     """Training budget of the sensitivity attack, in pixel units; at most 1 for Linf."""
 
     sensitivity_steps: int = knob(7, low=1, high=1000)
-    """Steps of the training attack: 1 is FGSM from the image, more is PGD from a random start."""
+    """Steps of the training attack: 1 is FGSM from the image, more is PGD from a random start; what one's own makes of
+    it is its own affair."""
 
     sensitivity_step_size: float = knob(0.0, low=0, high=_LARGEST_L2)
     """Length of a step of PGD, in pixel units, at least epsilon / steps, so that the edge of the ball is in reach;
     0 is 2.5 epsilon / steps. FGSM's one step is epsilon."""
 
     sensitivity_objective: str = knob("cross_entropy", choices=("cross_entropy", "kl", "transport"))
-    """The quantity that the training attack maximises: cross-entropy, KL from the clean prediction (TRADES), or the
-    batch transport between clean and perturbed logits (feature scattering)."""
+    """The quantity that `pgd` maximises: cross-entropy, KL from the clean prediction (TRADES), or the batch transport
+    between clean and perturbed logits (feature scattering)."""
 
     invariance_norm: str = knob("linf", choices=_INVARIANCE_NORMS)
     """Norm of the training invariance attack; the L0 budget is the share of pixels that may change."""
@@ -241,7 +246,8 @@ class TrialConfig(CheckedFields):
     @property
     def is_fgsm(self) -> bool:
         """True if the training attack is one step from the image itself."""
-        return self.sensitivity_steps == 1 and self.sensitivity_objective == "cross_entropy"
+        one_step = self.sensitivity_attack == "pgd" and self.sensitivity_steps == 1
+        return one_step and self.sensitivity_objective == "cross_entropy"
 
 
 CROSS_ENTROPY_ON = "cross_entropy_on"

@@ -54,11 +54,11 @@ def load_plugin(knob: str, value: str) -> Callable[..., Any]:
         if error.name is None or not f"{module}.".startswith(f"{error.name}."):
             raise InputError(f"{knob} = {value!r}: {module} can't be imported: {error}") from error
         raise InputError(f"{knob} = {value!r}: {_missing(error.name)}") from None
-    except Exception as error:
-        raise InputError(f"{knob} = {value!r}: {module} can't be imported: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise InputError(f"{knob} = {value!r}: {module} can't be imported: {_in_one_line(error)}") from error
     if not callable(function):
-        found = "no such function" if function is None else f"a {type(function).__name__}, not a function"
-        raise InputError(f"{knob} = {value!r}: {module} has {found}")
+        found = "has no such function" if function is None else f"has {name} = {function!r:.40}, must have a function"
+        raise InputError(f"{knob} = {value!r}: {module} {found}")
     return function
 
 
@@ -79,8 +79,13 @@ def call_plugin(knob: str, value: str, *arguments: Any, **options: Any) -> Any:
         return function(*arguments, **options)
     except InputError:
         raise
-    except Exception as error:
-        raise InputError(f"{knob} = {value!r}: raised {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise InputError(f"{knob} = {value!r}: raised {_in_one_line(error)}") from error
+
+
+def _in_one_line(error: BaseException) -> str:
+    """Return an exception's class and the first line of what it says."""
+    return ": ".join([type(error).__name__, *str(error).strip().splitlines()[:1]])
 
 
 def plugin_sources(values: Iterable[str]) -> dict[str, Path]:
@@ -94,7 +99,7 @@ def plugin_sources(values: Iterable[str]) -> dict[str, Path]:
     found = {}
     for value in values:
         top = _names("plug-in", value)[0].partition(".")[0]
-        path = _find(value, top)
+        path = _find(repr(value), top)
         if path is not None and not {"site-packages", "dist-packages"} & set(path.parts):
             found[top] = path
     return found
@@ -157,9 +162,13 @@ def _holds(file: Path, text: str) -> bool:
         return False
 
 
-def plugin_digest(value: str) -> str:
-    """Return a digest of the source of the top module that a value names, which changes when the code does."""
-    path = _find(value, _names("plug-in", value)[0].partition(".")[0])
+def plugin_digest(knob: str, value: str) -> str:
+    """Return a digest of the source of the top module that a knob's value names, which changes when the code does.
+
+    Raises:
+        InputError: as `plugin_sources`.
+    """
+    path = _find(f"{knob} = {value!r}", _names(knob, value)[0].partition(".")[0])
     digest = hashlib.sha256(value.encode())
     for file in _files(path):
         digest.update(file.read_bytes())
@@ -175,7 +184,7 @@ def _files(path: Path | None) -> Iterator[Path]:
         yield path
 
 
-def _find(value: str, top: str) -> Path | None:
+def _find(named: str, top: str) -> Path | None:
     """Return the file, or the folder, of a top module; None for one without (a built-in).
 
     Raises:
@@ -184,7 +193,7 @@ def _find(value: str, top: str) -> Path | None:
     _look_in_current_folder()
     spec = None if top == "__main__" else importlib.util.find_spec(top)
     if spec is None:
-        raise InputError(f"{value!r}: {_missing(top)}")
+        raise InputError(f"{named}: {_missing(top)}")
     if spec.submodule_search_locations:
         return Path(next(iter(spec.submodule_search_locations)))
     return Path(spec.origin) if spec.has_location and spec.origin else None

@@ -162,7 +162,8 @@ def effective(config: Mapping[str, Any]) -> dict[str, Any]:
     weight = max(trained.sensitivity_weight, trained.invariance_weight)
     regularizer = trained.regularizer if weight > 0 else "none"
     transported = regularizer in ("sinkhorn", "ot_triplet")
-    sensitivity = ("sensitivity_norm", "sensitivity_epsilon", "sensitivity_steps", "sensitivity_objective")
+    own_attack = trained.uses_sensitivity and is_plugin(trained.sensitivity_attack)
+    sensitivity = ("sensitivity_attack", "sensitivity_norm", "sensitivity_epsilon", "sensitivity_steps")
     invariance = ("invariance_norm", "invariance_epsilon")
     certified = ("certified_epsilon", "certified_ramp", "certified_method")
     regularised = ("regularizer", "regularizer_on", "ground_metric", "sensitivity_weight", "invariance_weight")
@@ -177,7 +178,8 @@ def effective(config: Mapping[str, Any]) -> dict[str, Any]:
         "entropy": transported and trained.transport == "entropic",
         "label_cost": regularizer == "sinkhorn",
         "negative_share": regularizer == "ot_triplet",
-        **dict.fromkeys(OWN_KNOBS, is_plugin(regularizer)),
+        **dict.fromkeys(OWN_KNOBS, is_plugin(regularizer) or own_attack),
+        "sensitivity_objective": trained.uses_sensitivity and not own_attack,
         "sensitivity_step_size": trained.uses_sensitivity and not trained.is_fgsm,
         "momentum": trained.optimizer == "sgd",
         "seed": False,

@@ -152,7 +152,12 @@ def rows(plan: SweepPlan) -> dict[str, str]:
 
 
 def _row(one: Finalist, name: str, heading: str, change: Change | None) -> list[str]:
-    """Return a number as selected and as audited with the latter's interval; of an objective also what it lost by."""
+    """Return a number as selected and as audited with the latter's interval; of an objective also what it lost by.
+
+    Of a network of one's own nothing is certified.
+    """
+    if name not in one.mean:
+        return [f"{'':5}  {heading:21}  {'':>8}  {'not computable':>14}"]
     selected = percent(one.selected[name]) if name in one.selected else ""
     audited = f"{percent(one.mean[name])} ± {100 * one.spread(name):4.1f}"
     interval = ""

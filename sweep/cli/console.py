@@ -131,10 +131,13 @@ def program() -> str:
 
 def _sweep_words(plan: SweepPlan) -> str:
     """Return a sweep's name as commands take it, with its storage where they would look elsewhere."""
+    return plan.name + _storage_words(plan)
+
+
+def _storage_words(plan: SweepPlan) -> str:
     from sweep.plan import storage_folder
 
-    storage = "" if Path(plan.storage) == storage_folder() else f" --storage {shlex.quote(plan.storage)}"
-    return plan.name + storage
+    return "" if Path(plan.storage) == storage_folder() else f" --storage {shlex.quote(plan.storage)}"
 
 
 def mlflow_address(plan: SweepPlan) -> str:
@@ -142,12 +145,20 @@ def mlflow_address(plan: SweepPlan) -> str:
     return plan.mlflow_uri if plan.mlflow_uri.startswith("http") else "http://127.0.0.1:5000"
 
 
-def show_mlflow(plan: SweepPlan, page: str, said: Console) -> None:
-    """Print where a page of MLflow is found, and how it is served where no server is named."""
+def show_mlflow(plan: SweepPlan, page: str, said: Console, *, is_sweep: bool = True) -> None:
+    """Print where a page of MLflow is found, and how it is served where no server is named.
+
+    Args:
+        plan: names the store.
+        page: link to the page.
+        said: prints it.
+        is_sweep: whether the plan is of a sweep, which `ui` finds by its name.
+    """
     if plan.mlflow_uri.startswith("http"):
         said.print(f"MLflow   {page}", markup=False)
         return
-    said.print(f"MLflow   {program()} ui {_sweep_words(plan)}", markup=False)
+    store = f"--mlflow-uri {shlex.quote(plan.mlflow_uri)}{_storage_words(plan)}"
+    said.print(f"MLflow   {program()} ui {_sweep_words(plan) if is_sweep else store}", markup=False)
     said.print(f"opens    {page}", markup=False)
 
 

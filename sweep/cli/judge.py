@@ -18,6 +18,7 @@ from sweep.cli.console import (
     console,
     errors,
     mlflow_address,
+    show_mlflow,
 )
 from trainer.errors import InputError
 from trainer.human_agreement import EXAMPLES_OPTION
@@ -114,5 +115,5 @@ def _write_to_mlflow(judgement: Judgement, folder: Path, *, quiet: bool) -> int:
         errors.print(f"{error}\nThe same command writes it when it answers; no model is judged again.", markup=False)
         return FAILED
     if not quiet:
-        console.print(f"MLflow   {mlflow_address(plan)}{link}", markup=False)
+        show_mlflow(plan, f"{mlflow_address(plan)}{link}", console, is_sweep=False)
     return DONE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sweep.cli.console import DONE, FAILED, add_name, add_storage, console, errors, find_plan
@@ -41,7 +42,10 @@ def sync(arguments: argparse.Namespace) -> int:
 
 
 def add_ui(parser: argparse.ArgumentParser) -> None:
+    from sweep.plan import OPTIONS, add_option
+
     parser.add_argument("name", nargs="?", help="sweep to open at (default: the newest)")
+    add_option(parser, OPTIONS["mlflow_uri"], shown="the sweep's")
     add_storage(parser)
     parser.add_argument(
         "--port", metavar="N", type=int, default=5000, help="port on 127.0.0.1; 0 takes a free one (default: 5000)"
@@ -50,10 +54,15 @@ def add_ui(parser: argparse.ArgumentParser) -> None:
 
 
 def ui(arguments: argparse.Namespace) -> int:
+    from sweep.plan import given_uri, storage_folder
     from sweep.tracking import serve
 
-    plan = find_plan(arguments) if arguments.name else _newest(arguments.storage)
-    return serve(plan, port=arguments.port, browser=not arguments.no_browser, log=console.print)
+    shown = {"port": arguments.port, "browser": not arguments.no_browser, "log": console.print}
+    if arguments.mlflow_uri is None:
+        plan = find_plan(arguments) if arguments.name else _newest(arguments.storage)
+        return serve(plan.mlflow_uri, Path(plan.storage), plan, **shown)
+    plan = find_plan(arguments) if arguments.name else None
+    return serve(given_uri(arguments.mlflow_uri), storage_folder(arguments.storage), plan, **shown)
 
 
 def _newest(storage: str | None) -> SweepPlan:

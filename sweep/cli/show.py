@@ -18,6 +18,7 @@ from sweep.cli.console import (
     console,
     errors,
     mlflow_address,
+    show_mlflow,
     warn,
 )
 from trainer.errors import InputError
@@ -165,7 +166,7 @@ def compare(arguments: argparse.Namespace) -> int:
         errors.print(str(error), markup=False)
         return FAILED
     if arguments.format != "json":
-        console.print(f"MLflow   {mlflow_address(plan)}{link}", markup=False)
+        show_mlflow(plan, f"{mlflow_address(plan)}{link}", console)
     return DONE
 
 

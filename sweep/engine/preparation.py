@@ -14,7 +14,7 @@ import ray
 from ray.exceptions import RayTaskError
 
 from sweep.engine.task import Task, data_summary_of, prepare_shared
-from sweep.plan import SweepPlan, push_remote
+from sweep.plan import SweepPlan, own_corners, push_remote
 from sweep.state import DATA_SUMMARY, JUDGED_IMAGES, DataSummary, JudgedImages, judged_images, read_data_summary
 from trainer.errors import InputError
 from trainer.files import patiently, write_whole
@@ -47,13 +47,13 @@ class _Stage(NamedTuple):
 
 
 @ray.remote
-def _prepare_remotely(task: Task) -> Iterator[_Stage | _Preparation]:
+def _prepare_remotely(task: Task, configs: list[dict[str, Any]]) -> Iterator[_Stage | _Preparation]:
     """Prepare on a worker, so that the driver needs no torch; yield the progress, then what the driver is to know."""
     messages: queue.Queue[_Stage | _Preparation | Exception] = queue.Queue()
 
     def work() -> None:
         try:
-            prepared = prepare_shared(task, lambda *stage: messages.put(_Stage(*stage)))
+            prepared = prepare_shared(task, lambda *stage: messages.put(_Stage(*stage)), configs)
             messages.put(_Preparation(data_summary_of(prepared, task), judged_images(prepared, "validation")))
         except Exception as error:  # noqa: BLE001 - raised again below, on the thread that Ray listens to
             messages.put(error)
@@ -73,9 +73,11 @@ def prepare(task: Task, plan: SweepPlan, progress: Progress, signals: SignalHand
     """Compute what all trials share before the first of them starts; return what is kept of it, or None on a signal.
 
     Raises:
-        InputError: if the data can't be had.
+        InputError: if the data can't be had, or for a function of one's own that can't be trained with.
     """
-    messages: Any = _prepare_remotely.options(num_cpus=1, num_gpus=plan.gpus_per_trial).remote(task)
+    messages: Any = _prepare_remotely.options(num_cpus=1, num_gpus=plan.gpus_per_trial).remote(
+        task, own_corners(plan.space)
+    )
     try:
         while True:
             ready, _ = ray.wait([messages], timeout=WAIT_SECONDS)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sweep.plan import SweepPlan, UrlStore, folder_of, is_url, plugins_of, pull_remote, push_remote, url_of
-from trainer.config import EvaluationConfig
+from trainer.config import EvaluationConfig, TrialConfig
 from trainer.plugins import SentPlugin, allow_plugins, receive_plugins, send_plugins
 
 if TYPE_CHECKING:
@@ -75,14 +75,26 @@ def shared(task: Task) -> Prepared:
     return prepare_shared(task, lambda stage, done, total: None)
 
 
-def prepare_shared(task: Task, progress: Callable[[str, int, int], None]) -> Prepared:
-    """Compute what is not in the cache yet, open the rest."""
+def prepare_shared(
+    task: Task, progress: Callable[[str, int, int], None], configs: Iterable[Mapping[str, Any]] = ()
+) -> Prepared:
+    """Compute what is not in the cache yet, open the rest.
+
+    Args:
+        task: settings of the sweep.
+        progress: called with a stage, how much of it is done, and how much there is.
+        configs: configurations whose functions of one's own are checked before.
+
+    Raises:
+        InputError: for data that can't be had, or a function that lacks a property.
+    """
     from trainer.invariance import prepare
 
     allow_plugins(task.named)
     receive_plugins(task.plugins)
     cache = cache_folder(task)
     before = set(cache.glob("*"))
+    _check_own(task, configs, cache)
     prepared = prepare(
         evaluation_of(task),
         invariance_norms=task.invariance_norms,
@@ -101,6 +113,17 @@ def device_of(task: Task) -> str:
     import torch
 
     return "cuda" if task.use_gpu and torch.cuda.is_available() else "cpu"
+
+
+def _check_own(task: Task, configs: Iterable[Mapping[str, Any]], cache: Path) -> None:
+    """Check what configurations name of one's own."""
+    from trainer.data import load_data
+    from trainer.training import check_own
+
+    if checked := [TrialConfig.from_mapping(config) for config in configs]:
+        data = load_data(evaluation_of(task), data_dir=data_folder(task), cache_dir=cache)
+        for config in checked:
+            check_own(config, data)
 
 
 def cache_folder(task: Task) -> Path:

@@ -40,6 +40,7 @@ from sweep.search import ParetoSearch
 from trainer.config import TrialConfig
 from trainer.cost import Cost
 from trainer.errors import InputError, OtsweepError
+from trainer.plugins import is_plugin
 
 _SECONDS = 30.0
 """Seconds of timing after which no further configuration is begun; the cheapest and the dearest are in any case."""
@@ -53,7 +54,8 @@ _WORK = {"mlp": 1.0, "cnn": 3.0, "resnet18": 100.0}
 _COST_KNOBS = (
     *("architecture", "regularizer", "sensitivity_weight", "invariance_weight", "trades_weight", "norm_weight"),
     *("clean_ce_weight", "sensitivity_ce_weight", "invariance_ce_weight"),
-    *("certified_ce_weight", "certified_method", "entropy", "sensitivity_steps", "sensitivity_objective"),
+    *("certified_ce_weight", "certified_method", "entropy"),
+    *("sensitivity_attack", "sensitivity_steps", "sensitivity_objective"),
 )
 """Knobs that `work` depends on."""
 
@@ -203,7 +205,8 @@ def work(values: dict[str, Any]) -> float:
     weights = (config.sensitivity_weight > 0) + (config.invariance_weight > 0)
     regularised = 0 if config.regularizer == "none" else weights
     # Forward and back, a pass through the network counts for three.
-    attack_passes = 3.0 * config.sensitivity_steps + (config.sensitivity_objective != "cross_entropy")
+    longer = config.sensitivity_objective != "cross_entropy" or is_plugin(config.sensitivity_attack)
+    attack_passes = 3.0 * config.sensitivity_steps + longer
     views = 1 + config.uses_sensitivity + config.uses_invariance
     # A box has two ends; CROWN carries a row back for every class.
     bounds = (config.certified_ce_weight > 0) * (6.0 if config.certified_method == "ibp" else 40.0)

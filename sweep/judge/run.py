@@ -137,7 +137,7 @@ def _key(
     """Return a digest of all that the numbers of a model depend on."""
     content = {
         "model": file.digest,
-        "architecture": plugin_digest(file.architecture) if is_plugin(file.architecture) else "",
+        "architecture": plugin_digest("architecture", file.architecture) if is_plugin(file.architecture) else "",
         "evaluation": prepared.evaluation.written(),
         "data": prepared.data.fingerprint,
         "effort": judged_by(options),

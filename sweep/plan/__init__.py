@@ -17,7 +17,7 @@ from sweep.plan.paths import (
 )
 from sweep.plan.plan import OPTIONS, PLACES, RESUMABLE, SweepPlan, check_option
 from sweep.plan.plan_file import plan_text, read_plan, rewrite_plan, write_plan
-from sweep.plan.plugins import plugins_of
+from sweep.plan.plugins import own_corners, plugins_of
 from sweep.plan.remote_storage import UrlStore, drop_remote, folder_of, is_url, pull_remote, push_remote, url_of
 from sweep.plan.study_plan import (
     STUDY_OPTIONS,

@@ -18,6 +18,7 @@ import webbrowser
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
+from urllib.parse import unquote
 
 from sweep.environment import python_environment
 from sweep.plan import SweepPlan
@@ -37,21 +38,34 @@ _END_SECONDS = 10.0
 """Longest time for the server to end, before it is killed."""
 
 
-def serve(plan: SweepPlan, *, port: int, browser: bool, log: Log) -> int:
-    """Serve MLflow's page of the plan's store on 127.0.0.1 until Ctrl-C; return the exit status.
+def serve(uri: str, storage: Path, plan: SweepPlan | None, *, port: int, browser: bool, log: Log) -> int:
+    """Serve MLflow's page of a store on 127.0.0.1 until Ctrl-C; return the exit status.
+
+    Args:
+        uri: the store.
+        storage: folder of all sweeps, whose artifacts the page shows.
+        plan: the sweep to open at; None opens the page at its beginning.
+        port: on the loopback address; 0 takes a free one.
+        browser: whether the page is opened in a browser.
+        log: says how far it is.
 
     Raises:
-        InputError: if the port is taken, or the store is a database that `check_named` refuses.
+        InputError: if the port is taken, or the store is a database that `check_named` refuses, or a file that is not
+            there.
     """
-    if plan.mlflow_uri.startswith("http"):
-        log(f"{plan.name} is tracked by a server already: {page(plan.mlflow_uri, plan)}")
+    name = plan.name if plan else uri
+    if uri.startswith("http"):
+        log(f"{name} is tracked by a server already: {page(uri, uri, plan)}")
         return 0
-    check_named(plan.mlflow_uri)
+    check_named(uri)
+    path = Path(unquote(uri.partition(":///")[2].partition("?")[0]))
+    if uri.startswith("sqlite") and not path.exists():  # MLflow would make an empty one
+        raise InputError(f"--mlflow-uri {uri}: there is no file {str(path)!r}")
     secret = secrets.token_urlsafe(24)
     with _bound_socket(port) as listener, tempfile.TemporaryFile() as output:
         port = listener.getsockname()[1]
         address = f"http://127.0.0.1:{port}"
-        with _running_server(plan, listener, secret, output) as server, contextlib.ExitStack() as opened:
+        with _running_server(uri, storage, listener, secret, output) as server, contextlib.ExitStack() as opened:
             try:
                 log("Starting MLflow (10 to 30 seconds) ...")
                 if not _comes_up(server, port, secret):
@@ -59,10 +73,10 @@ def serve(plan: SweepPlan, *, port: int, browser: bool, log: Log) -> int:
                     log(output.read().decode(errors="replace")[-2000:])
                     log(f"MLflow's server {_how_it_failed(server)}; above is what it said.")
                     return 1
-                link = _with_secret(address, page(address, plan), secret)
-                log(f"{plan.name}: {link}\nCtrl-C ends it.")
+                link = _with_secret(address, page(address, uri, plan), secret)
+                log(f"{name}: {link}\nCtrl-C ends it.")
                 if browser:
-                    webbrowser.open(opened.enter_context(_redirecting_file(Path(plan.storage), link)).as_uri())
+                    webbrowser.open(opened.enter_context(_redirecting_file(storage, link)).as_uri())
                 while server.poll() is None:
                     raise_interrupt()
                     time.sleep(_LOOK_SECONDS)
@@ -73,12 +87,12 @@ def serve(plan: SweepPlan, *, port: int, browser: bool, log: Log) -> int:
 
 @contextlib.contextmanager
 def _running_server(
-    plan: SweepPlan, listener: socket.socket, secret: str, output: IO[bytes]
+    uri: str, storage: Path, listener: socket.socket, secret: str, output: IO[bytes]
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run MLflow's server on a socket; it takes no setting from the environment that was meant for another one."""
     settings = {
-        "uri": plan.mlflow_uri,
-        "artifacts": str(Path(plan.storage) / "artifacts"),
+        "uri": uri,
+        "artifacts": str(storage / "artifacts"),
         "listener": listener.fileno(),
         "secret": secret,
     }
@@ -169,7 +183,9 @@ def _redirecting_file(folder: Path, link: str) -> Iterator[Path]:
         yield Path(file.name)
 
 
-def page(address: str, plan: SweepPlan) -> str:
-    """Return the link to the sweep's front on MLflow's page at `address`."""
-    parent = ParentRun(plan, Store(plan, plan.mlflow_uri), log=lambda message: None)
+def page(address: str, uri: str, plan: SweepPlan | None) -> str:
+    """Return the link to a sweep's front in a store on MLflow's page at `address`; without a sweep the address."""
+    if plan is None:
+        return address
+    parent = ParentRun(plan, Store(plan, uri), log=lambda message: None)
     return address + parent.link if parent.look_up() else address

@@ -465,6 +465,13 @@ class TestReport:
         audit = audit_of(plan, [one.record for one in finalists], seeds=3)
         assert "\n".join(finalist_lines(audit, outcome_of(finalists))).count("(2 of 3 seeds)") == 2
 
+    def test_a_network_of_ones_own_has_no_certified_accuracy(self, plan: SweepPlan, finalists: list[Finalist]) -> None:
+        for run in (run for one in finalists for run in one.runs):
+            del run.numbers["certified_accuracy"]  # type: ignore[attr-defined]
+        lines = finalist_lines(audit_of(plan, [one.record for one in finalists]), outcome_of(finalists))
+        certified = [line.split() for line in lines if "certified" in line]
+        assert certified == [["certified", "not", "computable"]] * len(finalists)
+
     def test_the_spread_is_over_the_seeds(self) -> None:
         one = finalist(shares(0.6, 0.3), *(shares(0.3 + 0.1 * seed, 0.3) for seed in (1, 2, 3)))
         assert one.mean["sensitivity_accuracy"] == pytest.approx(0.5)

@@ -1,4 +1,4 @@
-"""The example of trainer/README.md: data, a network and a regulariser of one's own, in a trial and in a sweep."""
+"""The example of trainer/README.md: data, network, regulariser and attack of one's own, in a trial and in a sweep."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from trainer.config import TrialConfig
 from trainer.invariance import prepare
 from trainer.invariance.judge_training import train_ensemble
 from trainer.objective import check_regularizer
-from trainer.training import run_trial
+from trainer.training import check_attack, run_trial
+from trainer.training.own_attacks import why_attack_alone
 
 README = Path(__file__).parents[2] / "trainer/README.md"
 SECTION = README.read_text().partition("## Bring your own\n")[2].partition("\n## ")[0]
@@ -37,15 +38,29 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_example_trains(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules[train_ensemble.__module__], "_LEAST_STEPS", 20)
     space = space_from_yaml(parse_yaml(BLOCKS["yaml"].encode(), "README"), name="mine")
-    names = [*space.values_of("architecture"), *space.values_of("regularizer"), space.evaluation.dataset]
-    assert {"python:mine:network", "python:mine:pull", "python:mine:squares"} <= set(names)
-    config = TrialConfig.from_mapping({**space.fixed, "regularizer": "python:mine:pull", "own_a": 1.0, "seed": 0})
+    knobs = ("architecture", "regularizer", "sensitivity_attack")
+    names = [*(value for knob in knobs for value in space.values_of(knob)), space.evaluation.dataset]
+    own = [f"python:mine:{name}" for name in ("network", "pull", "momentum", "squares")]
+    assert set(own) <= set(names)
+    drawn = {"regularizer": own[1], "own_a": 1.0, "sensitivity_attack": own[2], "own_b": 0.9, "seed": 0}
+    config = TrialConfig.from_mapping({**space.fixed, **drawn})
     check_regularizer(config)
+    check_attack(config)
+    assert why_attack_alone(config, shape=(1, 8, 8), classes=3) == ""
     evaluation = space.evaluation.replace(eval_sensitivity_steps=2, eval_final_steps=0)
     prepared = prepare(evaluation, invariance_norms=(), cache_dir=folder / "cache")
     *_, last = run_trial(config, evaluation, prepared)
     assert last.final
     assert last.terms["loss/sensitivity"] > 0
+
+
+@pytest.mark.slow
+def test_a_sweep_with_a_wrong_attack_ends_before_its_trials(folder: Path, tmp_path: Path) -> None:
+    (folder / "mine.py").write_text(BLOCKS["python"].replace("return perturbed\n", "return perturbed + 1\n"))
+    done = call(command(tmp_path / "storage", "run", "mine.yaml", "--trials", "2", "--name", "own"), cwd=folder)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "sensitivity_attack = 'python:mine:momentum': " in done.stderr
 
 
 @pytest.mark.slow

@@ -74,7 +74,21 @@ def test_the_readmes_example(storage: Path) -> None:
     again = call(command(storage, *words(storage)), cwd=storage / "code")
     assert again.returncode == 0, again.stderr
     assert "judging checkpoint" not in again.stderr  # it is kept
-    assert re.search(r"MLflow   http://127.0.0.1:5000/#/experiments/\d+/runs/[0-9a-f]{32}", again.stdout)
+    assert re.search(r"opens    http://127.0.0.1:5000/#/experiments/\d+/runs/[0-9a-f]{32}", again.stdout)
+    served = re.search(r"^MLflow   otsweep (ui .*)$", again.stdout, re.MULTILINE)
+    assert served
+    [words_of_ui] = [shlex.split(each) for each in served.groups()]
+    assert words_of_ui[:2] == ["ui", "--mlflow-uri"]
+    missing = call([*command(storage, "ui"), "--mlflow-uri", f"sqlite:///{storage}/none.db"])
+    assert missing.returncode == 2
+    assert f"there is no file '{storage}/none.db'" in missing.stderr
+    words_of_server = command(storage, *words_of_ui, "--port", "0", "--no-browser")
+    with start(words_of_server, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as server:
+        assert server.stdout is not None
+        line = next((line for line in server.stdout if "/?" in line), "")
+        assert line.startswith("sqlite:///")  # no sweep is there to open at
+        server.send_signal(signal.SIGINT)
+        assert server.wait(timeout=PATIENCE) == 0
 
 
 @pytest.mark.slow

@@ -389,7 +389,9 @@ def test_views_fit_and_name_what_the_page_needs(plan: SweepPlan) -> None:
         assert len(connect(plan.mlflow_uri).search_runs([experiment.experiment_id], query)) == count
     assert [chart["type"] for chart in state["compareRunCharts"]] == ["SCATTER", "PARALLEL", "LINE", "LINE", "LINE"]
     assert state["compareRunCharts"][1]["selectedParams"] == list(plan.space.swept)
-    assert page("http://host", plan) == "http://host" + view_link(experiment.experiment_id, view_key(FRONT, label))
+    assert page("http://host", plan.mlflow_uri, plan) == "http://host" + view_link(
+        experiment.experiment_id, view_key(FRONT, label)
+    )
 
 
 def test_views_of_long_past_sweeps_make_room(plan: SweepPlan) -> None:

@@ -29,7 +29,7 @@ ROOMS = [
     ["trainer.crowds"],
     ["trainer.own_crowds"],
     ["trainer.data", "trainer.models", "trainer.attacks"],
-    ["trainer.own_models"],
+    ["trainer.own_functions", "trainer.own_models"],
     ["trainer.invariance", "trainer.objective"],
     ["trainer.summary", "trainer.training"],
     ["trainer.__main__"],
@@ -69,7 +69,7 @@ FOR_PEOPLE = {
     ),
     *("open_sweep", "InputError", "OtsweepError", "StorageFailed", "TrialFailed"),
 }
-KEPT_OPEN = {"sweep.cli": {"main"}, "sweep": FOR_PEOPLE}
+KEPT_OPEN = {"sweep.cli": {"main"}, "sweep": FOR_PEOPLE, "trainer.training": {"check_attack"}}
 """What a door offers to people and programs alone."""
 
 TENSORS_ONLY = [

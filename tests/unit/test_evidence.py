@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -89,9 +90,9 @@ Gather = Callable[..., Evidence]
 def gather(images: Tensor, labels: Tensor) -> Gather:
     """Gather the evidence on a model by short attacks."""
 
-    def run(logits: Logits, norm: str = "linf", **options: object) -> Evidence:
+    def run(logits: Logits, norm: str = "linf", rows: Any = slice(None), **options: object) -> Evidence:
         options = {"epsilon": EPSILONS[norm], "steps": 20, "queries": 200, "generator": seeded(), **options}
-        return gather_evidence(logits, images, labels, norm=norm, **options)
+        return gather_evidence(logits, images[rows], labels[rows], norm=norm, **options)
 
     return run
 
@@ -146,7 +147,7 @@ def test_the_curve_begins_at_clean_accuracy_falls_and_is_the_worst_case_over_sma
     norm: str, undefended: nn.Sequential, images: Tensor, labels: Tensor
 ):
     epsilons = [EPSILONS[norm] * share for share in (0.2, 0.5, 1, 3)]
-    options = {"attacks_at": white_box(norm), "steps": 10}
+    options = {"attacks_at": white_box(norm, classes=10), "steps": 10}
     curve = accuracy_curve(undefended, images, labels, epsilons=epsilons, **options, generator=seeded())
     assert curve.epsilons == (0.0, *epsilons)
     assert curve.alone[0] == (undefended(images).argmax(1) == labels).double().mean()
@@ -179,7 +180,7 @@ def test_budgets_of_a_curve_must_rise_from_above_0(epsilons: list[float], undefe
             images,
             torch.zeros(SIZE).long(),
             epsilons=epsilons,
-            attacks_at=white_box("linf"),
+            attacks_at=white_box("linf", classes=10),
             steps=1,
             generator=seeded(),
         )
@@ -196,7 +197,7 @@ def test_noise_and_transfer_stay_in_the_ball_and_do_no_better_than_white_box(
     rivals = {
         "noise": noise_attack(norm=norm, epsilon=epsilon, draws=5),
         "transfer": transfer_attack(undefended, norm=norm, epsilon=epsilon, steps=10),
-        "white box": white_box(norm)(epsilon, 20)[1],
+        "white box": white_box(norm, classes=10)(epsilon, 20)[1],
     }
     survivors = {}
     for name, attack in rivals.items():
@@ -231,6 +232,15 @@ def test_evidence_repeats_itself_and_does_without_a_twin(undefended: nn.Sequenti
     first, second = gather(undefended), gather(undefended)
     assert first == second
     assert first.transfer_accuracy is None
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_few_classes_have_evidence_too(classes: int, undefended: nn.Sequential, gather: Gather, labels: Tensor):
+    """Neither has a targeted attack, whose loss compares four logits."""
+    few = [name for name in range(len(labels)) if labels[name] < classes]
+    evidence = gather(lambda images: undefended(images)[:, :classes], rows=few)
+    assert evidence.size == len(few)
+    assert evidence.white_box_accuracy < evidence.clean_accuracy
 
 
 # Models broken on purpose: what each check says

@@ -170,9 +170,9 @@ def test_a_changed_file_or_module_is_read_again(tmp_path: Path, monkeypatch: pyt
     npz(tmp_path, images=255 - given["images"], labels=given["labels"])
     assert load(name, tmp_path / "cache").fingerprint != before.fingerprint
     file = module(tmp_path, monkeypatch, "def load(): ...\n")
-    digest = plugin_digest("python:own_plugin:load")
+    digest = plugin_digest("dataset", "python:own_plugin:load")
     file.write_text("def load(): ...  # changed\n")
-    assert plugin_digest("python:own_plugin:load") != digest
+    assert plugin_digest("dataset", "python:own_plugin:load") != digest
 
 
 def test_once_decoded_a_function_is_not_called_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,6 +230,7 @@ RANDOM = np.random.default_rng(1)
         ),
         pytest.param(arrays(labels=np.arange(72) % 9), "has 8 images beside the test set, must have 12", id="too few"),
         pytest.param(arrays(labels=np.arange(72) * 9), "at most 100 classes", id="too many classes"),
+        pytest.param(arrays(labels=np.arange(72) % 3 * 10**15), "at most 100 classes", id="identifiers"),
         pytest.param(arrays(labels=np.arange(71) % 3), "must be one label for each of 72 images", id="label missing"),
         pytest.param(
             arrays(labels=np.eye(3)[np.arange(72) % 3]), "has the shape (72, 3), must be one label", id="one hot"
@@ -325,10 +326,14 @@ def test_a_test_set_with_a_class_of_its_own_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "text", "message"),
     [
-        ("python:own_plugin", "", "must be python:MODULE:FUNCTION"),
+        ("python:own_plugin", "", "dataset = 'python:own_plugin': must be python:MODULE:FUNCTION"),
         ("python:own plugin:load", "", "must be python:MODULE:FUNCTION"),
         ("python:own_plugin:load:more", "", "must be python:MODULE:FUNCTION"),
-        ("python:not_there_at_all:load", "", "there is no module 'not_there_at_all' on this machine: install it"),
+        (
+            "python:not_there_at_all:load",
+            "",
+            "dataset = 'python:not_there_at_all:load': there is no module 'not_there_at_all' on",
+        ),
         ("python:own_plugin.part:load", "", "there is no module 'own_plugin.part'"),
         (
             "python:own_plugin:load",
@@ -338,9 +343,17 @@ def test_a_test_set_with_a_class_of_its_own_is_refused(tmp_path: Path) -> None:
         ("python:own_plugin:load", "1 / 0\n", "can't be imported: ZeroDivisionError: division by zero"),
         ("python:own_plugin:load", "def load(:\n", "can't be imported: SyntaxError"),
         ("python:own_plugin:load", "", "own_plugin has no such function"),
-        ("python:own_plugin:load", "load = 3\n", "own_plugin has a int, not a function"),
+        ("python:own_plugin:load", "load = 3\n", "own_plugin has load = 3, must have a function"),
         ("python:own_plugin:load", "def load(): return {}['x']\n", "raised KeyError: 'x'"),
         ("python:own_plugin:load", "def load(a): ...\n", "raised TypeError"),
+        ("python:own_plugin:load", "def load(): raise ValueError('one\\ntwo')\n", "raised ValueError: one"),
+        ("python:own_plugin:load", "def load(): raise SystemExit(3)\n", "raised SystemExit: 3"),
+        ("python:own_plugin:load", "import sys; sys.exit('gone')\n", "can't be imported: SystemExit: gone"),
+        (
+            "python:own_plugin:load",
+            "def load(): return {'images': [[1], [1, 2]], 'labels': []}",
+            "images is no array: ",
+        ),
         ("python:own_plugin:load", "def load(): return 5\n", "returned int, must be a dict with images and labels"),
     ],
 )

@@ -69,7 +69,7 @@ def test_one_that_vmap_can_vectorise_is_packed_and_another_is_not(folder: Path) 
     ("settings", "message"),
     [
         ({"own_a": 2.5}, "own_a = 2.5: for python:own_terms:pull it must be at least 0 and at most 2"),
-        ({"own_b": 1.0}, "own_b = 1: for python:own_terms:pull it must be 0, as it declares no such knob"),
+        ({"own_b": 1.0}, "own_b = 1: for python:own_terms:pull it must be 0, as no such knob is declared"),
     ],
 )
 def test_a_knob_outside_its_declared_range_is_refused(settings: dict, message: str, folder: Path) -> None:
@@ -93,7 +93,7 @@ KEPT = f"({MEAN} * anchors.keep[:, None]).sum()"
         (f"return ({KEPT}).sqrt()", "has a gradient that is not finite where anchors and clean images are the same"),
         (f"return {MEAN}.mean()", "depends on images that are left out"),
         ("return (anchors.points[0] * anchors.keep[0]).pow(2).sum()", "depends on the order of the images"),
-        (f"return {KEPT} * torch.rand(())", "gives other values for the same batch"),
+        (f"return {KEPT} * torch.rand(())", "gives something else for the same batch"),
         (f"torch.rand(()); return {KEPT}", "draws from the global random generator"),
         (f"clean.points.mul_(0.5) if not clean.points.requires_grad else None; return {KEPT}", "for the same batch"),
         (f"return {KEPT} + 1", "is 1 where no image is kept, must be 0"),
@@ -115,6 +115,8 @@ def test_a_wrong_one_is_refused_with_the_property_that_it_lacks(body: str, messa
     [
         ("5", "its knobs are 5, must be a dict such as {'own_a': (0.0, 2.0)}"),
         ("{'own_a': 2}", "must be a dict such as"),
+        ("{'own_a': (2, 1)}", "its knobs are {'own_a': (2, 1)}, must be a dict such as"),
+        ("{'own_a': (float('nan'), 1)}", "its knobs are {'own_a': (nan, 1)}, must be a dict such as"),
         ("{'strength': (0, 1)}", "declares 'strength', must be one of"),
     ],
 )

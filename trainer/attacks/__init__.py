@@ -1,12 +1,6 @@
 """Sensitivity attacks: norms, FGSM, PGD, APGD, FAB, Square, their worst case, and whether an attack means something."""
 
-from trainer.attacks.apgd import (
-    APGD_SLACK,
-    apgd_attack,
-    embedding_attack,
-    targeted_apgd_attack,
-    targeted_pgd_attack,
-)
+from trainer.attacks.apgd import APGD_SLACK, apgd_attacks, embedding_attack
 from trainer.attacks.attack import Attack, Victim
 from trainer.attacks.checks import check_logits
 from trainer.attacks.evidence import Evidence, gather_evidence
@@ -23,5 +17,6 @@ from trainer.attacks.gradient import (
 )
 from trainer.attacks.logits import frozen, judged, predict
 from trainer.attacks.norms import NORMS, Draws, uniform
+from trainer.attacks.own import own_attack
 from trainer.attacks.square import SQUARE_SLACK, square_attack
 from trainer.attacks.worst_cases import WorstCase, worst_case

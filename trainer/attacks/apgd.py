@@ -27,6 +27,10 @@ wrong answer if it came as much nearer in every window to come as in the half wi
 DLR loss, which is 1 for a sure answer. On 16 sets of images of eight models no number of the ensemble changed."""
 
 
+_LEAST_CLASSES = 4
+"""Classes that the targeted DLR loss compares."""
+
+
 def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
     """Return the targeted difference of logits ratio (Croce & Hein 2020, eq. 7), blind to shift and scale of logits.
 
@@ -41,8 +45,10 @@ def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
     Raises:
         InputError: for fewer classes.
     """
-    if logits.shape[1] < 4:
-        raise InputError(f"the targeted DLR loss needs at least 4 classes: the model has {logits.shape[1]}")
+    if logits.shape[1] < _LEAST_CLASSES:
+        raise InputError(
+            f"the targeted DLR loss needs at least {_LEAST_CLASSES} classes: the model has {logits.shape[1]}"
+        )
     ordered = logits.sort(dim=1, descending=True).values
     rise = logit_at(logits, targets) - logit_at(logits, labels)
     return rise / (ordered[:, 0] - (ordered[:, 2] + ordered[:, 3]) / 2).clamp_min(1e-12)
@@ -68,6 +74,36 @@ def apgd_attack(*, norm: str, epsilon: float, steps: int = 100, restarts: int = 
         return _apgd(cross_entropy_scores(victim), victim, rows, ball, epsilon, steps, generator, slack)
 
     return Attack("apgd-ce", positive("restarts", restarts), run)
+
+
+def apgd_attacks(
+    *,
+    norm: str,
+    epsilon: float,
+    steps: int,
+    classes: int,
+    targets: int = 9,
+    targeted_steps: int = 0,
+    slack: float = math.inf,
+) -> list[Attack]:
+    """Build APGD-CE and, for 4 classes or more, targeted PGD and APGD after it: their loss needs 4.
+
+    Args:
+        norm, epsilon, steps, slack: those of `apgd_attack`.
+        classes: K.
+        targets: most wrong classes that targeted attacks go towards, the likeliest first.
+        targeted_steps: steps of targeted PGD; 0 leaves it out.
+
+    Raises:
+        InputError: as `apgd_attack`.
+    """
+    attacks = [apgd_attack(norm=norm, epsilon=epsilon, steps=steps, slack=slack)]
+    if classes < _LEAST_CLASSES:
+        return attacks
+    most = min(targets, classes - 1)
+    if targeted_steps:
+        attacks.append(targeted_pgd_attack(norm=norm, epsilon=epsilon, steps=targeted_steps, targets=most))
+    return [*attacks, targeted_apgd_attack(norm=norm, epsilon=epsilon, steps=steps, targets=most, slack=slack)]
 
 
 def targeted_apgd_attack(

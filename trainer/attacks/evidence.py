@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from trainer.attacks.apgd import APGD_SLACK, apgd_attack, targeted_apgd_attack
+from trainer.attacks.apgd import APGD_SLACK, apgd_attacks
 from trainer.attacks.attack import Attack, Victim
 from trainer.attacks.checks import check_images
 from trainer.attacks.gradient import cross_entropy_loss, input_gradient, pgd
@@ -57,16 +57,11 @@ _AttacksAt = Callable[[float, int], Sequence[Attack]]
 """Function from (epsilon, steps) to the attacks under examination."""
 
 
-def white_box(norm: str) -> _AttacksAt:
-    """Build APGD-CE, and APGD-T towards the three likeliest wrong classes, for any budget and number of steps."""
-
-    def attacks(epsilon: float, steps: int) -> list[Attack]:
-        return [
-            apgd_attack(norm=norm, epsilon=epsilon, steps=steps, slack=APGD_SLACK),
-            targeted_apgd_attack(norm=norm, epsilon=epsilon, steps=steps, targets=3, slack=APGD_SLACK),
-        ]
-
-    return attacks
+def white_box(norm: str, *, classes: int) -> _AttacksAt:
+    """Build `apgd_attacks` towards the three likeliest wrong classes, for any budget and number of steps."""
+    return lambda epsilon, steps: apgd_attacks(
+        norm=norm, epsilon=epsilon, steps=steps, classes=classes, targets=3, slack=APGD_SLACK
+    )
 
 
 def accuracy_curve(
@@ -209,7 +204,7 @@ def gather_evidence(
         epsilon: the judging budget in pixel units, above 0.
         generator: seeds the attacks.
         undefended: logits of a baseline trained without a defence, in evaluation mode; None skips that check.
-        attacks_at: the attacks under examination; `white_box(norm)` if not given.
+        attacks_at: the attacks under examination; `white_box` if not given.
         steps: iterations of each of them.
         queries: calls of the model by Square.
         batch_size: images per call of the model.
@@ -218,7 +213,7 @@ def gather_evidence(
         InputError: for what `worst_case` refuses, such as a model that returns probabilities.
     """
     check_images(images)
-    attacks_at = attacks_at or white_box(norm)
+    attacks_at = attacks_at or white_box(norm, classes=predict(logits, images[:1], batch_size=1).shape[1])
     large = largest_epsilon(norm, images)
 
     def accuracy(*attacks: Attack) -> float:

@@ -39,7 +39,7 @@ def own_digest(dataset: str) -> list[Any]:
         InputError: if there is no such file, folder or module.
     """
     if is_plugin(dataset):
-        return [plugin_digest(dataset)]
+        return [plugin_digest("dataset", dataset)]
     kind, _, path = dataset.partition(":")
     files = read_folder(Path(path), dataset).files if kind == "folder" else [_npz_file(dataset)]
     return [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
@@ -68,6 +68,8 @@ def _npz_file(dataset: str) -> Path:
 def _read_npz(dataset: str) -> dict[str, np.ndarray]:
     """Return the arrays of a file; none is unpickled."""
     path = _npz_file(dataset)
+    if not zipfile.is_zipfile(path):
+        raise InputError(f"dataset = {dataset!r}: can't be read as .npz: is no whole archive, as numpy.savez writes it")
     try:
         with open(path, "rb") as content, np.load(content, allow_pickle=False) as file:
             return {name: file[name] for name in file.files if name in _NAMES}
@@ -103,7 +105,10 @@ def _from_arrays(given: Any, dataset: str) -> Pixels:
 
 def _array(value: Any, name: str, dataset: str) -> np.ndarray:
     """Return a tensor or array as an array that NumPy can compute with."""
-    array = value.detach().cpu().numpy() if hasattr(value, "detach") else np.asarray(value)
+    try:
+        array = value.detach().cpu().numpy() if hasattr(value, "detach") else np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:  # lists of unequal lengths, types that NumPy lacks
+        raise InputError(f"dataset = {dataset!r}: {name} is no array: {str(error).splitlines()[0]}") from None
     if array.dtype.kind not in "buif":
         raise InputError(f"dataset = {dataset!r}: {name} holds {array.dtype}, must hold numbers")
     return array
@@ -154,7 +159,7 @@ def _check_own(pixels: Pixels, dataset: str) -> Pixels:
     images, labels = pixels.images, pixels.labels
     rows, columns = images.shape[2:]
     pool, classes = labels[: len(labels) - pixels.tests], int(labels.max(initial=0)) + 1
-    counts = np.bincount(np.maximum(pool, 0), minlength=classes)
+    counts = np.bincount(pool.clip(0, _MOST_CLASSES), minlength=min(classes, _MOST_CLASSES))
     wrong = ""
     if not len(pool):
         wrong = "holds no images"

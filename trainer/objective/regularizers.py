@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trainer.objective import transport
-from trainer.plugins import is_plugin, load_plugin
+from trainer.plugins import call_plugin, is_plugin
 
 
 class Embedded(NamedTuple):
@@ -76,9 +76,8 @@ def regularizer(
         own: knobs of a regulariser of one's own, () each.
     """
     if is_plugin(name):
-        return Penalty(
-            load_plugin("regularizer", name)(anchors, clean, cost=COSTS[ground_metric], knobs=own or {}), None
-        )
+        value = call_plugin("regularizer", name, anchors, clean, cost=COSTS[ground_metric], knobs=own or {})
+        return Penalty(value, None)
     solve = solve or solver("entropic", 0.05)
     if name == "triplet":
         distance = DISTANCES[ground_metric](anchors.points, clean.points)

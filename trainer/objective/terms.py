@@ -67,6 +67,14 @@ class Knobs(NamedTuple):
         values = {name: getattr(config, name) for name in names} | {"certified_share": 1.0}
         return cls(**{name: torch.tensor(value, device=device) for name, value in values.items()})
 
+    @classmethod
+    def stacked(cls, configs: Sequence[TrialConfig], device: torch.device) -> Knobs:
+        """Return the knobs of the configurations of stacked trials, (T,) each."""
+        columns = zip(cls._fields, zip(*(cls.of(config, device) for config in configs), strict=True), strict=True)
+        knobs = cls(**{name: torch.stack(column) for name, column in columns if column[0] is not None})
+        steps = [config.sensitivity_steps for config in configs]
+        return knobs if len(set(steps)) == 1 else knobs._replace(sensitivity_steps=torch.tensor(steps, device=device))
+
     def at(self, done: Tensor) -> Knobs:
         """Return the knobs of a step before which the share `done` of the training was done, () or (T,) in [0, 1].
 

@@ -21,13 +21,11 @@ from trainer.attacks import (
     SQUARE_SLACK,
     Attack,
     WorstCase,
-    apgd_attack,
+    apgd_attacks,
     embedding_attack,
     judged,
     pgd_attack,
     square_attack,
-    targeted_apgd_attack,
-    targeted_pgd_attack,
     worst_case,
 )
 from trainer.attacks import predict as predict_logits
@@ -198,12 +196,8 @@ def final_attacks(evaluation: EvaluationConfig, *, classes: int) -> list[Attack]
     attacks = evaluation_attacks(evaluation)
     if steps := evaluation.eval_final_steps:
         norm, epsilon = evaluation.eval_sensitivity_norm, evaluation.eval_sensitivity_epsilon
-        attacks.append(apgd_attack(norm=norm, epsilon=epsilon, steps=steps))
-        targets = min(9, classes - 1)
-        if classes >= 4 and (targeted := evaluation.eval_targeted_steps):
-            attacks.append(targeted_pgd_attack(norm=norm, epsilon=epsilon, steps=targeted, targets=targets))
-        if classes >= 4:
-            attacks.append(targeted_apgd_attack(norm=norm, epsilon=epsilon, steps=steps, targets=targets))
+        targeted = evaluation.eval_targeted_steps
+        attacks += apgd_attacks(norm=norm, epsilon=epsilon, steps=steps, classes=classes, targeted_steps=targeted)
     return attacks
 
 
@@ -297,13 +291,10 @@ def ensemble(
         classes: K; the targeted loss needs 4.
         model: maps images (B, C, H, W) to (logits (B, K), embedding (B, D)).
     """
-    attacks = [
-        apgd_attack(norm=norm, epsilon=epsilon, steps=steps, slack=APGD_SLACK),
-    ]
-    if classes >= 4:
-        targets = min(9, classes - 1)
-        attacks.append(targeted_pgd_attack(norm=norm, epsilon=epsilon, steps=max(1, steps // 2), targets=targets))
-        attacks.append(targeted_apgd_attack(norm=norm, epsilon=epsilon, steps=steps, targets=targets, slack=APGD_SLACK))
+    targeted = max(1, steps // 2)
+    attacks = apgd_attacks(
+        norm=norm, epsilon=epsilon, steps=steps, classes=classes, targeted_steps=targeted, slack=APGD_SLACK
+    )
     if model is not None:
         attacks += [
             embedding_attack(

@@ -13,17 +13,21 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+from torch import nn
 
 from trainer.config import OWN_KNOBS, EvaluationConfig, TrialConfig, check_packable
-from trainer.errors import OtsweepError
+from trainer.data import Data
+from trainer.errors import InputError, OtsweepError
 from trainer.files import Store
 from trainer.invariance import Prepared
 from trainer.objective import Knobs, why_regularizer_alone
 from trainer.own_models import why_alone
+from trainer.plugins import is_plugin
 from trainer.report import EpochReport
 from trainer.training.batches import to_device
 from trainer.training.evaluation import Evaluation, judging_generator
 from trainer.training.loop import next_epoch
+from trainer.training.own_attacks import why_attack_alone
 from trainer.training.stacked_evaluation import evaluate_stack
 from trainer.training.stacked_models import StackedModel, stack_optimizers
 from trainer.training.stacked_training import train_stack
@@ -70,10 +74,10 @@ def structure(config: TrialConfig) -> TrialConfig:
     if not config.uses_regularizer:
         names = ("regularizer", "regularizer_on", "ground_metric", "mining", "transport")
         alike |= {name: getattr(default, name) for name in (*names, "sensitivity_weight", "invariance_weight")}
-    if not config.is_fgsm:
+    if not (config.is_fgsm or is_plugin(config.sensitivity_attack)):
         alike["sensitivity_steps"] = default.sensitivity_steps  # the trial with most sets how many, the others wait
     if not config.uses_sensitivity:
-        names = ("sensitivity_norm", "sensitivity_objective", "sensitivity_steps")
+        names = ("sensitivity_attack", "sensitivity_norm", "sensitivity_objective", "sensitivity_steps")
         alike |= {name: getattr(default, name) for name in names}
     if config.certified_ce_weight == 0:
         alike["certified_method"] = default.certified_method
@@ -87,7 +91,7 @@ class PackedTrial(Trial):
     repeats_report: bool = False
     """True just after a resume: the next report repeats the checkpoint's, which may have been lost."""
     alone: bool = False
-    """True for a network of one's own that can't share a vectorised step."""
+    """True for a network, regulariser or attack of one's own that can't share a vectorised step."""
 
     @cached_property
     def structure(self) -> TrialConfig:
@@ -139,7 +143,7 @@ class Pack:
             config, self.evaluation, self.prepared, ladder=self.ladder, store=store, device=self.device, warn=warn
         )
         trial.repeats_report = trial.state.last is not None
-        if reason := why_alone(trial.state.model) or why_regularizer_alone(config):
+        if reason := why_trial_alone(config, trial.state.model, self.prepared.data):
             trial.alone = True
             warn(f"trains alone, not in the pack's vectorised step: {reason}")
         return trial
@@ -164,7 +168,10 @@ class Pack:
             else:
                 stacks.setdefault((trial.structure, trial.epoch_evaluation), []).append(trial)
         for stack in stacks.values():
-            outcome |= self._train_and_evaluate(stack)
+            try:
+                outcome |= self._train_and_evaluate(stack)
+            except InputError as error:  # of one's own regulariser or attack, which all of the stack have
+                outcome |= dict.fromkeys(stack, error)
         return {trial: outcome[trial] for trial in trials}
 
     def _next_epoch(self, trial: PackedTrial) -> EpochReport:
@@ -214,6 +221,12 @@ class Pack:
 
         outcomes = zip(stack, trained, measured, strict=True)
         return {trial: close(trial, terms, evaluation) for trial, terms, evaluation in outcomes}
+
+
+def why_trial_alone(config: TrialConfig, model: nn.Module, data: Data) -> str:
+    """Return why what a trial has of one's own can't share a vectorised step; an empty text if it can."""
+    reason = why_alone(model) or why_regularizer_alone(config)
+    return reason or why_attack_alone(config, shape=data.shape, classes=data.classes)
 
 
 def _attempt(work: Callable[[], EpochReport]) -> EpochReport | Exception:

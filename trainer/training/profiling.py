@@ -26,8 +26,7 @@ from trainer.cost import Cost
 from trainer.data import Split, load_data
 from trainer.files import NotPrepared, ReadOnlyCache, Store
 from trainer.invariance import JudgingSet, PreparationPipeline, Prepared, TrainingPerturbation
-from trainer.objective import Knobs, why_regularizer_alone
-from trainer.own_models import why_alone
+from trainer.objective import Knobs
 from trainer.training.batches import check_batch_size, to_device, training_perturbation
 from trainer.training.choice import Halves
 from trainer.training.evaluation import (
@@ -41,6 +40,7 @@ from trainer.training.evaluation import (
 )
 from trainer.training.loop import train_epoch
 from trainer.training.model_file import MODEL_FILE
+from trainer.training.pack import why_trial_alone
 from trainer.training.schedules import config_of_epoch
 from trainer.training.stacked_models import StackedModel, stack_optimizers
 from trainer.training.stacked_training import train_stack
@@ -162,7 +162,7 @@ class Timer:
         check_packable(config)
         configs = [config.replace(seed=seed) for seed in range(trials)]
         states = [initial_state(each, self.prepared, self.device) for each in configs]
-        if why_alone(states[0].model) or why_regularizer_alone(config):
+        if why_trial_alone(config, states[0].model, self.prepared.data):
             return 1.0
         perturbation = self._perturbation(config)[0] if config.uses_invariance else None
         model = StackedModel([state.model for state in states])

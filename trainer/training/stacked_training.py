@@ -29,7 +29,7 @@ from trainer.training.schedules import config_of_epoch, learning_rate, share_don
 from trainer.training.stacked_evaluation import error_of
 from trainer.training.stacked_models import StackedModel, StackedOptimizer, by_trial, of_trial, tensor_fields
 from trainer.training.step import Step, detach, diagnose, summarise
-from trainer.training.views import batch_views, clean_pass, predict_views
+from trainer.training.views import batch_views, clean_pass, knobs_of_images, predict_views
 
 
 def train_stack(
@@ -101,13 +101,10 @@ def _schedules(
 def stack_knobs(configs: Sequence[TrialConfig], device: torch.device) -> tuple[TrialConfig, Knobs]:
     """Return a configuration that stands for all, with the most attack steps and dearest bounds of any, and all knobs,
     (T,) each."""
-    steps = [config.sensitivity_steps for config in configs]
-    each = [tensor_fields(Knobs.of(config, device)) for config in configs]
-    knobs = Knobs(**{name: torch.stack([fields[name] for fields in each]) for name in each[0]})
-    if len(set(steps)) > 1:
-        knobs = knobs._replace(sensitivity_steps=torch.tensor(steps, device=device))
+    steps = max(config.sensitivity_steps for config in configs)
     method = "crown-ibp" if any(config.certified_method == "crown-ibp" for config in configs) else "ibp"
-    return configs[0].replace(sensitivity_steps=max(steps), certified_method=method), knobs
+    shared = configs[0].replace(sensitivity_steps=steps, certified_method=method)
+    return shared, Knobs.stacked(configs, device)
 
 
 def fold_batch(train: Split, perturbations: Sequence[TrainingPerturbation] | None, rows: Sequence[Tensor]) -> Batch:
@@ -139,10 +136,7 @@ def forward(
         noise: one generator per trial.
         largest_class: at least as many images as one class has on either side.
     """
-    size = len(batch.labels) // batch.trials
-    names = ("sensitivity_epsilon", "sensitivity_step_size", "sensitivity_steps")
-    given = {name: value for name, value in tensor_fields(knobs).items() if name in names}
-    for_attack = knobs._replace(**{name: value.repeat_interleave(size) for name, value in given.items()})
+    for_attack = knobs_of_images(knobs, len(batch.labels) // batch.trials)
     clean = clean_pass(model, batch, config)
     views = batch_views(model, batch, config, for_attack, noise, clean)
     predictions = predict_views(model, views, clean, precision=config.precision, trials=batch.trials)

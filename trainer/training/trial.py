@@ -16,7 +16,7 @@ from torch import nn
 
 from trainer.answers import Answers
 from trainer.config import OF_EARLIER_VERSIONS, EvaluationConfig, TrialConfig, with_weights
-from trainer.data import Split
+from trainer.data import Data, Split
 from trainer.errors import InputError
 from trainer.files import Store, load_checkpoint, save_checkpoint, to_bytes
 from trainer.invariance import Prepared, TrainingPerturbation
@@ -37,6 +37,7 @@ from trainer.training.evaluation import (
     surviving,
 )
 from trainer.training.model_file import MODEL_FILE, model_content
+from trainer.training.own_attacks import check_attack
 from trainer.training.step import make_optimizer
 
 
@@ -88,13 +89,12 @@ class Trial:
 
         Raises:
             InputError: if a batch is larger than the training split, for a checkpoint of another configuration, or for
-                a regulariser of one's own that lacks a property (`check_regularizer`).
+                a regulariser or an attack of one's own that lacks a property (`check_regularizer`, `check_attack`).
         """
         if evaluation != prepared.evaluation:
             raise ValueError("the evaluation of a trial must be what the data was prepared for")
         check_batch_size(config.batch_size, len(prepared.data.train.labels))
-        if is_plugin(config.regularizer) and config.uses_regularizer:
-            check_regularizer(config)
+        _check_functions(config, prepared.data)
         perturbation = training_perturbation(config, prepared, device)
         trial = cls(config, evaluation, prepared, ladder, store, perturbation, initial_state(config, prepared, device))
         if store is not None:
@@ -260,6 +260,37 @@ class Trial:
         state.chosen = {by: candidates[epoch] for by, epoch in saved["chosen"].items()}
 
 
+def check_own(config: TrialConfig, data: Data) -> None:
+    """Check what a configuration names of one's own, before anything dear is prepared for it.
+
+    Raises:
+        InputError: as `check_batch_size`, `build_network`, `check_regularizer` and `check_attack`.
+    """
+    check_batch_size(config.batch_size, len(data.train.labels))
+    if is_plugin(config.architecture):
+        _new_network(config, data, mean=torch.zeros(data.shape[0]), std=torch.ones(data.shape[0]))
+    _check_functions(config, data)
+
+
+def _check_functions(config: TrialConfig, data: Data) -> None:
+    if is_plugin(config.regularizer) and config.uses_regularizer:
+        check_regularizer(config)
+    if is_plugin(config.sensitivity_attack) and config.uses_sensitivity:
+        check_attack(config, shape=data.shape, classes=data.classes)
+
+
+def _new_network(config: TrialConfig, data: Data, *, mean: torch.Tensor, std: torch.Tensor) -> nn.Module:
+    return build_network(
+        config.architecture,
+        shape=data.shape,
+        classes=data.classes,
+        embedding_size=config.embedding_size,
+        mean=mean,
+        std=std,
+        seed=config.seed,
+    )
+
+
 def _was_redefined(config: TrialConfig) -> bool:
     """Return whether the objective has another definition since `negative_share` exists."""
     over_invariance = config.regularizer == "sinkhorn" and config.invariance_weight > 0
@@ -269,16 +300,8 @@ def _was_redefined(config: TrialConfig) -> bool:
 def initial_state(config: TrialConfig, prepared: Prepared, device: torch.device) -> TrialState:
     """Build a new model, normalised by the training images' own mean and deviation, and its optimiser."""
     images = prepared.data.train.images
-    model = build_network(
-        config.architecture,
-        shape=prepared.data.shape,
-        classes=prepared.data.classes,
-        embedding_size=config.embedding_size,
-        mean=images.mean(dim=(0, 2, 3)),
-        std=images.std(dim=(0, 2, 3)).clamp_min(1e-3),
-        seed=config.seed,
-    )
-    model = move_to_device(model, device)
+    std = images.std(dim=(0, 2, 3)).clamp_min(1e-3)
+    model = move_to_device(_new_network(config, prepared.data, mean=images.mean(dim=(0, 2, 3)), std=std), device)
     return TrialState(model, make_optimizer(model, config))
 
 

@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.attacks import NORMS, Draws, Loss, cross_entropy_loss, fgsm, frozen, kl_loss, pgd
-from trainer.config import TrialConfig
+from trainer.attacks import NORMS, Draws, Loss, cross_entropy_loss, fgsm, frozen, kl_loss, own_attack, pgd
+from trainer.config import OWN_KNOBS, TrialConfig
 from trainer.models import Prediction
 from trainer.objective import Knobs, transport_attack_loss
+from trainer.plugins import is_plugin
 from trainer.precision import rounded_passes
 from trainer.training.batches import Batch
 
@@ -35,7 +36,8 @@ def clean_pass(model: nn.Module, batch: Batch, config: TrialConfig) -> CleanPass
     They can't if the attack starts elsewhere (PGD), if the objective does not use the clean images or rounds its
     passes, or if batch normalisation makes the attack's eval mode answer differently from the joint pass.
     """
-    needed_by_attack = config.uses_sensitivity and (config.is_fgsm or config.sensitivity_objective != "cross_entropy")
+    reads_clean = config.is_fgsm or config.sensitivity_objective != "cross_entropy"
+    needed_by_attack = config.uses_sensitivity and reads_clean and not is_plugin(config.sensitivity_attack)
     if not (needed_by_attack and config.uses_clean) or config.precision == "bfloat16" or _normalises_batches(model):
         return None
     images = batch.images.detach().requires_grad_(config.is_fgsm)
@@ -77,6 +79,19 @@ def sensitivity_images(
 ) -> Tensor:
     """Perturb the batch against the model as it is now, in eval mode: X_s (B, C, H, W) in [0, 1]."""
     with frozen(model):
+        if is_plugin(config.sensitivity_attack):
+            return own_attack(
+                config.sensitivity_attack,
+                lambda images: model(images).logits,
+                batch.images,
+                batch.labels,
+                norm=config.sensitivity_norm,
+                epsilon=knobs.sensitivity_epsilon,
+                steps=config.sensitivity_steps,
+                step_size=_step_size(config, knobs),
+                generator=generator,
+                knobs={name: getattr(knobs, name) for name in OWN_KNOBS},
+            )
         loss = _attack_loss(model, batch, config, clean)
         norm = NORMS[config.sensitivity_norm]
         if config.is_fgsm:
@@ -91,6 +106,18 @@ def sensitivity_images(
             step_size=_step_size(config, knobs),
             generator=generator,
         )
+
+
+def knobs_of_images(knobs: Knobs, images: int) -> Knobs:
+    """Return the knobs of stacked trials, (T,) each, with those that attacks read repeated for each image, (T B,).
+
+    Args:
+        knobs: those of T trials.
+        images: B.
+    """
+    names = ("sensitivity_epsilon", "sensitivity_step_size", "sensitivity_steps", *OWN_KNOBS)
+    given = {name: value for name in names if (value := getattr(knobs, name)) is not None}
+    return knobs._replace(**{name: value.repeat_interleave(images) for name, value in given.items()})
 
 
 def _step_size(config: TrialConfig, knobs: Knobs) -> Tensor:
