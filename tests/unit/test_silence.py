@@ -86,7 +86,8 @@ def test_a_trial_that_has_not_reported_may_take_as_long_as_a_whole_one(plan: Swe
 
 def test_the_last_report_may_take_all_attacks_on_the_chosen_epoch(plan: SweepPlan) -> None:
     evaluation = plan.space.evaluation
-    rounds = 10 * evaluation.eval_final_steps / evaluation.eval_sensitivity_steps
+    steps = 10 * evaluation.eval_final_steps + 9 * evaluation.eval_targeted_steps
+    rounds = steps / evaluation.eval_sensitivity_steps
     assert usual_epoch(trial(*[(1.0, 2.0)] * 4), plan, whole_trial=0.0) == max(3.0, 2.0 * rounds) > 3.0
 
 
