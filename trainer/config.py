@@ -329,12 +329,12 @@ class EvaluationConfig(CheckedFields):
     eval_sensitivity_restarts: int = knob(1, low=1, high=1000)
     """Random restarts of that attack; an image counts as robust only if it survives all of them."""
 
-    eval_final_steps: int = knob(30, low=0, high=10_000)
-    """Steps of APGD-CE, and of targeted APGD towards each class, which judge the chosen epoch once more beside PGD: the
-    final report and the front have their number. 0 leaves all final attacks out."""
+    eval_final_steps: int = knob(50, low=0, high=10_000)
+    """Steps of APGD-CE, and of targeted APGD towards the likeliest wrong classes, which judge the chosen epoch once
+    more beside PGD: the final report and the front have their number. 0 leaves all final attacks out."""
 
     eval_targeted_steps: int = knob(30, low=0, high=10_000)
-    """Steps of targeted PGD towards each class, which judges the chosen epoch too; 0 leaves it out."""
+    """Steps of targeted PGD towards these classes, which judges the chosen epoch too; 0 leaves it out."""
 
     eval_invariance_norm: str = knob("linf", choices=_INVARIANCE_NORMS)
     """Norm of the evaluation's invariance attack."""

@@ -25,7 +25,7 @@ _UNKNOWN_SECONDS = 1800.0
 """Silence that is told where no trial of the sweep has shown yet how long one takes; nothing is ended then."""
 
 _TARGETS = 9
-"""Most targets of the targeted attacks on a chosen epoch."""
+"""Targets of the targeted attacks on a chosen epoch, at most: of an earlier version's sweep."""
 
 _LONGEST_STEP = 5.0
 """Seconds between two looks that count at most. This process itself may have been stopped or have waited for the

@@ -58,8 +58,8 @@ def main(dataset: str = "digits") -> None:
     evaluation, usual = SETTINGS[dataset]
     norm, epsilon = evaluation.eval_sensitivity_norm, evaluation.eval_sensitivity_epsilon
     kinds = {"epoch": evaluation_attacks(evaluation)}
-    for steps in (10, 30, 60):
-        stronger = evaluation.replace(eval_final_steps=steps, eval_targeted_steps=steps)
+    for steps in (20, 50, 100):
+        stronger = evaluation.replace(eval_final_steps=steps)
         kinds[f"final-{steps}"] = final_attacks(stronger, classes=10)
     default = f"final-{evaluation.eval_final_steps}"
     print(f"\n{dataset}: accuracy, and seconds\n{'':22}" + "".join(f"{name:>16}" for name in (*kinds, "ensemble")))

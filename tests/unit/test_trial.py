@@ -629,6 +629,8 @@ def test_the_final_attacks_are_stronger(prepared: Prepared) -> None:
     ]
     earlier = prepared.evaluation.replace(eval_targeted_steps=0)
     assert [attack.name for attack in final_attacks(earlier, classes=10)] == ["pgd", "apgd-ce", "apgd-t"]
+    rounds = [[attack.rounds for attack in final_attacks(each, classes=10)] for each in (prepared.evaluation, earlier)]
+    assert rounds == [[1, 1, 4, 4], [1, 1, 9]], "sweeps of earlier versions go on as they began"
 
 
 def test_few_classes_are_attacked_without_targets() -> None:
