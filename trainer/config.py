@@ -329,7 +329,7 @@ class EvaluationConfig(CheckedFields):
     eval_sensitivity_restarts: int = knob(1, low=1, high=1000)
     """Random restarts of that attack; an image counts as robust only if it survives all of them."""
 
-    eval_final_steps: int = knob(50, low=0, high=10_000)
+    eval_final_steps: int = knob(70, low=0, high=10_000)
     """Steps of APGD-CE, and of targeted APGD towards the likeliest wrong classes, which judge the chosen epoch once
     more beside PGD: the final report and the front have their number. 0 leaves all final attacks out."""
 

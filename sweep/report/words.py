@@ -20,7 +20,7 @@ def percent(share: float) -> str:
 
 
 def attack_words(evaluation: EvaluationConfig) -> str:
-    """Return the sensitivity attacks of a sweep, such as `PGD-20, 3 restarts, APGD-50, targeted PGD-30`."""
+    """Return the sensitivity attacks of a sweep, such as `PGD-20, 3 restarts, APGD-70, targeted PGD-30`."""
     restarts, steps = evaluation.eval_sensitivity_restarts, evaluation.eval_final_steps
     pgd = f"PGD-{evaluation.eval_sensitivity_steps}{f', {restarts} restarts' if restarts > 1 else ''}"
     targeted = f", targeted PGD-{evaluation.eval_targeted_steps}" if evaluation.eval_targeted_steps else ""

@@ -58,7 +58,7 @@ def main(dataset: str = "digits") -> None:
     evaluation, usual = SETTINGS[dataset]
     norm, epsilon = evaluation.eval_sensitivity_norm, evaluation.eval_sensitivity_epsilon
     kinds = {"epoch": evaluation_attacks(evaluation)}
-    for steps in (20, 50, 100):
+    for steps in (20, 70, 140):
         stronger = evaluation.replace(eval_final_steps=steps)
         kinds[f"final-{steps}"] = final_attacks(stronger, classes=10)
     default = f"final-{evaluation.eval_final_steps}"

@@ -126,7 +126,7 @@ class TestContent:
         words = all_text(figure)
         for part in (
             "first-light",
-            "mnist; sensitivity: L∞ 0.25, PGD-20, 3 restarts, APGD-50, targeted PGD-30; invariance: L0 0.3",
+            "mnist; sensitivity: L∞ 0.25, PGD-20, 3 restarts, APGD-70, targeted PGD-30; invariance: L0 0.3",
             f"hypervolume {hypervolume(BENT, OBJECTIVES):.4f}; 5 finished trials, 3 on the front",
         ):
             assert part in words
