@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from pathlib import Path
 
@@ -15,13 +14,12 @@ from sweep.audit.finalists import effective
 from sweep.cli.commands import main
 from sweep.plan.from_options import make_plan
 from sweep.plan.plugins import own_corners, plugins_of
+from tests.support.quick_judge import prepare_quickly
 from trainer import plugins
 from trainer.config import EvaluationConfig, TrialConfig
 from trainer.errors import InputError
 from trainer.files import FolderStore
-from trainer.invariance import Prepared, prepare
-from trainer.invariance.judge_training import train_ensemble
-from trainer.invariance.recipes import RECIPES
+from trainer.invariance import Prepared
 from trainer.report import EpochReport
 from trainer.training import Pack, check_attack, run_trial, structure
 from trainer.training.own_attacks import why_attack_alone
@@ -236,10 +234,7 @@ SHORT = {"epochs": 2, "batch_size": 50, "embedding_size": 6, "architecture": "ml
 
 @pytest.fixture(scope="module")
 def own_prepared(cache_dir: Path) -> Prepared:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys.modules[train_ensemble.__module__], "_LEAST_STEPS", 5)
-        patch.setitem(RECIPES["judge"], "digits", dataclasses.replace(RECIPES["judge"]["digits"], epochs=2))
-        return prepare(EVALUATION, invariance_norms=(), cache_dir=cache_dir)
+    return prepare_quickly(EVALUATION, cache_dir)
 
 
 def numbers(reports: list[EpochReport]) -> list[tuple]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 import textwrap
 from pathlib import Path
@@ -11,13 +10,12 @@ import pytest
 import torch
 from torch import nn
 
+from tests.support.quick_judge import prepare_quickly
 from trainer import plugins
 from trainer.config import EvaluationConfig, TrialConfig, check_packable
 from trainer.errors import InputError
 from trainer.files import FolderStore
-from trainer.invariance import Prepared, prepare
-from trainer.invariance.judge_training import train_ensemble
-from trainer.invariance.recipes import RECIPES
+from trainer.invariance import Prepared
 from trainer.own_models import OwnClassifier, build_network, why_alone
 from trainer.report import EpochReport
 from trainer.training import MODEL_FILE, Pack, load_model, run_trial
@@ -164,10 +162,7 @@ def test_in_a_pack_a_network_is_stacked_if_it_can_be_and_else_trains_alone(own_p
 
 @pytest.fixture(scope="module")
 def own_prepared(cache_dir: Path) -> Prepared:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys.modules[train_ensemble.__module__], "_LEAST_STEPS", 5)
-        patch.setitem(RECIPES["judge"], "digits", dataclasses.replace(RECIPES["judge"]["digits"], epochs=2))
-        return prepare(EVALUATION, invariance_norms=(), cache_dir=cache_dir)
+    return prepare_quickly(EVALUATION, cache_dir)
 
 
 # What is said of wrong ones
