@@ -107,10 +107,7 @@ def replay(arguments: argparse.Namespace) -> int:
         getattr(plan, name) if getattr(arguments, name) is None else check_option(name, getattr(arguments, name))
         for name in ("grace_epochs", "stop_chance")
     )
-    groups: dict[int, str] = {}
-    replays = [
-        replay_sweep(plan, results, eta=eta, grace_epochs=grace, stop_chance=chance, groups=groups) for eta in etas
-    ]
+    replays = replay_sweep(plan, results, etas=etas, grace_epochs=grace, stop_chance=chance)
     if arguments.format == "json":
         print(json.dumps(replay_content(plan, results, replays, stop_chance=chance), indent=2))
         return DONE

@@ -111,8 +111,9 @@ def compare_sweeps(a: Side, b: Side) -> Comparison:
 def heights(points: np.ndarray, objectives: Objectives, x: np.ndarray) -> np.ndarray:
     """Return the second gain (k,) that points (n, d) reach without giving up the first gain `x` (k,); -inf for none."""
     gains = objectives.turn(points)[:, :2]
-    reached = np.where(gains[None, :, 0] >= x[:, None], gains[None, :, 1], -np.inf)
-    return reached.max(axis=1, initial=-np.inf)
+    gains = gains[np.argsort(-gains[:, 0])]
+    best = np.maximum.accumulate(np.append(-np.inf, gains[:, 1]))  # of the first 0, 1, ... points
+    return best[np.searchsorted(-gains[:, 0], -x, side="right")]
 
 
 def interval_text(found: Difference) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.table import Table
@@ -47,19 +47,23 @@ class _Replay(NamedTuple):
 
 
 def replay_sweep(
+    plan: SweepPlan, results: SweepState, *, etas: Sequence[int], grace_epochs: int, stop_chance: float
+) -> list[_Replay]:
+    """Report a ledger's epochs, in the order in which they came, to rungs of other settings, one for each eta."""
+    groups: dict[int, str] = {}  # shared, as are the reports in order: making them takes as long as a replay
+    reports = _reports_in_order(results)
+    return [_replay(plan, results, reports, eta, grace_epochs, stop_chance, groups) for eta in etas]
+
+
+def _replay(
     plan: SweepPlan,
     results: SweepState,
-    *,
+    reports: Iterable[tuple[int, dict[str, Any]]],
     eta: int,
     grace_epochs: int,
     stop_chance: float,
-    groups: dict[int, str] | None = None,
+    groups: dict[int, str],
 ) -> _Replay:
-    """Report a ledger's epochs, in the order in which they came, to rungs of other settings.
-
-    Args:
-        groups: keys of the trials' groups, shared by the replays of one sweep: making them takes time.
-    """
     from sweep.search import Rungs, rung_levels
 
     levels = rung_levels(grace_epochs=grace_epochs, eta=eta, epochs=plan.epochs_per_trial)
@@ -73,7 +77,7 @@ def replay_sweep(
         groups=groups,
     )
     spent = logged = 0
-    for number, report in _reports_in_order(results):
+    for number, report in reports:
         logged += not report["final"]
         if rungs.stopped(number):
             continue
@@ -87,11 +91,10 @@ def replay_sweep(
     return _Replay(eta, grace_epochs, rungs, spent, logged, stopped, lost, hypervolume)
 
 
-def _reports_in_order(results: SweepState) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield all reports with their trials' numbers, by time."""
+def _reports_in_order(results: SweepState) -> list[tuple[int, dict[str, Any]]]:
+    """Return all reports with their trials' numbers, by time."""
     timed = [(report["time"], number, report) for number, record in results.trials.items() for report in record.reports]
-    for _, number, report in sorted(timed, key=lambda each: each[:2]):
-        yield number, report
+    return [(number, report) for _, number, report in sorted(timed, key=lambda each: each[:2])]
 
 
 def replay_table(replays: list[_Replay], results: SweepState) -> Table:
@@ -184,7 +187,8 @@ def step_table(steps: list[_Step]) -> Table:
 
 def unknown_ends(replays: list[_Replay], results: SweepState) -> list[int]:
     """Return the trials that the sweep stopped and some replay would not have: how they end is not logged."""
-    return [number for number in results.stopped if any(number not in each.stopped for each in replays)]
+    stopped_by_all = frozenset(results.stopped).intersection(*(each.stopped for each in replays))
+    return [number for number in results.stopped if number not in stopped_by_all]
 
 
 def agreements_of(plan: SweepPlan, results: SweepState) -> list[Agreement]:

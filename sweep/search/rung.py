@@ -151,10 +151,12 @@ class Rung:
 
     def split(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the points (n, d) in finite numbers (n, d + c), and by how much these violate requirements (n,)."""
-        points, rest = np.split(numbers, [len(self.objectives.names)], axis=1)
-        required = dict(zip(required_names(self.require), rest.T, strict=True))
-        excesses = [np.maximum(each.excess(required[each.name]), 0.0) for each in self.require]
-        return points, np.sum([np.zeros(len(numbers)), *excesses], axis=0)
+        objectives = len(self.objectives.names)
+        required = dict(zip(required_names(self.require), numbers[:, objectives:].T, strict=True))
+        violations = np.zeros(len(numbers))
+        for each in self.require:
+            violations += np.maximum(each.excess(required[each.name]), 0.0)
+        return numbers[:, :objectives], violations
 
     def would_lead(self, numbers: np.ndarray) -> np.ndarray:
         """Return which of some finite numbers (n, d + c) would be on the front (n,).

@@ -26,6 +26,7 @@ state is rebuilt from the decisions in the ledger.
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -142,7 +143,8 @@ class Rungs:
         """Return whether a trial has reached a rung since the last comparison, or is to follow one of its group."""
         if group in self.leaders and not self.stopped(trial):
             return True
-        level = max((level for level in self.levels if level <= epoch), default=None)
+        reached = bisect.bisect_right(self.levels, epoch)
+        level = self.levels[reached - 1] if reached else None
         return level is not None and all(decision.rung != level for decision in self.decisions.get(trial, ()))
 
     def _chance(self, rung: Rung, group: str) -> float:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 
-from sweep.forecast import describe_cost
 from sweep.ledger import TrialRecord
 from sweep.plan import SweepPlan, masked
 from sweep.state import SweepState, read_state
@@ -187,6 +186,8 @@ class Writer:
 
     def _write_last(self, state: SweepState) -> None:
         """Write what waits until no trial will end any more."""
+        from sweep.forecast import describe_cost  # Ray comes with it, which neither `compare` nor `judge` needs
+
         with self.parts.apart("the time taken"):
             if cost := describe_cost(self.plan, state):
                 self.store.client.set_tag(self.parent.run_id, "otsweep.time", cost)

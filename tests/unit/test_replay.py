@@ -50,12 +50,12 @@ def results(plan: SweepPlan) -> SweepState:
 
 
 def test_it_tells_what_is_saved_and_what_is_lost(plan: SweepPlan, results: SweepState) -> None:
-    early = replay_sweep(plan, results, eta=2, grace_epochs=1, stop_chance=1.0)
+    early = replay_sweep(plan, results, etas=[2], grace_epochs=1, stop_chance=1.0)[0]
     assert early.stopped == (1, 2)
     assert (early.spent, early.logged) == (9 + 1 + 1, 27)
     assert early.lost == (2,)
     assert early.hypervolume == pytest.approx(0.25)
-    late = replay_sweep(plan, results, eta=2, grace_epochs=3, stop_chance=1.0)
+    late = replay_sweep(plan, results, etas=[2], grace_epochs=3, stop_chance=1.0)[0]
     assert late.stopped == (1,)
     assert (late.spent, late.lost) == (9 + 3 + 9, ())
     assert late.hypervolume == results.hypervolume == pytest.approx(0.81)
@@ -66,16 +66,16 @@ def test_reports_are_heard_in_the_order_of_their_times(plan: SweepPlan, results:
     for record in results.trials.values():
         for said in record.reports:
             said["time"] = -said["time"]
-    assert replay_sweep(plan, results, eta=2, grace_epochs=9 - 1, stop_chance=1.0).stopped == (1,)
+    assert replay_sweep(plan, results, etas=[2], grace_epochs=9 - 1, stop_chance=1.0)[0].stopped == (1,)
     for said in results.trials[1].reports:
         said["time"] -= 1000
-    assert replay_sweep(plan, results, eta=2, grace_epochs=9 - 1, stop_chance=1.0).stopped == ()
+    assert replay_sweep(plan, results, etas=[2], grace_epochs=9 - 1, stop_chance=1.0)[0].stopped == ()
 
 
 def test_what_the_sweep_stopped_itself_is_said_to_be_unknown(plan: SweepPlan, results: SweepState) -> None:
     results.trials[1].state = "stopped"
-    assert unknown_ends([replay_sweep(plan, results, eta=2, grace_epochs=1, stop_chance=1.0)], results) == []
-    assert unknown_ends([replay_sweep(plan, results, eta=5, grace_epochs=1, stop_chance=1.0)], results) == [1]
+    assert unknown_ends(replay_sweep(plan, results, etas=[2], grace_epochs=1, stop_chance=1.0), results) == []
+    assert unknown_ends(replay_sweep(plan, results, etas=[5], grace_epochs=1, stop_chance=1.0), results) == [1]
 
 
 def test_the_command_shows_one_row_per_setting(

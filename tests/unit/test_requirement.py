@@ -170,12 +170,11 @@ def test_table_picture_and_json_say_how_many(plan: SweepPlan, results: SweepStat
 
 def test_a_replay_loses_only_what_counts(plan: SweepPlan, results: SweepState) -> None:
     """Were clean accuracy ignored, the infeasible 1 would stop 4, which stands on the front."""
-    bounded = replay_sweep(plan, results, eta=2, grace_epochs=1, stop_chance=1.0)
+    bounded = replay_sweep(plan, results, etas=[2], grace_epochs=1, stop_chance=1.0)[0]
     assert (bounded.stopped, bounded.lost) == ((1, 3), ())
     free = dataclasses.replace(plan, space=dataclasses.replace(plan.space, require=()))
-    assert replay_sweep(
-        free, state_of_trials(free, results.trials), eta=2, grace_epochs=1, stop_chance=1.0
-    ).stopped == (2, 4)
+    unbounded = state_of_trials(free, results.trials)
+    assert replay_sweep(free, unbounded, etas=[2], grace_epochs=1, stop_chance=1.0)[0].stopped == (2, 4)
 
 
 def test_the_front_command_counts_what_the_ledger_holds(

@@ -654,7 +654,7 @@ def test_a_replay_stops_whom_rungs_that_tell_why_stop(eta: int, stop_chance: flo
     plan = dataclasses.replace(recorded_sweep("digits24", tmp_path), grace_epochs=1)
     results = results_of(plan)
     rungs = explained(plan, results, eta=eta, stop_chance=stop_chance)
-    replay = replay_sweep(plan, results, eta=eta, grace_epochs=1, stop_chance=stop_chance)
+    (replay,) = replay_sweep(plan, results, etas=[eta], grace_epochs=1, stop_chance=stop_chance)
     assert replay.stopped == tuple(number for number in results.trials if rungs.stopped(number))
     assert replay.stopped
 
@@ -674,7 +674,8 @@ def test_a_replay_with_a_sweeps_own_settings_decides_as_it_did(
 ) -> None:
     plan, trials = recorded(storage, "undisturbed")
     results = SweepState(plan.objectives, trials, total=plan.trials)
-    again = replay_sweep(plan, results, eta=plan.eta, grace_epochs=plan.grace_epochs, stop_chance=plan.stop_chance)
+    rule = {"grace_epochs": plan.grace_epochs, "stop_chance": plan.stop_chance}
+    (again,) = replay_sweep(plan, results, etas=[plan.eta], **rule)
     rungs = explained(plan, results, eta=plan.eta)
     for number, record in trials.items():
         assert [each.to_dict(plan.objectives) for each in rungs.decisions[number]] == record.decisions
