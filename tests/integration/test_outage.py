@@ -30,7 +30,7 @@ from sweep.tracking.tracker import Tracker
 from sweep.tracking.writer import sync
 from tests.support.mlflow_stores import Proxy, Server, Trouble, contents
 from tests.support.postgres import Postgres, need_postgres
-from tests.support.ray_nodes import end, free_ports
+from tests.support.ray_nodes import free_ports
 from tests.support.recorded_sweeps import recorded, replay, results_of
 from trainer.errors import InputError
 
@@ -275,7 +275,7 @@ def guarded() -> Iterator[Guarded]:
             yield Guarded(server.start(), database, passwords, folder)
         finally:
             server.stop()
-            end(postgres.process)
+            postgres.stop()
 
 
 def test_a_guarded_server_and_its_database_hold_what_every_store_does(
