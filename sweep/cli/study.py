@@ -120,7 +120,8 @@ def _power_of(plan: StudyPlan, pilot: str | None) -> str:
     deviations = [each.deviation for each in known.under(known.crowds[0]) if each.deviation] if known else []
     if pilot is not None and not deviations:
         raise InputError(f"--pilot {pilot}: has fewer than two seeds done, and so tells nothing")
-    return power_line(deviations, len(plan.study.seeds), f"study {known.name}" if known else "")
+    source, tests = f"study {known.name}" if known else "", len(plan.study.arms) - 1
+    return power_line(deviations, len(plan.study.seeds), source, tests=tests)
 
 
 def _run(plan: StudyPlan, *, as_json: bool) -> int:

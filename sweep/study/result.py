@@ -54,22 +54,24 @@ class ArmDifference:
 
     low: float | None
     high: float | None
-    """Ends of the 95% interval; None where nothing is known of the variance."""
+    """Ends of the 95% interval of this difference alone, Student's over the seeds; None where nothing is known of the
+    variance."""
 
     p_value: float | None
     """Two-sided p-value of no difference; None where there are too few seeds for one."""
 
     adjusted: float | None
-    """The same by Holm's correction over the arms."""
+    """The same by Holm's correction over the arms, under this crowd."""
 
     deviation: float | None
     """Standard deviation of one seed's difference."""
 
     detectable: float | None
-    """Least true difference that as many seeds show with a power of 0.8."""
+    """Least true difference that as many seeds show with a power of 0.8, if no other arm is shown to differ (so at the
+    level that Holm's correction asks of the first)."""
 
     needed: int | None
-    """Seeds that show a difference as large as the estimate, with the same power."""
+    """Seeds that show a difference as large as the estimate, with the same power at the same level."""
 
     parts: dict[str, float]
     """Deviation of one seed's difference that comes from images, training seeds and judges, each drawn anew alone."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -60,17 +61,34 @@ def notes(result: StudyResult) -> list[str]:
     parts = [
         f"  {one.arm}: {_spread_text(one)}" for one in result.under(result.crowds[0]) if one.parts and one.deviation
     ]
-    return [
-        *(["Deviation of one seed's difference, and what of it comes from where:", *parts] if parts else []),
-        f"Audited: {result.audited}. Hypervolume against {_point(result)}; arms are paired by seed.",
-        "Holm: p corrected for the number of arms; an arm moves the front where it is below 0.05.",
+    seeds = len(result.seeds)
+    lines = [
+        "hypervolume: share of the square of both accuracies (0 to 1) that the audited finalists dominate, against "
+        f"{_point(result)}; mean of the seeds, ± sd over them. Audited: {result.audited}.",
+        "minus control: arm minus control on the same seed, mean of the seeds; above 0 the arm is better.",
     ]
+    if seeds > 1:
+        crowds = ", under each crowd alone" if len(result.crowds) > 1 else ""
+        lines += [
+            f"95% interval, p: each arm alone, by Student's t over {seeds} paired seeds, two-sided. Each seed has its "
+            "own split, judges, search and training seeds; what test images add that two splits share is not counted.",
+            f"Holm: p corrected for {len(result.arms) - 1} arms{crowds}; a difference is shown where it is below 0.05.",
+        ]
+    if parts:
+        lines += [
+            "Standard deviation of one seed's difference, and what is estimated to come from where (squares add up):",
+            *parts,
+        ]
+    return lines
 
 
 def _spread_text(one: ArmDifference) -> str:
     """Return where the spread between seeds comes from; what is left is the search, and the split."""
+    assert one.deviation is not None
     known = ", ".join(f"{part} {value:.4f}" for part, value in one.parts.items())
-    return f"{one.deviation:.4f}; {known}; the rest is the search and the split"
+    left = one.deviation**2 - sum(value**2 for value in one.parts.values())
+    rest = f"{math.sqrt(left):.4f}" if left > 0 else "nothing that so few seeds tell"
+    return f"{one.deviation:.4f}; {known}; search and split: {rest}"
 
 
 def _point(result: StudyResult) -> str:

@@ -31,7 +31,8 @@ def arm_differences(
     """
     found: list[ArmDifference] = []
     for crowd in crowds:
-        each = [_compare(arm, crowd, hypervolumes[arm, crowd], hypervolumes[arms[0], crowd]) for arm in arms[1:]]
+        control = hypervolumes[arms[0], crowd]
+        each = [_compare(arm, crowd, hypervolumes[arm, crowd], control, tests=len(arms) - 1) for arm in arms[1:]]
         adjusted = holm([1.0 if one.p_value is None else one.p_value for one in each]).tolist()
         found += [
             one if one.p_value is None else dataclasses.replace(one, adjusted=p, shown=p < 1 - _LEVEL)
@@ -40,12 +41,14 @@ def arm_differences(
     return found
 
 
-def _compare(arm: str, crowd: str, volumes: Sequence[float], control: Sequence[float]) -> ArmDifference:
-    """Return an arm's difference, not yet corrected for the others. Each seed has images of its own, so that all that
-    varies is seen between seeds."""
+def _compare(arm: str, crowd: str, volumes: Sequence[float], control: Sequence[float], *, tests: int) -> ArmDifference:
+    """Return an arm's difference, of so many tests; its p-value and interval are not yet corrected for the others.
+
+    All that varies is seen between seeds, but for the test images that the splits of two seeds have in common.
+    """
     found = difference(volumes, control, paired=True, level=_LEVEL)
     low, high = (None, None) if found.interval is None else found.interval
-    deviation, size = found.deviation, abs(found.estimate)
+    deviation, size, level = found.deviation, abs(found.estimate), _corrected_level(tests)
     return ArmDifference(
         arm=arm,
         crowd=crowd,
@@ -55,63 +58,83 @@ def _compare(arm: str, crowd: str, volumes: Sequence[float], control: Sequence[f
         p_value=found.p_value,
         adjusted=None,
         deviation=deviation,
-        detectable=None if deviation is None else detectable(deviation, len(volumes)),
-        needed=seeds_needed(deviation, size) if deviation and size > 0 else None,
+        detectable=None if deviation is None else detectable(deviation, len(volumes), level=level),
+        needed=seeds_needed(deviation, size, level=level) if deviation and size > 0 else None,
         parts={},
         shown=False,
     )
+
+
+def _corrected_level(tests: int) -> float:
+    """Return the level that Holm's correction asks of the first of so many tests: who is shown alone must pass it."""
+    return 1 - (1 - _LEVEL) / tests
 
 
 def sentences(result: StudyResult) -> list[str]:
     """Return the verdict: a line on how far the study is, then one per arm."""
     seeds, planned = len(result.seeds), result.planned_seeds
     done = f"{seeds} seeds" if seeds == planned else f"{seeds} of {planned} seeds so far"
+    effort = f"{done}, {result.effort} of each arm on each seed."
     if not seeds:
         return [f"{result.name}: no seed is done yet on all {len(result.arms)} arms."]
+    if seeds == 1:
+        lead = f"Nothing is claimed about {result.control} and the others: {_MORE_SEEDS}; {effort}"
+        return [lead, *(_arm_sentence(result, arm) for arm in result.arms[1:])]
     found = {arm: [one for one in result.differences if one.arm == arm] for arm in result.arms[1:]}
     ahead, behind = (
         [arm for arm, each in found.items() if all(one.shown and sign * one.estimate > 0 for one in each)]
         for sign in (1, -1)
     )
     partly = [arm for arm, each in found.items() if any(one.shown for one in each) and arm not in (*ahead, *behind)]
-    head = f"Against {result.control}, {len(ahead)} of {len(found)} arms move the front forward"
+    move = "arm is" if len(found) == 1 else "arms are"
+    head = f"Against {result.control}, {len(ahead)} of {len(found)} {move} shown to move the front forward"
     head += " under both crowds" if len(result.crowds) == 2 else ""
     head += f" ({', '.join(ahead)})" if ahead else ""
     head += f", {len(behind)} back ({', '.join(behind)})" if behind else ""
     head += f", {len(partly)} under one of them ({', '.join(partly)})" if partly else ""
-    return [f"{head}: {done}, {result.effort} each.", *(_arm_sentence(result, arm) for arm in found)]
+    return [f"{head}: {effort}", *(_arm_sentence(result, arm) for arm in found)]
 
 
 def _arm_sentence(result: StudyResult, arm: str) -> str:
     """Return the sentence on one arm, under every crowd."""
     found = [each for each in result.differences if each.arm == arm]
     if len(found) == 1:
-        return f"{arm} {_clause(found[0])}."
+        return f"{arm}: {_clause(found[0])}."
     if len({each.shown for each in found}) == 1 and len({each.estimate > 0 for each in found}) == 1:
         both = "under both crowds" if len(found) == 2 else "under all crowds"
         return f"{arm}, {both}: " + "; ".join(f"{each.crowd}: {_clause(each)}" for each in found) + "."
-    return f"{arm}, by crowd: " + "; ".join(f"under {each.crowd} it {_clause(each)}" for each in found) + "."
+    return f"{arm}, by crowd: " + "; ".join(f"under {each.crowd} {_clause(each)}" for each in found) + "."
 
 
 def _clause(one: ArmDifference) -> str:
-    """Return what is said of one difference."""
+    """Return what is said of one difference.
+
+    That none was shown says little without the difference that would have been. The seeds that one as large as the
+    estimate needs are a rough number: the deviation that they follow from is itself known from these seeds alone.
+    """
     if one.low is None or one.high is None:
-        return f"is {one.estimate:+.4f} from the control on one seed; {_MORE_SEEDS} to say more"
-    span = f"{one.low:+.4f} to {one.high:+.4f}"
+        return f"{one.estimate:+.4f} on one seed"
+    span = f"95%: {one.low:+.4f} to {one.high:+.4f}"
     if one.shown:
-        return f"moves the front by {one.estimate:+.4f} ({span}; p = {one.adjusted:.2g} by Holm's correction)"
-    if not one.needed:
-        return f"shows no difference ({one.estimate:+.4f}, {span})"
-    seeds = f"{one.needed} seeds are" if one.needed <= _MANY_SEEDS else f"more than {_MANY_SEEDS} seeds would be"
-    return f"shows no difference ({one.estimate:+.4f}, {span}); to show one of {abs(one.estimate):.4f}, {seeds} needed"
+        way = "forward" if one.estimate > 0 else "back"
+        return f"moves the front {way}, {one.estimate:+.4f} ({span}; p = {one.adjusted:.2g} by Holm's correction)"
+    said = f"no difference was shown, {one.estimate:+.4f} ({span})"
+    if not one.needed or not one.detectable:
+        return said
+    seeds = f"about {one.needed}" if one.needed <= _MANY_SEEDS else f"more than {_MANY_SEEDS}"
+    return (
+        f"{said}; so many seeds show one of {one.detectable:.4f} in 4 of 5 cases, "
+        f"{seeds} would one of {abs(one.estimate):.4f}"
+    )
 
 
-def power_line(deviations: Sequence[float], seeds: int, source: str) -> str:
+def power_line(deviations: Sequence[float], seeds: int, source: str, *, tests: int) -> str:
     """Return which difference so many seeds can show.
 
     Args:
         deviations: standard deviations of one seed's difference, one per arm; none if nothing is known yet.
         source: where they come from.
+        tests: number of arms that are compared with the control, at least 1.
     """
     if not deviations:
         return (
@@ -121,7 +144,9 @@ def power_line(deviations: Sequence[float], seeds: int, source: str) -> str:
     if seeds < 2:
         return f"One seed shows no difference; {_MORE_SEEDS}"
     usual = float(np.sqrt(np.mean(np.square(deviations))))
+    shown = detectable(usual, seeds, level=_corrected_level(tests))
     return (
-        f"With {seeds} seeds a true difference of {detectable(usual, seeds):.4f} in hypervolume is shown four times in "
-        f"five, before Holm's correction (deviation of one seed's difference {usual:.4f}, from {source})"
+        f"With {seeds} seeds a true difference of {shown:.4f} in hypervolume is shown four times in five, "
+        f"{f'corrected for {tests} arms' if tests > 1 else 'of one arm'} (deviation of one seed's difference "
+        f"{usual:.4f}, from {source})"
     )

@@ -69,7 +69,7 @@ def test_a_study_answers_its_question(whole: tuple[Path, str]) -> None:
     assert difference["estimate"] == pytest.approx(mean["triplet"] - mean["none"])
     assert set(difference["parts"]) == {"images", "training seeds", "judges"}
     assert difference["parts"]["images"] > 0
-    assert "triplet shows no difference (" in said or "triplet moves the front by" in said
+    assert "triplet: no difference was shown, " in said or "triplet: moves the front " in said
     assert all((storage / "whole" / name).stat().st_size > 5_000 for name in ("study.png", "study.html"))
 
     assert front(storage, "whole-triplet-1")["front"], "an arm's sweep is an ordinary sweep"
