@@ -1,4 +1,4 @@
-"""A plan extended by a resume: more trials, another budget of epochs, or another space for those that have not begun."""
+"""A plan extended by a resume: more trials or epochs, or another space for the trials that have not begun."""
 
 from __future__ import annotations
 
