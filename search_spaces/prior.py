@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Any
 
 from search_spaces.swept import Choices, Range, Swept
+
+_EVEN_VARIANCE = 1 / 12
+"""Variance of an even draw from 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,22 @@ class Prior:
                 values[name] = belief.draw(each.domain, generator) if belief else _evenly(each.domain, generator)
         return values
 
+    @classmethod
+    def of_best(cls, swept: Mapping[str, Swept], best: Mapping[str, Sequence[Mapping[str, Any]]]) -> Prior:
+        """Return what the best configurations of an earlier sweep let one believe.
+
+        Args:
+            swept: the space's swept knobs.
+            best: by objective, the swept knobs that are on in each of its best configurations, with their values.
+        """
+        beliefs: dict[str, dict[str, Belief]] = {}
+        for objective, configurations in best.items():
+            for name, each in swept.items():
+                values = [values[name] for values in configurations if name in values]
+                if belief := _belief_of(each.domain, values):
+                    beliefs.setdefault(objective, {})[name] = belief
+        return cls(beliefs)
+
     def without(self, knobs: Collection[str]) -> Prior:
         """Return the same beliefs but for those about some knobs."""
         kept = {
@@ -90,6 +110,26 @@ class Prior:
             for objective, believed in self.beliefs.items()
         }
         return {"share": self.share, "forget": self.forget, **beliefs}
+
+
+def _belief_of(domain: Range | Choices, values: Sequence[Any]) -> Belief | None:
+    """Return what the values of a knob in the best configurations let one believe; None if that is nothing.
+
+    As if one more value had been seen, anywhere in the domain: so a few values make nobody sure.
+    """
+    if isinstance(domain, Choices):
+        counts = [values.count(option) for option in domain.options]
+        sure = max(counts) / (len(values) + 1)
+        return Belief(domain.options[counts.index(max(counts))], sure) if sure > 1 / len(counts) else None
+    (low, high), inside = _ends(domain), [value for value in values if domain.low <= value <= domain.high]
+    if not inside:
+        return None
+    places = [((math.log(value) if domain.log else value) - low) / (high - low) for value in inside]
+    middle = median(places)
+    variance = (sum((place - middle) ** 2 for place in places) + _EVEN_VARIANCE) / (len(places) + 1)
+    if variance >= _EVEN_VARIANCE:
+        return None
+    return Belief(_value_at(domain, low + middle * (high - low)), 1 - 2 * math.sqrt(variance))
 
 
 def _evenly(domain: Range | Choices, generator: random.Random) -> Any:

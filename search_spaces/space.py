@@ -81,6 +81,17 @@ class Space:
         values = self.prior.draw(self.swept, self.fixed, draws=draws, generator=random.Random(seed))
         return None if values is None else self.complete(values)
 
+    def believing(self, best: Mapping[str, Sequence[Mapping[str, Any]]]) -> Self:
+        """Return the same space with the prior that an earlier sweep's best configurations give, if it has none.
+
+        Args:
+            best: the best configurations by objective.
+        """
+        if self.prior.beliefs:
+            return self
+        known = {objective: [self.active(config) for config in configs] for objective, configs in best.items()}
+        return dataclasses.replace(self, prior=Prior.of_best(self.swept, known))
+
     def grid(self, knobs: Collection[str]) -> Iterator[dict[str, Any]]:
         """Yield configurations with the named knobs at their ends, in all combinations; other swept knobs are at their
         first end."""

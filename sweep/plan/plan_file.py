@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from search_spaces import Located, dump_yaml, read_yaml
+from sweep.plan.extension import EXTENDING
 from sweep.plan.mlflow_address import default_mlflow_uri
 from sweep.plan.objectives import read_objectives
 from sweep.plan.paths import (
@@ -57,7 +58,8 @@ def rewrite_plan(plan: SweepPlan) -> None:
     kept = read_plan(plan.name, storage=plan.storage)
     if kept.history == plan.history:
         return
-    kept = dataclasses.replace(kept, trials=plan.trials, space=plan.space, history=plan.history)
+    extended = {name: getattr(plan, name) for name in EXTENDING}
+    kept = dataclasses.replace(kept, **extended, space=plan.space, history=plan.history)
     try:
         write_whole(plan.folder / PLAN, plan_text(kept).encode())
     except OSError as error:

@@ -24,20 +24,26 @@ class Stage:
     space: Space
     """The space that it drew from, after its points."""
 
+    budget_epochs: int = 0
+    """Its limit of all trials' epochs; 0 for none."""
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""
-        return {"until": self.until, "trials": self.trials, "space": self.space.to_dict()}
+        written = {"until": self.until, "trials": self.trials, "space": self.space.to_dict()}
+        # Left out where there is none, so that plans extended before the budget could change keep their digest.
+        return written | ({"budget_epochs": self.budget_epochs} if self.budget_epochs else {})
 
 
 def read_stages(node: Located | None) -> tuple[Stage, ...]:
     """Return the stages that a plan's file tells, the first one first."""
     stages = []
     for item in [] if node is None else node.items("history"):
-        entries = item.mapping("a stage", known=["until", "trials", "space"])
-        if len(entries) < 3:
+        entries = item.mapping("a stage", known=["until", "trials", "space", "budget_epochs"])
+        if len({"until", "trials", "space"} & entries.keys()) < 3:
             raise item.error("is cut off or damaged")
         space = read_written_space(entries["space"])
-        stages.append(Stage(entries["until"].plain(), entries["trials"].plain(), space))
+        budget = entries["budget_epochs"].plain() if "budget_epochs" in entries else 0
+        stages.append(Stage(entries["until"].plain(), entries["trials"].plain(), space, budget))
     return tuple(stages)
 
 

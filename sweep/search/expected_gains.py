@@ -1,4 +1,8 @@
-"""The hypervolume that trials are expected to add to the front, by how finished trials changed since the same rung."""
+"""The hypervolume that trials are expected to add to the front, by how finished trials changed since the same rung.
+
+What a trial brought to a rung and its configuration forecast its change (`ChangeModel`); the model's errors on finished
+trials, each as likely as the others, say how far off that may be.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from sweep.front import front_mask, improvements
-from sweep.search.rung import Rung, required_names
+from sweep.search.rung import Rung
 from sweep.search.rungs import Rungs
-
-_ENDS = 64
-"""Ends that are forecast for a trial at most, from the changes of the newest finished trials."""
 
 _RECENT = 30
 """Newest configurations at the first rung, which tell what a new one brings."""
@@ -37,8 +38,8 @@ class _ExpectedGain(NamedTuple):
 class ExpectedGains:
     """Forecasts of what trials add to the front, by what the rungs know when it is made.
 
-    A trial's end is what it brought to a rung, plus the change of a finished trial since then, each as likely as the
-    others. Running trials count as if their expected ends were on the front already.
+    A trial's end is what it brought to a rung, plus the change since then that is forecast, plus an error of that
+    forecast, each as likely as the others. Running trials count as if their expected ends were on the front already.
 
     Args:
         epochs: epochs of a whole trial.
@@ -67,6 +68,8 @@ class ExpectedGains:
         best: _ExpectedGain | None = None
         for key in sorted(waiting):
             numbers = np.array(sorted(waiting[key]), dtype=int)
+            if not len(numbers):
+                continue
             bounds = self._bounds(key, numbers)
             order = np.argsort(-bounds, kind="stable")
             for some in np.split(order, range(_TOGETHER, len(order), _TOGETHER)):
@@ -97,7 +100,8 @@ class ExpectedGains:
         """Return the hypervolume (n, m) that each forecast end of some groups (n,) would add."""
         means = np.array([rung.means(group) for group in groups])
         known = np.asarray(np.isfinite(means).all(axis=1))
-        ends = np.where(known[:, None], means, 0.0)[:, None] + _changes(rung)
+        means = np.where(known[:, None], means, 0.0)
+        ends = (means + rung.model(means, groups))[:, None] + rung.model.errors
         points, violations = rung.split(ends.reshape(-1, ends.shape[-1]))
         points = points.reshape(*ends.shape[:2], -1)
         gains = improvements(np.concatenate(points), self._front, self.rungs.objectives).reshape(ends.shape[:2])
@@ -110,10 +114,12 @@ class ExpectedGains:
     def _bounds(self, key: tuple[int, str], numbers: np.ndarray) -> np.ndarray:
         """Return a bound (n,) of what each trial that came to a rung is expected to add per epoch, cheap to find."""
         rung, objectives = self.rungs.rungs[key], self.rungs.objectives
-        means = rung.points[:, [rung.rows[self.rungs.groups[number]] for number in numbers.tolist()]].T
+        groups = [self.rungs.groups[number] for number in numbers.tolist()]
+        means = np.array([rung.means(group) for group in groups])
         known = np.asarray(np.isfinite(means).all(axis=1))
-        best = (_changes(rung)[:, : means.shape[1]] * objectives.signs).max(axis=0) * objectives.signs
-        tops = np.where(known[:, None], means, 0.0) + best
+        means, d = np.where(known[:, None], means, 0.0), len(objectives.names)
+        best = (rung.model.errors[:, :d] * objectives.signs).max(axis=0) * objectives.signs
+        tops = (means + rung.model(means, groups))[:, :d] + best
         return improvements(tops, self._finished_front, objectives) * known / (self.epochs - key[0])
 
     # -------------------------------------------------------------------------------------------------------- fronts
@@ -125,7 +131,8 @@ class ExpectedGains:
         for number in self._running:
             for last in self.rungs.decisions.get(number, [])[-1:]:
                 rung, group = self.rungs.rungs[last.rung, last.strength], self.rungs.groups[number]
-                end = rung.means(group) + _changes(rung).mean(axis=0)
+                brought = np.array([rung.means(group)])
+                end = (brought + rung.model(brought, [group]))[0]
                 if np.isfinite(end).all() and rung.split(end[None])[1][0] == 0:
                     found[group] = end[: len(self.rungs.objectives.names)]
         return found
@@ -150,9 +157,3 @@ class ExpectedGains:
             kept[end.rows[without]] = False
         points = np.vstack([end.points[:, : len(end.rows)][:, kept].T, *expected.values()])
         return points[front_mask(points, self.rungs.objectives)]
-
-
-def _changes(rung: Rung) -> np.ndarray:
-    """Return the changes (m, d + c) of the newest finished trials since a rung; none at all where none is known."""
-    known = rung.changes.last(_ENDS)
-    return known if len(known) else np.zeros((1, len(rung.objectives.names) + len(required_names(rung.require))))

@@ -1,10 +1,9 @@
 """Pause trials at rungs, and thaw those that are worth their epochs: nothing is thrown away while a sweep runs.
 
-A trial's end is forecast at a rung as by `Rungs`: the changes of finished trials since then are added to what it
-brought, each as likely as the others. It goes on if with more than `stop_chance` that adds to the front. Else its slot
-is free, and goes to whoever brings most per epoch: a paused trial, a new one, or itself. A paused trial brings the
-hypervolume that its end is expected to add, over the epochs that it still needs. Running trials count as if their
-expected ends were on the front already.
+A trial's end is forecast at a rung from how finished trials changed since then (`ExpectedGains`). It goes on if with
+more than `stop_chance` that adds to the front. Else its slot is free, and goes to whoever brings most per epoch: a
+paused trial, a new one, or itself. A paused trial brings the hypervolume that its end is expected to add, over the
+epochs that it still needs. Running trials count as if their expected ends were on the front already.
 
 What a new trial brings is what the latest trials at the first rung would have brought, with the right to leave those
 that disappoint there: the best ratio of expected gain to expected epochs, over all bounds below which a trial is left

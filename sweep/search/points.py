@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,13 @@ from search_spaces import (
     read_yaml,
     space_from_dict,
 )
-from sweep.ledger import read_ledger
+from sweep.ledger import TrialRecord, read_ledger
 from sweep.plan import SPACE_OPTIONS, read_plan
 from sweep.state import state_of_trials, why_no_front
 from trainer.errors import InputError
+
+_FEWEST_BEST = 3
+"""Trials of a front whose configurations tell where the best of an objective lies, at least."""
 
 _FOUND = ("trial", "seeds", "epoch", "knee", "p_front", "p_knee", *MEASURES)
 """Begins of the keys that `otsweep front` writes beside a configuration: its results,
@@ -45,7 +49,8 @@ def read_space(
 ) -> Space:
     """Return a space with what the options named in `SPACE_OPTIONS` change of it.
 
-    The points of a file, then the front of a sweep in the storage, come before its own points.
+    The points of a file, then the front of a sweep in the storage, come before its own points. Where that front has the
+    best of each objective is what a space without a prior believes from then on.
 
     Args:
         space: a name in search_spaces/, the path of a YAML file, the content of one, or a space that was read.
@@ -59,14 +64,19 @@ def read_space(
     whole = space if isinstance(space, Space) else load_space(str(space))
     whole = whole.requiring(given["require"] or ()).judged_by(given["crowd"])
     points = _read_points(Path(given["points"])) if given["points"] else []
-    points += _front_points(given["from_"], storage=storage) if given["from_"] else []
+    if given["from_"]:
+        front, names = _front_of(given["from_"], storage=storage)
+        points += _points_of(front, given["from_"])
+        # A prior is of what a requirement may name, which some objectives are not.
+        known = {name: maximise for name, maximise in names.items() if name in MEASURES}
+        whole = whole.believing({name: _best(front, name, maximise) for name, maximise in known.items()})
     if points:
         whole = whole.beginning_with(read_point(node, whole.fixed) for node in points)
     return fix_knobs(whole, given["set"]) if given["set"] else whole
 
 
-def _front_points(name: str, *, storage: str | None) -> list[Located]:
-    """Return the configurations on the front of a sweep, the best in the first objective first.
+def _front_of(name: str, *, storage: str | None) -> tuple[list[TrialRecord], dict[str, bool]]:
+    """Return the trials on the front of a sweep, the best in the first objective first, and its objectives' directions.
 
     Raises:
         InputError: if there is no such sweep, or no front yet.
@@ -75,12 +85,24 @@ def _front_points(name: str, *, storage: str | None) -> list[Located]:
     state = state_of_trials(plan, read_ledger(plan.folder).trials)
     if not state.front_records:
         raise InputError(f"--from {name}: has no front yet: {why_no_front(state)}")
+    return state.front_records, dict(zip(plan.objectives.names, plan.objectives.maximise, strict=True))
+
+
+def _best(front: Sequence[TrialRecord], objective: str, maximise: bool) -> list[dict[str, Any]]:
+    """Return the configurations of the best third of a front, and of at least `_FEWEST_BEST`, in one objective."""
+    finished = [(record.result[objective], record.config) for record in front if record.result]
+    finished.sort(key=lambda each: each[0], reverse=maximise)
+    return [config for _, config in finished[: max(_FEWEST_BEST, math.ceil(len(finished) / 3))]]
+
+
+def _points_of(front: Iterable[TrialRecord], name: str) -> list[Located]:
+    """Return the configurations of a sweep's trials as points."""
     return [
         locate(
             {key: value for key, value in record.config.items() if key not in {*NOT_GIVEN, *NOT_SWEPT}},
             f"--from {name}, trial {record.number:03d}",
         )
-        for record in state.front_records
+        for record in front
     ]
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from search_spaces import Requirement, violation
 from sweep.front import Layers, Objectives
 from sweep.ledger import TrialRecord
+from sweep.search.change_model import ChangeModel
 from sweep.search.decision import RungPosition
 
 _NEWEST = 500
@@ -19,6 +20,9 @@ _NEWEST = 500
 
 _NAMED = 3
 """Number of trials that dominate a stopped one and are named in its reason."""
+
+_LEARNED_FROM = 64
+"""Finished trials, the newest, from which a trial's end is forecast at most: learning from them takes milliseconds."""
 
 
 class Observation(NamedTuple):
@@ -69,6 +73,9 @@ class Rung:
         """Points of the groups that fulfil the requirements."""
         self.changes = _Newest(len(objectives.names) + len(required_names(require)))
         """Differences (d + c,) from what finished trials brought here to what they finished with."""
+        self._finished: list[tuple[str, tuple[float, ...]]] = []
+        """Groups of the newest finished trials, in the order of their ends, with what these brought here."""
+        self._model: ChangeModel | None = None
 
     def add(self, group: str, trial: int, numbers: Sequence[float]) -> None:
         """Add a trial with its numbers (d + c,) to its group."""
@@ -85,6 +92,22 @@ class Rung:
         self.leads[row] = min(members)
         if self.violations[row] == 0:
             self.layers.add(self.points[:, row])
+
+    def finish(self, group: str, trial: int, change: Sequence[float]) -> None:
+        """Take in how a trial of a group changed (d + c,) from here to its end, if that is finite."""
+        if all(map(math.isfinite, change)):
+            self.changes.append(change)
+            self._finished = [*self._finished[1 - _LEARNED_FROM :], (group, self.trials[group][trial])]
+            self._model = None
+
+    @property
+    def model(self) -> ChangeModel:
+        """The forecast of changes until the end, from those of the newest finished trials."""
+        if self._model is None:
+            changes = self.changes.last(_LEARNED_FROM)
+            numbers = np.array([brought for _, brought in self._finished]).reshape(changes.shape)
+            self._model = ChangeModel(numbers, [group for group, _ in self._finished], changes)
+        return self._model
 
     def means(self, group: str) -> list[float]:
         """Return the means (d + c,) over a group's trials, exactly the same in whatever order they came."""

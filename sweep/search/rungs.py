@@ -169,8 +169,7 @@ class Rungs:
                 continue
             rung = self._rung(decision.rung, decision.strength)
             change = [after - before for after, before in zip(numbers, rung.trials[group][trial], strict=True)]
-            if all(map(math.isfinite, change)):
-                rung.changes.append(change)
+            rung.finish(group, trial, change)
 
     def observe(self, trial: int, config: Mapping[str, Any], report: Mapping[str, Any]) -> Decision | None:
         """Take in a trial's report and `decide` on its means over the second half of its epochs so far.

@@ -2,12 +2,17 @@
 
 Trials are simulated: ZDT1-3 (Zitzler et al. 2000) and DTLZ2 (Deb et al. 2002), both minimised, with learning curves
 that are noisy and biased: some configurations begin far worse than they end, which ones depends on the configuration,
-so that what looks bad early is not always bad. Beside them `digits`: 88 real trials of the digits space, recorded once
-with all their epochs; a configuration that a sampler draws reports as the recorded one nearest to it. Decisions are
-those of `sweep.scheduler.Rungs`, the very code of a sweep; each stopper gets the same budget of epochs, the same slots,
-and Optuna's samplers with the same seeds. Only trials that ran to their end count for the front.
+so that what looks bad early is not always bad. Beside them real trials, recorded with all their epochs: `digits`, 88
+trials of the digits space; a configuration that a sampler draws reports as the recorded one nearest to it. And the
+trials of studies: `digits480` of 10 epochs, `mnist73` of 8, which is short; each is drawn once at most. Their ends are
+judged by stronger attacks than their epochs, as in any sweep.
 
-    python -m tests.benchmarks.early_stopping [SEEDS [SAMPLER ...]]
+Decisions are those of `Rungs` and `FreezeThaw`, the very code of a sweep; each stopper gets the same budget of epochs,
+the same slots, and Optuna's samplers with the same seeds. Only trials that ran to their end count for the front. The
+oracle pauses and thaws by the same rule, but knows from the first rung on how every trial ends: what a better forecast
+could reach.
+
+    python -m tests.benchmarks.early_stopping [SEEDS [SAMPLER,... [none,STOPPER,...]]]
     python -m tests.benchmarks.early_stopping record    # the 88 trials anew: about an hour on 2 cores
 """
 
@@ -47,6 +52,7 @@ from sweep.search.freeze_thaw import FreezeThaw
 from sweep.search.rungs import Rungs, rung_levels
 from sweep.search.samplers import make_sampler
 from tests.benchmarks.common import print_result, processor
+from tests.benchmarks.recorded_curves import Course, RecordedTrials
 
 SEEDS, SLOTS, VARIABLES = 10, 4, 2
 ETA, GRACE, CHANCE = (SweepPlan.__dataclass_fields__[name].default for name in ("eta", "grace_epochs", "stop_chance"))
@@ -61,19 +67,13 @@ SPACE, CURVES = RECORDED / "digits400.yaml", RECORDED / "digits400.parquet"
 RECORDED_EPOCHS = 16
 
 
-class Course(NamedTuple):
-    """What a trial would say: objectives (epochs, 2) after every epoch, and finally (2,)."""
-
-    reports: np.ndarray
-    final: np.ndarray
-
-
 @dataclass(frozen=True)
 class Problem:
     """What a sampler draws, and what the trial that it draws would say."""
 
     name: str
-    draw: Callable[[optuna.Trial, np.random.Generator], Course]
+    draw: Callable[[optuna.Trial, np.random.Generator, set[int]], Course]
+    """Takes the random numbers of a trial's noise, and the recorded trials drawn before, to which it adds."""
     best: float
     """The hypervolume of its whole front."""
 
@@ -95,9 +95,10 @@ def simulated(name: str, function: Function, best: float) -> Problem:
     points = np.random.default_rng(0).random((1000, VARIABLES))
     spread = np.array([function(x) for x in points]).std(axis=0)
 
-    def draw(trial: optuna.Trial, generator: np.random.Generator) -> Course:
+    def draw(trial: optuna.Trial, generator: np.random.Generator, used: set[int]) -> Course:
         x = np.array([trial.suggest_float(f"x{i}", 0, 1) for i in range(VARIABLES)])
-        return Course(reports := curve(function(x), x, spread, 27, generator), reports[-1])
+        reports = curve(function(x), x, spread, 27, generator)
+        return Course(trial.params, reports, reports[-1])
 
     return Problem(name, draw, best)
 
@@ -126,8 +127,7 @@ def dtlz2(x: np.ndarray) -> np.ndarray:
 
 
 @cache
-def recorded_trials() -> list[tuple[dict[str, Any], Course]]:
-    """Configurations with what they said."""
+def recorded_trials() -> list[Course]:
     rows = pq.read_table(CURVES).to_pylist()
     trials: dict[int, list[dict[str, Any]]] = {}
     for row in rows:
@@ -137,19 +137,31 @@ def recorded_trials() -> list[tuple[dict[str, Any], Course]]:
         config = {key.removeprefix("config."): value for key, value in told[0].items() if key.startswith("config.")}
         values = np.array([[row[name] for name in OBJECTIVES.names] for row in told])
         final = np.array([row["final"] for row in told])
-        found.append((config, Course(values[~final], values[final][0])))
+        found.append(Course(config, values[~final], values[final][0]))
     return found
 
 
 def recorded(name: str) -> Problem:
     space, trials = load_space(str(SPACE)), recorded_trials()
 
-    def draw(trial: optuna.Trial, generator: np.random.Generator) -> Course:
+    def draw(trial: optuna.Trial, generator: np.random.Generator, used: set[int]) -> Course:
         config = space.sample(trial)
-        return min(trials, key=lambda each: distance(space, config, each[0]))[1]
+        nearest = min(trials, key=lambda each: distance(space, config, each.config))
+        return nearest._replace(config=config)
 
-    best = hypervolume([course.final for _, course in trials], OBJECTIVES)
+    best = hypervolume([course.final for course in trials], OBJECTIVES)
     return Problem(name, draw, best, epochs=RECORDED_EPOCHS, trials=24, objectives=OBJECTIVES)
+
+
+def recorded_study(name: str, *, trials: int) -> Problem:
+    """Return the problem of drawing from a table of trials."""
+    known = RecordedTrials(RECORDED / f"{name}.parquet")
+
+    def draw(trial: optuna.Trial, generator: np.random.Generator, used: set[int]) -> Course:
+        return known.draw(trial, used)
+
+    best = hypervolume([course.final for course in known.courses], OBJECTIVES)
+    return Problem(name, draw, best, epochs=len(known.courses[0].reports), trials=trials, objectives=OBJECTIVES)
 
 
 def distance(space: Space, left: Mapping[str, Any], right: Mapping[str, Any]) -> float:
@@ -181,6 +193,9 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
     ),
     "dtlz2": lambda: simulated("dtlz2", dtlz2, 0.4246),
     "digits": lambda: recorded("digits"),
+    # Short enough that a rule which leaves every trial at the first rung does not run out of trials.
+    "digits480": lambda: recorded_study("digits480", trials=60),
+    "mnist73": lambda: recorded_study("mnist73", trials=18),
 }
 
 
@@ -239,6 +254,8 @@ class Stopper(NamedTuple):
     """As a sweep's; 1 for successive halving alone."""
     told: TrialState = TrialState.PRUNED
     """What the sampler hears of a trial that was stopped: as in a sweep, or FAIL, which leaves it out."""
+    foreknown: bool = False
+    """Whether it sees a trial's end in every report."""
 
 
 STOPPERS = {
@@ -249,6 +266,7 @@ STOPPERS = {
     "ours": Stopper(ours, CHANCE),
     "ours, left out": Stopper(ours, CHANCE, TrialState.FAIL),
     "thaw": Stopper(None, CHANCE),
+    "oracle": Stopper(None, CHANCE, foreknown=True),
 }
 
 SAMPLERS = ("random", "tpe", "nsga2")
@@ -268,17 +286,17 @@ def simulate(name: str, sampler: str, stopper: str, seed: int) -> np.ndarray:
     made = make_sampler(sampler, seed, load_space(str(SPACE)), problem.trials)
     study = optuna.create_study(directions=directions, sampler=made)
     levels = rung_levels(grace_epochs=GRACE, eta=ETA, epochs=problem.epochs)
-    make, stop_chance, told = STOPPERS[stopper]
+    make, stop_chance, told, foreknown = STOPPERS[stopper]
     rungs = Rungs(problem.objectives, levels=levels, eta=ETA, stop_chance=stop_chance, stops=make is not None)
     stops = make(rungs, seed) if make else None
     thaw = FreezeThaw(rungs, epochs=problem.epochs, trials=problem.budget, stop_chance=stop_chance)
-    front, begun = Front(problem.objectives), []
+    front, begun, used = Front(problem.objectives), [], set()
 
     def follow() -> Running:
         """The trial that a free slot goes to."""
         choice = None if stops else thaw.choose()
         if choice is None or choice.number == NEW:
-            begun.append(start(study, problem, seed))
+            begun.append(start(study, problem, seed, used))
         following = begun[NEW if choice is None else choice.number]
         thaw.start(following.trial.number)
         return following
@@ -291,24 +309,24 @@ def simulate(name: str, sampler: str, stopper: str, seed: int) -> np.ndarray:
         if epoch == problem.epochs:
             study.tell(trial, course.final.tolist())
             front.add(course.final)
-            rungs.finish(number, {"number": number}, said(problem.objectives, course.final))
+            rungs.finish(number, course.config, said(problem.objectives, course.final))
             thaw.end(number, finished=True)
             running[slot] = follow()
         elif stops and stops(number, epoch, values):
             study.tell(trial, state=told)
             running[slot] = follow()
-        elif not stops and thaw.observe(
-            number, {"number": number}, {"epoch": epoch, **said(problem.objectives, values)}
-        ):
-            running[slot] = follow()
+        elif not stops:
+            told_now = said(problem.objectives, course.final if foreknown else values)
+            if thaw.observe(number, course.config, {"epoch": epoch, **told_now}):
+                running[slot] = follow()
         volumes[spent] = front.hypervolume
     return volumes / problem.best
 
 
-def start(study: optuna.Study, problem: Problem, seed: int) -> Running:
+def start(study: optuna.Study, problem: Problem, seed: int, used: set[int]) -> Running:
     """The sampler's next trial; its noise hangs on its number alone."""
     trial = study.ask()
-    course = problem.draw(trial, np.random.default_rng([seed, 2, trial.number]))
+    course = problem.draw(trial, np.random.default_rng([seed, 2, trial.number]), used)
     return Running(trial, course, iter(list(enumerate(course.reports, start=1))))
 
 
@@ -335,12 +353,12 @@ def ratio_interval(volumes: np.ndarray, baseline: np.ndarray) -> tuple[float, fl
     return float(low), float(high)
 
 
-def cases(samplers: list[str]) -> list[tuple[str, str, str]]:
+def cases(samplers: list[str], stoppers: list[str]) -> list[tuple[str, str, str]]:
     return [
         (sampler, problem, stopper)
         for sampler in samplers
         for problem in PROBLEMS
-        for stopper in STOPPERS
+        for stopper in stoppers
         # Only TPE makes something of trials that were pruned.
         if sampler == "tpe" or stopper != "ours, left out"
     ]
@@ -348,7 +366,10 @@ def cases(samplers: list[str]) -> list[tuple[str, str, str]]:
 
 def main() -> None:
     seeds = int(sys.argv[1]) if len(sys.argv) > 1 else SEEDS
-    wanted = cases(sys.argv[2:] or list(SAMPLERS))
+    samplers, stoppers = (
+        sys.argv[at].split(",") if len(sys.argv) > at else list(every) for at, every in ((2, SAMPLERS), (3, STOPPERS))
+    )
+    wanted = cases(samplers, stoppers)
     began = time.monotonic()
     print(f"machine: {processor()}, {os.cpu_count()} cores; python {platform.python_version()}, ", end="")
     print(f"optuna {importlib.metadata.version('optuna')}, numpy {np.__version__}")
@@ -370,20 +391,30 @@ def main() -> None:
         ratio = f"{epochs_to_target(volumes[case], baseline):.2f} [{low:.2f}, {high:.2f}]"
         print(f"{sampler:9}{problem:9}{stopper:16}{shares[0]:>16}{shares[1]:>16}{ratio:>24}")
     print("\nhypervolume over the whole front's, mean over seeds ± half its 95% interval; epochs: 95% by bootstrap")
+    figures = {rule: summary(rule, volumes) for rule in ("ours", "thaw", "oracle") if rule in stoppers}
+    print(f"{time.monotonic() - began:.0f} s")
+    print_result("early_stopping", figures.get("thaw", math.nan))
+
+
+def summary(rule: str, volumes: Mapping[tuple[str, str, str], np.ndarray]) -> float:
+    """Print how a rule does beside no stopping and the simplest one; return its median of epochs over no stopping's."""
+    mine = [case for case in volumes if case[2] == rule]
     for other in ("none", "if dominated"):
-        gains = {
-            case[:2]: interval(volumes[case][:, -1] - volumes[*case[:2], other][:, -1])
-            for case in wanted
-            if case[2] == "ours"
-        }
+        pairs = [
+            (case[:2], volumes[case][:, -1] - volumes[*case[:2], other][:, -1])
+            for case in mine
+            if (*case[:2], other) in volumes
+        ]
+        gains = {case: interval(difference) for case, difference in pairs}
         worse = [case for case, (mean, half) in gains.items() if mean + half < 0]
         better = [case for case, (mean, half) in gains.items() if mean - half > 0]
-        print(f"ours at the end, by more than the interval: worse than '{other}' {worse or 'nowhere'}, ", end="")
+        print(f"{rule} at the end, by more than the interval: worse than '{other}' {worse or 'nowhere'}, ", end="")
         print(f"better in {len(better)} of {len(gains)} cases")
-    figures = [epochs_to_target(volumes[case], volumes[*case[:2], "none"]) for case in wanted if case[2] == "ours"]
-    print(f"ours over none, epochs: median {np.median(figures):.2f}, worst {max(figures):.2f} of {len(figures)} cases")
-    print(f"{time.monotonic() - began:.0f} s")
-    print_result("early_stopping", float(np.median(figures)))
+    figures = [epochs_to_target(volumes[case], volumes[*case[:2], "none"]) for case in mine]
+    print(
+        f"{rule} over none, epochs: median {np.median(figures):.2f}, worst {max(figures):.2f} of {len(figures)} cases"
+    )
+    return float(np.median(figures))
 
 
 if __name__ == "__main__":

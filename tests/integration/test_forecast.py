@@ -143,6 +143,16 @@ def test_all_go_on_before_enough_have_finished(planned: Any) -> None:
     assert 20 < survivors(40, plan, 2).expected < survivors(40, plan, 8).expected < 40
 
 
+def test_where_trials_pause_four_go_on_at_least(planned: Any) -> None:
+    plan = planned(stopper="thaw", eta=2, grace_epochs=2, trials=60, epochs=10)
+    rungs = expected_rungs(plan, 4)
+    assert [rung.reach.low for rung in rungs] == [60, CHANGES, CHANGES, CHANGES]
+    assert [rung.reach.high for rung in rungs] == [60, 60, 60, 60]
+    # Two sweeps of random draws from the digits study's 480 trials, in four slots, trained 344 epochs.
+    assert mean_epochs(plan, rungs).times(60).expected == pytest.approx(344, rel=0.15)
+    assert mean_epochs(plan, rungs).times(60).low == 2 * 60 + 8 * CHANGES
+
+
 def test_rungs_and_epochs(planned: Any) -> None:
     plan = planned(stopper="asha", eta=2, grace_epochs=2, trials=16, epochs=10)
     rungs = expected_rungs(plan, 2)

@@ -154,3 +154,14 @@ def test_no_more_is_trained_than_the_budget_of_epochs(storage: Path) -> None:
         trained = sum(max(each["epoch"] for each in record.reports) for record in trials.values())
         assert 45 - 2 * 8 < trained <= 45
         assert {record.state for record in trials.values()} <= {"finished", "stopped"}
+
+
+def test_a_larger_budget_of_epochs_extends_a_sweep_that_is_over(storage: Path) -> None:
+    done = otsweep(storage, *words(storage, "more", *THAW, "--budget-epochs", "20", "--max-concurrent", "1"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    before = trials_of(storage, "more")
+    done = otsweep(storage, "resume", "more", "--storage", str(storage), "--budget-epochs", "40")
+    assert done.returncode == 0, done.stdout + done.stderr
+    after = trials_of(storage, "more")
+    assert len(after) > len(before)
+    assert 20 < sum(max(each["epoch"] for each in record.reports) for record in after.values()) <= 40

@@ -133,6 +133,20 @@ def test_points_of_the_new_space_run_next_and_none_twice(plan: SweepPlan) -> Non
     }
 
 
+def test_a_budget_of_epochs_may_become_more_or_less(plan: SweepPlan) -> None:
+    limited = dataclasses.replace(plan, budget_epochs=30)
+    more = extended(limited, trials=12, space=None, begun=9, budget_epochs=60, trained=27)
+    rewrite_plan(more)
+    known = read_plan("a", storage=plan.storage)
+    assert known == more
+    assert (known.budget_epochs, known.history[0].budget_epochs, known.trials) == (60, 30, 12)
+    assert len({each.hash for each in (plan, limited, more)}) == 3
+    less = extended(more, trials=12, space=None, begun=9, budget_epochs=27, trained=27)
+    assert [each.budget_epochs for each in (less, *less.history)] == [27, 60]
+    assert extended(limited, trials=20, space=None, begun=9).budget_epochs == 30
+    assert extended(limited, trials=12, space=None, begun=9, budget_epochs=0, trained=27).budget_epochs == 0
+
+
 def test_a_plan_keeps_its_history_through_its_file(plan: SweepPlan) -> None:
     once = extended(plan, trials=20, space=None, begun=12)
     twice = extended(once, trials=30, space=changed(learning_rate=0.005), begun=20)
@@ -149,6 +163,16 @@ def test_a_plan_keeps_its_history_through_its_file(plan: SweepPlan) -> None:
 
 WRONG: dict[str, tuple[Callable[[SweepPlan], object], str]] = {
     "fewer than begun": (lambda plan: extended(plan, trials=5, space=None, begun=9), "9 trials have begun already"),
+    "less than trained": (
+        lambda plan: extended(
+            dataclasses.replace(plan, budget_epochs=30), trials=12, space=None, begun=9, budget_epochs=20, trained=27
+        ),
+        "--budget-epochs 20: 27 were trained already",
+    ),
+    "a budget where none was": (
+        lambda plan: extended(plan, trials=12, space=None, begun=9, budget_epochs=20),
+        "--budget-epochs 20: a began without a budget of epochs",
+    ),
     "other epochs": (lambda plan: extended(plan, trials=20, space=changed(epochs=4), begun=9), "its epochs differ"),
     "judged otherwise": (
         lambda plan: extended(

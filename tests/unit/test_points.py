@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
+from search_spaces.prior import Belief, Prior
 from search_spaces.reading import load_space
 from search_spaces.space import NOT_SWEPT, Space
 from sweep.cli.commands import main
 from sweep.ledger.writing import LedgerWriter
 from sweep.plan.from_options import make_plan
 from sweep.plan.plan import SweepPlan
-from sweep.plan.plan_file import parse_plan, plan_text, write_plan
+from sweep.plan.plan_file import parse_plan, plan_text, read_plan, write_plan
 from sweep.report.rows import trial_label
 from sweep.search.points import read_space
 from trainer.errors import InputError
@@ -86,6 +87,18 @@ def test_what_front_writes_is_what_points_reads(
     (storage / f"front.{form}").write_text(capsys.readouterr().out)
     points = given(space, storage / f"front.{form}").points
     assert [without(point) for point in points[:3]] == [without(config) for config in earlier[1]]
+
+
+def test_a_space_without_a_prior_gets_that_of_the_front(
+    space: Space, storage: Path, earlier: tuple[SweepPlan, list[dict[str, Any]]]
+) -> None:
+    found = given(space, sweep="earlier", storage=storage)
+    assert set(found.prior.beliefs) == {"sensitivity_accuracy", "invariance_accuracy"}
+    plan = write_plan(make_plan(found, name="later", storage=str(storage)))
+    assert read_plan("later", storage=str(storage)).space.prior == plan.space.prior == found.prior
+    own = dataclasses.replace(space, prior=Prior({"clean_accuracy": {"margin": Belief(0.1, 0.5)}}))
+    assert given(own, sweep="earlier", storage=storage).prior == own.prior
+    assert not given(space).prior.beliefs
 
 
 def test_points_of_a_file_come_before_those_of_a_sweep(

@@ -14,7 +14,7 @@ from scipy import stats
 from search_spaces.prior import Belief, Prior
 from search_spaces.reading import fix_knobs, space_from_dict, space_from_yaml
 from search_spaces.space import Space
-from search_spaces.swept import Choices, Range
+from search_spaces.swept import Choices, Range, Swept
 from search_spaces.yaml_file import parse_yaml
 from sweep.ledger.records import TrialRecord
 from sweep.plan.from_options import make_plan
@@ -49,6 +49,47 @@ def read(text: str) -> Space:
 def drawn(belief: Belief, domain: Range | Choices, count: int = 4000) -> list[Any]:
     generator = random.Random(0)
     return [belief.draw(domain, generator) for _ in range(count)]
+
+
+# ----------------------------------------------------------------------------------------------- of an earlier sweep
+
+
+def belief_of(domain: Range | Choices, values: list[Any]) -> Belief | None:
+    best = {"clean_accuracy": [{"margin": value} for value in values]}
+    return Prior.of_best({"margin": Swept(domain)}, best).beliefs.get("clean_accuracy", {}).get("margin")
+
+
+def test_the_nearer_the_best_lie_together_the_surer_is_their_middle() -> None:
+    domain = Range(0.0, 1.0)
+    alone, near, far = (belief_of(domain, values) for values in ([0.3], [0.29, 0.3, 0.31], [0.1, 0.3, 0.5]))
+    assert alone
+    assert near
+    assert far
+    assert [each.value for each in (alone, near, far)] == pytest.approx([0.3] * 3)
+    assert near.sure > far.sure > 0
+    assert near.sure > alone.sure
+    many = belief_of(domain, [0.29, 0.3, 0.31] * 20)
+    assert many
+    assert near.sure < many.sure < 1
+    assert belief_of(domain, [0.0, 0.0, 1.0, 1.0]) is None, "anywhere is no belief"
+    assert belief_of(domain, [1.2, -3]) is None, "outside"
+
+
+def test_it_is_a_value_that_can_be_drawn() -> None:
+    logarithmic = belief_of(Range(0.01, 1.0, log=True), [0.02, 0.1, 0.5])
+    assert logarithmic
+    assert logarithmic.value == pytest.approx(0.1)
+    whole = belief_of(Range(1, 9, step=2), [3, 4, 5, 5])
+    assert whole
+    assert whole.value in (3, 5)
+    assert isinstance(whole.value, int)
+
+
+def test_of_words_it_is_the_commonest_if_that_tells_anything() -> None:
+    words = Choices(("a", "b", "c"))
+    assert belief_of(words, ["b", "a", "b"]) == Belief("b", 0.5)
+    assert belief_of(words, ["a", "b", "c"]) is None
+    assert belief_of(words, ["d", "d"]) is None
 
 
 # ------------------------------------------------------------------------------------------------------------- draws
