@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 
@@ -92,7 +92,7 @@ class Writer:
 
     def write_apart(self, number: int) -> AbstractContextManager[None]:
         """Return a context in which the writing of a trial may fail without the rest."""
-        return self.parts.apart(f"trial {number:03d}")
+        return self.parts.apart(_part(number))
 
     def _write_note(self, state: SweepState) -> None:
         with self.parts.apart("the description"):
@@ -165,8 +165,11 @@ class Writer:
                 yield
         yield from self._write_each(left.values(), state, over=over)
 
-    def _write_each(self, records: Iterable[TrialRecord], state: SweepState, *, over: bool) -> Iterator[None]:
-        """Write trials by calls of their own, a few at once where the store is a server; yield after each."""
+    def _write_each(self, records: Collection[TrialRecord], state: SweepState, *, over: bool) -> Iterator[None]:
+        """Write trials by calls of their own, a few at once where the store is a server; yield after each.
+
+        What failed beside others is tried once more alone: in a server's SQLite, writers wait for one another.
+        """
 
         def write(record: TrialRecord) -> None:
             with self.write_apart(record.number):
@@ -183,6 +186,9 @@ class Writer:
                 yield
         finally:
             pool.shutdown(cancel_futures=True)
+        for record in records:
+            if _part(record.number) in self.parts.reasons:
+                write(record)
 
     def _write_last(self, state: SweepState) -> None:
         """Write what waits until no trial will end any more."""
@@ -194,6 +200,11 @@ class Writer:
         write_artifacts(self.plan, state, self.trials, self.parts, log=self.log)
         with self.parts.apart("rank correlations"):
             self.parent.write_agreement(state)
+
+
+def _part(number: int) -> str:
+    """Return the name of a trial among the parts of a store."""
+    return f"trial {number:03d}"
 
 
 def is_over(plan: SweepPlan, state: SweepState) -> bool:

@@ -30,7 +30,7 @@ from sweep.tracking.tracker import Tracker
 from sweep.tracking.writer import sync
 from tests.support.mlflow_stores import Proxy, Server, Trouble, contents
 from tests.support.postgres import Postgres, need_postgres
-from tests.support.ray_nodes import end, free_ports
+from tests.support.ray_nodes import free_ports
 from tests.support.recorded_sweeps import recorded, replay, results_of
 from trainer.errors import InputError
 
@@ -47,7 +47,6 @@ def no_word(message: str) -> None:
 def _quick_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracker_module, "PASS_SECONDS", 0.3)
     monkeypatch.setattr(tracker_module, "TIME_SHARE", 1.0)
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +88,7 @@ def named_as_recorded(found: dict[str, Any], name: str) -> dict[str, Any]:
 def drive(
     plan: SweepPlan, said: list[str], *, disturb: Callable[[int, Tracker], None] = lambda count, tracker: None
 ) -> None:
-    """A sweep as its driver writes it, some events a second."""
+    """A sweep as its driver writes it, some events a second; the caller sets how long it waits for an answer."""
     results = SweepState(plan.objectives, {}, total=plan.trials)
     results.data_summary = results_of(plan).data_summary
     tracker = Tracker(plan, results, said.append)
@@ -150,10 +149,17 @@ TROUBLES: dict[str, Trouble] = {
 
 
 @pytest.mark.parametrize("kind", TROUBLES)
-def test_troubled(kind: str, server: Server, undisturbed: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
+def test_troubled(
+    kind: str,
+    server: Server,
+    undisturbed: tuple[dict[str, Any], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     if server.process is None:
         server.start()
-    with Proxy(server.uri, TROUBLES[kind]) as proxy:
+    with Proxy(server.uri, TROUBLES[kind]) as proxy, monkeypatch.context() as impatient:
+        impatient.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
         plan = planned(tmp_path, kind, proxy.uri)
         said: list[str] = []
         drive(plan, said)
@@ -269,7 +275,7 @@ def guarded() -> Iterator[Guarded]:
             yield Guarded(server.start(), database, passwords, folder)
         finally:
             server.stop()
-            end(postgres.process)
+            postgres.stop()
 
 
 def test_a_guarded_server_and_its_database_hold_what_every_store_does(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 from importlib.util import find_spec
 from pathlib import Path
@@ -56,6 +57,11 @@ class Postgres:
         except BaseException:
             end(self.process)
             raise
+
+    def stop(self) -> None:
+        """End it at once, whoever is connected: SIGTERM would wait for them."""
+        self.process.send_signal(signal.SIGINT)
+        end(self.process)
 
     def program(self, name: str) -> list[str]:
         # In the place of its caller, so that who ends that ends the program.
