@@ -140,19 +140,28 @@ def _decode(raw: bytes, name: str) -> str:
         raise InputError(f"{name}: larger than {LARGEST_FILE // 1024} KiB, so not a file of settings")
     encoding = "UTF-16" if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "UTF-8"
     try:
-        return raw.decode(encoding).removeprefix("\ufeff")
+        text = raw.decode(encoding).removeprefix("\ufeff")
+        if "\0" in text:  # of a workbook, an archive, Parquet, or UTF-16 without its mark
+            line = text.count("\n", 0, text.index("\0")) + 1
+            raise InputError(f"{name}, line {line}: holds a zero byte: is no text; save it as text in UTF-8")
+        return text
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise InputError(f"{name}, line {line}: byte 0x{raw[error.start]:02x} is not {encoding} text") from None
 
 
 def _parse(text: str, name: str) -> Located:
-    if "\t" in text and _is_json(text):
+    if ("\t" in text or "\\u" in text) and _is_json(text):
         text = text.replace("\t", " ")  # allowed between the words of JSON, where PyYAML refuses it
+        text = _SURROGATES.sub(lambda found: json.loads(f'"{found[0]}"'), text)
     root = _compose(text, name)
     if root is None:
         raise InputError(f"{name}: is empty")
     return _convert(root, name, root.start_mark.line)
+
+
+_SURROGATES = re.compile(r"(?<!\\)(?:\\\\)*\\u[dD][89abAB]..\\u[dD][c-fC-F]..")
+"""Two escapes by which JSON writes one character beyond the first 65,536; YAML reads two characters."""
 
 
 def _is_json(text: str) -> bool:
@@ -207,8 +216,8 @@ class _Dumper(yaml.SafeDumper):
 
 _PREFIX = "tag:yaml.org,2002:"
 _NUMBER_STARTS = list("-+.0123456789")
-_Loader.add_implicit_resolver(_PREFIX + "null", re.compile(r"^(null|~|)$"), ["n", "~", ""])
-_Loader.add_implicit_resolver(_PREFIX + "bool", re.compile(r"^(true|false|True|False)$"), list("tfTF"))
+_Loader.add_implicit_resolver(_PREFIX + "null", re.compile(r"^(null|Null|NULL|~|)$"), ["n", "N", "~", ""])
+_Loader.add_implicit_resolver(_PREFIX + "bool", re.compile(r"^(true|True|TRUE|false|False|FALSE)$"), list("tfTF"))
 _Loader.add_implicit_resolver(_PREFIX + "int", re.compile(r"^[-+]?(0|[1-9][0-9]*)$"), _NUMBER_STARTS)
 for _dialect in (_Loader, _Dumper):
     for _form in (DECIMAL, FRACTION):

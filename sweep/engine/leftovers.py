@@ -1,10 +1,15 @@
-"""Folders of a Ray of one's own that a `kill -9` left behind: each names its owner, and the next start removes them."""
+"""Removal of what a Ray of one's own leaves behind: its folder, if it was killed; processes, if it did not start.
+
+Each folder names its owner, and the next start removes those of owners that are gone.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 import stat
 from pathlib import Path
 from typing import Any
@@ -26,6 +31,16 @@ def remove_leftovers(place: Path) -> None:
     for folder in place.glob(f"{PREFIX}*"):
         if _is_left(folder):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def end_stray_processes(folder: Path) -> None:
+    """End the processes of a Ray that were given a folder to work in; those of a raylet that died live on for a while,
+    and make the folder again after it was removed."""
+    option = os.fsencode(f"={folder}{os.sep}")
+    for words in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if option in words.read_bytes():
+                os.kill(int(words.parent.name), signal.SIGKILL)
 
 
 def _is_left(folder: Path) -> bool:

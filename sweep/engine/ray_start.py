@@ -20,7 +20,7 @@ from typing import Any
 import ray
 
 from sweep.engine.cpus import usable_cpus
-from sweep.engine.leftovers import PREFIX, remove_leftovers, write_owner
+from sweep.engine.leftovers import PREFIX, end_stray_processes, remove_leftovers, write_owner
 from sweep.engine.ray_watch import RayLost, RayWatch
 from sweep.environment import inherited_imports
 from sweep.ray_internals import (
@@ -279,6 +279,7 @@ def _private_folder() -> Iterator[Path]:
         (inner := folder / "r").mkdir()  # Ray opens the folder that it is given to everybody
         yield inner
     finally:
+        end_stray_processes(folder)
         shutil.rmtree(folder, ignore_errors=True)
 
 

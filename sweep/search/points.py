@@ -38,10 +38,15 @@ _FOUND = ("trial", "seeds", "epoch", "knee", "p_front", "p_knee", *MEASURES)
 """Begins of the keys that `otsweep front` writes beside a configuration: its results,
 of other crowds with the name of one and `/` before."""
 
-_DELIMITERS = ",;\t"
+_DELIMITERS = ",;\t|"
+_SEPARATOR = re.compile(r'"?sep=([,;\t|])"?')
 _DECIMAL_COMMA = re.compile(r"[-+]?[0-9]*,[0-9]+([eE][-+]?[0-9]+)?")
-_INDEX_NAMES = ("", "index", "Unnamed: 0")
-"""Names of a first column of row numbers as pandas writes them, or reads and writes them again."""
+_INDEX_NAME = re.compile(r"|index|level_0|Unnamed: 0(\.\d+)?")
+"""Names of the first columns of row numbers as pandas writes them, or reads and writes them again."""
+_MISSING = ("", "na", "n/a", "#n/a", "nan", "null", "<na>")
+"""Lower-case words that spreadsheets, pandas and R write into a cell without a value."""
+_YAML, _JSON_LINES = (".yaml", ".yml"), (".jsonl", ".ndjson")
+_TABLES = (".csv", ".tsv", ".tab", ".txt")
 
 
 def read_space(
@@ -107,43 +112,56 @@ def _points_of(front: Iterable[TrialRecord], name: str) -> list[Located]:
 
 
 def _read_points(path: Path) -> list[Located]:
-    """Return the points in a file: a YAML or JSON list, or one under `points` or `front`, or the rows of a CSV.
+    """Return the points in a file: a YAML or JSON list, or one under `points` or `front`, the lines of a JSONL file, or
+    the rows of a table.
 
     So it also reads what `otsweep front --format json` or `csv` writes.
 
     Raises:
         InputError: for a file that holds nothing of the kind.
     """
-    if path.suffix.lower() == ".csv":
-        rows = _read_csv(path)
+    if path.suffix.lower() in _TABLES:
+        rows = _read_table(path)
     else:
-        root = read_yaml(path)
+        root = _read_lines(path) if path.suffix.lower() in _JSON_LINES else read_yaml(path)
         inside = root.value if isinstance(root.value, dict) else {"points": root}
         points = inside.get("points", inside.get("front"))
         if points is None:
-            raise root.error("must be a list of points, or hold one under 'points' or 'front'")
+            raise root.error(
+                "must be a list of points, or hold one under 'points' or 'front' (pandas: to_json(orient='records'))"
+            )
         rows = points.items("points")
     if not rows:
         raise InputError(f"--points {path}: holds no point")
-    return [_settings_in(row) for row in rows]
+    return [_settings_in(row, empty=path.suffix.lower() not in _YAML) for row in rows]
 
 
-def _read_csv(path: Path) -> list[Located]:
+def _read_lines(path: Path) -> Located:
+    """Return the list of what the lines of a file hold, each a point in JSON."""
+    lines = read_text(path).rstrip().splitlines()
+    whole = ",\n".join(lines)
+    return parse_yaml(f"[{whole}]".encode(), str(path))
+
+
+def _read_table(path: Path) -> list[Located]:
     """Return the rows below a header, each with its line; blank rows, empty cells and an index are left out.
 
-    Cells stand between commas, semicolons or tabs; between the latter two a number may have a decimal comma, as
-    spreadsheets write them in many countries.
+    Cells stand between commas, semicolons, tabs or bars; where commas don't part them, a number may have a decimal
+    comma, as spreadsheets write them in many countries. A line such as `sep=;` before the header, as Excel writes it,
+    names what stands between.
 
     Raises:
         InputError: if it can't be read.
     """
-    text = read_text(path)
-    delimiter = max(_DELIMITERS, key=text.lstrip().partition("\n")[0].count)
-    reader = csv.reader(io.StringIO(text, newline=None), delimiter=delimiter)
+    lines = io.StringIO(read_text(path), newline=None).read().split("\n")
+    named = _SEPARATOR.fullmatch(lines[0])
+    lines[0] = "" if named else lines[0]
+    delimiter = named[1] if named else max(_DELIMITERS, key=next(filter(str.strip, lines), "").count)
+    reader = csv.reader([f"{line}\n" for line in lines], delimiter=delimiter, strict=True)
     try:
-        found = [(f"{path}, line {reader.line_num}", [cell.strip() for cell in cells]) for cells in reader]
+        found = [(f"{path}, line {reader.line_num}", [_cell(cell) for cell in cells]) for cells in reader]
     except csv.Error as error:
-        raise InputError(f"{path}, line {reader.line_num}: {error}") from None
+        raise InputError(f"{path}, line {reader.line_num}: {error}; is a quotation mark left open?") from None
     (where, header), *rows = [(where, cells) for where, cells in found if any(cells)] or [("", [])]
     for line, cells in rows:
         if len(cells) != len(header):
@@ -164,7 +182,8 @@ def _named_columns(header: list[str], rows: list[list[str]], where: str) -> dict
     named = {}
     for i, name in enumerate(header):
         cells = [row[i] for row in rows]
-        if not any(cells) or (i == 0 and name in _INDEX_NAMES and all(map(str.isdecimal, cells))):
+        is_index = not named and _INDEX_NAME.fullmatch(name) and all(map(str.isdecimal, cells))
+        if not any(cells) or is_index:
             continue
         if not name:
             raise InputError(f"{where}: column {i + 1} has values and no name")
@@ -174,15 +193,24 @@ def _named_columns(header: list[str], rows: list[list[str]], where: str) -> dict
     return named
 
 
+def _cell(text: str) -> str:
+    """Return the text of a cell; an empty one if it says that there is no value."""
+    text = text.strip()
+    return "" if text.lower() in _MISSING else text
+
+
 def _read_cell(cell: str, delimiter: str, where: str) -> Located:
+    """Return a cell's text, which a field reads as a number where it is one."""
+    if not cell.isprintable():
+        raise InputError(f"{where}: {cell!r} holds a character that can't be printed")
     if delimiter != "," and _DECIMAL_COMMA.fullmatch(cell):
         cell = cell.replace(",", ".")
-    return Located(parse_yaml(cell.encode(), where).value, where)
+    return Located(cell, where)
 
 
-def _settings_in(row: Located) -> Located:
-    """Return a point without its results elsewhere."""
+def _settings_in(row: Located, *, empty: bool) -> Located:
+    """Return a point without its results elsewhere; without what is null too if a program wrote it, to fill a table."""
     entries = row.mapping("a point")
     found = [key for key in entries if key not in TRIAL_FIELDS and key.rpartition("/")[2].startswith(_FOUND)]
-    settings = {key: item for key, item in entries.items() if key not in found}
+    settings = {key: item for key, item in entries.items() if key not in found and not (empty and item.value is None)}
     return Located(settings, row.where)

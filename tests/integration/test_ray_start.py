@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from sweep.engine.cpus import usable_cpus
-from sweep.engine.leftovers import remove_leftovers, write_owner
+from sweep.engine.leftovers import end_stray_processes, remove_leftovers, write_owner
 from sweep.ledger.reading import read_ledger
 from sweep.ledger.writing import LedgerWriter
 from tests.support.commands import PATIENCE, call, command, otsweep, shared_ray, start, wait_for
@@ -174,6 +174,23 @@ def test_folders_of_others_stay(tmp_path: Path) -> None:
     os.chown(folder, 65534, 65534)
     remove_leftovers(tmp_path)
     assert folder.exists()
+
+
+def test_processes_that_a_failed_start_left_are_ended_and_no_others(tmp_path: Path) -> None:
+    sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
+    ours = subprocess.Popen([*sleep, f"--session-dir={tmp_path / 'ots-a' / 'session'}"])
+    others = [
+        subprocess.Popen([*sleep, f"--session-dir={tmp_path / 'ots-ab' / 'session'}"]),
+        subprocess.Popen([*sleep, str(tmp_path / "ots-a" / "session" / "raylet.out")]),
+    ]
+    try:
+        end_stray_processes(tmp_path / "ots-a")
+        assert ours.wait(PATIENCE) == -signal.SIGKILL
+        assert [other.poll() for other in others] == [None, None]
+    finally:
+        for process in (ours, *others):
+            process.kill()
+            process.wait()
 
 
 DROPPED = """

@@ -384,6 +384,13 @@ def test_gzipped_files_are_read_as_they_are(fashion: Path, tmp_path: Path) -> No
     assert same(load_data(FASHION, data_dir=fashion, cache_dir=tmp_path / "b"), plain)
 
 
+def test_files_may_have_a_dot_in_their_names(fashion: Path, tmp_path: Path) -> None:
+    plain = load_data(FASHION, data_dir=fashion, cache_dir=tmp_path / "a")
+    for file in list((fashion / RAW).iterdir()):
+        file.rename(file.with_name(file.name.replace("-idx", ".idx")))
+    assert same(load_data(FASHION, data_dir=fashion, cache_dir=tmp_path / "b"), plain)
+
+
 def test_variable_names_the_folder(fashion: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OTSWEEP_DATA_DIR", str(fashion))
     load_data(FASHION, cache_dir=tmp_path)
@@ -856,13 +863,15 @@ def test_a_flipped_pixel_of_mnist_is_found(data_dir: Path, tmp_path: Path) -> No
 
 @pytest.mark.mnist
 @pytest.mark.parametrize("packed", [False, True], ids=["plain", "packed"])
-def test_mnists_files_in_fashion_mnists_folder_are_refused_by_name(
-    packed: bool, data_dir: Path, tmp_path: Path
+@pytest.mark.parametrize("there", ["FashionMNIST", "KMNIST"])
+def test_mnists_files_in_anothers_folder_are_refused_by_name(
+    there: str, packed: bool, data_dir: Path, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "FashionMNIST" / "raw"
+    folder = tmp_path / there / "raw"
+    dataset = {"FashionMNIST": "fashion_mnist", "KMNIST": "kmnist"}[there]
     shutil.copytree(data_dir / "MNIST" / "raw", folder)
     if packed:
         (folder / f"{TRAIN_IMAGES}.gz").write_bytes(gzip.compress((folder / TRAIN_IMAGES).read_bytes(), 1))
         (folder / TRAIN_IMAGES).unlink()
     with pytest.raises(InputError, match=f"{TRAIN_IMAGES}.* is damaged or not .*; it is {TRAIN_IMAGES} of mnist"):
-        load_data(EvaluationConfig(dataset="fashion_mnist"), data_dir=tmp_path, cache_dir=tmp_path / "cache")
+        load_data(EvaluationConfig(dataset=dataset), data_dir=tmp_path, cache_dir=tmp_path / "cache")

@@ -120,6 +120,26 @@ def test_a_folder_may_hold_train_and_test(tmp_path: Path) -> None:
     assert len(data.train.labels) + len(data.validation.labels) == 60
 
 
+def test_what_desktops_leave_in_folders_is_no_data(tmp_path: Path) -> None:
+    write_folder(tmp_path / "own", **shapes())
+    before = everything(load(f"folder:{tmp_path / 'own'}", tmp_path / "cache"))
+    for name in ("__MACOSX/class 0/._000.png", ".DS_Store", "desktop.ini", "class 0/Thumbs.db", "class 1/Icon\r"):
+        put(tmp_path / "own", name, b"")
+    assert everything(load(f"folder:{tmp_path / 'own'}", tmp_path / "again")) == before
+
+
+def test_a_photograph_is_turned_as_its_camera_says(tmp_path: Path) -> None:
+    for folder, turned in (("upright", False), ("turned", True)):
+        write_folder(tmp_path / folder, **shapes(), ending="png")
+        for file in sorted((tmp_path / folder).rglob("*.png")) if turned else []:
+            with Image.open(file) as image:
+                exif = image.getexif()
+                exif[0x0112] = 6  # to be turned by a quarter, clockwise
+                image.transpose(Image.Transpose.ROTATE_90).save(file, exif=exif)
+    upright, turned = (load(f"folder:{tmp_path / name}", tmp_path / f"{name} c") for name in ("upright", "turned"))
+    assert everything(upright) == everything(turned)
+
+
 @pytest.mark.parametrize("layout", ["channels last", "channels first", "floats", "labels in a column", "tensors"])
 def test_layouts_mean_the_same(layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = np.repeat(shapes()["images"][:, None], 3, axis=1)
@@ -224,6 +244,10 @@ RANDOM = np.random.default_rng(1)
         pytest.param(arrays(images=np.ones((72, 7, 8), np.uint8)), "7x8 pixels, must have 8 to 256 a side", id="small"),
         pytest.param(arrays(images=np.ones((0, 8, 8), np.uint8), labels=np.ones(0, int)), "holds no images", id="none"),
         pytest.param(arrays(labels=np.zeros(72, int)), "all its images are of one class", id="one class"),
+        pytest.param(
+            arrays(images=shapes()["images"] // 16), "brightest pixel is 15, and 255 is white", id="16 shades"
+        ),
+        pytest.param(arrays(images=shapes()["images"] / 255**2), "pixel is 0.00", id="divided twice"),
         pytest.param(arrays(labels=np.arange(72) % 3 + 1), "class 0 has 0 images", id="labels from 1"),
         pytest.param(
             arrays(labels=np.arange(72) % 3 - 1), "it has the label -1, must have labels from 0", id="negative"

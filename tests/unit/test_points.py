@@ -139,6 +139,10 @@ DIALECTS = {
     "semicolons and decimal commas": "preset;sensitivity_epsilon\npgd-at;0,125\ntrades;2,5e-1\n",
     "pandas' index": ",preset,sensitivity_epsilon\n0,pgd-at,0.125\n1,trades,0.25\n",
     "its index again, tabs": "Unnamed: 0\tpreset\tsensitivity_epsilon\n0\tpgd-at\t0.125\n1\ttrades\t0.25\n",
+    "Excel's own line": "sep=;\npreset;sensitivity_epsilon\npgd-at;0,125\ntrades;0,25\n",
+    "bars": "preset|sensitivity_epsilon\npgd-at|0,125\ntrades|0.25\n",
+    "no value, by many words": "preset,sensitivity_epsilon,margin,entropy\npgd-at,.125,NaN,NA\ntrades,1/4,#N/A,null\n",
+    "an index of an index": "Unnamed: 0.1,Unnamed: 0,preset,sensitivity_epsilon\n0,0,pgd-at,0.125\n1,1,trades,0.25\n",
     "an old Mac's lines, all quoted": '"preset","sensitivity_epsilon"\r"pgd-at","0.125"\r"trades","0.25"\r',
 }
 
@@ -155,6 +159,20 @@ def test_what_spreadsheets_and_pandas_write_is_read(space: Space, tmp_path: Path
 def test_json_is_read_as_jq_prints_it(space: Space, tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"front": [\n\t{\n\t\t"margin":\t0.125\n\t}\n\t,{"margin":0.25}]}\n')
     assert [point["margin"] for point in given(space, tmp_path / "a.json").points[:2]] == [0.125, 0.25]
+
+
+@pytest.mark.parametrize("ending", ["tsv", "txt"])
+def test_tables_have_other_endings_too(space: Space, tmp_path: Path, ending: str) -> None:
+    (tmp_path / f"a.{ending}").write_text("preset\tmargin\npgd-at\t0,125\n")
+    assert given(space, tmp_path / f"a.{ending}").points[0]["margin"] == 0.125
+
+
+def test_json_of_pandas_is_read(space: Space, tmp_path: Path) -> None:
+    """Line by line, with null where a row has no value."""
+    (tmp_path / "a.jsonl").write_text('{"margin":0.125,"entropy":null}\n{"margin":0.25,"entropy":0.5}\n')
+    points = given(space, tmp_path / "a.jsonl").points[:2]
+    assert [point["margin"] for point in points] == [0.125, 0.25]
+    assert points[1]["entropy"] == 0.5 != points[0]["entropy"]
 
 
 def test_results_by_other_crowds_are_no_settings(space: Space, tmp_path: Path) -> None:
@@ -179,6 +197,12 @@ def test_results_by_other_crowds_are_no_settings(space: Space, tmp_path: Path) -
         ("a.csv", "trial,margin\n0,0.1\n1,x\n", "a.csv, line 3: margin = 'x': must be a number"),
         ("a.csv", "trial,margin\n0\n", "a.csv, line 2: has 1 cells, and the header has 2"),
         ("a.csv", "", "holds no point"),
+        ("a.csv", 'preset,margin\npgd-at,"0.1\n', "a.csv, line 3: .*is a quotation mark left open"),
+        ("a.csv", "preset,margin\npgd-at,0.1 # about\n", "a.csv, line 2: margin = '0.1 # about': must be a number"),
+        ("a.csv", "PK\x03\x04\0\0", "a.csv, line 1: holds a zero byte: is no text"),
+        ("a.jsonl", '{"margin": 1}\n{"margin": -1}\n', "a.jsonl, line 2: margin = -1.0: must be"),
+        ("a.json", '{"margin": {"0": 0.1}}', r"must be a list of points, .*to_json\(orient='records'\)"),
+        ("a.yaml", "- {margin: }\n", "a.yaml, line 1: margin = None: must be a number"),
         ("a.csv", "margin,entropy,margin\n1,1,2\n", "a.csv, line 1: 'margin' stands twice in the header"),
         ("a.csv", "margin,\n0.1,0.2\n", "a.csv, line 1: column 2 has values and no name"),
         ("a.csv", "margin;entropy\n1.000,5;1\n", "a.csv, line 2: margin = '1.000,5': must be a number"),

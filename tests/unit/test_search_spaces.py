@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import subprocess
@@ -305,6 +306,13 @@ PLAIN = st.recursive(
 )
 
 
+def test_the_core_schemas_words_and_jsons_escapes_are_read() -> None:
+    words = parse_yaml(b"[null, Null, NULL, ~, true, True, TRUE, false, False, FALSE]", "file").plain()
+    assert words == [*[None] * 4, *[True] * 3, *[False] * 3]
+    escaped = r'{"a": "\ud83d\ude00", "b": "\\ud83d", "c": "\u00e4"}'
+    assert parse_yaml(escaped.encode(), "file").plain() == json.loads(escaped) == {"a": "😀", "b": r"\ud83d", "c": "ä"}
+
+
 @given(PLAIN)
 @settings(deadline=None)
 def test_yaml_gives_back_exactly_what_was_written(plain: object) -> None:
@@ -521,7 +529,7 @@ def test_a_mistake_is_named_with_its_file_and_line(text: str, line: int | None, 
 BYTES = {
     "empty": (b"", "is empty"),
     "comment only": (b"# nothing\n", "is empty"),
-    "binary": (b"a: 1\n\x7fELF\x02\x00\x00", "line 2: holds a character"),
+    "binary": (b"a: 1\n\x7fELF\x02\x00\x00", "line 2: holds a zero byte"),
     "not UTF-8": (b"a: 1\nb: \xff\n", "line 2: byte 0xff is not UTF-8 text"),
     "UTF-16, cut": ("a: 1".encode("utf-16")[:-1], "line 1: byte 0x31 is not UTF-16 text"),
     "too large": (b"a" * (LARGEST_FILE + 1), "larger than 256 KiB"),

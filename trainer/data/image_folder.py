@@ -17,6 +17,8 @@ _ENDINGS = (".png", ".jpg", ".jpeg")
 _GREY, _COLOUR = ("1", "L"), ("RGB", "P", "CMYK", "YCbCr")
 """Pillow's kinds of images that are read: an image with transparency or 16 bits would lose something."""
 _PARTS = ("train", "test")
+_DESKTOPS = ("Thumbs.db", "desktop.ini", "Icon\r", "__MACOSX")
+"""Names of files and folders that Windows and Macs leave in folders and archives."""
 
 
 class _ImageFolder(NamedTuple):
@@ -80,7 +82,7 @@ def read_folder(folder: Path, dataset: str) -> _ImageFolder:
 
 def _visible(folder: Path) -> list[Path]:
     """Return what a folder holds, in the order of names, without what a desktop hides there."""
-    return sorted(each for each in folder.iterdir() if not each.name.startswith(".") and each.name != "Thumbs.db")
+    return sorted(each for each in folder.iterdir() if not each.name.startswith(".") and each.name not in _DESKTOPS)
 
 
 def _class_names(folder: Path) -> list[str]:
@@ -105,11 +107,11 @@ def _open(file: Path) -> Any:
     Raises:
         InputError: naming the file.
     """
-    from PIL import Image  # comes with torchvision; not needed once cached
+    from PIL import Image, ImageOps  # comes with torchvision; not needed once cached
 
     try:
-        with Image.open(file, formats=("PNG", "JPEG")) as image:
-            image.load()
+        with Image.open(file, formats=("PNG", "JPEG")) as opened:
+            image = ImageOps.exif_transpose(opened)  # a camera says so which side is up
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f"{str(file)!r} is broken: {error}") from error
     if image.mode not in (*_GREY, *_COLOUR) or "transparency" in image.info:

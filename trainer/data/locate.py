@@ -53,8 +53,10 @@ def _search(folder: Path, name: str) -> tuple[list[Path], list[str]]:
     found, missing = [], []
     for file in published.files:
         plain = folder / published.folder / file
-        packed = [plain.with_name(f"{file}.gz"), *([folder / ARCHIVES[name]] if name in ARCHIVES else [])]
-        here = [path for path in (plain, *packed) if path.is_file()]
+        dotted = plain.with_name(file.replace("-idx", ".idx"))  # as the files are called after unpacking elsewhere
+        packed = [each.with_name(f"{each.name}.gz") for each in (plain, dotted)]
+        packed += [folder / ARCHIVES[name]] if name in ARCHIVES else []
+        here = [path for path in (plain, dotted, *packed) if path.is_file()]
         found += here[:1]
         missing += [] if here else [str(Path(published.folder, file))]
     return found, missing

@@ -27,6 +27,10 @@ _MOST_CLASSES = 100
 _LEAST_OF_CLASS = 12
 """Least images of a class beside the test set: judge and teacher share two thirds of them out, the rest is split."""
 
+_DARKEST = 0.1
+"""Least share of white that the brightest pixel of all has: shades counted from 0 to 1 or 16 in bytes, or divided by
+255 twice, would train as black images."""
+
 _NAMES = ("images", "labels", "train_images", "train_labels", "val_images", "val_labels", "test_images", "test_labels")
 """Arrays that a file or a function may give; those of validation join those of training, and the seed splits both."""
 
@@ -169,6 +173,8 @@ def _check_own(pixels: Pixels, dataset: str) -> Pixels:
         wrong = f"its images reach from {images.min():g} to {images.max():g}, must lie in [0, 1], or be uint8"
     elif images.max() == images.min():
         wrong = f"all its pixels are {images.max():g}"
+    elif images.max() < _DARKEST * pixels.white:
+        wrong = f"its brightest pixel is {images.max():g}, and {pixels.white} is white: scale it"
     elif labels.min() < 0:
         wrong = f"it has the label {labels.min()}, must have labels from 0"
     elif np.count_nonzero(counts) < 2:
