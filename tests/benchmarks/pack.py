@@ -88,7 +88,7 @@ def data() -> tuple[Split, TrainingPerturbation]:
 
 
 def generators(count: int) -> list[torch.Generator]:
-    return [torch.Generator(DEVICE).manual_seed(seed) for seed in range(count)]
+    return [torch.Generator().manual_seed(seed) for seed in range(count)]
 
 
 def single() -> Callable[[], None]:
@@ -102,7 +102,9 @@ def single() -> Callable[[], None]:
     def endless() -> Iterator[Batch]:
         while True:
             yield from batches(
-                train, perturbed, shuffled_rows(len(train.labels), batch_size=SIZE.batch, generator=generator)
+                train,
+                perturbed,
+                shuffled_rows(len(train.labels), batch_size=SIZE.batch, generator=generator).to(DEVICE),
             )
 
     source = endless()
@@ -125,7 +127,7 @@ def packed(count: int, *, compiled: bool = False) -> Callable[[], None]:
         model.compile()
     shared, knobs = stack_knobs(configs, DEVICE)
     noise = generators(count)
-    shuffle = [shuffled_rows(len(train.labels), batch_size=SIZE.batch, generator=each) for each in noise]
+    shuffle = [shuffled_rows(len(train.labels), batch_size=SIZE.batch, generator=each).to(DEVICE) for each in noise]
     bound = find_largest_class(train.labels, shuffle, [perturbed] * count)
 
     def endless() -> Iterator[tuple[Tensor, ...]]:

@@ -126,7 +126,7 @@ def _loss_and_gradients(
     perturbed = perturbed._replace(images=perturbed.images.to(precision))
     batch = Batch(train.images.to(device, precision), train.labels.to(device), perturbed)
     knobs = Knobs.of(config, device)
-    loss = total_loss(forward(model, batch, config, knobs, torch.Generator(device)).terms, knobs)
+    loss = total_loss(forward(model, batch, config, knobs, torch.Generator()).terms, knobs)
     gradients = torch.autograd.grad(loss, list(model.parameters()))
     return loss.item(), [each.double().cpu() for each in gradients]
 
@@ -145,7 +145,7 @@ def correct_judging(setting: Setting) -> Iterator[Row]:
                 "PGD": evaluation_attacks(evaluation),
                 "ensemble": ensemble(norm="linf", epsilon=0.2, steps=20, queries=200),
             }.items():
-                generator = judging_generator(evaluation, device)
+                generator = judging_generator(evaluation)
                 measured = evaluate(own, validation, prepared.judging.to(device), attacks, generator=generator)
                 names = ("clean_accuracy", "sensitivity_accuracy", "invariance_accuracy")
                 yield {"device": device.type, "attacks": name, **{each: getattr(measured, each) for each in names}}
@@ -215,7 +215,7 @@ def _step(
     """Return a whole step of a trial on one batch: attack, passes, loss, update."""
     device = batch.images.device
     optimizer, knobs = optimizer or make_optimizer(model, config), Knobs.of(config, device)
-    noise, most = torch.Generator(device).manual_seed(0), len(batch.labels)
+    noise, most = torch.Generator().manual_seed(0), len(batch.labels)
 
     def step() -> None:
         update(optimizer, total_loss(forward(model, batch, config, knobs, noise, largest_class=most).terms, knobs))

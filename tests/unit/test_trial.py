@@ -492,7 +492,7 @@ def test_each_half_is_answered_by_the_epoch_that_the_other_chose(
         """Return an epoch's answers, with `robust` of some images only."""
         model, robust = models[epoch], np.zeros(count, dtype=bool)
         part = [each[torch.from_numpy(rows)] for each in validation]
-        generator = judging_generator(evaluation, torch.device("cpu"))
+        generator = judging_generator(evaluation)
         survived = worst_case(lambda x: model(x).logits, part[0], part[1], attacks, generator=generator).survived
         robust[rows] = survived.numpy()
         right = predict_labels(model, validation.images, batch_size=count) == validation.labels

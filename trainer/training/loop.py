@@ -105,7 +105,7 @@ def next_epoch(
     terms = train_epoch(state, train, trial.perturbation, trial.config, knobs, progress)
     trained = time.perf_counter()
     attacks = evaluation_attacks(trial.epoch_evaluation)
-    generator = judging_generator(trial.evaluation, train.images.device)
+    generator = judging_generator(trial.evaluation)
     measured = evaluate(state.model, validation, judging, attacks, generator=generator)
     spent = time.perf_counter() - trained
     return trial.close_epoch(measured, terms, train_seconds=trained - start, evaluation_seconds=spent)
@@ -133,8 +133,8 @@ def train_epoch(
     """
     epoch, device = state.epoch + 1, train.images.device
     config = config_of_epoch(config, epoch)
-    order, noise, changes = (random_stream(config.seed, purpose, epoch, device) for purpose in PURPOSES[:3])
-    rows_of_steps = shuffled_rows(len(train.labels), batch_size=config.batch_size, generator=order)
+    order, noise, changes = (random_stream(config.seed, purpose, epoch) for purpose in PURPOSES[:3])
+    rows_of_steps = shuffled_rows(len(train.labels), batch_size=config.batch_size, generator=order).to(device)
     bound = None
     if config.regularizer == "ot_triplet":
         bound = find_largest_class(train.labels, [rows_of_steps], perturbation and [perturbation])
@@ -144,7 +144,7 @@ def train_epoch(
     steps = len(rows_of_steps)
     shares = [share_done(epoch, step, steps=steps, epochs=config.epochs) for step in range(steps)]
     done = torch.tensor(shares, device=device)  # so that no step has to copy its own to the device
-    own = random_stream(config.seed, "network", epoch, torch.device("cpu")).initial_seed()
+    own = random_stream(config.seed, "network", epoch).initial_seed()
     with own_noise(state.model, own), training_products(device, config.precision):
         for index, batch in enumerate(batches(train, perturbation, rows_of_steps)):
             set_learning_rate(state.optimizer, learning_rate(config, shares[index]))

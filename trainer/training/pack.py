@@ -200,7 +200,7 @@ class Pack:
             self.validation,
             self.judging,
             stack[0].epoch_evaluation,
-            generator=judging_generator(self.evaluation, self.device),
+            generator=judging_generator(self.evaluation),
         )
         train_seconds, evaluation_seconds = (
             spent / len(stack) for spent in (middle - start, time.perf_counter() - middle)

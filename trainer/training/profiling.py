@@ -229,7 +229,7 @@ class Timer:
             answers = predict_labels(state.model, images, batch_size=count)
 
         def time_with(labels: Tensor) -> tuple[float, Evaluation]:
-            begun, generator = self._now(), judging_generator(self.evaluation, self.device)
+            begun, generator = self._now(), judging_generator(self.evaluation)
             measured = evaluate(state.model, Split(images, labels), judging, attacks, generator=generator)
             return (self._now() - begun) / share, measured
 

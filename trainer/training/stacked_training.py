@@ -51,10 +51,10 @@ def train_stack(
     """
     device, size = train.images.device, configs[0].batch_size
     orders, noise, changes = (
-        [random_stream(c.seed, purpose, epoch, device) for c, epoch in zip(configs, epochs, strict=True)]
+        [random_stream(c.seed, purpose, epoch) for c, epoch in zip(configs, epochs, strict=True)]
         for purpose in PURPOSES[:3]  # a network that draws numbers of its own is never stacked
     )
-    rows_of_trials = [shuffled_rows(len(train.labels), batch_size=size, generator=order) for order in orders]
+    rows_of_trials = [shuffled_rows(len(train.labels), batch_size=size, generator=order).to(device) for order in orders]
     bound = (
         find_largest_class(train.labels, rows_of_trials, perturbations)
         if configs[0].regularizer == "ot_triplet"

@@ -179,7 +179,7 @@ class Trial:
         for candidate, rows in by_epoch.values():
             model.load_state_dict(candidate.weights)
             part = Split(*(each[rows.to(device)] for each in validation))
-            generator = judging_generator(self.evaluation, device)
+            generator = judging_generator(self.evaluation)
             survived[rows.numpy()] = surviving(model, part, attacks, generator=generator).cpu().numpy()
         return survived
 
