@@ -23,7 +23,7 @@ from trainer.invariance.perturbations import TrainingPerturbation
 from trainer.models import Prediction, build_model, move_to_device, transposed_convolution
 from trainer.objective.terms import Knobs, LossTerms, loss_terms, total_loss
 from trainer.presets import preset
-from trainer.training.batches import PURPOSES, Batch, batches, check_batch_size, random_stream, shuffled_rows
+from trainer.training.batches import PURPOSES, Batch, batch_at, check_batch_size, random_stream, shuffled_rows
 from trainer.training.step import LARGEST_SHARE, diagnose, forward, make_optimizer, update
 from trainer.training.views import CleanPass, batch_views, clean_pass, predict_views, sensitivity_images
 
@@ -117,8 +117,9 @@ def test_batches_are_of_one_size_and_hold_no_image_twice(count: int, batch_size:
     split = Split(torch.zeros(count, 1, 1, 1), torch.arange(count))
     seen = [
         batch.labels
-        for batch in batches(
-            split, None, shuffled_rows(len(split.labels), batch_size=batch_size, generator=seeded(seed))
+        for batch in (
+            batch_at(split, None, rows)
+            for rows in shuffled_rows(len(split.labels), batch_size=batch_size, generator=seeded(seed))
         )
     ]
     assert [len(labels) for labels in seen] == [batch_size] * (count // batch_size)
@@ -129,7 +130,10 @@ def test_batches_are_of_one_size_and_hold_no_image_twice(count: int, batch_size:
 def test_rows_of_a_batch_belong_together() -> None:
     split = split_of(30)
     perturbation = perturbation_of(split)
-    for batch in batches(split, perturbation, shuffled_rows(len(split.labels), batch_size=10, generator=seeded())):
+    for batch in (
+        batch_at(split, perturbation, rows)
+        for rows in shuffled_rows(len(split.labels), batch_size=10, generator=seeded())
+    ):
         assert batch.invariance is not None
         assert torch.equal(batch.invariance.images, 1 - batch.images)
         assert torch.equal(batch.invariance.labels, (batch.labels + 1) % CLASSES)
@@ -143,7 +147,10 @@ def test_order_is_the_generators() -> None:
         return torch.cat(
             [
                 b.labels
-                for b in batches(split, None, shuffled_rows(len(split.labels), batch_size=8, generator=seeded(seed)))
+                for b in (
+                    batch_at(split, None, rows)
+                    for rows in shuffled_rows(len(split.labels), batch_size=8, generator=seeded(seed))
+                )
             ]
         ).tolist()
 

@@ -3,7 +3,7 @@
 from trainer.attacks.apgd import APGD_SLACK, apgd_attacks, embedding_attack
 from trainer.attacks.attack import Attack, Victim
 from trainer.attacks.checks import check_logits
-from trainer.attacks.draws import Draws, uniform
+from trainer.attacks.draws import DrawnAhead, Draws, uniform
 from trainer.attacks.evidence import Evidence, gather_evidence
 from trainer.attacks.fab import fab_attack
 from trainer.attacks.gradient import (

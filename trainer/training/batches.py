@@ -5,7 +5,7 @@ Shape letters: N training images, B images of a batch, C channels, H rows, W col
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -62,11 +62,10 @@ def shuffled_rows(images: int, *, batch_size: int, generator: torch.Generator) -
     return order[: images - images % batch_size].view(-1, batch_size)
 
 
-def batches(train: Split, invariance: TrainingPerturbation | None, rows_of_steps: Tensor) -> Iterator[Batch]:
-    """Yield the training images of each row of `rows_of_steps` (steps, B), with their invariance perturbations."""
-    for rows in rows_of_steps:
-        perturbed = None if invariance is None else TrainingPerturbation(*(field[rows] for field in invariance))
-        yield Batch(train.images[rows], train.labels[rows], perturbed)
+def batch_at(train: Split, invariance: TrainingPerturbation | None, rows: Tensor) -> Batch:
+    """Return the training images of some rows (B,), with their invariance perturbations."""
+    perturbed = None if invariance is None else TrainingPerturbation(*(field[rows] for field in invariance))
+    return Batch(train.images[rows], train.labels[rows], perturbed)
 
 
 def find_largest_class(

@@ -191,6 +191,7 @@ class Pack:
             [trial.state.epoch + 1 for trial in stack],
             self.train,
             perturbations or None,
+            stack[0].state.execution,
         )
         model.unstack(models)
         optimizer.unstack(optimizers)

@@ -166,12 +166,12 @@ class Timer:
             return 1.0
         perturbation = self._perturbation(config)[0] if config.uses_invariance else None
         model = StackedModel([state.model for state in states])
-        optimizer = stack_optimizers(model, [state.optimizer for state in states])
+        optimizer, how = stack_optimizers(model, [state.optimizer for state in states]), states[0].execution
 
         def time_stack(steps: int) -> float:
             part, perturbed = self._first(steps * config.batch_size, perturbation)
             begun = self._now()
-            train_stack(model, optimizer, configs, [1] * trials, part, perturbed and [perturbed] * trials)
+            train_stack(model, optimizer, configs, [1] * trials, part, perturbed and [perturbed] * trials, how)
             return self._now() - begun
 
         steps = min(_LEAST_STEPS, len(self.train.labels) // config.batch_size)
