@@ -190,6 +190,11 @@ class TrialConfig(CheckedFields):
     objective's passes, not the attack's, to `bfloat16`. `auto` is `tf32` on a GPU, `float32` on a CPU. Judging rounds
     nothing."""
 
+    execution: str = knob("auto", choices=("auto", "eager", "compiled", "graph"))
+    """The way to run a training step's operations: one after another (`eager`), the model's passes by `torch.compile`
+    (`compiled`), or the whole step recorded once an epoch as a CUDA graph (`graph`). What can't be is run eagerly, with
+    a warning. `auto` is `eager`."""
+
     seed: int = knob(0, low=0, high=2**31 - 1)
     """Seed of the initial weights, the order of images, their augmentation and the attacks' random starts."""
 

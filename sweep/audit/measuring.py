@@ -67,7 +67,7 @@ def measure_model(
     rows = _draw(len(data.test.labels), options.test_size, seed=evaluation.split_seed)
     test = to_device(type(data.test)(*(field[rows] for field in data.test)), device)
     attacks = _full_attacks(evaluation, options, model, classes=data.classes)
-    outcome = attacked(model, test, attacks, generator=judging_generator(evaluation, device))
+    outcome = attacked(model, test, attacks, generator=judging_generator(evaluation))
     begin("invariance images")
     judgings = [prepared.judging_set("test", judge=judge).to(device) for judge in range(options.judges)]
     judged = [evaluate_attacked(model, outcome, judging) for judging in judgings]
@@ -205,7 +205,7 @@ def _check(
             *test,
             norm=evaluation.eval_sensitivity_norm,
             epsilon=evaluation.eval_sensitivity_epsilon,
-            generator=judging_generator(evaluation, device),
+            generator=judging_generator(evaluation),
             undefended=(lambda images: baseline(images).logits) if baseline else None,
             steps=max(1, options.steps // 2),
             queries=max(1, options.queries // 5),
@@ -249,11 +249,11 @@ def answers_on_validation(model: nn.Module, prepared: Prepared, options: AuditOp
     evaluation, device = prepared.evaluation, next(model.parameters()).device
     validation, judging = to_device(prepared.data.validation, device), prepared.judging.to(device)
     as_selected = final_attacks(evaluation, classes=prepared.data.classes)
-    outcome = attacked(model, validation, as_selected, generator=judging_generator(evaluation, device))
+    outcome = attacked(model, validation, as_selected, generator=judging_generator(evaluation))
     survived, left = outcome.survived.clone(), outcome.survived.nonzero().flatten()
     if len(left):  # the full set of attacks meets what those have left
         part = type(validation)(*(field[left] for field in validation))
         attacks = _full_attacks(evaluation, options, model, classes=prepared.data.classes)
-        survived[left] = attacked(model, part, attacks, generator=judging_generator(evaluation, device)).survived
+        survived[left] = attacked(model, part, attacks, generator=judging_generator(evaluation)).survived
     outcomes = {"selected": outcome, "attacked": outcome._replace(survived=survived)}
     return {name: evaluate_attacked(model, each, judging).answers.encode() for name, each in outcomes.items()}

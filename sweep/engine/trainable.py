@@ -103,13 +103,19 @@ def result_of(
 
 def _lacks_something(error: Exception) -> bool:
     """Return whether a trial failed for want of its environment (data, a module, memory), not by its configuration."""
+    return _lacks_memory(error) or isinstance(error, (InputError, ImportError, OSError))
+
+
+def _lacks_memory(error: Exception) -> bool:
     # PyTorch's own class is named, since it need not be imported where an error is explained.
-    memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return memory or isinstance(error, (InputError, ImportError, OSError))
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 
 def explain(error: Exception) -> str:
     """Return one line for the user: what went wrong and, unless the message was written for users, where."""
+    if _lacks_memory(error):
+        said = ". ".join(str(error).split(". ")[:2]).rstrip(".")  # PyTorch adds advice about its allocator
+        return f"too little memory, of which a smaller batch_size takes less ({said or type(error).__name__})"
     if isinstance(error, OtsweepError):
         return str(error)
     frame = traceback.extract_tb(error.__traceback__)[-1]

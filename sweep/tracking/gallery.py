@@ -63,7 +63,7 @@ def sensitivity_examples(model: nn.Module, prepared: Prepared) -> list[_Example]
             images,
             labels,
             evaluation_attacks(evaluation),
-            generator=judging_generator(evaluation, images.device),
+            generator=judging_generator(evaluation),
         )
     broken = found.clean & ~found.survived
     return _worst(model, prepared, images[broken], found.images[broken], labels[broken])

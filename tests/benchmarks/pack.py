@@ -1,9 +1,9 @@
 """Trials per hour of one device: packs of several sizes, one trial at a time, and processes that share the device.
 
 PGD-7, the MNIST CNN, ot_triplet over both perturbations; training steps are timed. On a GPU: batch 256, packs of 8, 32
-and 128, each eager and compiled, and 8 and 16 processes that share the device. On a CPU a small size shows that the
-code works and what it costs there, and nothing about a GPU: batch 16, packs of 1 to 8, 2 processes. A trial is 10
-epochs of MNIST's 55,000 images; its hours are computed from the steps, without evaluation.
+and 128, each eager, as a CUDA graph and compiled, and 8 and 16 processes that share the device. On a CPU a small size
+shows that the code works and what it costs there, and nothing about a GPU: batch 16, packs of 1 to 8, 2 processes. A
+trial is 10 epochs of MNIST's 55,000 images; its hours are computed from the steps, without evaluation.
 
 The roofline: arithmetic (matrix products and convolutions) and bytes (what every operation reads and writes, each on
 its own) of a single trial's step, against the device's own matrix product and copy, measured here. Where a step takes
@@ -16,6 +16,7 @@ The result is the trials per hour of a pack of 32 (8 on a CPU) over those of one
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import statistics
 from collections.abc import Callable, Iterator
@@ -36,17 +37,19 @@ from tests.benchmarks.common import (
     ratios,
     seconds,
 )
+from trainer.attacks import Draws
 from trainer.config import TrialConfig
 from trainer.data.datasets import Split
 from trainer.invariance.perturbations import TrainingPerturbation
 from trainer.models import move_to_device
-from trainer.objective.terms import Knobs, total_loss
+from trainer.objective.terms import Knobs, LossTerms, total_loss
 from trainer.training import stacked_training
-from trainer.training.batches import Batch, batches, find_largest_class, shuffled_rows
+from trainer.training.batches import Batch, batch_at, find_largest_class, shuffled_rows
+from trainer.training.execution import Execution
 from trainer.training.profiling import stand_in
 from trainer.training.stacked_models import StackedAdamW, StackedModel
 from trainer.training.stacked_training import fold_batch, stack_knobs
-from trainer.training.step import forward, make_optimizer, update
+from trainer.training.step import detach, forward, make_optimizer, update
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
@@ -88,7 +91,7 @@ def data() -> tuple[Split, TrainingPerturbation]:
 
 
 def generators(count: int) -> list[torch.Generator]:
-    return [torch.Generator(DEVICE).manual_seed(seed) for seed in range(count)]
+    return [torch.Generator().manual_seed(seed) for seed in range(count)]
 
 
 def single() -> Callable[[], None]:
@@ -101,8 +104,9 @@ def single() -> Callable[[], None]:
 
     def endless() -> Iterator[Batch]:
         while True:
-            yield from batches(
-                train, perturbed, shuffled_rows(len(train.labels), batch_size=SIZE.batch, generator=generator)
+            yield from (
+                batch_at(train, perturbed, rows)
+                for rows in shuffled_rows(len(train.labels), batch_size=SIZE.batch, generator=generator).to(DEVICE)
             )
 
     source = endless()
@@ -114,30 +118,37 @@ def single() -> Callable[[], None]:
     return step
 
 
-def packed(count: int, *, compiled: bool = False) -> Callable[[], None]:
+def packed(count: int, execution: str = "eager") -> Callable[[], None]:
     """Return a step of stacked trials."""
     train, perturbed = data()
-    configs = [configuration(seed) for seed in range(count)]
+    configs = [configuration(seed).replace(execution=execution) for seed in range(count)]
     models = [move_to_device(fresh_model(config, train.images.cpu()), DEVICE) for config in configs]
     model = StackedModel(models)
     optimizer = StackedAdamW(model, [make_optimizer(m, c) for m, c in zip(models, configs, strict=True)])
-    if compiled:
-        model.compile()
     shared, knobs = stack_knobs(configs, DEVICE)
     noise = generators(count)
-    shuffle = [shuffled_rows(len(train.labels), batch_size=SIZE.batch, generator=each) for each in noise]
+    shuffle = [shuffled_rows(len(train.labels), batch_size=SIZE.batch, generator=each).to(DEVICE) for each in noise]
     bound = find_largest_class(train.labels, shuffle, [perturbed] * count)
 
-    def endless() -> Iterator[tuple[Tensor, ...]]:
+    def endless() -> Iterator[Tensor]:
         while True:
-            yield from zip(*shuffle, strict=True)
+            yield from torch.stack(shuffle, 1)
 
     source = endless()
 
-    def step() -> None:
-        batch = fold_batch(train, [perturbed] * count, next(source))
+    def train_on(rows: Tensor, noise: Draws) -> LossTerms:
+        batch = fold_batch(train, [perturbed] * count, rows)
         terms = stacked_training.forward(model, batch, shared, knobs, noise, largest_class=bound).terms
         optimizer.step(torch.autograd.grad(total_loss(terms, knobs).sum(), optimizer.parameters))
+        return detach(terms)
+
+    how, open_passes = Execution(shared, DEVICE, print), contextlib.ExitStack()
+    open_passes.enter_context(how.passes(model, train.images[: SIZE.batch].repeat(count, 1, 1, 1)))
+    train_step = how.steps(train_on, [noise])
+
+    def step() -> None:
+        assert open_passes is not None  # kept open as long as the step is
+        train_step(next(source))
 
     return step
 
@@ -221,7 +232,8 @@ def main() -> None:
     runs = {alone: (1, repeated(single()))}
     runs |= {f"pack of {count}": (count, repeated(packed(count))) for count in SIZE.packs}
     if ON_GPU:
-        runs |= {f"pack of {n}, compiled": (n, repeated(packed(n, compiled=True))) for n in SIZE.packs}
+        for way in ("graph", "compiled"):
+            runs |= {f"pack of {count}, {way}": (count, repeated(packed(count, way))) for count in SIZE.packs}
     times = interleaved({name: run for name, (_, run) in runs.items()}, rounds=ROUNDS)
     trials = {name: count for name, (count, _) in runs.items()}
     for count in SIZE.processes:
@@ -234,7 +246,7 @@ def main() -> None:
     print_table(f"{SIZE.steps} steps of all trials, PGD-7, MNIST CNN, batch {SIZE.batch}", times, notes)
     print_roofline(statistics.median(times[alone]) / SIZE.steps)
     if not ON_GPU:
-        print("\nnot run: packs of 32 and 128, compiled packs, 8 and 16 processes, memory per trial (no CUDA device)")
+        print("\nnot run: packs of 32 and 128, graphs, compiled packs, 8 and 16 processes, memory (no CUDA device)")
     gain = [SIZE.figure * ratio for ratio in ratios(times[alone], times[f"pack of {SIZE.figure}"])]
     print(f"times the trials per hour, pack of {SIZE.figure}, {ROUNDS} pairs: {min(gain):.2f} to {max(gain):.2f}")
     print_result("pack", statistics.median(gain))

@@ -29,7 +29,7 @@ from trainer.models import move_to_device
 from trainer.objective import regularizers
 from trainer.objective.regularizers import Embedded
 from trainer.objective.terms import Knobs, total_loss
-from trainer.training.batches import Batch, batches, shuffled_rows
+from trainer.training.batches import Batch, batch_at, shuffled_rows
 from trainer.training.profiling import stand_in
 from trainer.training.step import forward, make_optimizer, update
 from trainer.training.views import batch_views
@@ -58,8 +58,9 @@ def stepper(config: TrialConfig) -> tuple[Callable[[], object], Callable[[], obj
 
     def endless() -> Iterator[Batch]:
         while True:
-            yield from batches(
-                train, perturbed, shuffled_rows(len(train.labels), batch_size=config.batch_size, generator=generator)
+            yield from (
+                batch_at(train, perturbed, rows)
+                for rows in shuffled_rows(len(train.labels), batch_size=config.batch_size, generator=generator)
             )
 
     source = endless()

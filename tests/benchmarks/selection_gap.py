@@ -78,7 +78,7 @@ def main(dataset: str = "digits") -> None:
             full = ensemble(norm=norm, epsilon=epsilon, model=model)
 
             def judged(attacks: Sequence[Attack], model: torch.nn.Module = model) -> tuple[float, float]:
-                begun, generator = time.perf_counter(), judging_generator(evaluation, torch.device("cpu"))
+                begun, generator = time.perf_counter(), judging_generator(evaluation)
                 robust = surviving(model, prepared.data.validation, attacks, generator=generator)
                 return robust.double().mean().item(), time.perf_counter() - begun
 

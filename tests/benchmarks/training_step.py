@@ -39,7 +39,7 @@ from trainer.invariance.perturbations import TrainingPerturbation
 from trainer.models import move_to_device
 from trainer.objective.terms import Knobs, total_loss
 from trainer.presets import preset
-from trainer.training.batches import Batch, batches, shuffled_rows
+from trainer.training.batches import Batch, batch_at, shuffled_rows
 from trainer.training.profiling import stand_in
 from trainer.training.step import forward, make_optimizer, update
 
@@ -129,8 +129,9 @@ def our_steps(split: Split, perturbed: TrainingPerturbation) -> Callable[[], obj
     generator = torch.Generator().manual_seed(0)
 
     def shuffled() -> Iterator[Batch]:
-        return batches(
-            split, perturbed, shuffled_rows(len(split.labels), batch_size=CONFIG.batch_size, generator=generator)
+        return (
+            batch_at(split, perturbed, rows)
+            for rows in shuffled_rows(len(split.labels), batch_size=CONFIG.batch_size, generator=generator)
         )
 
     def epoch() -> None:

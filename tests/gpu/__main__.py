@@ -36,7 +36,7 @@ def main(words: list[str] | None = None) -> int:
         Stage("the machine", 2, partial(stages.machine, setting)),
         Stage("a step against the CPU's in float64", 30, partial(stages.correct_steps, setting)),
         Stage("judging against the CPU's", 20, partial(stages.correct_judging, setting)),
-        Stage("a step as a CUDA graph", 10, partial(stages.graphs, setting)),
+        Stage("ways to run a step", 40, partial(stages.executions, setting)),
         Stage("packs", 90, partial(stages.packs, setting)),
         Stage("parts of a step", 15, partial(stages.parts, setting)),
         Stage("neighbours", 40, partial(stages.neighbours, setting)),

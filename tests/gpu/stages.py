@@ -39,8 +39,11 @@ from trainer.objective import Knobs, total_loss
 from trainer.training import ensemble, evaluation_attacks, judging_generator, run_trial
 from trainer.training.batches import Batch
 from trainer.training.evaluation import evaluate
+from trainer.training.execution import Execution
+from trainer.training.loop import train_epoch
 from trainer.training.profiling import stand_in
 from trainer.training.step import forward, make_optimizer, update
+from trainer.training.trial import TrialState
 
 CPU = torch.device("cpu")
 PGD_7 = TrialConfig(clean_ce_weight=0.0, sensitivity_ce_weight=1.0, sensitivity_steps=7, sensitivity_epsilon=0.3)
@@ -126,7 +129,7 @@ def _loss_and_gradients(
     perturbed = perturbed._replace(images=perturbed.images.to(precision))
     batch = Batch(train.images.to(device, precision), train.labels.to(device), perturbed)
     knobs = Knobs.of(config, device)
-    loss = total_loss(forward(model, batch, config, knobs, torch.Generator(device)).terms, knobs)
+    loss = total_loss(forward(model, batch, config, knobs, torch.Generator()).terms, knobs)
     gradients = torch.autograd.grad(loss, list(model.parameters()))
     return loss.item(), [each.double().cpu() for each in gradients]
 
@@ -145,7 +148,7 @@ def correct_judging(setting: Setting) -> Iterator[Row]:
                 "PGD": evaluation_attacks(evaluation),
                 "ensemble": ensemble(norm="linf", epsilon=0.2, steps=20, queries=200),
             }.items():
-                generator = judging_generator(evaluation, device)
+                generator = judging_generator(evaluation)
                 measured = evaluate(own, validation, prepared.judging.to(device), attacks, generator=generator)
                 names = ("clean_accuracy", "sensitivity_accuracy", "invariance_accuracy")
                 yield {"device": device.type, "attacks": name, **{each: getattr(measured, each) for each in names}}
@@ -179,19 +182,17 @@ def marked_tests(setting: Setting) -> Iterator[Row]:
 
 
 def packs(setting: Setting) -> Iterator[Row]:
-    """Time trials an hour: one process, several that share the device, and packs, eager and compiled."""
+    """Time trials an hour: one process, several that share the device, and packs, also as graphs and compiled."""
     alone = _median(pack.repeated(pack.single()))
     yield {"trials": "one process", **_speed(1, alone, alone)}
     for count in setting.pick(1, 0) * (8, 32, 128) or pack.SIZE.packs[:2]:
-        spent = _median(pack.repeated(pack.packed(count)))
-        yield {"trials": f"pack of {count}{pack.memory_per_trial(count)}", **_speed(count, spent, alone)}
+        spent = {way: _median(pack.repeated(pack.packed(count, way))) for way in ("eager", *_other_ways(setting))}
+        row = {"trials": f"pack of {count}{pack.memory_per_trial(count)}", **_speed(count, spent["eager"], alone)}
+        yield row | {f"times one process, {way}": count * alone / spent[way] for way in _other_ways(setting)}
     for count in setting.pick(1, 0) * (4, 8, 16) or (2,):
         spent = pack.side_by_side(count)
         yield {"trials": f"{count} processes", **_speed(count, spent, alone)}
     if setting.device.type == "cuda":
-        for count in (8, 32):
-            spent = _median(pack.repeated(pack.packed(count, compiled=True)))
-            yield {"trials": f"pack of {count}, compiled", **_speed(count, spent, alone)}
         pack.print_roofline(alone / pack.SIZE.steps)
 
 
@@ -209,13 +210,10 @@ def _median(run: Callable[[], None], rounds: int = 3) -> float:
     return statistics.median(seconds(run) for _ in range(rounds))
 
 
-def _step(
-    model: nn.Module, batch: Batch, config: TrialConfig, *, optimizer: torch.optim.Optimizer | None = None
-) -> Callable[[], None]:
+def _step(model: nn.Module, batch: Batch, config: TrialConfig) -> Callable[[], None]:
     """Return a whole step of a trial on one batch: attack, passes, loss, update."""
-    device = batch.images.device
-    optimizer, knobs = optimizer or make_optimizer(model, config), Knobs.of(config, device)
-    noise, most = torch.Generator(device).manual_seed(0), len(batch.labels)
+    optimizer, knobs = make_optimizer(model, config), Knobs.of(config, batch.images.device)
+    noise, most = torch.Generator().manual_seed(0), len(batch.labels)
 
     def step() -> None:
         update(optimizer, total_loss(forward(model, batch, config, knobs, noise, largest_class=most).terms, knobs))
@@ -277,27 +275,65 @@ def _products(tf32: bool) -> Iterator[None]:
         torch.backends.cuda.matmul.allow_tf32 = before
 
 
-def graphs(setting: Setting) -> Iterator[Row]:
-    """Time a whole step as it is, and replayed as a CUDA graph."""
-    batch = _batch(setting, setting.pick(256, 16))
+def executions(setting: Setting) -> Iterator[Row]:
+    """Train some steps in every way to run them: time of a step, and how far losses and weights are from eager ones.
+
+    Where they are equal but for rounding, `auto` may be the fastest: `_AUTO` in `trainer/training/execution.py`.
+    """
     for regularizer in ("none", "ot_triplet"):
         config = PGD_7.replace(regularizer=regularizer, sensitivity_weight=0.5 * (regularizer != "none"))
-        model = fresh_model(config, batch.images.cpu()).to(setting.device)
-        on_gpu = setting.device.type == "cuda"
-        step = _step(model, batch, config, optimizer=torch.optim.AdamW(model.parameters(), capturable=on_gpu))
-        row = {"regularizer": regularizer, "ms eager": 1000 * _median(step, 10)}
-        if on_gpu:
-            row["ms as a graph"] = 1000 * _median(_captured(step).replay, 10)
-            row["times faster"] = row["ms eager"] / row["ms as a graph"]
-        yield row
+        config = config.replace(batch_size=setting.pick(256, 16), augmentation="crop_flip")
+        eager = _short_training(setting, config)
+        yield {"regularizer": regularizer, "execution": "eager", "ms a step": eager.milliseconds}
+        for way in _other_ways(setting):
+            other = _short_training(setting, config.replace(execution=way))
+            yield {
+                "regularizer": regularizer,
+                "execution": way,
+                "ms a step": other.milliseconds,
+                "times faster": eager.milliseconds / other.milliseconds,
+                "losses off by": max(abs(other.losses[name] / eager.losses[name] - 1) for name in eager.losses),
+                "weights off by": float((other.weights - eager.weights).norm() / eager.weights.norm()),
+                "said": "; ".join(other.warnings),
+            }
 
 
-def _captured(step: Callable[[], None]) -> torch.cuda.CUDAGraph:
-    """Record a step, which has run before; random numbers are drawn anew at every replay."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
-    return graph
+def _other_ways(setting: Setting) -> tuple[str, ...]:
+    """Return the ways to run a step that are compared with the usual one; compiling takes a CPU minutes."""
+    return ("graph",) if setting.rehearse else ("graph", "compiled")
+
+
+class _Trained(NamedTuple):
+    """A short training."""
+
+    milliseconds: float
+    """A step in the second half of them."""
+    losses: dict[str, float]
+    weights: Tensor
+    warnings: list[str]
+
+
+def _short_training(setting: Setting, config: TrialConfig) -> _Trained:
+    steps, warnings, ticks = setting.pick(24, 8), [], []
+    train = digits_of_mnist_shape(steps * config.batch_size)
+    model = move_to_device(fresh_model(config, train.images), setting.device)
+    how = Execution(config, setting.device, warnings.append)
+    state = TrialState(model, make_optimizer(model, config), how)
+
+    def tick(epoch: int, done: int, total: int) -> None:
+        if done in (total // 2, total - 1):
+            if setting.device.type == "cuda":
+                torch.cuda.synchronize()
+            ticks.append(time.perf_counter())
+
+    on_device, knobs = Split(*(field.to(setting.device) for field in train)), Knobs.of(config, setting.device)
+    terms = train_epoch(state, on_device, None, config, knobs, tick)
+    return _Trained(
+        1000 * (ticks[1] - ticks[0]) / (steps - 1 - steps // 2),
+        {name: value for name, value in terms.items() if name.startswith("loss/")},
+        torch.cat([p.detach().flatten() for p in model.parameters()]).cpu(),
+        warnings,
+    )
 
 
 def neighbours(setting: Setting) -> Iterator[Row]:

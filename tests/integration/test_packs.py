@@ -28,6 +28,7 @@ from sweep.engine.packs import LIGHT, PackedTrainable, Packs
 from sweep.engine.ray_start import ray_session
 from sweep.engine.slots import Node, Slots, concurrency
 from sweep.engine.task import make_task
+from sweep.engine.trainable import explain
 from sweep.ledger.records import TrialRecord
 from sweep.ledger.writing import LedgerWriter
 from sweep.plan.from_options import make_plan, with_resume_overrides
@@ -355,6 +356,16 @@ class Broken(PackWorker):
         import torch
 
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+def test_too_little_memory_is_told_in_a_sentence() -> None:
+    import torch
+
+    said = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 4 GiB of which 1 GiB is free."
+    assert explain(torch.OutOfMemoryError(said)) == (
+        "too little memory, of which a smaller batch_size takes less (CUDA out of memory. Tried to allocate 2.00 GiB)"
+    )
+    assert explain(MemoryError()) == "too little memory, of which a smaller batch_size takes less (MemoryError)"
 
 
 class Keeper(tune.Callback):

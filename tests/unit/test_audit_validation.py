@@ -43,7 +43,7 @@ def model(weakly: Prepared, tmp_path_factory: pytest.TempPathFactory) -> nn.Modu
 def test_a_stronger_attack_breaks_what_the_selection_left(model: nn.Module, weakly: Prepared) -> None:
     found = answers_on_validation(model, weakly, OPTIONS)
     selected, attacked = (Answers.decode(found[name]) for name in ("selected", "attacked"))
-    generator = judging_generator(WEAK, torch.device("cpu"))
+    generator = judging_generator(WEAK)
     as_chosen = evaluate(
         model, weakly.data.validation, weakly.judging, evaluation_attacks(WEAK), generator=generator
     ).answers

@@ -22,6 +22,7 @@ from trainer.objective.crown import crown_margins
 from trainer.objective.terms import Knobs, total_loss
 from trainer.presets import preset
 from trainer.training import step as step_module
+from trainer.training.execution import Execution
 from trainer.training.loop import train_epoch
 from trainer.training.schedules import config_of_epoch
 from trainer.training.step import forward, make_optimizer
@@ -155,7 +156,7 @@ def trained(config: TrialConfig, digits: Data) -> Classifier:
         std=images.std((0, 2, 3)),
         seed=config.seed,
     )
-    state = TrialState(model, make_optimizer(model, config))
+    state = TrialState(model, make_optimizer(model, config), Execution(config, CPU, print))
     for _ in range(config.epochs):
         train_epoch(state, digits.train, None, config, Knobs.of(config, CPU), lambda *step: None)
         state.epoch += 1

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from trainer.config import ARCHITECTURES, REGULARIZERS, TrialConfig, check_packable
 from trainer.invariance import TrainingPerturbation
@@ -18,7 +19,7 @@ from trainer.models import build_model
 from trainer.objective.terms import Knobs, total_loss
 from trainer.training import stacked_training, step
 from trainer.training.augmentation import augment
-from trainer.training.batches import Batch
+from trainer.training.batches import Batch, random_stream, shuffled_rows
 from trainer.training.stacked_models import StackedModel, stack_optimizers
 
 META = torch.device("meta")
@@ -59,9 +60,22 @@ def config_of(architecture: str, regularizer: str, objective: str) -> TrialConfi
     )
 
 
-def noise() -> torch.Generator:
-    """Return a generator of random starts; it has no other device without a GPU, and so the starts are copied."""
-    return torch.Generator().manual_seed(0)
+class DrawsNoticed(TorchDispatchMode):
+    """While it lasts, the types of the devices on which random numbers are drawn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.devices: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            self.devices.add(out.device.type)
+        return out
+
+
+def noise(purpose: str = "attack") -> torch.Generator:
+    return random_stream(0, purpose, 1)
 
 
 def optimizer_of(model: torch.nn.Module, config: TrialConfig) -> torch.optim.Optimizer:
@@ -115,6 +129,22 @@ def test_a_stacked_step_never_looks_at_its_data(architecture: str, regularizer: 
     taken = stacked_training.forward(model, changed, shared, knobs, [noise()] * TRIALS, largest_class=SIZE)
     step.diagnose(taken, model, knobs)
     optimizer.step(torch.autograd.grad(total_loss(taken.terms, knobs).sum(), optimizer.parameters))
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_every_random_number_of_a_step_is_drawn_on_the_cpu(norm: str) -> None:
+    """Check that a trial draws the same numbers on every device: those of the CPU are copied there."""
+    config = TrialConfig(architecture="mlp", augmentation="crop_flip", sensitivity_ce_weight=1.0, sensitivity_norm=norm)
+    batch = batch_of("mlp")
+    model, knobs = model_of(config, batch), Knobs.of(config, META)
+    with DrawsNoticed() as noticed:
+        assert shuffled_rows(9, batch_size=3, generator=noise("order")).device.type == "cpu"
+        step.forward(model, augment(batch, config, noise("augment")), config, knobs, noise(), largest_class=SIZE)
+        augment(batch._replace(trials=2), config, [noise("augment")] * 2)
+    assert noticed.devices == {"cpu"}
+    with DrawsNoticed() as noticed:
+        torch.rand(2, device=META)
+    assert noticed.devices == {"meta"}
 
 
 def test_a_look_at_the_data_is_noticed() -> None:

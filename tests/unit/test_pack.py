@@ -24,6 +24,7 @@ from trainer.files.sealed import unseal
 from trainer.invariance.preparation import Prepared
 from trainer.objective import regularizers, terms
 from trainer.report import EpochReport
+from trainer.training import pack as pack_module
 from trainer.training import stacked_evaluation
 from trainer.training import trial as trial_module
 from trainer.training.loop import run_trial
@@ -406,6 +407,49 @@ def test_evaluation_sees_what_the_last_step_breaks(monkeypatch: pytest.MonkeyPat
     assert str(failed(outcome[members[1]])) == "the model's logits on clean images are not finite"
     for trial in (members[0], members[2]):
         agree([outcome[trial]], alone(trial.config, in_double)[:1])  # type: ignore[list-item]
+
+
+def losses(outcome: dict[PackedTrial, EpochReport | Exception]) -> list[dict[str, float]]:
+    """Return the losses of each trial's epoch."""
+    reports = [report for report in outcome.values() if isinstance(report, EpochReport)]
+    assert len(reports) == len(outcome)
+    return [{k: v for k, v in report.to_dict().items() if k.startswith("loss/")} for report in reports]
+
+
+@pytest.mark.parametrize("stage", ["train_stack", "evaluate_stack"])
+def test_a_pack_that_outgrows_the_memory_is_parted(
+    stage: str, prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs = [config.replace(architecture="mlp", epochs=2) for config in configs_of("clean") + configs_of("clean")[:2]]
+    whole, parted, warnings = Pack(prepared.evaluation, prepared), Pack(prepared.evaluation, prepared), []
+    undisturbed = [whole.join(config) for config in configs]
+    wanted = [losses(whole.advance(undisturbed)) for _ in range(2)]
+    members = [parted.join(config, warn=warnings.append) for config in configs]
+    real, sizes = getattr(pack_module, stage), []
+
+    def cramped(model: StackedModel, *args: Any, **kwargs: Any) -> Any:
+        sizes.append(model.trials)
+        if model.trials > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return real(model, *args, **kwargs)
+
+    monkeypatch.setattr(pack_module, stage, cramped)
+    for epoch in wanted:
+        for ours, theirs in zip(losses(parted.advance(members)), epoch, strict=True):
+            assert ours == pytest.approx(theirs, **CLOSE)
+    assert sizes == [5, 2, 2, 1, 2, 2, 1], "what didn't fit once is not tried again"
+    assert warnings == ["5 trials don't fit into the GPU's memory side by side: at most 2 from now on"]
+
+
+def test_a_trial_that_outgrows_the_memory_alone_fails(prepared: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cramped(*args: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    pack = Pack(prepared.evaluation, prepared)
+    members = [pack.join(config.replace(architecture="mlp")) for config in configs_of("clean")[:2]]
+    monkeypatch.setattr(pack_module, "train_stack", cramped)
+    outcome = pack.advance(members)
+    assert [type(each) for each in outcome.values()] == [torch.OutOfMemoryError] * 2
 
 
 def test_a_store_that_fails_affects_its_own_trial_alone(prepared: Prepared, tmp_path: Path) -> None:

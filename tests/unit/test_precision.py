@@ -119,7 +119,7 @@ def test_nothing_is_rounded_where_a_model_is_judged(prepared: Prepared, on: None
             validation,
             prepared.judging,
             evaluation_attacks(evaluation),
-            generator=judging_generator(evaluation, CPU),
+            generator=judging_generator(evaluation),
         )
         answers_of(model)(validation.images)
         assert {each.tf32 for each in passes} == {(False, False)}

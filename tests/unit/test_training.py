@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from trainer import models
-from trainer.attacks import NORMS, cross_entropy_loss, pgd
+from trainer.attacks import NORMS, cross_entropy_loss, pgd, uniform
 from trainer.config import TrialConfig
 from trainer.data.datasets import Split
 from trainer.errors import InputError
@@ -22,7 +23,7 @@ from trainer.invariance.perturbations import TrainingPerturbation
 from trainer.models import Prediction, build_model, move_to_device, transposed_convolution
 from trainer.objective.terms import Knobs, LossTerms, loss_terms, total_loss
 from trainer.presets import preset
-from trainer.training.batches import PURPOSES, Batch, batches, check_batch_size, random_stream, shuffled_rows
+from trainer.training.batches import PURPOSES, Batch, batch_at, check_batch_size, random_stream, shuffled_rows
 from trainer.training.step import LARGEST_SHARE, diagnose, forward, make_optimizer, update
 from trainer.training.views import CleanPass, batch_views, clean_pass, predict_views, sensitivity_images
 
@@ -81,7 +82,7 @@ def step_of(model: nn.Module, config: TrialConfig, batch: Batch, seed: int = 0) 
 
 def test_streams_differ_by_seed_purpose_and_epoch() -> None:
     first = {
-        (seed, purpose, epoch): tuple(torch.rand(4, generator=random_stream(seed, purpose, epoch, CPU)).tolist())
+        (seed, purpose, epoch): tuple(torch.rand(4, generator=random_stream(seed, purpose, epoch)).tolist())
         for seed in (0, 1, 2**31 - 1)
         for purpose in PURPOSES
         for epoch in (1, 2, 100_000)
@@ -90,9 +91,21 @@ def test_streams_differ_by_seed_purpose_and_epoch() -> None:
 
 
 def test_a_stream_depends_on_nothing_else() -> None:
-    before = random_stream(3, "attack", 2, CPU).get_state()
-    torch.rand(3, generator=random_stream(3, "order", 2, CPU))
-    assert torch.equal(random_stream(3, "attack", 2, CPU).get_state(), before)
+    before = random_stream(3, "attack", 2).get_state()
+    torch.rand(3, generator=random_stream(3, "order", 2))
+    assert torch.equal(random_stream(3, "attack", 2).get_state(), before)
+
+
+def test_a_stream_gives_the_numbers_that_it_always_gave() -> None:
+    """Check against numbers written down in November 2026: trials of then are resumed as they began."""
+    images = torch.zeros(3, 1, 4, 4)
+    drawn = {
+        "order": shuffled_rows(50, batch_size=20, generator=random_stream(7, "order", 2)),
+        "linf": NORMS["linf"].random_start(images, 0.5, random_stream(7, "attack", 2)),
+        "stacked": uniform((4, 3), images, [random_stream(seed, "augment", 1) for seed in (0, 1)]),
+    }
+    digests = {name: hashlib.sha256(values.numpy().tobytes()).hexdigest()[:12] for name, values in drawn.items()}
+    assert digests == {"order": "196c8884861e", "linf": "9c89d61eb2bb", "stacked": "f53fb984e4d7"}
 
 
 # ------------------------------------------------------------------------------------------------------- batches
@@ -104,8 +117,9 @@ def test_batches_are_of_one_size_and_hold_no_image_twice(count: int, batch_size:
     split = Split(torch.zeros(count, 1, 1, 1), torch.arange(count))
     seen = [
         batch.labels
-        for batch in batches(
-            split, None, shuffled_rows(len(split.labels), batch_size=batch_size, generator=seeded(seed))
+        for batch in (
+            batch_at(split, None, rows)
+            for rows in shuffled_rows(len(split.labels), batch_size=batch_size, generator=seeded(seed))
         )
     ]
     assert [len(labels) for labels in seen] == [batch_size] * (count // batch_size)
@@ -116,7 +130,10 @@ def test_batches_are_of_one_size_and_hold_no_image_twice(count: int, batch_size:
 def test_rows_of_a_batch_belong_together() -> None:
     split = split_of(30)
     perturbation = perturbation_of(split)
-    for batch in batches(split, perturbation, shuffled_rows(len(split.labels), batch_size=10, generator=seeded())):
+    for batch in (
+        batch_at(split, perturbation, rows)
+        for rows in shuffled_rows(len(split.labels), batch_size=10, generator=seeded())
+    ):
         assert batch.invariance is not None
         assert torch.equal(batch.invariance.images, 1 - batch.images)
         assert torch.equal(batch.invariance.labels, (batch.labels + 1) % CLASSES)
@@ -130,7 +147,10 @@ def test_order_is_the_generators() -> None:
         return torch.cat(
             [
                 b.labels
-                for b in batches(split, None, shuffled_rows(len(split.labels), batch_size=8, generator=seeded(seed)))
+                for b in (
+                    batch_at(split, None, rows)
+                    for rows in shuffled_rows(len(split.labels), batch_size=8, generator=seeded(seed))
+                )
             ]
         ).tolist()
 

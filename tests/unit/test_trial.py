@@ -39,6 +39,7 @@ from trainer.training.evaluation import (
     judging_generator,
     predict_labels,
 )
+from trainer.training.execution import Execution
 from trainer.training.loop import run_trial, train_epoch
 from trainer.training.model_file import MODEL_FILE, load_model
 from trainer.training.step import summarise
@@ -77,6 +78,11 @@ TRIALS: dict[str, dict[str, Any]] = {
     # Stopped after the first epoch the ramp is half done, and CROWN is left out in the last.
     "certified": {"certified_ce_weight": 0.5, "certified_method": "crown-ibp", "certified_ramp": 0.6},
 }
+
+
+def state_of(parameter: torch.Tensor) -> TrialState:
+    execution = Execution(TrialConfig(), torch.device("cpu"), print)
+    return TrialState(nn.Linear(1, 1), torch.optim.SGD([parameter]), execution)
 
 
 def config_of(name: str, **changes: Any) -> TrialConfig:
@@ -426,7 +432,7 @@ WRONG = Answers(np.array([False]), np.array([False]), np.array([0], dtype=np.uin
 @given(st.lists(st.tuples(thirds, thirds, thirds), min_size=1, max_size=9))
 def test_the_best_epoch_of_the_second_half_is_chosen(accuracies: list[tuple[float, float, float]]) -> None:
     config = TrialConfig(epochs=len(accuracies))
-    state = TrialState(nn.Linear(1, 1), torch.optim.SGD([torch.zeros(1)]))
+    state = state_of(torch.zeros(1))
     for epoch, (clean, sensitivity, invariance) in enumerate(accuracies, start=1):
         with torch.no_grad():
             state.model.get_parameter("bias").fill_(epoch)
@@ -492,7 +498,7 @@ def test_each_half_is_answered_by_the_epoch_that_the_other_chose(
         """Return an epoch's answers, with `robust` of some images only."""
         model, robust = models[epoch], np.zeros(count, dtype=bool)
         part = [each[torch.from_numpy(rows)] for each in validation]
-        generator = judging_generator(evaluation, torch.device("cpu"))
+        generator = judging_generator(evaluation)
         survived = worst_case(lambda x: model(x).logits, part[0], part[1], attacks, generator=generator).survived
         robust[rows] = survived.numpy()
         right = predict_labels(model, validation.images, batch_size=count) == validation.labels
@@ -533,7 +539,7 @@ def test_epochs_that_are_all_as_good_leave_no_excess() -> None:
     halves = Halves(JudgingSet(pixels, pixels, 0 * source, source, {"all": shares}), images=images, seed=0)
     changed = shares[:, 1].double().numpy()
     for _ in range(200):
-        chance, state = generator.random((2, images)), TrialState(nn.Linear(1, 1), torch.optim.SGD([_PIXEL]))
+        chance, state = generator.random((2, images)), state_of(_PIXEL)
         truth = chance[0].mean() * (chance[1] * changed).sum() / changed.sum()
         for epoch in range(1, 11):
             robust, seen = generator.random((2, images)) < chance

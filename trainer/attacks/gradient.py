@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trainer.attacks.attack import Attack, Objective, Scores, Victim
+from trainer.attacks.draws import Draws
 from trainer.attacks.logits import Logits, is_wrong
-from trainer.attacks.norms import Budget, Draws, Norm, checked_ball, choose, per_image, positive
+from trainer.attacks.norms import Budget, Norm, checked_ball, choose, per_image, positive
 
 Loss = Callable[[Tensor], Tensor]
 """Function from images (B, C, H, W) to a loss per image (B,), which an attack maximises."""

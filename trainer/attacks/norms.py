@@ -7,22 +7,18 @@ images.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from trainer.attacks.draws import Draws, normal, uniform
 from trainer.errors import InputError
 from trainer.fields import check_budget
 from trainer.words import did_you_mean
 
 Budget = float | Tensor
 """Radius of the ball: one for all images (a number or a 0-d tensor) or one per image (B,), at least 0."""
-
-Draws = torch.Generator | Sequence[torch.Generator]
-"""Source of random numbers: one generator, or several of which each draws for an equal part of the images, in order,
-exactly what it would draw for that part alone."""
 
 
 class Norm(Protocol):
@@ -72,8 +68,8 @@ class _L2:
         # Between two customs, uniform in length (a single start from well inside breaks more) and uniform in volume
         # (starts lie near the surface, where restarts differ more): by either alone the attack loses a point.
         length = uniform((len(images), 1, 1, 1), images, generator).sqrt()
-        normal = _drawn(torch.randn, images.shape, images, generator)
-        return self.steepest_step(normal) * length * per_image(epsilon)
+        direction = normal(images.shape, images, generator)
+        return self.steepest_step(direction) * length * per_image(epsilon)
 
     def steepest_step(self, gradient: Tensor) -> Tensor:
         return gradient / self.size(gradient).clamp_min(torch.finfo(gradient.dtype).tiny)
@@ -101,19 +97,6 @@ def norm_named(name: str) -> Norm:
 def per_image(value: Budget) -> Budget:
     """Return one value for all images as it is, one per image (B,) as (B, 1, 1, 1)."""
     return value.view(-1, 1, 1, 1) if isinstance(value, Tensor) and value.ndim == 1 else value
-
-
-def uniform(shape: Sequence[int], like: Tensor, generator: Draws) -> Tensor:
-    """Draw numbers from [0, 1), of the type and on the device of `like`; several generators part the first axis."""
-    return _drawn(torch.rand, shape, like, generator)
-
-
-def _drawn(random: Callable[..., Tensor], shape: Sequence[int], like: Tensor, generator: Draws) -> Tensor:
-    """Draw by `torch.rand` or `torch.randn`, of the type and on the device of `like`."""
-    if isinstance(generator, torch.Generator):
-        return random(tuple(shape), generator=generator, device=generator.device, dtype=like.dtype).to(like.device)
-    part = (shape[0] // len(generator), *shape[1:])
-    return torch.cat([_drawn(random, part, like, each) for each in generator])
 
 
 def checked_ball(norm: str, epsilon: float) -> Norm:

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from trainer.attacks.draws import Draws, uniform
 from trainer.attacks.logits import Logits
-from trainer.attacks.norms import Budget, Draws, norm_named, per_image, uniform
+from trainer.attacks.norms import Budget, norm_named, per_image
 from trainer.errors import InputError
 from trainer.plugins import call_plugin
 

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trainer.attacks.attack import Attack, Victim
+from trainer.attacks.draws import uniform
 from trainer.attacks.logits import margin
-from trainer.attacks.norms import NORMS, checked_ball, choose, positive, uniform
+from trainer.attacks.norms import NORMS, checked_ball, choose, positive
 
 SQUARE_SLACK = 0.05
 """Slack of the attack on finalists. At every twentieth of the queries an image is given up that would keep more than

@@ -61,10 +61,10 @@ def worst_case(
     check_logits(clean_logits, labels)
     clean = clean_logits.argmax(1) == labels
     survived, perturbed, broken_by = clean.clone(), victim.images.clone(), torch.full_like(labels, -1)
-    noise = torch.Generator(generator.device)
+    noise = torch.Generator()
     for position, attack in enumerate(attacks):
         for number in range(attack.rounds):
-            seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+            seed = int(torch.randint(2**62, (), generator=generator))
             right = survived.nonzero().flatten()
             for first in range(0, len(right), batch_size):
                 rows = right[first : first + batch_size]

@@ -5,7 +5,7 @@ Shape letters: N training images, B images of a batch, C channels, H rows, W col
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -35,14 +35,14 @@ class Batch(NamedTuple):
     """Number of stacked trials; the batch holds B images of each, trial after trial."""
 
 
-def random_stream(seed: int, purpose: str, epoch: int, device: torch.device) -> torch.Generator:
-    """Return the generator of a trial's random numbers for one of `PURPOSES` in one epoch.
+def random_stream(seed: int, purpose: str, epoch: int) -> torch.Generator:
+    """Return the generator of a trial's random numbers for one of `PURPOSES` in one epoch, the same for every device.
 
     Every epoch has a new stream, so a resumed trial needs no generator state. Streams are independent, so an attack
     that is switched off and draws nothing changes no other number.
     """
     (state,) = np.random.SeedSequence([seed, PURPOSES.index(purpose), epoch]).generate_state(1, np.uint64)
-    return torch.Generator(device).manual_seed(int(state))
+    return torch.Generator().manual_seed(int(state))
 
 
 def check_batch_size(batch_size: int, images: int) -> None:
@@ -58,15 +58,14 @@ def shuffled_rows(images: int, *, batch_size: int, generator: torch.Generator) -
         InputError: if there are fewer images than one batch holds.
     """
     check_batch_size(batch_size, images)
-    order = torch.randperm(images, generator=generator, device=generator.device)
+    order = torch.randperm(images, generator=generator)
     return order[: images - images % batch_size].view(-1, batch_size)
 
 
-def batches(train: Split, invariance: TrainingPerturbation | None, rows_of_steps: Tensor) -> Iterator[Batch]:
-    """Yield the training images of each row of `rows_of_steps` (steps, B), with their invariance perturbations."""
-    for rows in rows_of_steps:
-        perturbed = None if invariance is None else TrainingPerturbation(*(field[rows] for field in invariance))
-        yield Batch(train.images[rows], train.labels[rows], perturbed)
+def batch_at(train: Split, invariance: TrainingPerturbation | None, rows: Tensor) -> Batch:
+    """Return the training images of some rows (B,), with their invariance perturbations."""
+    perturbed = None if invariance is None else TrainingPerturbation(*(field[rows] for field in invariance))
+    return Batch(train.images[rows], train.labels[rows], perturbed)
 
 
 def find_largest_class(

@@ -249,9 +249,9 @@ def attacked(model: nn.Module, split: Split, attacks: Sequence[Attack], *, gener
         )
 
 
-def judging_generator(evaluation: EvaluationConfig, device: torch.device) -> torch.Generator:
-    """Return the generator of the attack's random starts: the same for every trial and epoch, so that they compare."""
-    return torch.Generator(device).manual_seed(evaluation.split_seed)
+def judging_generator(evaluation: EvaluationConfig) -> torch.Generator:
+    """Return the generator of the attack's random starts, which are the same for every trial, epoch and device."""
+    return torch.Generator().manual_seed(evaluation.split_seed)
 
 
 def on_ladder(evaluation: EvaluationConfig, *, epoch: int, epochs: int, ladder: int) -> EvaluationConfig:

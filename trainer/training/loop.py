@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
+from torch import Tensor
 
+from trainer.attacks import Draws
 from trainer.config import EvaluationConfig, TrialConfig
 from trainer.data import Split
 from trainer.files import Store
@@ -19,10 +22,10 @@ from trainer.own_models import own_noise
 from trainer.precision import training_products
 from trainer.report import EpochReport, check_finite
 from trainer.training.augmentation import augment
-from trainer.training.batches import PURPOSES, batches, find_largest_class, random_stream, shuffled_rows, to_device
+from trainer.training.batches import PURPOSES, batch_at, find_largest_class, random_stream, shuffled_rows, to_device
 from trainer.training.evaluation import evaluate, evaluation_attacks, judging_generator
 from trainer.training.schedules import config_of_epoch, learning_rate, set_learning_rate, share_done
-from trainer.training.step import detach, diagnose, forward, summarise, update
+from trainer.training.step import Step, detach, diagnose, forward, summarise, update
 from trainer.training.trial import Trial, TrialState
 
 _Progress = Callable[[int, int, int], None]
@@ -56,7 +59,8 @@ def run_trial(
         last: False leaves out the last report and its attacks; the chosen model is kept all the same.
         store: where checkpoints and the chosen model (`model.pt`) are kept; None keeps nothing.
         device: a torch device such as `cpu` or `cuda:0`.
-        warn: called with a message for each damaged checkpoint that was passed over.
+        warn: called with a message for each damaged checkpoint that was passed over, and if
+            `execution` is not possible.
         progress: called after every step.
 
     Raises:
@@ -105,7 +109,7 @@ def next_epoch(
     terms = train_epoch(state, train, trial.perturbation, trial.config, knobs, progress)
     trained = time.perf_counter()
     attacks = evaluation_attacks(trial.epoch_evaluation)
-    generator = judging_generator(trial.evaluation, train.images.device)
+    generator = judging_generator(trial.evaluation)
     measured = evaluate(state.model, validation, judging, attacks, generator=generator)
     spent = time.perf_counter() - trained
     return trial.close_epoch(measured, terms, train_seconds=trained - start, evaluation_seconds=spent)
@@ -133,28 +137,42 @@ def train_epoch(
     """
     epoch, device = state.epoch + 1, train.images.device
     config = config_of_epoch(config, epoch)
-    order, noise, changes = (random_stream(config.seed, purpose, epoch, device) for purpose in PURPOSES[:3])
-    rows_of_steps = shuffled_rows(len(train.labels), batch_size=config.batch_size, generator=order)
+    order, noise, changes = (random_stream(config.seed, purpose, epoch) for purpose in PURPOSES[:3])
+    rows_of_steps = shuffled_rows(len(train.labels), batch_size=config.batch_size, generator=order).to(device)
     bound = None
     if config.regularizer == "ot_triplet":
         bound = find_largest_class(train.labels, [rows_of_steps], perturbation and [perturbation])
-    history: list[LossTerms] = []
-    numbers: dict[str, float] = {}
     state.model.train()
     steps = len(rows_of_steps)
     shares = [share_done(epoch, step, steps=steps, epochs=config.epochs) for step in range(steps)]
     done = torch.tensor(shares, device=device)  # so that no step has to copy its own to the device
-    own = random_stream(config.seed, "network", epoch, torch.device("cpu")).initial_seed()
-    with own_noise(state.model, own), training_products(device, config.precision):
-        for index, batch in enumerate(batches(train, perturbation, rows_of_steps)):
-            set_learning_rate(state.optimizer, learning_rate(config, shares[index]))
-            knobs = whole.at(done[index]) if config.certified_ce_weight > 0 else whole
-            step = forward(state.model, augment(batch, config, changes), config, knobs, noise, largest_class=bound)
-            history.append(detach(step.terms))
-            if len(history) == steps:
-                numbers = summarise(history)
-                check_finite(epoch, numbers)
-                numbers |= {name: value.item() for name, value in diagnose(step, state.model, knobs).items()}
-            update(state.optimizer, total_loss(step.terms, knobs))
+    inputs = [(rows_of_steps[index], done[index], learning_rate(config, shares[index])) for index in range(steps)]
+
+    def pass_forward(
+        rows: Tensor, share: Tensor, rate: float | Tensor, noise: Draws, changes: Draws
+    ) -> tuple[Step, Knobs]:
+        set_learning_rate(state.optimizer, rate)
+        knobs = whole.at(share) if config.certified_ce_weight > 0 else whole
+        batch = augment(batch_at(train, perturbation, rows), config, changes)
+        return forward(state.model, batch, config, knobs, noise, largest_class=bound), knobs
+
+    def train_on(*inputs_and_draws: Any) -> LossTerms:
+        step, knobs = pass_forward(*inputs_and_draws)
+        update(state.optimizer, total_loss(step.terms, knobs))
+        return detach(step.terms)
+
+    history: list[LossTerms] = []
+    own = random_stream(config.seed, "network", epoch).initial_seed()
+    compiled = state.execution.passes(state.model, train.images[rows_of_steps[0]])
+    with training_products(device, config.precision), compiled, own_noise(state.model, own):
+        train_step = state.execution.steps(train_on, (noise, changes), state.optimizer)
+        for each in inputs[:-1]:
+            history.append(train_step(*each))
             progress(epoch, len(history), steps)
+        step, knobs = pass_forward(*inputs[-1], noise, changes)  # run as it is, since it is looked at
+        numbers = summarise([*history, detach(step.terms)])
+        check_finite(epoch, numbers)
+        numbers |= {name: value.item() for name, value in diagnose(step, state.model, knobs).items()}
+        update(state.optimizer, total_loss(step.terms, knobs))
+        progress(epoch, steps, steps)
     return numbers

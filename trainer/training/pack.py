@@ -7,6 +7,7 @@ the other way round. Trials of one structure are stacked for each epoch (see `st
 from __future__ import annotations
 
 import functools
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -90,6 +91,8 @@ class PackedTrial(Trial):
 
     repeats_report: bool = False
     """True just after a resume: the next report repeats the checkpoint's, which may have been lost."""
+    warn: Callable[[str], None] = lambda message: None
+    """The parameter of `Pack.join`."""
     alone: bool = False
     """True for a network, regulariser or attack of one's own that can't share a vectorised step."""
 
@@ -122,6 +125,8 @@ class Pack:
         self.train = to_device(prepared.data.train, self.device)
         self.validation = to_device(prepared.data.validation, self.device)
         self.judging = prepared.judging.to(self.device)
+        self._most = sys.maxsize
+        """Trials that the device has memory for, side by side."""
 
     def join(
         self,
@@ -142,7 +147,7 @@ class Pack:
         trial = PackedTrial.begin(
             config, self.evaluation, self.prepared, ladder=self.ladder, store=store, device=self.device, warn=warn
         )
-        trial.repeats_report = trial.state.last is not None
+        trial.repeats_report, trial.warn = trial.state.last is not None, warn
         if reason := why_trial_alone(config, trial.state.model, self.prepared.data):
             trial.alone = True
             warn(f"trains alone, not in the pack's vectorised step: {reason}")
@@ -168,17 +173,38 @@ class Pack:
             else:
                 stacks.setdefault((trial.structure, trial.epoch_evaluation), []).append(trial)
         for stack in stacks.values():
-            try:
-                outcome |= self._train_and_evaluate(stack)
-            except InputError as error:  # of one's own regulariser or attack, which all of the stack have
-                outcome |= dict.fromkeys(stack, error)
+            outcome |= self._next_epoch_of(stack)
         return {trial: outcome[trial] for trial in trials}
+
+    def _next_epoch_of(self, stack: list[PackedTrial]) -> dict[PackedTrial, EpochReport | Exception]:
+        """Train and evaluate trials of one structure, side by side as far as the device has memory for them."""
+        if len(stack) > self._most:
+            return self._next_epoch_of(stack[: self._most]) | self._next_epoch_of(stack[self._most :])
+        try:
+            return self._train_and_evaluate(stack)
+        except InputError as error:  # of one's own regulariser or attack, which all of the stack have
+            return dict.fromkeys(stack, error)
+        except torch.OutOfMemoryError as error:
+            if len(stack) == 1:
+                return {stack[0]: error.with_traceback(None)}
+        # Out of the handler, so that nothing holds the tensors of what failed.
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self._most = len(stack) // 2
+        stack[0].warn(
+            f"{len(stack)} trials don't fit into the GPU's memory side by side: at most {self._most} from now on"
+        )
+        return self._next_epoch_of(stack)
 
     def _next_epoch(self, trial: PackedTrial) -> EpochReport:
         return next_epoch(trial, self.train, self.validation, self.judging, Knobs.of(trial.config, self.device))
 
     def _train_and_evaluate(self, stack: list[PackedTrial]) -> dict[PackedTrial, EpochReport | Exception]:
-        """Train one epoch of trials of one structure and evaluation; each is charged an equal share of the time."""
+        """Train one epoch of trials of one structure and evaluation; each is charged an equal share of the time.
+
+        Raises:
+            OutOfMemoryError: if they don't fit into the device's memory; all of them are then as they were.
+        """
         models, optimizers = ([getattr(trial.state, part) for trial in stack] for part in ("model", "optimizer"))
         perturbations = [trial.perturbation for trial in stack if trial.perturbation is not None]
         start = time.perf_counter()
@@ -191,17 +217,18 @@ class Pack:
             [trial.state.epoch + 1 for trial in stack],
             self.train,
             perturbations or None,
+            stack[0].state.execution,
         )
-        model.unstack(models)
-        optimizer.unstack(optimizers)
         middle = time.perf_counter()
         measured = evaluate_stack(
             model,
             self.validation,
             self.judging,
             stack[0].epoch_evaluation,
-            generator=judging_generator(self.evaluation, self.device),
+            generator=judging_generator(self.evaluation),
         )
+        model.unstack(models)
+        optimizer.unstack(optimizers)
         train_seconds, evaluation_seconds = (
             spent / len(stack) for spent in (middle - start, time.perf_counter() - middle)
         )

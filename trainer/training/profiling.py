@@ -166,12 +166,12 @@ class Timer:
             return 1.0
         perturbation = self._perturbation(config)[0] if config.uses_invariance else None
         model = StackedModel([state.model for state in states])
-        optimizer = stack_optimizers(model, [state.optimizer for state in states])
+        optimizer, how = stack_optimizers(model, [state.optimizer for state in states]), states[0].execution
 
         def time_stack(steps: int) -> float:
             part, perturbed = self._first(steps * config.batch_size, perturbation)
             begun = self._now()
-            train_stack(model, optimizer, configs, [1] * trials, part, perturbed and [perturbed] * trials)
+            train_stack(model, optimizer, configs, [1] * trials, part, perturbed and [perturbed] * trials, how)
             return self._now() - begun
 
         steps = min(_LEAST_STEPS, len(self.train.labels) // config.batch_size)
@@ -229,7 +229,7 @@ class Timer:
             answers = predict_labels(state.model, images, batch_size=count)
 
         def time_with(labels: Tensor) -> tuple[float, Evaluation]:
-            begun, generator = self._now(), judging_generator(self.evaluation, self.device)
+            begun, generator = self._now(), judging_generator(self.evaluation)
             measured = evaluate(state.model, Split(images, labels), judging, attacks, generator=generator)
             return (self._now() - begun) / share, measured
 

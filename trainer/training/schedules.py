@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from torch import Tensor
 from torch.optim import Optimizer
 
 from trainer.config import TrialConfig
@@ -31,8 +32,8 @@ def learning_rate(config: TrialConfig, share: float) -> float:
     return config.learning_rate * _SCHEDULES[config.learning_rate_schedule](share)
 
 
-def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
-    """Let the next steps of an optimiser have this rate."""
+def set_learning_rate(optimizer: Optimizer, rate: float | Tensor) -> None:
+    """Let the next steps of an optimiser have this rate, a number or ()."""
     for group in optimizer.param_groups:
         group["lr"] = rate
 

@@ -86,9 +86,9 @@ def _survive_pgd(
     keep equally many, so each keeps as many as the trial with most left.
     """
     ball = NORMS[evaluation.eval_sensitivity_norm]
-    noise = torch.Generator(generator.device)
+    noise = torch.Generator()
     for _ in range(evaluation.eval_sensitivity_restarts):
-        seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+        seed = int(torch.randint(2**62, (), generator=generator))
         delta = ball.random_start(split.images, evaluation.eval_sensitivity_epsilon, noise.manual_seed(seed))
         start = (split.images + delta).clamp(0, 1)
         for rows in _true_first(standing).split(_images_per_trial(model, split.images), dim=1):

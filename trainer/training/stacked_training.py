@@ -11,10 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from trainer.attacks import Draws
 from trainer.config import TrialConfig
 from trainer.data import Split
 from trainer.errors import OtsweepError
@@ -25,6 +27,7 @@ from trainer.precision import training_products
 from trainer.report import check_finite
 from trainer.training.augmentation import augment
 from trainer.training.batches import PURPOSES, Batch, find_largest_class, random_stream, shuffled_rows
+from trainer.training.execution import Execution
 from trainer.training.schedules import config_of_epoch, learning_rate, share_done
 from trainer.training.stacked_evaluation import error_of
 from trainer.training.stacked_models import StackedModel, StackedOptimizer, by_trial, of_trial, tensor_fields
@@ -39,6 +42,7 @@ def train_stack(
     epochs: Sequence[int],
     train: Split,
     perturbations: Sequence[TrainingPerturbation] | None,
+    execution: Execution,
 ) -> list[dict[str, float] | OtsweepError]:
     """Train each trial on every image once, in its own order; return what `train_epoch` returns or raises for each.
 
@@ -48,39 +52,51 @@ def train_stack(
         epochs: the number of each trial's epoch, from 1.
         train: images (N, C, H, W) in [0, 1] and labels (N,), on the device.
         perturbations: one per trial, X_v and y_v of all training images, if the objective uses them.
+        execution: how the steps are run.
     """
     device, size = train.images.device, configs[0].batch_size
     orders, noise, changes = (
-        [random_stream(c.seed, purpose, epoch, device) for c, epoch in zip(configs, epochs, strict=True)]
+        [random_stream(c.seed, purpose, epoch) for c, epoch in zip(configs, epochs, strict=True)]
         for purpose in PURPOSES[:3]  # a network that draws numbers of its own is never stacked
     )
-    rows_of_trials = [shuffled_rows(len(train.labels), batch_size=size, generator=order) for order in orders]
+    rows_of_trials = [shuffled_rows(len(train.labels), batch_size=size, generator=order).to(device) for order in orders]
     bound = (
         find_largest_class(train.labels, rows_of_trials, perturbations)
         if configs[0].regularizer == "ot_triplet"
         else size
     )
     shared, whole = stack_knobs([config_of_epoch(c, epoch) for epoch, c in zip(epochs, configs, strict=True)], device)
-    history: list[LossTerms] = []
-    outcomes: list[dict[str, float] | OtsweepError] = []
     model.train()
-    done, rates = _schedules(configs, epochs, steps=len(rows_of_trials[0]), device=device)
-    with training_products(device, shared.precision):
-        for share, rate, *rows in zip(done, rates, *rows_of_trials, strict=True):
-            optimizer.learning_rate = rate
-            knobs = whole.at(share) if shared.certified_ce_weight > 0 else whole
-            batch = augment(fold_batch(train, perturbations, rows), shared, changes)
-            step = forward(model, batch, shared, knobs, noise, largest_class=bound)
-            history.append(detach(step.terms))
-            if len(history) == len(rows_of_trials[0]):
-                means = summarise(history)
-                diagnosis = {name: value.tolist() for name, value in diagnose(step, model, knobs).items()}
-                outcomes = [
-                    error_of(check_finite, epoch, of_trial(means, index)) or of_trial(means | diagnosis, index)
-                    for index, epoch in enumerate(epochs)
-                ]
-            optimizer.step(torch.autograd.grad(total_loss(step.terms, knobs).sum(), optimizer.parameters))
-    return outcomes
+    rows_of_steps = torch.stack(rows_of_trials, 1)
+    inputs = list(
+        zip(rows_of_steps, *_schedules(configs, epochs, steps=len(rows_of_steps), device=device), strict=True)
+    )
+
+    def pass_forward(rows: Tensor, share: Tensor, rate: Tensor, noise: Draws, changes: Draws) -> tuple[Step, Knobs]:
+        optimizer.learning_rate = rate
+        knobs = whole.at(share) if shared.certified_ce_weight > 0 else whole
+        batch = augment(fold_batch(train, perturbations, rows), shared, changes)
+        return forward(model, batch, shared, knobs, noise, largest_class=bound), knobs
+
+    def update(step: Step, knobs: Knobs) -> LossTerms:
+        optimizer.step(torch.autograd.grad(total_loss(step.terms, knobs).sum(), optimizer.parameters))
+        return detach(step.terms)
+
+    def train_on(*inputs_and_draws: Any) -> LossTerms:
+        return update(*pass_forward(*inputs_and_draws))
+
+    compiled = execution.passes(model, train.images[rows_of_steps[0].flatten()])
+    with training_products(device, shared.precision), compiled:
+        train_step = execution.steps(train_on, (noise, changes))
+        history = [train_step(*each) for each in inputs[:-1]]
+        step, knobs = pass_forward(*inputs[-1], noise, changes)  # run as it is, since it is looked at
+        means = summarise([*history, detach(step.terms)])
+        diagnosis = {name: value.tolist() for name, value in diagnose(step, model, knobs).items()}
+        update(step, knobs)
+    return [
+        error_of(check_finite, epoch, of_trial(means, index)) or of_trial(means | diagnosis, index)
+        for index, epoch in enumerate(epochs)
+    ]
 
 
 def _schedules(
@@ -107,9 +123,9 @@ def stack_knobs(configs: Sequence[TrialConfig], device: torch.device) -> tuple[T
     return shared, Knobs.stacked(configs, device)
 
 
-def fold_batch(train: Split, perturbations: Sequence[TrainingPerturbation] | None, rows: Sequence[Tensor]) -> Batch:
-    """Return a step's images, folded; `rows` holds each trial's (B,)."""
-    every = torch.cat(list(rows))
+def fold_batch(train: Split, perturbations: Sequence[TrainingPerturbation] | None, rows: Tensor) -> Batch:
+    """Return a step's images, folded; `rows` (T, B) holds each trial's."""
+    every = rows.flatten()
     invariance = None
     if perturbations is not None:
         picked = [[field[row] for field in perturbed] for perturbed, row in zip(perturbations, rows, strict=True)]
@@ -122,7 +138,7 @@ def forward(
     batch: Batch,
     config: TrialConfig,
     knobs: Knobs,
-    noise: Sequence[torch.Generator],
+    noise: Draws,
     *,
     largest_class: int,
 ) -> Step:
@@ -133,7 +149,7 @@ def forward(
         batch: T B images, trial after trial.
         config: the configuration that stands for all.
         knobs: (T,) each.
-        noise: one generator per trial.
+        noise: draws for each trial, in order.
         largest_class: at least as many images as one class has on either side.
     """
     for_attack = knobs_of_images(knobs, len(batch.labels) // batch.trials)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from trainer.attacks import Draws
 from trainer.config import TrialConfig
 from trainer.models import Classifier
 from trainer.objective import (
@@ -51,7 +52,7 @@ def forward(
     batch: Batch,
     config: TrialConfig,
     knobs: Knobs,
-    generator: torch.Generator,
+    generator: Draws,
     *,
     largest_class: int | None = None,
 ) -> Step:

@@ -36,6 +36,7 @@ from trainer.training.evaluation import (
     on_ladder,
     surviving,
 )
+from trainer.training.execution import Execution
 from trainer.training.model_file import MODEL_FILE, model_content
 from trainer.training.own_attacks import check_attack
 from trainer.training.step import make_optimizer
@@ -47,6 +48,7 @@ class TrialState:
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
+    execution: Execution
     epoch: int = 0
     """Epochs trained so far."""
     last: EpochReport | None = None
@@ -96,7 +98,8 @@ class Trial:
         check_batch_size(config.batch_size, len(prepared.data.train.labels))
         _check_functions(config, prepared.data)
         perturbation = training_perturbation(config, prepared, device)
-        trial = cls(config, evaluation, prepared, ladder, store, perturbation, initial_state(config, prepared, device))
+        state = initial_state(config, prepared, device, warn)
+        trial = cls(config, evaluation, prepared, ladder, store, perturbation, state)
         if store is not None:
             trial._resume(store, warn)
         return trial
@@ -179,7 +182,7 @@ class Trial:
         for candidate, rows in by_epoch.values():
             model.load_state_dict(candidate.weights)
             part = Split(*(each[rows.to(device)] for each in validation))
-            generator = judging_generator(self.evaluation, device)
+            generator = judging_generator(self.evaluation)
             survived[rows.numpy()] = surviving(model, part, attacks, generator=generator).cpu().numpy()
         return survived
 
@@ -297,12 +300,19 @@ def _was_redefined(config: TrialConfig) -> bool:
     return config.uses_regularizer and (config.regularizer == "ot_triplet" or over_invariance)
 
 
-def initial_state(config: TrialConfig, prepared: Prepared, device: torch.device) -> TrialState:
-    """Build a new model, normalised by the training images' own mean and deviation, and its optimiser."""
+def initial_state(
+    config: TrialConfig, prepared: Prepared, device: torch.device, warn: Callable[[str], None] = lambda message: None
+) -> TrialState:
+    """Build a new model, normalised by the training images' own mean and deviation, and its optimiser.
+
+    Args:
+        config, prepared, device: those of the trial.
+        warn: called with one line if its steps can't be run as the configuration says.
+    """
     images = prepared.data.train.images
     std = images.std(dim=(0, 2, 3)).clamp_min(1e-3)
     model = move_to_device(_new_network(config, prepared.data, mean=images.mean(dim=(0, 2, 3)), std=std), device)
-    return TrialState(model, make_optimizer(model, config))
+    return TrialState(model, make_optimizer(model, config), Execution(config, device, warn))
 
 
 def advance(state: TrialState, report: EpochReport, config: TrialConfig, answers: Answers, halves: Halves) -> None:
