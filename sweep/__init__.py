@@ -71,10 +71,6 @@ RAY_ENVIRONMENT = {
 if os.environ.get("RAY_ADDRESS", "").strip() in ("", "local"):
     # Binds a Ray of this process's own to the loopback address; the name says something else.
     RAY_ENVIRONMENT["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-    # Ray keeps a driver waiting for workers that it starts ahead, and for ever if these come too late, as they do on a
-    # busy machine.
-    RAY_ENVIRONMENT["RAY_prestart_worker_first_driver"] = "0"
-    RAY_ENVIRONMENT["RAY_worker_register_timeout_seconds"] = "600"
 for _name, _value in RAY_ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
 

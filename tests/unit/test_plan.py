@@ -207,7 +207,7 @@ DAMAGE = {
     "last key lost": (lambda text: text[: text.index("hash")], "is cut off or damaged: hash missing"),
     "field lost": (lambda text: re.sub(r"(?m)^seed: 3\n", "", text), "is damaged or was changed by hand"),
     "name lost": (lambda text: re.sub(r"(?m)^name: first\n", "", text), "is cut off or damaged: name missing"),
-    "binary": (lambda text: "\0\1\2" + text, "line 1: holds a character"),
+    "binary": (lambda text: "\0\1\2" + text, "line 1: holds a zero byte"),
     "number edited": (
         lambda text: re.sub(r"(?m)^seed: 3$", "seed: 4", text),
         r"line \d+: is damaged or was changed by hand",
