@@ -42,7 +42,15 @@ SECONDS = {
         "test_audit_people": 140,
         "test_slots": 130,
     },
-    **{"test_remote_storage": 120, "test_samplers": 120, "test_outage": 100, "test_rungs": 90, "test_pack": 90},
+    **{
+        "test_gpu_rehearsal": 200,
+        "test_thaw": 150,
+        "test_remote_storage": 120,
+        "test_samplers": 120,
+        "test_outage": 100,
+        "test_rungs": 90,
+        "test_pack": 90,
+    },
 }
 """How long the longest files take on two cores, about: what `--durations=0` told, summed."""
 

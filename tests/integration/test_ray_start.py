@@ -313,7 +313,8 @@ except RayLost as error:
 def test_who_waits_for_a_ray_that_is_lost_is_told_at_once(process: str, name: str) -> None:
     """Ray's library would wait for ever, or end this process without a word."""
     done = python(WAITING, process)
-    assert done.stderr == ""
+    # Ray's core may log, in its own form, that a task fails which was on its way when the raylet died.
+    assert [line for line in done.stderr.splitlines() if not re.match(r"\[.* E \d+ \d+\] task_manager\.cc", line)] == []
     assert done.returncode == 1, "Ray's own ways out would wait for what is not there"
     said, seconds = done.stdout.splitlines()
     assert said == f"Ray is lost: {name} was killed, or has crashed"
