@@ -75,7 +75,7 @@ def test_a_study_answers_its_question(whole: tuple[Path, str]) -> None:
     assert front(storage, "whole-triplet-1")["front"], "an arm's sweep is an ordinary sweep"
     again = call(command(storage, "study", "whole"), joins=False)
     assert again.returncode == 0
-    assert said.count("minus control") == again.stdout.count("minus control") == 1
+    assert said.count("± sd  minus control") == again.stdout.count("± sd  minus control") == 1
     pilot = call([*words(storage, "next"), "--pilot", "nothing"], joins=False)
     assert (pilot.returncode, "Traceback" in pilot.stderr) == (2, False)
 
